@@ -1,0 +1,1 @@
+"""Samples, tasks, scoring, search records and offline assets."""

@@ -1,0 +1,1 @@
+"""Evaluation of policies against full depth and the search oracle; `python -m eval`."""

@@ -1,0 +1,112 @@
+"""What every command line shares: one clear line and exit status 2 for bad input, and the run's provenance.
+
+Each package's `__main__.py` calls `run_command(main, argv)`; `main` parses with `parse_settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+PACKAGES = ("torch", "transformers", "datasets", "lightning", "accelerate", "wandb", "scikit-learn", "gguf")
+"""Libraries whose version is written beside every result."""
+
+Settings = TypeVar("Settings")
+
+
+class InputError(ValueError):
+    """Bad input of the user's: one line that says what was expected and what came."""
+
+
+def parse_settings(
+    kind: type[Settings], argv: Sequence[str] | None, program: str, description: str
+) -> tuple[Settings, dict[str, Any]]:
+    """Parse a command line (`--config FILE`, overrides, `--print_config`) into a dataclass of settings.
+
+    Returns:
+        The settings, and the resolved values as plain data, to be written beside the results.
+
+    Raises:
+        InputError: at an unknown setting, or a value that its type or the dataclass refuses.
+    """
+    parser = ArgumentParser(prog=f"python -m {program}", description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        settings = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
+    except (ArgumentError, ValueError) as error:
+        raise InputError(one_line(error)) from error
+    parsed = kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    return parsed, plain_values(parsed)
+
+
+def plain_values(value: Any) -> Any:
+    """Return settings as JSON data: dataclasses as objects, paths as text, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line."""
+    return " ".join(str(error).split())
+
+
+def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's main function and return its exit status: 0, 2 for bad input, 130 for Ctrl-C.
+
+    SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there.
+    """
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        main(argv)
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished work is saved; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def provenance(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result needs to be traced: settings, git commit, versions, time."""
+    return {
+        "settings": settings,
+        "commit": git_commit(),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree, with `-dirty` where files differ from it, or None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

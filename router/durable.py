@@ -1,0 +1,176 @@
+"""Files that are complete or absent, and append-only logs that survive SIGKILL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from router.command import InputError
+
+
+def require_directory(path: Path, setting: str) -> Path:
+    """Return `path`, which must be an existing directory.
+
+    Raises:
+        InputError: where it is not; the message names `setting`.
+    """
+    if not path.is_dir():
+        raise InputError(f"{setting}: expected an existing directory, got {str(path)!r}")
+    return path
+
+
+def require_file(path: Path, setting: str) -> Path:
+    """Return `path`, which must be an existing file.
+
+    Raises:
+        InputError: where it is not; the message names `setting`.
+    """
+    if not path.is_file():
+        raise InputError(f"{setting}: expected an existing file, got {str(path)!r}")
+    return path
+
+
+def writable_directory(path: Path, setting: str) -> Path:
+    """Make `path` a directory, if need be, and check before any work that files can be made there.
+
+    Raises:
+        InputError: where they cannot; the message names `setting`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".probe-"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{setting}: expected a directory that can be written, got {str(path)!r} ({reason})") from error
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success fsync it and rename it to `path`, else remove it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        # mkstemp makes files private; a finished file gets the permissions that open() would have given.
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)
+        fsync(aside)
+        aside.replace(path)
+        fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file that is complete or absent."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write an indented JSON file that is complete or absent."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical JSON (sorted keys, no white space)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class JsonLog:
+    """An append-only JSON Lines file: each append is on the disk before the call returns.
+
+    A process killed in the middle of an append leaves a last line without an end; opening the log again cuts it off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the log."""
+        self.path = path
+        existed = path.exists()
+        self._stream = path.open("a+b")
+        if existed:
+            self._cut_torn_line()
+        else:
+            fsync(path.parent)
+
+    def _cut_torn_line(self) -> None:
+        content = self.path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            self._stream.truncate(content.rfind(b"\n") + 1)
+            os.fsync(self._stream.fileno())
+
+    def append(self, *values: Any) -> None:
+        """Append one line for each value, durably."""
+        lines = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+        self._stream.write(lines.encode())
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def __enter__(self) -> JsonLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) for each line of a JSON Lines file.
+
+    Raises:
+        InputError: at a line that is not a JSON object or not UTF-8; the message names file and line.
+    """
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                value = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise InputError(f"{path}, line {number}: expected a JSON object, got a corrupt line ({error})") from error
+            if not isinstance(value, dict):
+                raise InputError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
+            yield number, value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        InputError: where the file is missing or holds something else.
+    """
+    require_file(path, path.name)
+    try:
+        value = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a JSON object, got a corrupt file ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value

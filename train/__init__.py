@@ -1,0 +1,1 @@
+"""Training of the router on Lightning; `python -m train`."""
