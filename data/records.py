@@ -1,0 +1,208 @@
+"""Search records: what a search found for each sample, one JSON line a sample (docs/formats.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from router.chain import Chain
+from router.command import InputError
+from router.durable import read_json_lines, require_file
+
+SCHEMA = 1
+"""Version of the record file's format."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainResult:
+    """What one chain answers on one sample.
+
+    Attributes:
+        chain: the chain that was run.
+        scores: score of every choice, in the order of the sample's choices (log-probability, nats).
+        prediction: index of the choice with the highest score (the first of equals).
+        correct: whether the prediction is the right choice.
+        margin: score of the right choice minus the best other score, nats; above 0 where correct.
+        verified: whether a second run in another batch composition or mode agreed; None: not tried.
+        verified_by: scoring mode of that second run.
+    """
+
+    chain: Chain
+    scores: tuple[float, ...]
+    prediction: int
+    correct: bool
+    margin: float
+    verified: bool | None = None
+    verified_by: str | None = None
+
+    @classmethod
+    def from_scores(cls, chain: Chain, scores: Sequence[float], answer: int) -> ChainResult:
+        """Judge a chain's scores against the right choice's index."""
+        values = tuple(float(score) for score in scores)
+        prediction = max(range(len(values)), key=values.__getitem__)
+        margin = values[answer] - max(value for i, value in enumerate(values) if i != answer)
+        return cls(chain, values, prediction, prediction == answer, margin)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of docs/formats.md."""
+        return {
+            "chain": self.chain.to_json(),
+            "scores": [round(score, 6) for score in self.scores],
+            "prediction": self.prediction,
+            "correct": self.correct,
+            "margin": round(self.margin, 6),
+            "verified": self.verified,
+            "verified_by": self.verified_by,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], num_layers: int) -> ChainResult:
+        """Read the JSON object; raises ValueError, KeyError or TypeError where it is none."""
+        return cls(
+            chain=Chain.from_json(value["chain"], num_layers),
+            scores=tuple(float(score) for score in value["scores"]),
+            prediction=int(value["prediction"]),
+            correct=bool(value["correct"]),
+            margin=float(value["margin"]),
+            verified=value["verified"],
+            verified_by=value["verified_by"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """What a record or a router is valid for; each is a SHA-256 in hex.
+
+    Attributes:
+        model: the base model's configuration and weights (router/fingerprint.py).
+        tokenizer: the tokenizer's vocabulary, merges and chat template.
+        prompt: the task's prompt, choices, scoring mode and their version.
+    """
+
+    model: str
+    tokenizer: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """All chains that a search tried on one sample.
+
+    Attributes:
+        sample_id: `Sample.id`.
+        task: the sample's task.
+        split: the sample's split.
+        mode: scoring mode of the results, "continuation" or "letter".
+        num_layers: layers of the base model.
+        prefix_layers: layers 0..prefix_layers-1 run unedited in every chain.
+        dtype: dtype of the base model during the search, for example "bfloat16".
+        reward_target: "gold", or "wrong" for the control that is told a wrong answer.
+        seed: seed of the search.
+        simulations: simulations made.
+        nominal_layers: layers of all chains tried, as if each had run from layer 0.
+        executed_layers: layers really run for this sample (shared prefixes once).
+        results: every chain tried, in order of trial; the first is the full chain.
+        pareto: indices into `results`: right chains that no shorter right chain dominates, by depth; the
+            shortest right chain first. Empty where no chain is right.
+        fingerprints: what the record is valid for.
+        search: SHA-256 of the search settings, which stand beside the records in the run's settings file.
+    """
+
+    sample_id: str
+    task: str
+    split: str
+    mode: str
+    num_layers: int
+    prefix_layers: int
+    dtype: str
+    reward_target: str
+    seed: int
+    simulations: int
+    nominal_layers: int
+    executed_layers: int
+    results: tuple[ChainResult, ...]
+    pareto: tuple[int, ...]
+    fingerprints: Fingerprints
+    search: str
+
+    @property
+    def full(self) -> ChainResult:
+        """Full depth's result."""
+        return self.results[0]
+
+    @property
+    def shortest(self) -> ChainResult | None:
+        """The shortest right chain (greatest margin among equals), or None where no chain is right."""
+        return self.results[self.pareto[0]] if self.pareto else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of docs/formats.md."""
+        value = {name: getattr(self, name) for name in self.__slots__}
+        value["results"] = [result.to_json() for result in self.results]
+        value["pareto"] = list(self.pareto)
+        value["fingerprints"] = asdict(self.fingerprints)
+        return {"schema": SCHEMA, **value}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SearchRecord:
+        """Read the JSON object.
+
+        Raises:
+            ValueError: where a field is missing, unknown or out of its bounds.
+        """
+        fields = dict(value)
+        if fields.pop("schema", None) != SCHEMA:
+            raise ValueError(f"schema: expected {SCHEMA}, got {value.get('schema')!r}")
+        try:
+            n = int(fields["num_layers"])
+            fields["results"] = tuple(ChainResult.from_json(result, n) for result in fields["results"])
+            fields["pareto"] = tuple(fields["pareto"])
+            fields["fingerprints"] = Fingerprints(**fields["fingerprints"])
+            record = cls(**fields)
+        except KeyError as error:
+            raise ValueError(f"expected the field {error}, got none") from error
+        except TypeError as error:
+            raise ValueError(f"expected a search record, got {error}") from error
+        if not record.results or not record.full.chain.is_full:
+            raise ValueError("results[0]: expected the full chain")
+        if any(not 0 <= i < len(record.results) for i in record.pareto):
+            raise ValueError(f"pareto: expected indices below {len(record.results)}, got {list(record.pareto)}")
+        return record
+
+
+def pareto_front(results: Sequence[ChainResult]) -> tuple[int, ...]:
+    """Return the indices of right chains on the front of (depth, margin): shorter first, then only greater margins."""
+    right = sorted((r.chain.depth, -r.margin, i) for i, r in enumerate(results) if r.correct)
+    front: list[int] = []
+    best = float("-inf")
+    for _, negative, i in right:
+        if -negative > best:
+            front.append(i)
+            best = -negative
+    return tuple(front)
+
+
+def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
+    """Read a record file.
+
+    Raises:
+        InputError: where the file is missing or empty, a line is corrupt, or a sample stands twice; names file and line.
+    """
+    require_file(path, setting)
+    records: list[SearchRecord] = []
+    seen: set[str] = set()
+    for number, value in read_json_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            record = SearchRecord.from_json(value)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from error
+        if record.sample_id in seen:
+            raise InputError(f"{where}: expected each sample once, got {record.sample_id} again")
+        seen.add(record.sample_id)
+        records.append(record)
+    if not records:
+        raise InputError(f"{setting}: expected at least one record, got the empty file {str(path)!r}")
+    return records

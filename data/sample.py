@@ -1,0 +1,111 @@
+"""One question of a task, independent of any model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from router.command import InputError
+from router.durable import read_json_lines, require_file, write_text
+
+SCHEMA = 1
+"""Version of the sample file's format."""
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One multiple-choice question.
+
+    Attributes:
+        task: name of the task, for example "arc_easy".
+        split: one of `SPLITS`.
+        question: question text as in the data set.
+        choices: answer texts, at least two, all different.
+        answer: index of the right choice.
+        metadata: what the data set says besides (source id, difficulty, subject), JSON values.
+
+    Raises:
+        ValueError: where a field is out of its bounds.
+    """
+
+    task: str
+    split: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a question."""
+        object.__setattr__(self, "choices", tuple(self.choices))
+        if self.split not in SPLITS:
+            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
+        for name in ("task", "question"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name}: expected text, got {value!r}")
+        if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
+            raise ValueError(f"choices: expected at least two different texts, got {list(self.choices)!r}")
+        for i, choice in enumerate(self.choices):
+            if not isinstance(choice, str) or not choice.strip():
+                raise ValueError(f"choices[{i}]: expected text, got {choice!r}")
+        if isinstance(self.answer, bool) or not isinstance(self.answer, int) or not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"answer: expected an index in 0..{len(self.choices) - 1}, got {self.answer!r}")
+
+    @property
+    def id(self) -> str:
+        """Stable hash of task and content (not of split or metadata): 16 hex digits."""
+        content = json.dumps([self.task, self.question, list(self.choices), self.answer], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def split_key(self) -> str:
+        """Normalised question text: samples that share it, in any task, must stand on one side of a split."""
+        return normalise_question(self.question)
+
+
+def normalise_question(text: str) -> str:
+    """Fold case, accents' encoding, punctuation and white space, so that reprints of a question agree."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w]+", " ", folded).split())
+
+
+def write_samples(path: Path, samples: list[Sample]) -> None:
+    """Write samples as JSON Lines, one object a line with the schema version and the id; complete or absent."""
+    lines = (json.dumps({"schema": SCHEMA, "id": s.id, **asdict(s)}, ensure_ascii=False) for s in samples)
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_samples(path: Path, setting: str = "samples") -> list[Sample]:
+    """Read a sample file.
+
+    Raises:
+        InputError: where the file is missing, empty, of another schema, or a line is corrupt; names file and line.
+    """
+    require_file(path, setting)
+    samples: list[Sample] = []
+    seen: set[str] = set()
+    for number, value in read_json_lines(path):
+        where = f"{path}, line {number}"
+        if value.pop("schema", None) != SCHEMA:
+            raise InputError(f"{where}: expected a sample of schema {SCHEMA}")
+        stored = value.pop("id", None)
+        try:
+            sample = Sample(**value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: {error}") from error
+        if stored != sample.id:
+            raise InputError(f"{where}: expected id {sample.id} for this content, got {stored!r}")
+        if sample.id in seen:
+            raise InputError(f"{where}: expected each sample once, got {sample.id} again")
+        seen.add(sample.id)
+        samples.append(sample)
+    if not samples:
+        raise InputError(f"{setting}: expected at least one sample, got the empty split {str(path)!r}")
+    return samples
