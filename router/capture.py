@@ -1,0 +1,209 @@
+"""What a model passes to each of its layers, captured from the model's own forward.
+
+So that layers can be called one by one for any architecture: position embeddings, masks and whatever else a family
+hands down, by position or by keyword, come from its own code.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from router.decoder import Decoder
+from router.view import shallow_copy, with_layers
+
+Axes = dict[int, str]
+"""Which dimension of a tensor counts rows ("batch") or tokens ("tokens")."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """Arguments of one layer besides the hidden states.
+
+    Attributes:
+        args: further positional arguments.
+        kwargs: keyword arguments.
+        hidden_keyword: whether the model passes the hidden states by keyword.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden_keyword: bool
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One batch as the model hands it to its layers.
+
+    Attributes:
+        hidden: input of the first layer, `[batch, tokens, d_model]`.
+        calls: the arguments of each layer, in order.
+    """
+
+    hidden: Float[Tensor, "batch tokens d_model"]
+    calls: list[LayerCall]
+
+
+class LayerCapture:
+    """Runs a model's own forward around its layers: `capture` before them, `head` after them.
+
+    Attributes:
+        device: device of the token embeddings.
+        vocabulary: size of the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, decoder: Decoder) -> None:
+        """Learn how the model calls its layers and what they return.
+
+        Raises:
+            ValueError: where the model is in training mode (dropout would make runs differ).
+        """
+        if model.training:
+            raise ValueError("model: expected evaluation mode, got a model in training mode; call model.eval()")
+        self._model = model
+        self._decoder = decoder
+        self.device = model.get_input_embeddings().weight.device
+        self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self._local = threading.local()
+        self._returns_tuple = self._layers_return_tuples()
+        recorders = [self._recorder(layer) for layer in decoder.layers]
+        self._recording = with_layers(model, decoder, recorders, range(decoder.num_layers))
+        self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
+        self._axes = {masked: self._learn_axes(masked) for masked in (False, True)}
+
+    def capture(
+        self, tokens: Int[Tensor, "batch tokens"], positions: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"]
+    ) -> Captured:
+        """Return the first layer's input and every layer's arguments for a batch; no layer runs.
+
+        Args:
+            tokens: token ids.
+            positions: position of each token.
+            mask: 1 for tokens, 0 for padding.
+        """
+        self._local.hidden, self._local.calls = None, []
+        self._call(self._recording, tokens, positions, mask)
+        assert self._local.hidden is not None
+        return Captured(self._local.hidden, self._local.calls)
+
+    def head(self, hidden: Float[Tensor, "count d_model"]) -> Float[Tensor, "count vocabulary"]:
+        """Return the logits of the last layer's outputs: final norm, output embedding and whatever follows."""
+        self._local.inject = hidden[:, None]
+        # Each state stands alone in a row of its own, so masks and positions cannot matter.
+        tokens = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.device)
+        logits = self._call(self._tail, tokens, torch.zeros_like(tokens), torch.ones_like(tokens)).logits
+        self._local.inject = None
+        result: Tensor = logits[:, 0]
+        return result
+
+    def run_layer(self, layer: int, hidden: Float[Tensor, "batch tokens d_model"], call: LayerCall) -> Tensor:
+        """Run one layer of the original model; returns its output `[batch, tokens, d_model]`."""
+        module = self._decoder.layers[layer]
+        if call.hidden_keyword:
+            output = module(*call.args, hidden_states=hidden, **call.kwargs)
+        else:
+            output = module(hidden, *call.args, **call.kwargs)
+        result: Tensor = output[0] if self._returns_tuple else output
+        return result
+
+    def axes(self, layer: int, masked: bool) -> list[Axes]:
+        """Return the axes of each tensor among a layer's arguments, in the order of `tensors_of`.
+
+        Args:
+            layer: layer of the original model.
+            masked: whether the batch held padding, so that the model made an explicit mask.
+        """
+        return self._axes[masked][layer]
+
+    def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor) -> Any:
+        return view(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False, return_dict=True)
+
+    def _recorder(self, layer: nn.Module) -> nn.Module:
+        local, returns_tuple = self._local, self._returns_tuple
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            hidden_keyword = not args
+            hidden = kwargs.pop("hidden_states") if hidden_keyword else args[0]
+            if local.hidden is None:
+                local.hidden = hidden
+            local.calls.append(LayerCall(args[1:], kwargs, hidden_keyword))
+            return (hidden,) if returns_tuple else hidden
+
+        return _with_forward(layer, record)
+
+    def _injector(self, layer: nn.Module) -> nn.Module:
+        local, returns_tuple = self._local, self._returns_tuple
+
+        def inject(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
+            return (local.inject,) if returns_tuple else local.inject
+
+        return _with_forward(layer, inject)
+
+    def _layers_return_tuples(self) -> bool:
+        seen: list[bool] = []
+        probe = shallow_copy(self._decoder.layers[0])
+        probe.register_forward_hook(lambda _module, _args, output: seen.append(isinstance(output, tuple)))
+        view = with_layers(self._model, self._decoder, [probe], [0])
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        with torch.inference_mode():
+            self._call(view, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens))
+        return seen[0]
+
+    def _learn_axes(self, masked: bool) -> list[list[Axes]]:
+        """Compare the shapes of two batches that differ in rows and tokens."""
+        shapes = []
+        for rows, length in ((2, 5), (3, 7)):
+            tokens = torch.zeros(rows, length, dtype=torch.long, device=self.device)
+            positions = torch.arange(length, device=self.device).expand(rows, -1).contiguous()
+            mask = torch.ones_like(tokens)
+            if masked:
+                mask[:, -1] = 0
+            with torch.inference_mode():
+                captured = self.capture(tokens, positions, mask)
+            shapes.append([[tensor.shape for tensor in tensors_of(call)] for call in captured.calls])
+        return [[_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)]
+
+
+def _compare(first: torch.Size, second: torch.Size) -> Axes:
+    kinds = {(2, 3): "batch", (5, 7): "tokens"}
+    return {axis: kinds[pair] for axis, pair in enumerate(zip(first, second, strict=True)) if pair in kinds}
+
+
+def _with_forward(layer: nn.Module, forward: Any) -> nn.Module:
+    """Return a copy of a layer that keeps its attributes but has no hooks and another forward."""
+    clone = shallow_copy(layer)
+    for name, registry in clone.__dict__.items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+            registry.clear()
+    clone.__dict__["forward"] = forward
+    return clone
+
+
+def tensors_of(call: LayerCall) -> list[Tensor]:
+    """Return the tensors among a layer's arguments, in a fixed order."""
+    found: list[Tensor] = []
+    map_tensors(call, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def map_tensors(call: LayerCall, function: Any) -> LayerCall:
+    """Return the call with each tensor replaced by `function(tensor)`, in the order of `tensors_of`."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, tuple):
+            return tuple(walk(item) for item in value)
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        return value
+
+    return LayerCall(walk(call.args), walk(call.kwargs), call.hidden_keyword)

@@ -1,0 +1,77 @@
+"""Where a model keeps its decoder layers: found by structure, never by a list of model names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The layers of a decoder-only model and the way to them.
+
+    Attributes:
+        path: attribute names from the model to the module that owns the layers, for example ("model",).
+        owner: that module; its `config` is the text configuration.
+        name: name of the layer list in the owner, for example "layers" or "h".
+        layers: the decoder layers, in order.
+        config: the text configuration, with `num_hidden_layers`.
+    """
+
+    path: tuple[str, ...]
+    owner: nn.Module
+    name: str
+    layers: nn.ModuleList
+    config: Any
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the unedited model."""
+        return len(self.layers)
+
+
+def find_decoder(model: PreTrainedModel) -> Decoder:
+    """Find the one `ModuleList` that holds the decoder layers of a model.
+
+    It is the list with as many entries as the text configuration's `num_hidden_layers`, in the module that
+    `get_decoder()` names or, failing that, anywhere in the model.
+
+    Raises:
+        ValueError: where no list or more than one fits; the message says what was looked for and what was found.
+    """
+    config = model.config.get_text_config(decoder=True)
+    expected = getattr(config, "num_hidden_layers", None)
+    if not isinstance(expected, int) or expected < 1:
+        raise ValueError(f"{type(model).__name__}: expected a configuration with num_hidden_layers, got {expected!r}")
+    shared = getattr(config, "num_kv_shared_layers", 0)
+    if shared:
+        raise ValueError(
+            f"{type(model).__name__}: expected layers that each compute their own keys and values, "
+            f"got num_kv_shared_layers={shared}: such layers cannot be skipped or reordered"
+        )
+    places = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.ModuleList) and len(module) == expected
+    ]
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if isinstance(decoder, nn.Module):
+        inside = {id(child) for child in decoder.children()}
+        places = [(name, module) for name, module in places if id(module) in inside] or places
+    if len(places) != 1:
+        found = ", ".join(f"{name} ({len(module)})" for name, module in places)
+        lists = found or ", ".join(
+            f"{name} ({len(module)})" for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+        )
+        raise ValueError(
+            f"{type(model).__name__}: expected one ModuleList with num_hidden_layers={expected} entries, "
+            f"found {lists or 'no ModuleList'}"
+        )
+    *path, name = places[0][0].split(".")
+    layers = places[0][1]
+    assert isinstance(layers, nn.ModuleList)
+    owner = model.get_submodule(".".join(path))
+    return Decoder(tuple(path), owner, name, layers, getattr(owner, "config", config))

@@ -1,0 +1,141 @@
+"""The chain view: a new, shallow model that runs a chain of another model's layers.
+
+The original is never changed: modules on the way to the layers are copied without their parameters, which are shared.
+Every position of the chain has its own layer object with its own cache slot, so `generate`, sampling, streaming and
+key/value caches are the library's own and right for skipped, repeated and reordered layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+from router.chain import Chain
+from router.decoder import Decoder, find_decoder
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_OWN_DICTS = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_PER_LAYER_CONFIG = ("layer_types", "mlp_layer_types")
+"""Configuration lists with one entry a layer that forward passes and caches read by position."""
+
+
+def chain_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
+    """Return a model that runs `chain` and shares every parameter with `model`.
+
+    The view has the original's class, so all of `transformers` works on it. It stays valid as long as the original.
+
+    Args:
+        model: a decoder-only model (or one with a text decoder inside).
+        chain: a chain over the model's layers.
+
+    Raises:
+        ValueError: where the chain is for another number of layers, or the layers are not found.
+    """
+    decoder = find_decoder(model)
+    if chain.num_layers != decoder.num_layers:
+        raise ValueError(f"chain: expected num_layers={decoder.num_layers} as in the model, got {chain.num_layers}")
+    layers = [_at_position(decoder.layers[layer], position) for position, layer in enumerate(chain.layers)]
+    return with_layers(model, decoder, layers, chain.layers)
+
+
+def with_layers(
+    model: PreTrainedModel, decoder: Decoder, layers: Sequence[nn.Module], sources: Sequence[int]
+) -> PreTrainedModel:
+    """Return a shallow copy of `model` whose decoder runs `layers`; entry i stands for original layer `sources[i]`."""
+    # The library installs its output hooks once, on first use; installed now, the copies carry each hook once too.
+    for module in (model, decoder.owner):
+        if isinstance(module, PreTrainedModel):
+            maybe_install_capturing_hooks(module)
+    memo: dict[int, Any] = {}
+    copy.deepcopy(model.config, memo)
+    configs = {id(model.config): memo[id(model.config)]}
+    text = memo.get(id(decoder.config)) or copy.deepcopy(decoder.config, memo)
+    _edit_config(text, sources)
+
+    root = shallow_copy(model)
+    module: nn.Module = root
+    chain_of_owners = [module]
+    for name in decoder.path:
+        child = shallow_copy(module._modules[name])  # type: ignore[arg-type]
+        module._modules[name] = child
+        module = child
+        chain_of_owners.append(child)
+    module._modules[decoder.name] = nn.ModuleList(layers)
+    for owner in chain_of_owners:
+        old = owner.__dict__.get("config")
+        if old is not None:
+            owner.__dict__["config"] = memo.get(id(old)) or configs.get(id(old)) or copy.deepcopy(old, memo)
+    if "generation_config" in root.__dict__:
+        root.__dict__["generation_config"] = copy.deepcopy(root.__dict__["generation_config"])
+    root.__dict__.pop("_cache", None)  # a static cache made for the original's depth
+    return root
+
+
+def _edit_config(config: Any, sources: Sequence[int]) -> None:
+    # Set past the configuration's validation, which would compare the new lists with the old depth; some families
+    # keep the depth under a name of their own (GPT-2: n_layer).
+    aliases = getattr(config, "attribute_map", {})
+    for name in _PER_LAYER_CONFIG:
+        values = getattr(config, name, None)
+        if isinstance(values, (list, tuple)):
+            config.__dict__[aliases.get(name, name)] = [values[source] for source in sources]
+    config.__dict__[aliases.get("num_hidden_layers", "num_hidden_layers")] = len(sources)
+
+
+def _at_position(layer: nn.Module, position: int) -> nn.Module:
+    """Return a copy of a layer, parameters shared, whose `layer_idx` (its cache slot) is `position`."""
+    clone = shallow_copy(layer)
+    for name, child in layer._modules.items():
+        if child is not None and any("layer_idx" in module.__dict__ for module in child.modules()):
+            clone._modules[name] = _at_position(child, position)
+    if "layer_idx" in clone.__dict__:
+        clone.__dict__["layer_idx"] = position
+    return clone
+
+
+def shallow_copy(module: ModuleT) -> ModuleT:
+    """Return a copy of a module that shares parameters, buffers and children, with registries of its own."""
+    clone = module.__class__.__new__(module.__class__)
+    clone.__dict__.update(module.__dict__)
+    for name in _OWN_DICTS:
+        if name in clone.__dict__:
+            clone.__dict__[name] = clone.__dict__[name].copy()
+    _rebind_forward(module, clone)
+    return clone
+
+
+def _rebind_forward(module: nn.Module, clone: nn.Module) -> None:
+    """Make instance-level `forward`s (accelerate's dispatch hooks) call the copy, not the original."""
+    for name in ("forward", "_old_forward"):
+        method = clone.__dict__.get(name)
+        if method is not None:
+            clone.__dict__[name] = _rebound(method, module, clone)
+
+
+def _rebound(method: Callable[..., Any], module: nn.Module, clone: nn.Module) -> Callable[..., Any]:
+    if isinstance(method, types.MethodType) and method.__self__ is module:
+        return types.MethodType(method.__func__, clone)
+    if isinstance(method, functools.partial):
+        args = tuple(clone if argument is module else argument for argument in method.args)
+        partial = functools.partial(method.func, *args, **method.keywords)
+        return functools.update_wrapper(partial, getattr(method, "__wrapped__", method))
+    return method
