@@ -10,6 +10,7 @@ from typing import Any
 from router.chain import Chain
 from router.command import InputError
 from router.durable import read_json_lines, require_file
+from router.fingerprint import Fingerprints
 
 SCHEMA = 1
 """Version of the record file's format."""
@@ -69,21 +70,6 @@ class ChainResult:
             verified=value["verified"],
             verified_by=value["verified_by"],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprints:
-    """What a record or a router is valid for; each is a SHA-256 in hex.
-
-    Attributes:
-        model: the base model's configuration and weights (router/fingerprint.py).
-        tokenizer: the tokenizer's vocabulary, merges and chat template.
-        prompt: the task's prompt, choices, scoring mode and their version.
-    """
-
-    model: str
-    tokenizer: str
-    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +154,9 @@ class SearchRecord:
         if not record.results or not record.full.chain.is_full:
             raise ValueError("results[0]: expected the full chain")
         if any(not 0 <= i < len(record.results) for i in record.pareto):
-            raise ValueError(f"pareto: expected indices below {len(record.results)}, got {list(record.pareto)}")
+            raise ValueError(
+                f"pareto: expected indices below {len(record.results)}, got {list(record.pareto)}"
+            )
         return record
 
 

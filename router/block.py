@@ -33,7 +33,9 @@ class Block:
         self._packed = any(row.is_packed for row in rows)
         self._capture = capture
         if self._packed and not rules.can_pack:
-            raise ValueError("rows: expected plain rows, this model's attention masks cannot be rebuilt for packed ones")
+            raise ValueError(
+                "rows: expected plain rows, this model's attention masks cannot be rebuilt for packed ones"
+            )
         # One column of padding more than the longest row makes the model build an explicit mask, to be replaced.
         width = max(len(row.tokens) for row in rows) + self._packed
         tokens = _padded([row.tokens for row in rows], width, capture.device)
@@ -45,9 +47,7 @@ class Block:
         self._calls = captured.calls
         if self._packed:
             self._calls = self._with_packed_masks(rules, positions, captured.hidden.dtype)
-        self.roots = [
-            StateNode(None, -1, captured.hidden[i, : len(row.tokens)].clone()) for i, row in enumerate(rows)
-        ]
+        self.roots = [StateNode(None, -1, captured.hidden[i, : len(row.tokens)].clone()) for i, row in enumerate(rows)]
 
     def _with_packed_masks(self, rules: MaskRules, positions: Tensor, dtype: torch.dtype) -> list[LayerCall]:
         segments = _padded([row.segments for row in self.rows], positions.shape[1], positions.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from router.decoder import Decoder
-from router.view import shallow_copy, with_layers
+from router.view import install_output_hooks, shallow_copy, with_layers
 
 Axes = dict[int, str]
 """Which dimension of a tensor counts rows ("batch") or tokens ("tokens")."""
@@ -69,6 +69,7 @@ class LayerCapture:
         self._model = model
         self._decoder = decoder
         self.device = model.get_input_embeddings().weight.device
+        install_output_hooks(decoder)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self._local = threading.local()
         self._returns_tuple = self._layers_return_tuples()
@@ -78,7 +79,10 @@ class LayerCapture:
         self._axes = {masked: self._learn_axes(masked) for masked in (False, True)}
 
     def capture(
-        self, tokens: Int[Tensor, "batch tokens"], positions: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"]
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        positions: Int[Tensor, "batch tokens"],
+        mask: Int[Tensor, "batch tokens"],
     ) -> Captured:
         """Return the first layer's input and every layer's arguments for a batch; no layer runs.
 
@@ -167,7 +171,9 @@ class LayerCapture:
             with torch.inference_mode():
                 captured = self.capture(tokens, positions, mask)
             shapes.append([[tensor.shape for tensor in tensors_of(call)] for call in captured.calls])
-        return [[_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)]
+        return [
+            [_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)
+        ]
 
 
 def _compare(first: torch.Size, second: torch.Size) -> Axes:

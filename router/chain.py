@@ -57,9 +57,7 @@ class Chain:
             raise ValueError("layers: expected at least one layer index, got an empty chain")
         for position, layer in enumerate(self.layers):
             if not _is_int(layer) or not 0 <= layer < self.num_layers:
-                raise ValueError(
-                    f"layers[{position}]: expected an integer in 0..{self.num_layers - 1}, got {layer!r}"
-                )
+                raise ValueError(f"layers[{position}]: expected an integer in 0..{self.num_layers - 1}, got {layer!r}")
 
     @classmethod
     def full(cls, num_layers: int) -> Chain:
@@ -156,7 +154,9 @@ class Chain:
         for item in text.replace(" ", "").split(","):
             match = _ITEM.fullmatch(item)
             if match is None:
-                raise ValueError(f"chain: expected items such as 4, 0-3 or 5*2 joined by commas, got {item!r} in {text!r}")
+                raise ValueError(
+                    f"chain: expected items such as 4, 0-3 or 5*2 joined by commas, got {item!r} in {text!r}"
+                )
             first, last, times = (None if group is None else int(group) for group in match.groups())
             assert first is not None
             if last is not None and last < first:
@@ -242,7 +242,9 @@ class Chain:
                 times += 1
                 i += len(block)
             if times == 1:
-                raise ValueError(f"chain {self}: expected whole blocks repeated, got part of {back}-{stop - 1} at entry {i}")
+                raise ValueError(
+                    f"chain {self}: expected whole blocks repeated, got part of {back}-{stop - 1} at entry {i}"
+                )
             segments.append(Segment(back, stop, "repeat", times))
         if done < self.num_layers:
             segments.append(Segment(done, self.num_layers, "skip", 0))
@@ -263,7 +265,9 @@ class Chain:
                 raise ValueError(f"segments: expected one from layer {done} on, got {start}..{stop - 1}")
             allowed = {"skip": times == 0, "run": times == 1, "repeat": times >= 2}
             if not allowed.get(operation, False):
-                raise ValueError(f"segments: expected skip (0), run (1) or repeat (2 or more), got {operation} ({times})")
+                raise ValueError(
+                    f"segments: expected skip (0), run (1) or repeat (2 or more), got {operation} ({times})"
+                )
             layers += list(range(start, stop)) * times
             done = stop
         return cls(tuple(layers), done)

@@ -48,7 +48,9 @@ def writable_directory(path: Path, setting: str) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{setting}: expected a directory that can be written, got {str(path)!r} ({reason})") from error
+        raise InputError(
+            f"{setting}: expected a directory that can be written, got {str(path)!r} ({reason})"
+        ) from error
     return path
 
 
@@ -154,7 +156,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 value = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise InputError(f"{path}, line {number}: expected a JSON object, got a corrupt line ({error})") from error
+                raise InputError(
+                    f"{path}, line {number}: expected a JSON object, got a corrupt line ({error})"
+                ) from error
             if not isinstance(value, dict):
                 raise InputError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
             yield number, value

@@ -121,7 +121,7 @@ class ChainExecutor:
             offset += len(readout)
         pairs = torch.tensor([pair for pairs in token_lists for pair in pairs], device=hidden.device).reshape(-1, 2)
         values = self._logprobs(hidden, pairs)
-        return list(values.split([len(pairs) for pairs in token_lists]))
+        return list(torch.split(values, [len(pairs) for pairs in token_lists]))
 
     def _logprobs(self, hidden: Tensor, pairs: Tensor) -> Tensor:
         """Return the log-probability of token `pairs[i, 1]` after state `pairs[i, 0]`; pairs ascend by state."""
@@ -153,9 +153,7 @@ class ChainExecutor:
                         self._cache.keep(parent)
         return ends
 
-    def _request(
-        self, block: Block, job: Job, frontier: dict[int, list[tuple[int, StateNode]]]
-    ) -> StateNode:
+    def _request(self, block: Block, job: Job, frontier: dict[int, list[tuple[int, StateNode]]]) -> StateNode:
         """Register what a job needs beyond the deepest state that is held; returns the node at its end."""
         if not 0 <= job.row < len(block.rows):
             raise ValueError(f"job: expected a row below {len(block.rows)}, got {job.row}")
@@ -174,9 +172,7 @@ class ChainExecutor:
                 frontier[node.layer].append((job.row, node))
         return path[-1]
 
-    def _batches(
-        self, block: Block, nodes: list[tuple[int, StateNode]]
-    ) -> Iterable[list[tuple[int, StateNode]]]:
+    def _batches(self, block: Block, nodes: list[tuple[int, StateNode]]) -> Iterable[list[tuple[int, StateNode]]]:
         """Split the nodes of one layer into batches of at most `batch_tokens` padded tokens, by length."""
         batch: list[tuple[int, StateNode]] = []
         for row, node in sorted(nodes, key=lambda item: len(block.rows[item[0]].tokens)):

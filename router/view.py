@@ -53,18 +53,25 @@ def chain_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
     decoder = find_decoder(model)
     if chain.num_layers != decoder.num_layers:
         raise ValueError(f"chain: expected num_layers={decoder.num_layers} as in the model, got {chain.num_layers}")
+    install_output_hooks(decoder)
     layers = [_at_position(decoder.layers[layer], position) for position, layer in enumerate(chain.layers)]
     return with_layers(model, decoder, layers, chain.layers)
+
+
+def install_output_hooks(decoder: Decoder) -> None:
+    """Install the library's hooks for `output_hidden_states` on the original, before any layer is copied.
+
+    The library installs them once, on first use. Were that in a copy, shared modules would later carry them twice; in
+    the original after copying, the copies would lack them.
+    """
+    if isinstance(decoder.owner, PreTrainedModel):
+        maybe_install_capturing_hooks(decoder.owner)
 
 
 def with_layers(
     model: PreTrainedModel, decoder: Decoder, layers: Sequence[nn.Module], sources: Sequence[int]
 ) -> PreTrainedModel:
     """Return a shallow copy of `model` whose decoder runs `layers`; entry i stands for original layer `sources[i]`."""
-    # The library installs its output hooks once, on first use; installed now, the copies carry each hook once too.
-    for module in (model, decoder.owner):
-        if isinstance(module, PreTrainedModel):
-            maybe_install_capturing_hooks(module)
     memo: dict[int, Any] = {}
     copy.deepcopy(model.config, memo)
     configs = {id(model.config): memo[id(model.config)]}
@@ -75,7 +82,7 @@ def with_layers(
     module: nn.Module = root
     chain_of_owners = [module]
     for name in decoder.path:
-        child = shallow_copy(module._modules[name])  # type: ignore[arg-type]
+        child = shallow_copy(module.get_submodule(name))
         module._modules[name] = child
         module = child
         chain_of_owners.append(child)

@@ -1,0 +1,67 @@
+"""Loading of the frozen base model, from a local directory or from the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from router.command import InputError, one_line
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_base_model(
+    name: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer in evaluation mode, with gradients off.
+
+    Safetensors only, and no code from the model's repository runs, unless `options` say so.
+
+    Args:
+        name: a local directory, or a hub id such as "HuggingFaceTB/SmolLM2-135M-Instruct".
+        dtype: one of `DTYPES`.
+        device: torch device.
+        revision: hub revision.
+        options: passed on to `from_pretrained`, for example `attn_implementation`.
+
+    Raises:
+        InputError: where the directory, the hub id, the dtype or the device does not exist.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    device = resolve_device(device)
+    looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
+    path = Path(name).expanduser()
+    if looks_local and not (path / "config.json").is_file():
+        raise InputError(f"model: expected a directory with config.json, got {name!r}")
+    source = str(path) if looks_local else name
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
+        ) from error
+    if "device_map" not in options:
+        model = model.to(device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device for "auto" (CUDA where there is one, else CPU) or the given name.
+
+    Raises:
+        InputError: where the device does not exist here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: expected auto, cpu or a device of this machine, got {name!r}") from error
+    return name

@@ -1,0 +1,108 @@
+"""The layerwise head: skip, run or repeat for every layer after the prefix (after Dr.LLM, arXiv 2510.12773).
+
+Dr.LLM puts a router before each layer; here one head reads one state and decides for all layers at once, so the
+decision is made once for a sample and costs one pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from router.chain import Chain
+from router.head import BudgetPoint, Head, ScoredChain
+
+SKIP, RUN, REPEAT = 0, 1, 2
+CLASSES = ("skip", "run", "repeat")
+"""Class c of a layer means that it runs c times in a row."""
+OFFSETS = tuple(i / 2 for i in range(-24, 25))
+"""Skip offsets (nats) tried in calibration."""
+
+
+class LayerwiseHead(Head):
+    """Window-pooled states through a bottleneck to three logits for each layer after the prefix."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        prefix_layers: int,
+        d_model: int,
+        *,
+        hidden: int = 64,
+        windows: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            num_layers: layers of the base model.
+            prefix_layers: layers that run in every chain.
+            d_model: width of the states.
+            hidden: width of the bottleneck.
+            windows: parts that a sample's tokens are split into, each pooled by its mean.
+            dropout: share of the bottleneck dropped in training.
+
+        Raises:
+            ValueError: where a size is below 1 or the dropout outside 0..1.
+        """
+        super().__init__(num_layers, prefix_layers, d_model)
+        for name, value in (("hidden", hidden), ("windows", windows)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected at least 0 and below 1, got {dropout}")
+        self.windows = windows
+        self.normalise = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.bottleneck = nn.Linear(d_model, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(hidden, (num_layers - prefix_layers) * len(CLASSES))
+
+    def forward(
+        self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch layers classes"]:
+        """Return the logits of the classes for each layer after the prefix."""
+        pooled, filled = pool_windows(self.normalise(states), mask, self.windows)
+        features = functional.gelu(self.bottleneck(pooled)) * filled[..., None]
+        mean = features.sum(1) / filled.sum(1, keepdim=True)
+        return self.classify(self.dropout(mean)).unflatten(-1, (-1, len(CLASSES)))
+
+    def decode(
+        self, output: Float[Tensor, "batch layers classes"], budget: float | None = None
+    ) -> list[list[ScoredChain]]:
+        """Return for each row the chain of the likeliest classes, skip logits shifted to meet the budget."""
+        return self._decode(output, self.offset_for(budget))
+
+    def calibrate(self, output: Float[Tensor, "batch layers classes"]) -> None:
+        """Set the operating points: the mean depth that each skip offset gives on these (validation) outputs."""
+        points: dict[float, BudgetPoint] = {}
+        for offset in sorted(OFFSETS, key=abs):
+            chains = self._decode(output, offset)
+            depth = sum(row[0].chain.depth for row in chains) / len(chains)
+            points.setdefault(depth, BudgetPoint(depth, offset))
+        self.budget_points = tuple(points[depth] for depth in sorted(points))
+
+    def _decode(self, output: Tensor, offset: float) -> list[list[ScoredChain]]:
+        logprobs = output.detach().float().log_softmax(-1)
+        shifted = logprobs.clone()
+        shifted[..., SKIP] += offset
+        counts = shifted.argmax(-1)
+        scores = logprobs.gather(-1, counts[..., None]).sum((-2, -1))
+        prefix = [1] * self.prefix_layers
+        return [
+            [ScoredChain(Chain.from_counts([*prefix, *row]), score)]
+            for row, score in zip(counts.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+def pool_windows(
+    states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"], windows: int
+) -> tuple[Float[Tensor, "batch windows d_model"], Float[Tensor, "batch windows"]]:
+    """Return the mean state of each of `windows` equal parts of a row's real tokens, and 1 where a part has any."""
+    rank = mask.cumsum(1) - 1
+    part = (rank * windows).div(mask.sum(1, keepdim=True), rounding_mode="floor").clamp(0, windows - 1)
+    member = functional.one_hot(part, windows).to(states.dtype) * mask[..., None].to(states.dtype)
+    sizes = member.sum(1)
+    pooled = torch.einsum("btw,btd->bwd", member, states) / sizes.clamp(min=1)[..., None]
+    return pooled, (sizes > 0).to(states.dtype)

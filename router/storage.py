@@ -1,0 +1,156 @@
+"""A trained router on disk: `config.json` beside `router.safetensors`. No pickles."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from router.command import InputError, one_line
+from router.durable import fsync, read_json, require_directory, require_file, write_json
+from router.fingerprint import Fingerprints
+from router.head import BudgetPoint, Head, ScoredChain, pad_states
+from router.layerwise import LayerwiseHead
+
+SCHEMA = 1
+HEADS: dict[str, type[LayerwiseHead]] = {"layerwise": LayerwiseHead}
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """What a router is and what it is valid for.
+
+    Attributes:
+        head: name of the head, a key of `HEADS`.
+        head_settings: the head's own settings (hidden, windows, dropout).
+        num_layers: layers of the base model.
+        prefix_layers: layers that run in every chain; the head reads their output.
+        d_model: width of the base model's hidden states.
+        task: the task that it was trained on.
+        mode: the task's scoring mode.
+        base_model: name or path that the base model was loaded from.
+        revision: its hub revision, where one was named.
+        dtype: dtype of the base model whose states it was trained on.
+        fingerprints: the base model, tokenizer and prompt that it was trained for.
+        budget_points: operating points measured on the validation split.
+        training: what is worth knowing of the training: settings, hashes of the records, measures.
+    """
+
+    head: str
+    head_settings: dict[str, Any]
+    num_layers: int
+    prefix_layers: int
+    d_model: int
+    task: str
+    mode: str
+    base_model: str
+    revision: str | None
+    dtype: str
+    fingerprints: Fingerprints
+    budget_points: tuple[BudgetPoint, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse unknown heads."""
+        if self.head not in HEADS:
+            raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {self.head!r}")
+
+    def build(self) -> LayerwiseHead:
+        """Return an untrained head of this configuration.
+
+        Raises:
+            ValueError: where a setting of the head is unknown or out of its bounds.
+        """
+        try:
+            head = HEADS[self.head](self.num_layers, self.prefix_layers, self.d_model, **self.head_settings)
+        except TypeError as error:
+            raise ValueError(f"head_settings: {one_line(error)}") from error
+        head.budget_points = self.budget_points
+        return head
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RouterConfig:
+        """Read `config.json`.
+
+        Raises:
+            ValueError: at another schema, or a missing or unknown field.
+        """
+        value = dict(value)
+        if value.pop("schema", None) != SCHEMA:
+            raise ValueError(f"schema: expected {SCHEMA}")
+        known = {item.name for item in fields(cls)}
+        if set(value) != known:
+            raise ValueError(f"expected the fields {sorted(known)}, got {sorted(value)}")
+        value["fingerprints"] = Fingerprints(**value["fingerprints"])
+        value["budget_points"] = tuple(BudgetPoint(**point) for point in value["budget_points"])
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class Router:
+    """A trained head with its configuration."""
+
+    config: RouterConfig
+    head: Head
+
+    @torch.inference_mode()
+    def route(
+        self, states: Sequence[Float[Tensor, "tokens d_model"]], budget: float | None = None
+    ) -> list[ScoredChain]:
+        """Return one chain for each sample, from its `hidden_states[prefix_layers]`; batch partners do not matter."""
+        output = self.head(*pad_states(states))
+        return [chains[0] for chains in self.head.decode(output, budget)]
+
+
+def save_router(folder: Path, router: Router) -> None:
+    """Write a router as a complete directory; one that stands there is replaced once the new one is on the disk."""
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        weights = {name: tensor.detach().contiguous() for name, tensor in router.head.state_dict().items()}
+        save_file(weights, aside / WEIGHTS_FILE)
+        fsync(aside / WEIGHTS_FILE)
+        write_json(aside / CONFIG_FILE, {"schema": SCHEMA, **asdict(router.config)})
+        aside.chmod(0o755)
+        folder.mkdir(exist_ok=True)
+        # Weights first: a reader that finds the old configuration with new weights of another shape refuses them.
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(aside / name, folder / name)
+        fsync(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
+    """Read a router.
+
+    Args:
+        folder: directory with `config.json` and `router.safetensors`.
+        expected: fingerprints of the base model, tokenizer and prompt that it is to be used with; None: not checked.
+
+    Raises:
+        InputError: where a file is missing or corrupt, or the router was made for something else.
+    """
+    require_directory(folder, "router")
+    path = folder / CONFIG_FILE
+    try:
+        config = RouterConfig.from_json(read_json(path))
+        if expected is not None:
+            config.fingerprints.require(expected, f"router {folder}")
+        head = config.build()
+        head.load_state_dict(load_file(require_file(folder / WEIGHTS_FILE, "router")))
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"router: expected a router in {str(folder)!r}, got {one_line(error)}") from error
+    return Router(config, head.eval())

@@ -1,0 +1,165 @@
+"""The chain executor, against the chain view run on one row at a time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.executor import ChainExecutor, Job
+from router.rows import Row, pack_row, plain_row, separate_rows
+from router.view import chain_view
+from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model
+
+TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
+FULL = Chain.full(NUM_LAYERS)
+
+
+@pytest.fixture(
+    params=[(family, attention) for family in FAMILIES for attention in ("sdpa", "eager")], ids="-".join
+)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(*request.param)
+
+
+def random_chains(count: int, seed: int) -> list[Chain]:
+    rng = random.Random(seed)
+    chains = [FULL]
+    while len(chains) < count:
+        chain = rng.choice(chains)
+        k = rng.randint(1, min(3, chain.depth))
+        position = rng.randint(0, chain.depth - k)
+        kind = rng.choice(["skip", "repeat", "move"])
+        if kind == "skip" and k < chain.depth:
+            chain = chain.skip(position, k)
+        elif kind == "repeat" and chain.depth < 15:
+            chain = chain.repeat(position, k, rng.randint(1, 2))
+        else:
+            chain = chain.move(position, k, rng.randint(0, chain.depth - k))
+        chains.append(chain)
+    return chains
+
+
+def random_rows(count: int, seed: int = 0) -> list[Row]:
+    rng = random.Random(seed)
+    return [plain_row([rng.randint(3, 200) for _ in range(rng.randint(1, 14))]) for _ in range(count)]
+
+
+def view_logits(model: PreTrainedModel, row: Row, chain: Chain) -> torch.Tensor:
+    return chain_view(model, chain)(torch.tensor([row.tokens])).logits[0]
+
+
+def test_mixed_chains_and_lengths_equal_the_view_row_by_row(model: PreTrainedModel) -> None:
+    # Oracle: the chain view on each row alone.
+    rows = random_rows(4)
+    executor = ChainExecutor(model, batch_tokens=40)
+    jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(12, seed=i)]
+    for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
+        torch.testing.assert_close(logits, view_logits(model, rows[job.row], job.chain), **TOLERANCE)
+
+
+def test_the_full_chain_equals_the_stock_model(model: PreTrainedModel) -> None:
+    # Oracle: the stock forward on each row alone.
+    rows = random_rows(3)
+    executor = ChainExecutor(model)
+    for i, logits in enumerate(executor.logits(executor.load(rows), [Job(i, FULL) for i in range(3)])):
+        torch.testing.assert_close(logits, model(torch.tensor([rows[i].tokens])).logits[0], **TOLERANCE)
+
+
+def test_packed_rows_score_as_separate_rows_and_as_the_view(model: PreTrainedModel) -> None:
+    # Oracle: each continuation after its prompt in a row of its own; and log_softmax of the view's logits.
+    prompt, continuations = [7, 8, 9, 10, 11, 12], [[20, 21, 22, 23, 24], [30], [40, 41]]
+    chains = random_chains(8, seed=3)
+    executor = ChainExecutor(model)
+    assert executor.can_pack
+    block = executor.load([pack_row(prompt, continuations), pack_row(prompt[:2], continuations[:2])])
+    packed = executor.target_logprobs(block, [Job(0, chain) for chain in chains])
+    short = executor.target_logprobs(block, [Job(1, chain) for chain in chains])
+    rows = separate_rows(prompt, continuations)
+    block = executor.load(rows + separate_rows(prompt[:2], continuations[:2]))
+    for chain, together, other in zip(chains, packed, short, strict=True):
+        apart = executor.target_logprobs(block, [Job(i, chain) for i in range(5)])
+        torch.testing.assert_close(together, torch.cat(apart[:3]), **TOLERANCE)
+        torch.testing.assert_close(other, torch.cat(apart[3:]), **TOLERANCE)
+        logprobs = view_logits(model, rows[0], chain).log_softmax(-1)
+        wanted = torch.stack([logprobs[target.index, target.token] for target in rows[0].targets])
+        torch.testing.assert_close(apart[0], wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("state_bytes", [0, 3_000, 2**30])
+def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(
+    model: PreTrainedModel, state_bytes: int
+) -> None:
+    # Oracle: a fresh executor a job; the budget is checked after every call.
+    rows = random_rows(2, seed=5)
+    executor = ChainExecutor(model, state_bytes=state_bytes)
+    block = executor.load(rows)
+    for i, chain in enumerate(random_chains(15, seed=6)):
+        job = Job(i % 2, chain)
+        fresh = ChainExecutor(model)
+        torch.testing.assert_close(
+            executor.logits(block, [job])[0], fresh.logits(fresh.load(rows), [job])[0], **TOLERANCE
+        )
+        assert executor.state_bytes_held <= state_bytes
+
+
+def test_shared_prefixes_run_once(model: PreTrainedModel) -> None:
+    # Oracle: counting by hand. Full: 5 layers. 0,1,2,4 shares 0-2: one more. The same chain again: none.
+    executor = ChainExecutor(model)
+    block = executor.load(random_rows(1))
+    executor.states(block, [Job(0, FULL), Job(0, FULL.skip(3, 1)), Job(0, FULL)])
+    assert block.executed == [6]
+    executor.states(block, [Job(0, FULL.skip(3, 1)), Job(0, FULL.repeat(4, 1, 2))])
+    assert block.executed == [8]
+
+
+def test_batch_size_does_not_matter(model: PreTrainedModel) -> None:
+    # Oracle: batches of one token budget against another.
+    rows, chains = random_rows(5, seed=8), random_chains(6, seed=9)
+    jobs = [Job(i, chain) for chain in chains for i in range(5)]
+    small, large = ChainExecutor(model, batch_tokens=1), ChainExecutor(model, batch_tokens=10_000)
+    for a, b in zip(small.logits(small.load(rows), jobs), large.logits(large.load(rows), jobs), strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+def test_the_model_is_not_changed_and_its_output_hooks_stay_single(model: PreTrainedModel) -> None:
+    # Oracle: outputs before, and the count of hidden states.
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = model(ids).logits
+    executor = ChainExecutor(model)
+    executor.logits(executor.load(random_rows(2)), [Job(0, FULL.skip(1, 2)), Job(1, FULL)])
+    after = model(ids, output_hidden_states=True)
+    assert torch.equal(after.logits, before)
+    assert len(after.hidden_states) == NUM_LAYERS + 1
+
+
+def test_states_are_the_hidden_states_of_the_stock_model(model: PreTrainedModel) -> None:
+    # Oracle: `hidden_states[e]` of the stock forward.
+    row = random_rows(1, seed=2)[0]
+    executor = ChainExecutor(model)
+    for e in range(1, NUM_LAYERS):
+        state = executor.states(executor.load([row]), [Job(0, Chain(tuple(range(e)), NUM_LAYERS))])[0]
+        wanted = model(torch.tensor([row.tokens]), output_hidden_states=True).hidden_states[e][0]
+        torch.testing.assert_close(state, wanted, **TOLERANCE)
+
+
+def test_bad_jobs_and_training_mode_are_refused() -> None:
+    model = tiny_model("llama")
+    executor = ChainExecutor(model)
+    block = executor.load(random_rows(1))
+    with pytest.raises(ValueError, match="expected a row below 1, got 1"):
+        executor.states(block, [Job(1, FULL)])
+    with pytest.raises(ValueError, match="expected num_layers=5, got 6"):
+        executor.states(block, [Job(0, Chain.full(6))])
+    with pytest.raises(ValueError, match="expected evaluation mode"):
+        ChainExecutor(model.train())
+
+
+def test_rows_refuse_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="expected at least one token, got none"):
+        pack_row([1], [[2], []])
+    with pytest.raises(ValueError, match="positions: expected 2 entries, got 1"):
+        Row((1, 2), (0,), (0, 0))

@@ -1,0 +1,149 @@
+"""The chain view, against the stock model and against itself without a cache."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.decoder import find_decoder
+from router.view import chain_view
+from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model
+
+FULL = Chain.full(NUM_LAYERS)
+CHAINS = {
+    "full": FULL,
+    "skip one": FULL.skip(2, 1),
+    "skip layer 0": FULL.skip(0, 1),
+    "repeat one": FULL.repeat(2, 1, 1),
+    "repeat block": FULL.repeat(1, 3, 2),
+    "reorder": FULL.move(0, 2, 3),
+    "longer than the model": FULL.skip(0, 1).repeat(0, 4, 3),
+    "one layer": FULL.skip(1, 4),
+}
+
+
+@pytest.fixture(
+    params=[(family, attention) for family in FAMILIES for attention in ("sdpa", "eager")], ids="-".join
+)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(*request.param)
+
+
+def tokens(rows: int = 3, length: int = 11) -> torch.Tensor:
+    return torch.randint(3, 200, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def digest(model: PreTrainedModel) -> str:
+    state = hashlib.sha256(repr(model.config.to_dict()).encode())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        state.update(f"{name} {id(tensor)}".encode() + tensor.numpy().tobytes())
+    for name, module in model.named_modules():
+        indices = {key: value for key, value in vars(module).items() if key == "layer_idx"}
+        state.update(f"{name} {id(module)} {indices}".encode())
+    return state.hexdigest()
+
+
+def test_full_chain_is_the_stock_forward_bit_for_bit(model: PreTrainedModel) -> None:
+    # Oracle: the stock model.
+    assert torch.equal(chain_view(model, FULL)(tokens()).logits, model(tokens()).logits)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["hooks not yet installed", "hooks installed"])
+def test_hidden_states_are_counted_right_before_in_and_after_a_view(
+    model: PreTrainedModel, first: bool
+) -> None:
+    # Oracle: depth + 1 states, and values equal to the states of a second view.
+    def states(of: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+        return of(tokens(), output_hidden_states=True).hidden_states
+
+    if not first:
+        assert len(states(model)) == NUM_LAYERS + 1
+    chain = FULL.repeat(1, 2, 1)
+    assert len(states(chain_view(model, chain))) == chain.depth + 1
+    assert len(states(model)) == NUM_LAYERS + 1
+    # Position 3 of 0,1,2,1,2,3,4 is layer 1 run on the output of layer 2.
+    seen = states(chain_view(model, chain))
+    assert torch.equal(seen[3], states(model)[3])
+    assert not torch.equal(seen[4], states(model)[4])
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_cached_generation_equals_uncached_and_padding_changes_nothing(
+    model: PreTrainedModel, name: str
+) -> None:
+    # Oracle: the same view without a cache; each row alone without padding.
+    view = chain_view(model, CHAINS[name])
+    prompt, mask = tokens(2), torch.ones(2, 11, dtype=torch.long)
+    prompt[1, :4], mask[1, :4] = 0, 0
+    options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0}
+    cached = view.generate(prompt, attention_mask=mask, use_cache=True, **options)
+    uncached = view.generate(prompt, attention_mask=mask, use_cache=False, **options)
+    assert torch.equal(cached, uncached)
+    alone = view.generate(prompt[1:, 4:], attention_mask=mask[1:, 4:], **options)
+    assert torch.equal(cached[1, 4:], alone[0])
+
+
+def test_each_chain_position_has_its_own_cache_slot(model: PreTrainedModel) -> None:
+    # Oracle: one slot a position, each as long as the prompt; a shared slot would hold the tokens of two layers.
+    chain = CHAINS["longer than the model"]
+    cache = chain_view(model, chain)(tokens(), use_cache=True).past_key_values
+    assert len(cache.layers) == chain.depth
+    assert {cache.get_seq_length(i) for i in range(chain.depth)} == {11}
+
+
+def test_a_view_computes_what_the_chain_says(model: PreTrainedModel) -> None:
+    # Oracle: the layers called by hand in the chain's order, with the arguments of the stock forward.
+    seen: dict[int, tuple[tuple, dict]] = {}
+    layers = find_decoder(model).layers
+    handles = [
+        layer.register_forward_pre_hook(lambda _m, a, k, i=i: seen.update({i: (a, k)}), with_kwargs=True)
+        for i, layer in enumerate(layers)
+    ]
+    model(tokens(), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    chain = CHAINS["reorder"]
+    hidden = seen[0][0][0]
+    for layer in chain.layers:
+        hidden = layers[layer](hidden, *seen[layer][0][1:], **seen[layer][1])
+    view = chain_view(model, chain)
+    # The view's masks follow the layer types at its own positions, so each layer gets what its own type needs.
+    torch.testing.assert_close(
+        find_decoder(view).owner(tokens(), use_cache=False).last_hidden_state, model.model.norm(hidden)
+    )
+
+
+def test_the_original_is_untouched_also_when_an_exception_passes(model: PreTrainedModel) -> None:
+    # Oracle: a digest of configuration, weights (bytes and identity), modules and layer indices.
+    before, logits = digest(model), model(tokens()).logits
+    view = chain_view(model, CHAINS["longer than the model"])
+    view.generate(tokens(1), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    view.config.num_hidden_layers = 99
+    with pytest.raises(IndexError):
+        view(torch.full((1, 3), 10_000))
+    assert digest(model) == before
+    assert torch.equal(model(tokens()).logits, logits)
+
+
+def test_a_view_holds_no_parameters_of_its_own(model: PreTrainedModel) -> None:
+    # Oracle: object identity of every parameter.
+    own = {id(parameter) for parameter in model.parameters()}
+    assert {id(parameter) for parameter in chain_view(model, CHAINS["repeat block"]).parameters()} <= own
+
+
+def test_a_chain_of_another_model_is_refused(model: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="expected num_layers=5 as in the model, got 6"):
+        chain_view(model, Chain.full(6))
+
+
+def test_a_model_without_a_layer_list_says_what_was_looked_for() -> None:
+    model = tiny_model("llama")
+    model.config.num_hidden_layers = 7
+    with pytest.raises(
+        ValueError, match=r"one ModuleList with num_hidden_layers=7 entries, found model\.layers \(5\)"
+    ):
+        find_decoder(model)
