@@ -84,7 +84,8 @@ class SearchRecord:
         num_layers: layers of the base model.
         prefix_layers: layers 0..prefix_layers-1 run unedited in every chain.
         dtype: dtype of the base model during the search, for example "bfloat16".
-        reward_target: "gold", or "wrong" for the control that is told a wrong answer.
+        reward_target: "gold", or "wrong" for the control that is told a wrong answer; then `correct`, `margin`
+            and `pareto` are about that answer.
         seed: seed of the search.
         simulations: simulations made.
         nominal_layers: layers of all chains tried, as if each had run from layer 0.
@@ -154,9 +155,7 @@ class SearchRecord:
         if not record.results or not record.full.chain.is_full:
             raise ValueError("results[0]: expected the full chain")
         if any(not 0 <= i < len(record.results) for i in record.pareto):
-            raise ValueError(
-                f"pareto: expected indices below {len(record.results)}, got {list(record.pareto)}"
-            )
+            raise ValueError(f"pareto: expected indices below {len(record.results)}, got {list(record.pareto)}")
         return record
 
 
@@ -176,7 +175,7 @@ def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
     """Read a record file.
 
     Raises:
-        InputError: where the file is missing or empty, a line is corrupt, or a sample stands twice; names file and line.
+        InputError: where the file is missing or empty, a line is corrupt, or a sample stands twice (file and line).
     """
     require_file(path, setting)
     records: list[SearchRecord] = []

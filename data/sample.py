@@ -55,7 +55,11 @@ class Sample:
         for i, choice in enumerate(self.choices):
             if not isinstance(choice, str) or not choice.strip():
                 raise ValueError(f"choices[{i}]: expected text, got {choice!r}")
-        if isinstance(self.answer, bool) or not isinstance(self.answer, int) or not 0 <= self.answer < len(self.choices):
+        if (
+            isinstance(self.answer, bool)
+            or not isinstance(self.answer, int)
+            or not 0 <= self.answer < len(self.choices)
+        ):
             raise ValueError(f"answer: expected an index in 0..{len(self.choices) - 1}, got {self.answer!r}")
 
     @property

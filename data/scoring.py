@@ -32,12 +32,14 @@ class EncodedSample:
         query: its prompt and continuations as text.
         prompt: token ids of the prompt.
         continuations: token ids of each continuation, in the query's order.
+        target: index of the choice that counts as right: the sample's answer, but for a control another one.
     """
 
     sample: Sample
     query: Query
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
+    target: int
 
     @property
     def length(self) -> int:
@@ -108,11 +110,15 @@ class ChainScorer:
             prompt=task.prompt_hash(),
         )
 
-    def encode(self, sample: Sample) -> EncodedSample:
+    def encode(self, sample: Sample, target: int | None = None) -> EncodedSample:
         """Tokenise a sample's prompt and continuations.
 
         A continuation's tokens are those that it adds to the prompt; where the tokenizer would merge across the
         border, the continuation is tokenised alone, so that all continuations follow the same prompt tokens.
+
+        Args:
+            sample: the sample.
+            target: the choice that counts as right; None: the sample's answer.
 
         Raises:
             ValueError: where a continuation has no tokens.
@@ -127,7 +133,7 @@ class ChainScorer:
             continuations.append(whole[len(prompt) :] if fits else alone)
             if not continuations[-1]:
                 raise ValueError(f"sample {sample.id}: expected tokens in the continuation {text!r}, got none")
-        return EncodedSample(sample, query, prompt, tuple(continuations))
+        return EncodedSample(sample, query, prompt, tuple(continuations), sample.answer if target is None else target)
 
     def load(self, samples: Sequence[EncodedSample]) -> SampleBlock:
         """Load samples into the executor; a block loaded before loses its reusable states."""
@@ -155,7 +161,7 @@ class ChainScorer:
                 for target, value in zip(block.block.rows[row].targets, next(logprobs).tolist(), strict=True):
                     sums[target.group] += value
             scores = encoded.query.choice_scores(sums, [len(tokens) for tokens in encoded.continuations])
-            results.append(ChainResult.from_scores(chain, scores, encoded.sample.answer))
+            results.append(ChainResult.from_scores(chain, scores, encoded.target))
         return results
 
     def states(self, block: SampleBlock, prefix_layers: int) -> list[Float[Tensor, "tokens d_model"]]:

@@ -133,7 +133,7 @@ def _padded(lists: Sequence[Sequence[int]], width: int, device: torch.device) ->
     return torch.tensor([[*values, *[0] * (width - len(values))] for values in lists], device=device)
 
 
-def _take(tensor: Tensor, axes: Axes, rows: Tensor, width: int) -> Float[Tensor, "..."]:
+def _take(tensor: Tensor, axes: Axes, rows: Tensor, width: int) -> Float[Tensor, ...]:
     for axis, kind in axes.items():
         tensor = tensor.index_select(axis, rows) if kind == "batch" else tensor.narrow(axis, 0, width)
     return tensor

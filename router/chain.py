@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
-_ITEM = re.compile(r"(\d+)(?:-(\d+)|\*(\d+))?")
+_ITEM = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})|\*([0-9]{1,9}))?")
 MAX_DEPTH = 4096
 """Layers that a parsed text form may expand to: a typing slip must not fill the memory."""
 
@@ -81,7 +81,7 @@ class Chain:
         0 for the full chain; one skipped block is one jump, a block that runs r more times is r jumps.
         """
         path = (-1, *self.layers, self.num_layers)
-        return sum(after != before + 1 for before, after in zip(path, path[1:], strict=False))
+        return sum(after != before + 1 for before, after in pairwise(path))
 
     def skip(self, position: int, k: int) -> Chain:
         """Return the chain without its `k` entries from `position` on.
@@ -151,8 +151,8 @@ class Chain:
             ValueError: where an item is malformed or a layer is out of range.
         """
         layers: list[int] = []
-        for item in text.replace(" ", "").split(","):
-            match = _ITEM.fullmatch(item)
+        for item in text.split(","):
+            match = _ITEM.fullmatch(item.strip())
             if match is None:
                 raise ValueError(
                     f"chain: expected items such as 4, 0-3 or 5*2 joined by commas, got {item!r} in {text!r}"
@@ -190,7 +190,7 @@ class Chain:
         Raises:
             ValueError: where the order would be lost (a block repeat or a moved layer).
         """
-        if any(after < before for before, after in zip(self.layers, self.layers[1:], strict=False)):
+        if any(after < before for before, after in pairwise(self.layers)):
             raise ValueError(f"chain {self}: expected layers in ascending order, per-layer counts would lose the order")
         counts = [0] * self.num_layers
         for layer in self.layers:
@@ -207,6 +207,8 @@ class Chain:
         for layer, count in enumerate(counts):
             if not _is_int(count) or count < 0:
                 raise ValueError(f"counts[{layer}]: expected an integer of at least 0, got {count!r}")
+        if sum(counts) > MAX_DEPTH:
+            raise ValueError(f"counts: expected at most {MAX_DEPTH} layers in all, got {sum(counts)}")
         return cls(tuple(layer for layer, count in enumerate(counts) for _ in range(count)), len(counts))
 
     def to_segments(self) -> tuple[Segment, ...]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from router.command import InputError
 
 VALUES_PER_TENSOR = 4096
-"""Weights of each parameter that enter the fingerprint, evenly spaced: a fine-tuned copy differs, a giant hashes fast."""
+"""Weights of each parameter that enter the fingerprint, evenly spaced: a fine-tuned copy differs, a giant is fast."""
 
 _VOLATILE = {
     "_name_or_path",

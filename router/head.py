@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Head(nn.Module, ABC):
         low, high = points[0].mean_depth, points[-1].mean_depth
         if not low <= budget <= high:
             raise ValueError(f"budget: expected a mean depth in {low:.2f}..{high:.2f}, got {budget}")
-        for left, right in zip(points, points[1:], strict=False):
+        for left, right in itertools.pairwise(points):
             if left.mean_depth <= budget <= right.mean_depth:
                 width = right.mean_depth - left.mean_depth
                 share = (budget - left.mean_depth) / width if width else 0.0

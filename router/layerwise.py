@@ -66,7 +66,8 @@ class LayerwiseHead(Head):
         pooled, filled = pool_windows(self.normalise(states), mask, self.windows)
         features = functional.gelu(self.bottleneck(pooled)) * filled[..., None]
         mean = features.sum(1) / filled.sum(1, keepdim=True)
-        return self.classify(self.dropout(mean)).unflatten(-1, (-1, len(CLASSES)))
+        logits: Tensor = self.classify(self.dropout(mean))
+        return logits.reshape(len(logits), -1, len(CLASSES))
 
     def decode(
         self, output: Float[Tensor, "batch layers classes"], budget: float | None = None

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from router.command import InputError, one_line
-from router.durable import fsync, read_json, require_directory, require_file, write_json
+from router.durable import fsync, read_json, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
 from router.head import BudgetPoint, Head, ScoredChain, pad_states
 from router.layerwise import LayerwiseHead
@@ -120,10 +120,11 @@ def save_router(folder: Path, router: Router) -> None:
         weights = {name: tensor.detach().contiguous() for name, tensor in router.head.state_dict().items()}
         save_file(weights, aside / WEIGHTS_FILE)
         fsync(aside / WEIGHTS_FILE)
-        write_json(aside / CONFIG_FILE, {"schema": SCHEMA, **asdict(router.config)})
+        hashed = sha256_file(aside / WEIGHTS_FILE)
+        write_json(aside / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **asdict(router.config)})
         aside.chmod(0o755)
         folder.mkdir(exist_ok=True)
-        # Weights first: a reader that finds the old configuration with new weights of another shape refuses them.
+        # Two renames cannot be one step; the hash in the configuration tells a reader between them to refuse.
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(aside / name, folder / name)
         fsync(folder)
@@ -144,11 +145,16 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
     require_directory(folder, "router")
     path = folder / CONFIG_FILE
     try:
-        config = RouterConfig.from_json(read_json(path))
+        value = read_json(path)
+        hashed = value.pop("weights_sha256", None)
+        config = RouterConfig.from_json(value)
         if expected is not None:
             config.fingerprints.require(expected, f"router {folder}")
+        weights = require_file(folder / WEIGHTS_FILE, "router")
+        if sha256_file(weights) != hashed:
+            raise InputError(f"router: expected {weights} with the SHA-256 in {path.name}, got another file")
         head = config.build()
-        head.load_state_dict(load_file(require_file(folder / WEIGHTS_FILE, "router")))
+        head.load_state_dict(load_file(weights))
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:

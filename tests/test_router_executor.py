@@ -18,9 +18,7 @@ TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 FULL = Chain.full(NUM_LAYERS)
 
 
-@pytest.fixture(
-    params=[(family, attention) for family in FAMILIES for attention in ("sdpa", "eager")], ids="-".join
-)
+@pytest.fixture(params=[(family, attention) for family in FAMILIES for attention in ("sdpa", "eager")], ids="-".join)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(*request.param)
 
@@ -90,9 +88,7 @@ def test_packed_rows_score_as_separate_rows_and_as_the_view(model: PreTrainedMod
 
 
 @pytest.mark.parametrize("state_bytes", [0, 3_000, 2**30])
-def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(
-    model: PreTrainedModel, state_bytes: int
-) -> None:
+def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(model: PreTrainedModel, state_bytes: int) -> None:
     # Oracle: a fresh executor a job; the budget is checked after every call.
     rows = random_rows(2, seed=5)
     executor = ChainExecutor(model, state_bytes=state_bytes)

@@ -26,9 +26,7 @@ CHAINS = {
 }
 
 
-@pytest.fixture(
-    params=[(family, attention) for family in FAMILIES for attention in ("sdpa", "eager")], ids="-".join
-)
+@pytest.fixture(params=[(family, attention) for family in FAMILIES for attention in ("sdpa", "eager")], ids="-".join)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(*request.param)
 
@@ -53,9 +51,7 @@ def test_full_chain_is_the_stock_forward_bit_for_bit(model: PreTrainedModel) -> 
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["hooks not yet installed", "hooks installed"])
-def test_hidden_states_are_counted_right_before_in_and_after_a_view(
-    model: PreTrainedModel, first: bool
-) -> None:
+def test_hidden_states_are_counted_right_before_in_and_after_a_view(model: PreTrainedModel, first: bool) -> None:
     # Oracle: depth + 1 states, and values equal to the states of a second view.
     def states(of: PreTrainedModel) -> tuple[torch.Tensor, ...]:
         return of(tokens(), output_hidden_states=True).hidden_states
@@ -72,9 +68,7 @@ def test_hidden_states_are_counted_right_before_in_and_after_a_view(
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_cached_generation_equals_uncached_and_padding_changes_nothing(
-    model: PreTrainedModel, name: str
-) -> None:
+def test_cached_generation_equals_uncached_and_padding_changes_nothing(model: PreTrainedModel, name: str) -> None:
     # Oracle: the same view without a cache; each row alone without padding.
     view = chain_view(model, CHAINS[name])
     prompt, mask = tokens(2), torch.ones(2, 11, dtype=torch.long)
@@ -143,7 +137,5 @@ def test_a_chain_of_another_model_is_refused(model: PreTrainedModel) -> None:
 def test_a_model_without_a_layer_list_says_what_was_looked_for() -> None:
     model = tiny_model("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(
-        ValueError, match=r"one ModuleList with num_hidden_layers=7 entries, found model\.layers \(5\)"
-    ):
+    with pytest.raises(ValueError, match=r"one ModuleList with num_hidden_layers=7 entries, found model\.layers \(5\)"):
         find_decoder(model)

@@ -1,0 +1,173 @@
+"""Everything that an evaluation reads, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.records import SearchRecord, read_records
+from data.sample import SPLITS, Sample, read_samples
+from data.tasks import Task, load_task
+from eval.settings import EvalSettings
+from router.base_model import resolve_device
+from router.command import InputError
+from router.durable import read_json, require_directory, require_file, sha256_file
+from router.fingerprint import Fingerprints
+from router.storage import CONFIG_FILE, WEIGHTS_FILE, Router, load_router
+
+MANIFEST = "manifest.json"
+RECORD_SPLITS = ("train", "test")
+"""Splits whose search records are read: train for the static pool, test for the oracle."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation works on.
+
+    Attributes:
+        task: the task.
+        samples: samples of each split.
+        records: search records of `RECORD_SPLITS`, by split.
+        router: the trained router.
+        hashes: SHA-256 of every file that was read, by a name that does not hang on where it lies.
+        device: torch device.
+    """
+
+    task: Task
+    samples: dict[str, list[Sample]]
+    records: dict[str, list[SearchRecord]]
+    router: Router
+    hashes: dict[str, str]
+    device: str
+
+    def require(self, expected: Fingerprints, settings: EvalSettings) -> None:
+        """Check that router and records were made for this model, tokenizer and prompt.
+
+        Raises:
+            InputError: at the first that was made for another.
+        """
+        for split, records in self.records.items():
+            records[0].fingerprints.require(expected, f"records {settings.records / f'{split}.jsonl'}")
+        self.router.config.fingerprints.require(expected, f"router {settings.router}")
+
+
+def read_inputs(settings: EvalSettings) -> Inputs:
+    """Read and check samples, records and router.
+
+    Raises:
+        InputError: where something is missing, corrupt, or does not belong to the rest.
+    """
+    task = load_task(settings.task, settings.mode)
+    device = resolve_device(settings.device)
+    for name in ("data", "records", "router"):
+        require_directory(getattr(settings, name), name)
+    samples = {split: _read_split(settings.data, split, task) for split in SPLITS}
+    _check_vouched(settings.data)
+    _check_unseen(samples)
+    records = {split: _read_records(settings.records, split, task, samples[split]) for split in RECORD_SPLITS}
+    router = load_router(settings.router)
+    _check_agreement(records, router, settings)
+    _check_prompt(router.config.fingerprints, task, f"router {settings.router}")
+    try:
+        router.head.offset_for(settings.budget)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    files = {f"data/{split}": settings.data / f"{split}.jsonl" for split in SPLITS}
+    files |= {f"records/{split}": settings.records / f"{split}.jsonl" for split in RECORD_SPLITS}
+    files |= {f"router/{name}": settings.router / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    return Inputs(task, samples, records, router, {name: sha256_file(path) for name, path in files.items()}, device)
+
+
+def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
+    """Return what decides the results, as JSON data: settings and content, not the places of files.
+
+    Sizes of batches belong to it, because in bfloat16 a prediction can hang on the batch's shape.
+    """
+    own = {
+        name: getattr(settings, name)
+        for name in ("model", "revision", "dtype", "batch_samples", "batch_tokens", "budget", "seed")
+    }
+    pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials")}
+    task = {"task": inputs.task.name, "mode": inputs.task.mode, "prompt": inputs.task.prompt_hash()}
+    return {**own, **pool, **task, "device": inputs.device, "inputs": inputs.hashes}
+
+
+def _read_split(folder: Path, split: str, task: Task) -> list[Sample]:
+    path = folder / f"{split}.jsonl"
+    samples = read_samples(path, "data")
+    for sample in samples:
+        if sample.split != split:
+            raise InputError(f"data: expected only samples of the split {split} in {path}, got one of {sample.split}")
+        if sample.task != task.name:
+            raise InputError(f"data: expected samples of the task {task.name} in {path}, got one of {sample.task}")
+    return samples
+
+
+def _check_vouched(folder: Path) -> None:
+    """Refuse split files that are not those which the manifest names."""
+    path = require_file(folder / MANIFEST, "data")
+    files = read_json(path).get("files")
+    for split in SPLITS:
+        name = f"{split}.jsonl"
+        stored = files.get(name) if isinstance(files, dict) else None
+        if stored != sha256_file(folder / name):
+            raise InputError(f"data: expected {folder / name} as {path} names it, got a file with another SHA-256")
+
+
+def _check_unseen(samples: dict[str, list[Sample]]) -> None:
+    """Refuse test questions that also stand in train or validation."""
+    held_out = {sample.split_key: sample for sample in samples["test"]}
+    for split in ("train", "validation"):
+        for sample in samples[split]:
+            if sample.split_key in held_out:
+                raise InputError(
+                    f"data: expected test questions that are in no other split, got {held_out[sample.split_key].id} "
+                    f"of test in {split} too ({sample.question[:60]!r})"
+                )
+
+
+def _read_records(folder: Path, split: str, task: Task, samples: Sequence[Sample]) -> list[SearchRecord]:
+    path = folder / f"{split}.jsonl"
+    records = read_records(path, "records")
+    first = records[0]
+    known = {sample.id for sample in samples}
+    for record in records:
+        wanted = {
+            "split": split,
+            "task": task.name,
+            "mode": task.mode,
+            "reward_target": "gold",
+            **{name: getattr(first, name) for name in ("num_layers", "prefix_layers", "fingerprints")},
+        }
+        for name, value in wanted.items():
+            if getattr(record, name) != value:
+                raise InputError(
+                    f"records: expected {name} {value} in {path}, got {getattr(record, name)} (sample {record.sample_id})"
+                )
+        if record.sample_id not in known:
+            raise InputError(f"records: expected only samples of the {split} split in {path}, got {record.sample_id}")
+    missing = known - {record.sample_id for record in records}
+    if split == "test" and missing:
+        raise InputError(
+            f"records: expected a record in {path} for each of {len(known)} test samples, "
+            f"got none for {len(missing)} of them (such as {min(missing)})"
+        )
+    _check_prompt(first.fingerprints, task, f"records {path}")
+    return records
+
+
+def _check_prompt(fingerprints: Fingerprints, task: Task, what: str) -> None:
+    fingerprints.require(dataclasses.replace(fingerprints, prompt=task.prompt_hash()), what)
+
+
+def _check_agreement(records: dict[str, list[SearchRecord]], router: Router, settings: EvalSettings) -> None:
+    """Refuse records and a router that disagree on the model's layers or on where chains may be edited."""
+    for split, of_split in records.items():
+        for name in ("num_layers", "prefix_layers"):
+            got, wanted = getattr(of_split[0], name), getattr(router.config, name)
+            if got != wanted:
+                path = settings.records / f"{split}.jsonl"
+                raise InputError(f"records: expected {name} {wanted} in {path}, as the router has it, got {got}")

