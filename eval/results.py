@@ -53,9 +53,7 @@ class PolicyResult:
     @classmethod
     def from_chain_result(cls, policy: str, sample_id: str, result: ChainResult) -> PolicyResult:
         """Take over what the scorer found."""
-        return cls(
-            policy, sample_id, result.chain, result.prediction, result.correct, result.scores, result.margin
-        )
+        return cls(policy, sample_id, result.chain, result.prediction, result.correct, result.scores, result.margin)
 
     def to_json(self) -> dict[str, Any]:
         """Return the line's JSON object; `depth` stands there for readers without the chain's rules."""
@@ -204,7 +202,12 @@ def run_policies(
         ) as bar:
             for indices in batches_by_length([one.length for one in encoded], batch_samples):
                 ids = [samples[i].id for i in indices]
-                missing = [(p, i) for p, policy in enumerate(policies) for i, k in enumerate(ids) if (policy.name, k) not in done]
+                missing = [
+                    (p, i)
+                    for p, policy in enumerate(policies)
+                    for i, k in enumerate(ids)
+                    if (policy.name, k) not in done
+                ]
                 if not missing:
                     continue
                 block = scorer.load([encoded[i] for i in indices])

@@ -152,7 +152,7 @@ class Chain:
         """
         layers: list[int] = []
         for item in text.split(","):
-            match = _ITEM.fullmatch(item.strip())
+            match = _ITEM.fullmatch(item.strip(" "))
             if match is None:
                 raise ValueError(
                     f"chain: expected items such as 4, 0-3 or 5*2 joined by commas, got {item!r} in {text!r}"

@@ -1,0 +1,168 @@
+"""Measures of per-sample results; no model, no files."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from eval.results import PolicyResult
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+"""Bootstrap resamples of a paired difference."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """An arm against a baseline on the same samples.
+
+    Attributes:
+        wrong_to_right: samples that the baseline answers wrongly and the arm rightly.
+        right_to_wrong: samples that the baseline answers rightly and the arm wrongly.
+        mcnemar_p: two-sided exact McNemar p-value of these two counts (1 where both are 0).
+        difference: accuracy of the arm minus the baseline's, in -1..1.
+        difference_interval: its 95 % percentile bootstrap interval over samples.
+    """
+
+    wrong_to_right: int
+    right_to_wrong: int
+    mcnemar_p: float
+    difference: float
+    difference_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy's measures.
+
+    Attributes:
+        n: samples.
+        correct: samples answered rightly.
+        accuracy: correct / n.
+        accuracy_interval: 95 % Wilson score interval.
+        mean_depth: layers executed, mean over samples.
+        depth_ratio: mean depth by the model's layers.
+        against_full: the comparison with full depth; None for full depth itself.
+    """
+
+    n: int
+    correct: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    mean_depth: float
+    depth_ratio: float
+    against_full: Paired | None
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """How far a policy has fallen back to few chains.
+
+    Attributes:
+        share_full: share of samples that get the full chain.
+        distinct_chains: number of different chains.
+        share_most_common: share of samples that get the most common chain.
+        most_common: its text form.
+        entropy_bits: entropy of the chains' shares, bits; 0 where all samples get one chain.
+    """
+
+    share_full: float
+    distinct_chains: int
+    share_most_common: float
+    most_common: str
+    entropy_bits: float
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share (Wilson 1927)."""
+    low, high = proportion_confint(correct, n, alpha=1 - CONFIDENCE, method="wilson")
+    return float(low), float(high)
+
+
+def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: int) -> Arm:
+    """Measure one policy.
+
+    Args:
+        results: the policy's results, one a sample.
+        full: full depth's results on the same samples, in the same order; the policy's own for full depth.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: where the samples differ or there are none.
+    """
+    _check_aligned(results, full)
+    n = len(results)
+    correct = sum(result.correct for result in results)
+    depth = sum(result.chain.depth for result in results) / n
+    return Arm(
+        n=n,
+        correct=correct,
+        accuracy=correct / n,
+        accuracy_interval=wilson_interval(correct, n),
+        mean_depth=depth,
+        depth_ratio=depth / results[0].chain.num_layers,
+        against_full=None if results is full else paired(results, full, seed),
+    )
+
+
+def paired(results: Sequence[PolicyResult], baseline: Sequence[PolicyResult], seed: int) -> Paired:
+    """Compare two policies on the same samples.
+
+    Of the samples' differences (-1, 0, 1) a bootstrap resample needs their counts only, which are multinomial;
+    it is drawn so, exactly as if samples were drawn with replacement.
+
+    Raises:
+        ValueError: where the samples differ or there are none.
+    """
+    _check_aligned(results, baseline)
+    n = len(results)
+    gained = sum(one.correct and not other.correct for one, other in zip(results, baseline, strict=True))
+    lost = sum(other.correct and not one.correct for one, other in zip(results, baseline, strict=True))
+    both = sum(one.correct and other.correct for one, other in zip(results, baseline, strict=True))
+    table = [[both, lost], [gained, n - both - lost - gained]]
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=RESAMPLES)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile((draws[:, 0] - draws[:, 1]) / n, [tail, 100 - tail])
+    return Paired(
+        wrong_to_right=gained,
+        right_to_wrong=lost,
+        mcnemar_p=float(mcnemar(table, exact=True).pvalue),
+        difference=(gained - lost) / n,
+        difference_interval=(float(low), float(high)),
+    )
+
+
+def collapse_of(results: Sequence[PolicyResult]) -> Collapse:
+    """Measure how varied a policy's chains are."""
+    counts = Counter(result.chain for result in results)
+    n = len(results)
+    # Among equally common chains the first by layers, so that the answer does not hang on the samples' order.
+    most, times = min(counts.items(), key=lambda item: (-item[1], item[0].layers))
+    entropy = sum(count / n * math.log2(n / count) for count in counts.values())
+    return Collapse(
+        share_full=sum(count for chain, count in counts.items() if chain.is_full) / n,
+        distinct_chains=len(counts),
+        share_most_common=times / n,
+        most_common=str(most),
+        entropy_bits=entropy,
+    )
+
+
+def chance_accuracy(results: Sequence[PolicyResult]) -> float:
+    """Return the expected accuracy of guessing one of each sample's choices."""
+    return sum(1 / len(result.scores) for result in results) / len(results)
+
+
+def _check_aligned(results: Sequence[PolicyResult], baseline: Sequence[PolicyResult]) -> None:
+    if not results or [one.sample_id for one in results] != [one.sample_id for one in baseline]:
+        raise ValueError(
+            f"results: expected two policies on the same samples in the same order, "
+            f"got {len(results)} and {len(baseline)} results"
+        )

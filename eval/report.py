@@ -1,0 +1,97 @@
+"""`report.json`: every measure of an evaluation, rebuilt from its files alone, without the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.metrics import arm_of, chance_accuracy, collapse_of, paired
+from eval.policies import ARMS, FULL, ORACLE, RANDOM, ROUTER, STATIC
+from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
+from eval.static import STATIC_FILE, read_static
+from router.command import InputError
+from router.durable import read_json, require_file, sha256_file, write_json
+
+SCHEMA = 1
+"""Version of the report's format."""
+REPORT_FILE = "report.json"
+
+CAVEATS = (
+    "The oracle is an upper bound that has seen the answer: for each test sample it takes the shortest chain that the "
+    "search found to be right. With few choices many tries hit the right one by luck, so part of it is no skill that "
+    "a router could learn; the controls that measure this part (a search told a wrong answer) are not in this report.",
+    "Depth counts layers executed, not time; what the router itself costs is not in it.",
+    "Intervals and p-values speak of other samples of this task, for this one trained router; they do not cover "
+    "another training seed, and p-values are not corrected for the number of arms.",
+    "A bootstrap interval of a difference has no width where both arms answer every sample alike.",
+)
+
+
+def write_report(out: Path) -> dict[str, Any]:
+    """Rebuild `report.json` from `run.json`, `static.json` and the per-sample results.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: where a file is missing or corrupt, or an arm's results are not complete.
+    """
+    report = build_report(out)
+    write_json(out / REPORT_FILE, report)
+    return report
+
+
+def build_report(out: Path) -> dict[str, Any]:
+    """Return the report's content; see `write_report`."""
+    run = read_run(out)
+    path = require_file(out / RESULTS_FILE, "out")
+    try:
+        num_layers, seed, n = run["model"]["num_layers"], run["identity"]["seed"], run["n"]
+        described = {key: run[key] for key in ("provenance", "task", "mode", "split", "model", "fingerprints")}
+        inputs, notes, oracle_found = run["identity"]["inputs"], run["notes"], run["oracle_found"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
+    by_arm = arms_of(read_results(path, num_layers), n, path)
+    read_static(out / STATIC_FILE, num_layers)
+    full = by_arm[FULL]
+    arms = [{"name": name, "label": label, **asdict(arm_of(by_arm[name], full, seed))} for name, label in ARMS.items()]
+    return {
+        "schema": SCHEMA,
+        **described,
+        "inputs": inputs,
+        "results_sha256": sha256_file(path),
+        "n": n,
+        "chance_accuracy": chance_accuracy(full),
+        "arms": arms,
+        "router_against": {name: asdict(paired(by_arm[ROUTER], by_arm[name], seed)) for name in (STATIC, RANDOM)},
+        "router_collapse": asdict(collapse_of(by_arm[ROUTER])),
+        "oracle": {
+            "label": ARMS[ORACLE],
+            "right_chain_in_records": oracle_found,
+            "right_when_run_again": sum(result.correct for result in by_arm[ORACLE]),
+        },
+        "static": read_json(out / STATIC_FILE),
+        "caveats": list(CAVEATS),
+        "notes": notes,
+    }
+
+
+def arms_of(results: list[PolicyResult], n: int, path: Path) -> dict[str, list[PolicyResult]]:
+    """Return each arm's results by sample id, complete and on the same samples.
+
+    Raises:
+        InputError: where results are missing, or belong to no arm.
+    """
+    by_arm: dict[str, list[PolicyResult]] = {name: [] for name in ARMS}
+    for result in results:
+        if result.policy not in by_arm:
+            raise InputError(f"{path}: expected the policies {', '.join(ARMS)}, got {result.policy!r}")
+        by_arm[result.policy].append(result)
+    for name, of_arm in by_arm.items():
+        of_arm.sort(key=lambda result: result.sample_id)
+        if len(of_arm) != n or [r.sample_id for r in of_arm] != [r.sample_id for r in by_arm[FULL]]:
+            raise InputError(
+                f"{path}: expected {n} samples for each arm, got {len(of_arm)} for {name}; run python -m eval again"
+            )
+    return by_arm

@@ -1,0 +1,162 @@
+"""Train a router on search records.
+
+    python -m train --config configs/train/demo.yaml
+    python -m train --config configs/train/demo.yaml --model.hidden 128 --trainer.max_epochs 50
+
+Writes the router (`<out>/config.json`, `<out>/router.safetensors`), `<out>/train.json` (settings, versions, measures)
+and the W&B run under `<out>/wandb`. The same command again trains anew into the same folder; states are cached.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
+
+from router.command import InputError, one_line, provenance, run_command
+from router.durable import writable_directory, write_json
+from router.head import pad_states
+from router.storage import Router, RouterConfig, save_router
+from train.datamodule import RouterData
+from train.module import RouterModule, measures
+from train.tracking import TrackingSettings, log_files, start_logger
+
+
+class TrainCLI(LightningCLI):
+    """Lightning's command line with the router's folder, early stopping and tracking."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the settings that belong to neither model nor data."""
+        parser.add_argument("--out", type=Path, required=True, help="directory for the router")
+        parser.add_class_arguments(TrackingSettings, "tracking")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults({"early_stopping.monitor": "validation/loss", "early_stopping.patience": 10})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    _quiet_lightning()
+    cli = _parse(argv)
+    settings = _plain(cli)
+    out = writable_directory(cli.config["out"], "out")
+    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    data.setup()
+    module.build(data)
+    print(_describe(data))
+    logger = start_logger(cli.config_init["tracking"], out, settings)
+    trainer.loggers = [] if logger is None else [logger]
+    best = ModelCheckpoint(out / "checkpoints", "best", monitor="validation/loss", save_weights_only=True)
+    best.STARTING_VERSION = 0
+    best._enable_version_counter = False
+    trainer.callbacks.append(best)
+    trainer.fit(module, data)
+    module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    final = _finish(module, data, out, settings)
+    _log_artifacts(logger, data, out, final)
+    print("\n".join(f"  {name}: {value:.4g}" for name, value in final.items()))
+    print(f"router: {out}")
+
+
+def _parse(argv: Sequence[str] | None) -> TrainCLI:
+    try:
+        return TrainCLI(
+            RouterModule,
+            RouterData,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": 100,
+                "accelerator": "cpu",
+                "logger": False,
+                "enable_checkpointing": False,
+                "log_every_n_steps": 1,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={"exit_on_error": False},
+            args=None if argv is None else list(argv),
+        )
+    except (ArgumentError, ValueError) as error:
+        raise InputError(one_line(error)) from error
+
+
+def _quiet_lightning() -> None:
+    """Drop advice that does not fit here: the examples lie in memory, workers would only slow them down."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller.*")
+
+
+def _plain(cli: TrainCLI) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(cli.parser.dump(cli.config, format="json"))
+    values.pop("config", None)
+    return values
+
+
+def _describe(data: RouterData) -> str:
+    lines = [
+        f"base model {data.base_model}, {data.origin.num_layers} layers, read after layer {data.origin.prefix_layers}"
+    ]
+    for split, examples in data.examples.items():
+        lines.append(
+            f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without a right chain"
+        )
+    shares = [count / sum(data.counts) for count in data.counts]
+    lines.append(
+        "training targets: " + ", ".join(f"{n} {s:.3f}" for n, s in zip(("skip", "run", "repeat"), shares, strict=True))
+    )
+    return "\n".join(lines)
+
+
+@torch.inference_mode()
+def _finish(module: RouterModule, data: RouterData, out: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Measure the best weights on the validation split, calibrate the budget and write the router."""
+    head = module.head.eval().cpu()
+    validation = data.examples["validation"]
+    output = head(*pad_states(validation.states))
+    head.calibrate(output)
+    final = measures(head, output, torch.tensor(validation.targets))
+    tokens = max(1, sum(len(state) for state in validation.states) // len(validation))
+    final["head_mflops"] = head.forward_flops(tokens) / 1e6
+    origin = data.origin
+    config = RouterConfig(
+        head="layerwise",
+        head_settings=dict(module.head_settings),
+        num_layers=origin.num_layers,
+        prefix_layers=origin.prefix_layers,
+        d_model=data.d_model,
+        task=origin.task,
+        mode=origin.mode,
+        base_model=data.base_model,
+        revision=data.revision,
+        dtype=origin.dtype,
+        fingerprints=origin.fingerprints,
+        budget_points=head.budget_points,
+        training={"settings": settings, "search": origin.search, "validation": final},
+    )
+    save_router(out, Router(config, head))
+    write_json(out / "train.json", {**provenance(settings), "validation": final, "counts": data.counts})
+    return final
+
+
+def _log_artifacts(logger: WandbLogger | None, data: RouterData, out: Path, final: dict[str, float]) -> None:
+    records = [data.records_file(split) for split in data.examples]
+    digest = log_files(logger, "search-records", "records", records, {"search": data.origin.search})
+    files = [out / "config.json", out / "router.safetensors"]
+    log_files(logger, "router", "router", files, {"records": digest, **final})
+    if logger is not None:
+        logger.experiment.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,58 @@
+"""What the router is to predict: per-layer classes from search records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from data.records import ChainResult, SearchRecord
+from router.layerwise import REPEAT
+
+TargetRule = Literal["shortest", "margin"]
+
+
+def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[int, ...] | None:
+    """Return a record's target as one class (skip, run, repeat) for each layer after the prefix.
+
+    Only right chains that skip layers or run them once or twice in a row can be written so; block repeats and layers
+    run three times cannot.
+
+    Args:
+        record: what the search found.
+        rule: "shortest": the shortest such chain, greatest margin among equals (the target of Dr.LLM,
+            arXiv 2510.12773); "margin": the one with the greatest margin.
+
+    Returns:
+        The classes, or None where no right chain can be written so.
+    """
+    candidates = [
+        (result, classes)
+        for result in record.results
+        if result.correct and (classes := _classes(result, record.prefix_layers)) is not None
+    ]
+    if not candidates:
+        return None
+
+    def rank(candidate: tuple[ChainResult, tuple[int, ...]]) -> tuple[float, float]:
+        result = candidate[0]
+        depth = float(result.chain.depth)
+        return (depth, -result.margin) if rule == "shortest" else (-result.margin, depth)
+
+    return min(candidates, key=rank)[1]
+
+
+def _classes(result: ChainResult, prefix_layers: int) -> tuple[int, ...] | None:
+    try:
+        counts = result.chain.to_counts()
+    except ValueError:
+        return None
+    return counts[prefix_layers:] if max(counts) <= REPEAT and set(counts[:prefix_layers]) <= {1} else None
+
+
+def class_counts(targets: Sequence[Sequence[int]], classes: int) -> list[int]:
+    """Return how often each class stands in the targets."""
+    counts = [0] * classes
+    for target in targets:
+        for value in target:
+            counts[value] += 1
+    return counts
