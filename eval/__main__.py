@@ -95,6 +95,8 @@ def describe_run(
     notes = []
     if config.task != inputs.task.name:
         notes.append(f"the router was trained on another task, {config.task}")
+    if config.training.get("search") not in (None, inputs.records["train"][0].search):
+        notes.append("the router was taught with records of another search than those of the static chains")
     others = {
         "test records": oracle[0].dtype,
         "train records": inputs.records["train"][0].dtype,

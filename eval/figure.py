@@ -22,7 +22,7 @@ STYLES = {
     RANDOM: ("#009E73", "v"),
     ORACLE: ("#CC79A7", "D"),
 }
-LABEL_GAP = 0.085
+LABEL_GAP = 0.11
 """Least distance of two labels, share of the axes' height."""
 
 
@@ -89,7 +89,8 @@ def draw(report: dict[str, Any]) -> Figure:
     axes.set_xlabel(f"mean depth, layers executed a sample (full depth: {report['model']['num_layers']})")
     axes.set_ylabel("accuracy, with 95 % Wilson interval")
     axes.set_title(
-        f"{report['model']['name']}, {report['task']}, {report['split']} split, n = {report['n']}", fontsize=9
+        f"{Path(report['model']['name']).name}, {report['task']}, {report['split']} split, n = {report['n']}",
+        fontsize=9,
     )
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

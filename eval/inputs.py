@@ -145,7 +145,8 @@ def _read_records(folder: Path, split: str, task: Task, samples: Sequence[Sample
         for name, value in wanted.items():
             if getattr(record, name) != value:
                 raise InputError(
-                    f"records: expected {name} {value} in {path}, got {getattr(record, name)} (sample {record.sample_id})"
+                    f"records: expected {name} {value} in {path}, "
+                    f"got {getattr(record, name)} (sample {record.sample_id})"
                 )
         if record.sample_id not in known:
             raise InputError(f"records: expected only samples of the {split} split in {path}, got {record.sample_id}")

@@ -10,7 +10,7 @@ from eval.metrics import arm_of, chance_accuracy, collapse_of, paired
 from eval.policies import ARMS, FULL, ORACLE, RANDOM, ROUTER, STATIC
 from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
 from eval.static import STATIC_FILE, read_static
-from router.command import InputError
+from router.command import InputError, plain_values
 from router.durable import read_json, require_file, sha256_file, write_json
 
 SCHEMA = 1
@@ -53,10 +53,11 @@ def build_report(out: Path) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
     by_arm = arms_of(read_results(path, num_layers), n, path)
-    read_static(out / STATIC_FILE, num_layers)
+    read_static(out / STATIC_FILE, num_layers)  # refuses a file without a chain
+    static = read_json(out / STATIC_FILE)
     full = by_arm[FULL]
     arms = [{"name": name, "label": label, **asdict(arm_of(by_arm[name], full, seed))} for name, label in ARMS.items()]
-    return {
+    report: dict[str, Any] = {
         "schema": SCHEMA,
         **described,
         "inputs": inputs,
@@ -71,10 +72,12 @@ def build_report(out: Path) -> dict[str, Any]:
             "right_chain_in_records": oracle_found,
             "right_when_run_again": sum(result.correct for result in by_arm[ORACLE]),
         },
-        "static": read_json(out / STATIC_FILE),
+        "static": static,
         "caveats": list(CAVEATS),
         "notes": notes,
     }
+    plain: dict[str, Any] = plain_values(report)  # tuples as lists: the same as what is read back
+    return plain
 
 
 def arms_of(results: list[PolicyResult], n: int, path: Path) -> dict[str, list[PolicyResult]]:

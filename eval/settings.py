@@ -29,8 +29,10 @@ class EvalSettings:
         batch_tokens: tokens in one call of a layer at most, at least 1.
         budget: mean depth that the router is asked for, layers; unset: the router's own choice.
         seed: draws the random chains and the bootstrap, at least 0.
-        static_pool: chains of each depth that are candidates for the best static chain, at least 1.
-        static_trials: training samples that a chain must have been tried on to be a candidate, at least 1.
+        static_pool: chains of each depth, of the search's and of the router's, that are candidates for the best
+            static chain, at least 1.
+        static_trials: training samples that a candidate of the search should have been tried on, at least 1; where
+            a depth has too few such chains, less tried ones fill it up.
 
     Raises:
         InputError: where a field is out of its bounds.

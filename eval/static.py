@@ -1,8 +1,10 @@
-"""The best static chain: one chain for all samples, chosen on train and validation, the baseline that a router must beat.
+"""The best static chain: one for all samples, chosen on train and validation, the baseline that a router must beat.
 
-Candidates come from the pool that the router was taught with: the chains that the search tried on training samples.
-For each depth those with the best share of right answers, by Wilson's lower bound, are taken, and each is then
-really run on every train and validation sample, because a search tries a chain on samples that suit it.
+Candidates come from the pool that the router was taught with, the chains that the search tried on training samples:
+for each depth those with the best share of right answers, by Wilson's lower bound. The chains that the router gives
+most often on validation join them: they say whether choosing by sample is worth anything, and one of them is always
+as shallow as the router, whose chains can lie far below those of the search. Each candidate is then really run on
+every train and validation sample, because a search tries a chain on samples that suit it.
 
 The choice is the most accurate candidate whose depth is at most the router's mean depth *on the validation split*.
 That depth is known before any test sample is read; bounding by the router's depth on test would let test in.
@@ -10,7 +12,7 @@ That depth is known before any test sample is read; bounding by the router's dep
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +48,12 @@ class Candidate:
 
 
 def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, max_depth: float) -> list[Chain]:
-    """Return the candidates: the full chain and, for each depth, the best chains of the training records.
+    """Return the full chain and, for each depth, the best chains of the training records.
 
     Args:
         records: search records of training samples, at least one.
         pool: chains of each depth.
-        trials: samples that a chain must have been tried on.
+        trials: samples that a chain should have been tried on; less tried ones come after all others.
         max_depth: layers; deeper chains could not be chosen and are left out, but for the full chain.
 
     Returns:
@@ -67,27 +69,35 @@ def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, m
             right[result.chain] += result.correct
     if full is None:
         raise ValueError("records: expected at least one record, got none")
-    by_depth: dict[int, list[tuple[float, tuple[int, ...], Chain]]] = defaultdict(list)
+    by_depth: dict[int, list[tuple[bool, float, tuple[int, ...], Chain]]] = defaultdict(list)
     for chain, count in tried.items():
-        if count >= trials and chain.depth <= max_depth and chain != full:
+        if chain.depth <= max_depth and chain != full:
             low, _ = wilson_interval(right[chain], count)
-            by_depth[chain.depth].append((-low, chain.layers, chain))
-    best = [chain for depth in sorted(by_depth) for _, _, chain in sorted(by_depth[depth])[:pool]]
+            by_depth[chain.depth].append((count < trials, -low, chain.layers, chain))
+    best = [ranked[-1] for depth in sorted(by_depth) for ranked in sorted(by_depth[depth])[:pool]]
     return [full, *best]
 
 
-def choose_static(candidates: Sequence[Candidate], max_depth: float) -> Candidate:
-    """Return the most accurate candidate of depth at most `max_depth`; among equals the shorter, then the first by layers.
+def common_chains(routed: Sequence[Chain], *, pool: int, max_depth: float) -> list[Chain]:
+    """Return, for each depth up to `max_depth`, the `pool` most common of the router's chains, by depth."""
+    by_depth: dict[int, list[tuple[int, tuple[int, ...], Chain]]] = defaultdict(list)
+    for chain, count in Counter(routed).items():
+        if chain.depth <= max_depth:
+            by_depth[chain.depth].append((-count, chain.layers, chain))
+    return [ranked[-1] for depth in sorted(by_depth) for ranked in sorted(by_depth[depth])[:pool]]
 
-    Where no candidate is that shallow, the shallowest is returned (it is then deeper than the router, which the
-    report says).
+
+def choose_static(candidates: Sequence[Candidate], max_depth: float) -> Candidate:
+    """Return the most accurate candidate of depth at most `max_depth`, layers.
+
+    Among equals it is the shorter, then the first by layers.
+
+    Raises:
+        ValueError: where no candidate is that shallow.
     """
-    if not candidates:
-        raise ValueError("candidates: expected at least one, got none")
     within = [one for one in candidates if one.chain.depth <= max_depth]
     if not within:
-        shallowest = min(one.chain.depth for one in candidates)
-        within = [one for one in candidates if one.chain.depth == shallowest]
+        raise ValueError(f"candidates: expected one of depth at most {max_depth}, got none")
     return min(within, key=lambda one: (-one.correct / one.n, one.chain.depth, one.chain.layers))
 
 
@@ -113,26 +123,30 @@ def best_static(
     path = settings.out / STATIC_FILE
     if path.exists():
         return read_static(path, scorer.num_layers)
-    max_depth = mean_depth(router, samples["validation"], scorer, settings.batch_samples)
-    pool = candidate_pool(records, pool=settings.static_pool, trials=settings.static_trials, max_depth=max_depth)
+    routed = routed_chains(router, samples["validation"], scorer, settings.batch_samples)
+    max_depth = sum(chain.depth for chain in routed) / len(routed)
+    size = settings.static_pool
+    searched = candidate_pool(records, pool=size, trials=settings.static_trials, max_depth=max_depth)
+    pool = dict.fromkeys([*searched, *common_chains(routed, pool=size, max_depth=max_depth)])
     seen = [*samples["train"], *samples["validation"]]
     policies = [StaticChain(chain, name=str(chain)) for chain in pool]
     results = run_policies(
         policies, seen, scorer, settings.out / CANDIDATES_FILE, settings.batch_samples, "static chains"
     )
-    candidates = tally(results)
-    write_json(path, describe(choose_static(candidates, max_depth), candidates, max_depth))
+    names = {policy.name for policy in policies}
+    candidates = tally(result for result in results if result.policy in names)
+    write_json(path, describe(choose_static(candidates, max_depth), candidates, max_depth, set(searched)))
     return read_static(path, scorer.num_layers)
 
 
-def mean_depth(policy: Policy, samples: Sequence[Sample], scorer: ChainScorer, batch_samples: int) -> float:
-    """Return the mean depth of a policy's chains, layers; nothing beyond what the policy reads is run."""
+def routed_chains(policy: Policy, samples: Sequence[Sample], scorer: ChainScorer, batch_samples: int) -> list[Chain]:
+    """Return a policy's chain for each sample, in any order; nothing beyond what the policy reads is run."""
     encoded = [scorer.encode(sample) for sample in samples]
-    depths: list[int] = []
+    chains: list[Chain] = []
     for indices in batches_by_length([one.length for one in encoded], batch_samples):
         block = scorer.load([encoded[i] for i in indices])
-        depths += [chain.depth for chain in policy.chains(block)]
-    return sum(depths) / len(depths)
+        chains += policy.chains(block)
+    return chains
 
 
 def tally(results: Iterable[PolicyResult]) -> list[Candidate]:
@@ -145,19 +159,26 @@ def tally(results: Iterable[PolicyResult]) -> list[Candidate]:
     return [Candidate(chain, correct[chain], n[chain]) for chain in n]
 
 
-def describe(chosen: Candidate, candidates: Sequence[Candidate], max_depth: float) -> dict[str, Any]:
+def describe(
+    chosen: Candidate, candidates: Sequence[Candidate], max_depth: float, searched: set[Chain]
+) -> dict[str, Any]:
     """Return the content of `static.json`."""
     return {
         "chain": chosen.chain.to_json(),
         "text": str(chosen.chain),
         "depth": chosen.chain.depth,
         "router_validation_depth": max_depth,
-        "within_router_depth": chosen.chain.depth <= max_depth,
+        "from": "search" if chosen.chain in searched else "router",
         "chosen_on": "train+validation",
         "correct": chosen.correct,
         "n": chosen.n,
         "candidates": [
-            {"chain": str(one.chain), "depth": one.chain.depth, "correct": one.correct}
+            {
+                "chain": str(one.chain),
+                "depth": one.chain.depth,
+                "correct": one.correct,
+                "from": "search" if one.chain in searched else "router",
+            }
             for one in sorted(candidates, key=lambda one: (one.chain.depth, -one.correct, one.chain.layers))
         ],
     }

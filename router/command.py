@@ -40,14 +40,14 @@ def parse_settings(
     Raises:
         InputError: at an unknown setting, or a value that its type or the dataclass refuses.
     """
-    parser = ArgumentParser(prog=f"python -m {program}", description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=f"python -m {program}", description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
     parser.add_class_arguments(kind, as_group=False)
     try:
         settings = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
+        parsed = kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
     except (ArgumentError, ValueError) as error:
         raise InputError(one_line(error)) from error
-    parsed = kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
     return parsed, plain_values(parsed)
 
 

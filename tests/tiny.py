@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from data.sample import Sample, write_samples
 
 NUM_LAYERS = 5
 VOCABULARY = 300
@@ -70,4 +73,27 @@ def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     """Write a tiny model and its tokenizer as a directory that `from_pretrained` loads."""
     tiny_model(family, seed=seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+_THINGS = ("rain", "iron", "a fox", "the moon", "salt water", "glass", "a river", "wood", "ice", "seven bees")
+
+
+def tiny_samples(split: str, count: int) -> list[Sample]:
+    """Return questions that no data set holds, 2 to 4 choices each."""
+    rng = random.Random(split)
+    samples = []
+    for i in range(count):
+        choices = rng.sample(_THINGS, rng.randint(2, 4))
+        question = f"Which of these belongs to {split} number {i}, {rng.choice(_THINGS)} aside?"
+        samples.append(Sample("arc_easy", split, question, tuple(choices), rng.randrange(len(choices))))
+    return samples
+
+
+def write_project(folder: Path, train: int = 8, validation: int = 4, test: int = 4) -> Path:
+    """Write a tiny model and the splits' sample files: `model/` and `data/` in `folder`."""
+    save_tiny(folder / "model")
+    (folder / "data").mkdir()
+    for split, count in (("train", train), ("validation", validation), ("test", test)):
+        write_samples(folder / "data" / f"{split}.jsonl", tiny_samples(split, count))
     return folder

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = ModelCheckpoint(out / "checkpoints", "best", monitor="validation/loss", save_weights_only=True)
     best.STARTING_VERSION = 0
     best._enable_version_counter = False
-    trainer.callbacks.append(best)
+    trainer.callbacks.append(best)  # type: ignore[attr-defined]
     trainer.fit(module, data)
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     final = _finish(module, data, out, settings)
@@ -82,7 +82,7 @@ def _parse(argv: Sequence[str] | None) -> TrainCLI:
                 "log_every_n_steps": 1,
                 "enable_model_summary": False,
             },
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=None if argv is None else list(argv),
         )
     except (ArgumentError, ValueError) as error:

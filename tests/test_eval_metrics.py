@@ -1,0 +1,104 @@
+"""Measures of evaluation against formulas worked out by hand, without the libraries that compute them."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from eval.metrics import arm_of, chance_accuracy, collapse_of, paired, wilson_interval
+from eval.policies import random_chain
+from eval.results import PolicyResult
+from router.chain import Chain
+
+FULL = Chain.full(4)
+SHORT = Chain((0, 1, 3), 4)
+DEEP = Chain((0, 1, 2, 2, 3), 4)
+
+
+def results(correct: str, chains: list[Chain] | None = None, policy: str = "router") -> list[PolicyResult]:
+    """One result a character, right where it is 1."""
+    chains = chains or [FULL] * len(correct)
+    return [
+        PolicyResult(policy, f"s{i:03}", chain, 0 if one == "1" else 1, one == "1", (0.0, -1.0, -2.0, -3.0), 1.0)
+        for i, (one, chain) in enumerate(zip(correct, chains, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (7, 10), (10, 10), (208, 400)])
+def test_wilson_interval_is_the_score_interval(correct: int, n: int) -> None:
+    # Oracle: the closed form of Wilson (1927), with the normal quantile to ten digits.
+    z = 1.9599639845
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert wilson_interval(correct, n) == pytest.approx((centre - half, centre + half), abs=1e-8)
+
+
+def test_arm_of_a_hand_made_table() -> None:
+    # Oracle: counted by hand. full 11110000, router 11001110: two lost, three won.
+    chains = [SHORT, SHORT, FULL, FULL, DEEP, SHORT, SHORT, FULL]
+    full = results("11110000", policy="full")
+    arm = arm_of(results("11001110", chains), full, seed=0)
+    assert (arm.n, arm.correct, arm.accuracy) == (8, 5, 0.625)
+    assert arm.mean_depth == (3 * 4 + 4 * 3 + 5) / 8
+    assert arm.depth_ratio == arm.mean_depth / 4
+    pair = arm.against_full
+    assert pair is not None
+    assert (pair.wrong_to_right, pair.right_to_wrong) == (3, 2)
+    assert pair.difference == 1 / 8
+    # Exact McNemar: 5 changes, 2 or fewer (or 3 or more) of them losses: 2 * (1 + 5 + 10) / 32 = 1.
+    assert pair.mcnemar_p == pytest.approx(1.0)
+    assert arm_of(full, full, seed=0).against_full is None
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 6), (9, 2), (1, 12), (5, 5)])
+def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
+    # Oracle: the two-sided binomial tail with p = 1/2, summed term by term.
+    baseline = results("0" * gained + "1" * lost + "1100")
+    arm = results("1" * gained + "0" * lost + "1100")
+    n, least = gained + lost, min(gained, lost)
+    tail = sum(math.comb(n, k) for k in range(least + 1)) / 2**n
+    assert paired(arm, baseline, seed=0).mcnemar_p == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_bootstrap_interval_is_that_of_resampled_samples() -> None:
+    # Oracle: a plain bootstrap that draws samples with replacement, another generator, same quantiles.
+    arm, baseline = results("1" * 60 + "0" * 20 + "1" * 12 + "0" * 8), results("1" * 80 + "0" * 20)
+    differences = np.array([int(a.correct) - int(b.correct) for a, b in zip(arm, baseline, strict=True)])
+    drawn = np.random.default_rng(7).choice(differences, size=(20_000, len(differences))).mean(axis=1)
+    pair = paired(arm, baseline, seed=1)
+    assert pair.difference == pytest.approx(-0.08)
+    assert pair.difference_interval == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.0101)
+    assert pair == paired(arm, baseline, seed=1)
+
+
+def test_collapse_of_a_hand_made_table() -> None:
+    # Oracle: shares 4/8, 2/8, 1/8, 1/8 have 1.75 bits.
+    chains = [FULL] * 4 + [SHORT] * 2 + [DEEP, Chain((0,), 4)]
+    collapse = collapse_of(results("1" * 8, chains))
+    assert (collapse.share_full, collapse.share_most_common, collapse.distinct_chains) == (0.5, 0.5, 4)
+    assert collapse.entropy_bits == pytest.approx(1.75)
+    assert collapse.most_common == "0-3"
+    assert collapse_of(results("10")).entropy_bits == 0
+
+
+def test_chance_is_one_of_the_choices() -> None:
+    # Oracle: every result has four scores.
+    assert chance_accuracy(results("10")) == 0.25
+
+
+def test_other_samples_are_refused() -> None:
+    # Oracle: pairs need the same samples in the same order.
+    with pytest.raises(ValueError, match="same samples"):
+        paired(results("10"), results("101"), seed=0)
+    with pytest.raises(ValueError, match="same samples"):
+        paired(results("10")[::-1], results("10"), seed=0)
+    with pytest.raises(ValueError, match="same samples"):
+        arm_of([], [], seed=0)
+
+
+def test_random_chain_needs_the_prefix() -> None:
+    # Oracle: two layers always run.
+    with pytest.raises(ValueError, match="expected at least 2, got 1"):
+        random_chain(1, 5, 2, random.Random(0))

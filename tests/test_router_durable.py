@@ -1,0 +1,66 @@
+"""Files that are complete or absent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from router.command import InputError, run_command
+from router.durable import JsonLog, read_json_lines, replacing, sha256_json, writable_directory, write_json
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), replacing(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with JsonLog(path) as log:
+        log.append({"i": 0}, {"i": 1})
+    with path.open("ab") as stream:
+        stream.write(b'{"i": 2')
+    with JsonLog(path) as log:
+        log.append({"i": 3})
+    assert [value["i"] for _, value in read_json_lines(path)] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"a": "\xff"}', b""])
+def test_a_corrupt_line_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(InputError, match=r"log\.jsonl, line 2: expected a JSON object"):
+        list(read_json_lines(path))
+
+
+def test_an_unwritable_directory_is_named_before_any_work(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(InputError, match="out: expected a directory that can be written"):
+        writable_directory(blocked / "below", "out")
+    assert writable_directory(tmp_path / "new" / "deep", "out").is_dir()
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+
+
+def test_hashes_ignore_the_order_of_keys() -> None:
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1}) != sha256_json({"a": 2, "b": 1})
+
+
+def test_commands_end_with_the_promised_status(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(_: object) -> None:
+        raise InputError("out: expected this,\n got that")
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(refuse, []) == 2
+    assert capsys.readouterr().err == "error: out: expected this, got that\n"
+    assert run_command(interrupt, []) == 130
+    assert run_command(lambda _: None, []) == 0

@@ -1,0 +1,227 @@
+"""`python -m search` on a tiny model: the same records at any batch size, after SIGKILL, and on every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.models import load_model
+from data.records import SearchRecord, pareto_front, read_records
+from data.scoring import ChainScorer
+from data.tasks import load_task
+from router.command import run_command
+from search.__main__ import main
+from search.mcts import Searcher
+from search.settings import SearchSettings
+from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples, write_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+def arguments(project: Path, folder: Path, **changes: object) -> list[str]:
+    settings = {
+        "data": project / "data",
+        "out": folder,
+        "model": project / "model",
+        "splits": "[train]",
+        "prefix_layers": 1,
+        "dtype": "float32",
+        "search.simulations": 12,
+        "search.max_depth": 9,
+    } | {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def assert_same(one: list[SearchRecord], other: list[SearchRecord]) -> None:
+    """Same chains, predictions and correctness; scores within 1e-4 (float32, other batch shapes)."""
+    assert {record.sample_id for record in one} == {record.sample_id for record in other}
+    partner = {record.sample_id: record for record in other}
+    for a in one:
+        b = partner[a.sample_id]
+        assert [r.chain for r in a.results] == [r.chain for r in b.results]
+        assert [(r.prediction, r.correct) for r in a.results] == [(r.prediction, r.correct) for r in b.results]
+        for x, y in zip(a.results, b.results, strict=True):
+            assert x.margin == pytest.approx(y.margin, abs=1e-4)
+            assert x.scores == pytest.approx(y.scores, abs=1e-4)
+        assert (a.pareto, a.simulations, a.nominal_layers) == (b.pareto, b.simulations, b.nominal_layers)
+
+
+def test_records_are_what_a_search_of_one_sample_alone_finds(project: Path, tmp_path: Path) -> None:
+    # Oracle: the search by hand, one sample, one chain at a time, unpacked rows, no reuse of states.
+    main(arguments(project, tmp_path, splits="[validation]"))
+    settings = SearchSettings(simulations=12, max_depth=9)
+    model, tokenizer = load_model(str(project / "model"))
+    samples = {sample.id: sample for sample in tiny_samples("validation", 4)}
+    for record in read_records(tmp_path / "validation.jsonl"):
+        scorer = ChainScorer(model, tokenizer, load_task("arc_easy"), packed=False, state_bytes=0, batch_tokens=1)
+        encoded = [scorer.encode(samples[record.sample_id])]
+        searcher = Searcher(settings.action_space(NUM_LAYERS, 1), settings, settings.rng_for(record.sample_id))
+        results = []
+        while chains := searcher.ask():
+            told = [scorer.score(scorer.load(encoded), [(0, chain)])[0] for chain in chains]
+            searcher.tell([settings.reward_for(r.correct, r.margin) for r in told])
+            results += told
+        assert [r.chain for r in record.results] == [r.chain for r in results]
+        assert [r.correct for r in record.results] == [r.correct for r in results]
+        assert [r.margin for r in record.results] == pytest.approx([r.margin for r in results], abs=1e-4)
+        assert record.pareto == pareto_front(results)
+        assert record.nominal_layers == sum(r.chain.depth for r in results)
+        assert 0 < record.executed_layers < record.nominal_layers
+        assert all(r.chain.layers[:1] == (0,) and r.chain.depth <= 9 for r in record.results)
+
+
+@pytest.mark.parametrize(("samples", "tokens", "state_bytes"), [(1, 1, 0), (3, 200, 10_000), (8, 10_000, 2**30)])
+def test_the_same_seed_gives_the_same_records_at_any_batch_size(
+    project: Path, tmp_path: Path, samples: int, tokens: int, state_bytes: int
+) -> None:
+    # Oracle: the default batch sizes.
+    main(arguments(project, tmp_path / "a"))
+    main(arguments(project, tmp_path / "b", batch_samples=samples, batch_tokens=tokens, state_bytes=state_bytes))
+    assert_same(read_records(tmp_path / "a" / "train.jsonl"), read_records(tmp_path / "b" / "train.jsonl"))
+
+
+def test_another_seed_tries_other_chains(project: Path, tmp_path: Path) -> None:
+    main(arguments(project, tmp_path / "a", splits="[test]"))
+    main(arguments(project, tmp_path / "b", splits="[test]", search__seed=1))
+    a, b = (
+        {r.sample_id: [x.chain for x in r.results] for r in read_records(tmp_path / name / "test.jsonl")}
+        for name in "ab"
+    )
+    assert all(a[key] != b[key] for key in a)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_records(project: Path, tmp_path: Path) -> None:
+    # Oracle: an uninterrupted run. The process is really killed, after its first finished samples.
+    command = arguments(project, tmp_path / "killed", search__simulations=60, batch_samples=2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    path = tmp_path / "killed" / "train.jsonl"
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = path.read_bytes()
+    kept = finished[: finished.rfind(b"\n") + 1]
+    assert 2 <= kept.count(b"\n") < 8
+    with path.open("ab") as stream:
+        stream.write(b'{"schema": 1, "sample_id": "torn')  # the worst moment to be killed
+    main(command)
+    assert path.read_bytes().startswith(kept)
+    main(arguments(project, tmp_path / "whole", search__simulations=60))
+    assert_same(read_records(path), read_records(tmp_path / "whole" / "train.jsonl"))
+
+
+def test_a_finished_run_does_nothing_again(project: Path, tmp_path: Path) -> None:
+    main(arguments(project, tmp_path))
+    before = (tmp_path / "train.jsonl").read_bytes()
+    main(arguments(project, tmp_path))
+    assert (tmp_path / "train.jsonl").read_bytes() == before
+
+
+def test_the_control_is_told_a_wrong_answer(project: Path, tmp_path: Path) -> None:
+    # Oracle: the samples' answers; the target differs from them and is one fixed choice a sample.
+    main(arguments(project, tmp_path, reward_target="wrong"))
+    answers = {sample.id: sample.answer for sample in tiny_samples("train", 8)}
+    for record in read_records(tmp_path / "train.jsonl"):
+        assert record.reward_target == "wrong"
+        targets = {r.prediction for r in record.results if r.correct}
+        assert len(targets) <= 1
+        assert answers[record.sample_id] not in targets
+
+
+def corrupt(path: Path) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "{oops\n" + "".join(lines[1:]))
+
+
+BAD = {
+    "unknown task": ({"task": "arc_hard"}, "task: expected one of arc_easy"),
+    "unknown setting": ({"search__simulation": 3}, "search.simulation"),
+    "value out of range": ({"search__simulations": 0}, "simulations: expected an integer of at least 1, got 0"),
+    "unknown split": ({"splits": "[dev]"}, "splits: expected some of train, validation, test"),
+    "prefix too long": ({"prefix_layers": 5}, "prefix_layers: expected fewer than the model's 5 layers, got 5"),
+    "missing directory": ({"data": "/nonexistent"}, "data: expected an existing directory, got '/nonexistent'"),
+    "missing model": ({"model": "./nowhere"}, "model: expected a directory with config.json, got './nowhere'"),
+    "unknown dtype": ({"dtype": "int3"}, "dtype: expected one of float32, bfloat16, float16, got 'int3'"),
+    "unwritable output": ({"out": "/proc/records"}, "out: expected a directory that can be written"),
+    "missing device": ({"device": "cuda:77"}, "device: expected auto, cpu or a device of this machine"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    changes, message = BAD[name]
+    assert run_command(main, arguments(project, tmp_path / "out", **changes)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ")
+    assert message in error[-1]
+    assert not any("Traceback" in line for line in error)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_an_empty_split_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_project(tmp_path, train=0)
+    assert run_command(main, arguments(tmp_path, tmp_path / "out")) == 2
+    assert "expected at least one sample, got the empty split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", ["other settings", "corrupt line", "other model", "other samples"])
+def test_records_of_something_else_are_never_mixed_or_lost(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    main(arguments(project, tmp_path))
+    path, changes = tmp_path / "train.jsonl", {}
+    if case == "other settings":
+        changes, message = {"search__simulations": 13}, "expected no records or records of the same search settings"
+    elif case == "corrupt line":
+        corrupt(path)
+        message = f"{path}, line 2: expected a JSON object, got a corrupt line"
+    elif case == "other model":
+        changes = {"model": save_tiny(tmp_path / "other", seed=3)}
+        message = "expected it to be made for the model"
+    else:
+        value = json.loads(path.read_text().splitlines()[0])
+        path.write_text(json.dumps(value | {"sample_id": "0" * 16}) + "\n")
+        message = "expected records of these samples"
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert run_command(main, arguments(project, tmp_path, **changes)) == 2
+    assert message in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_the_margins_of_labels_are_those_of_the_stock_model(project: Path, tmp_path: Path) -> None:
+    # Oracle: log_softmax of the stock model's logits at full depth, choices one by one.
+    main(arguments(project, tmp_path, splits="[validation]"))
+    model, tokenizer = load_model(str(project / "model"))
+    samples = {sample.id: sample for sample in tiny_samples("validation", 4)}
+    for record in read_records(tmp_path / "validation.jsonl"):
+        query = load_task("arc_easy").query(samples[record.sample_id])
+        start = len(tokenizer(query.prompt)["input_ids"])
+        for text, score in zip(query.continuations, record.full.scores, strict=True):
+            ids = tokenizer(query.prompt + text)["input_ids"]
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            wanted = sum(logprobs[i - 1, ids[i]].item() for i in range(start, len(ids)))
+            assert score == pytest.approx(wanted, abs=1e-3)
+
+
+def test_sample_generators_do_not_depend_on_neighbours() -> None:
+    assert SearchSettings(seed=3).rng_for("a").random() == random.Random("3/a").random()
