@@ -97,6 +97,11 @@ def describe_run(
         notes.append(f"the router was trained on another task, {config.task}")
     if config.training.get("search") not in (None, inputs.records["train"][0].search):
         notes.append("the router was taught with records of another search than those of the static chains")
+    taught = {name: digest for name, digest in config.training.get("sources", {}).items() if "samples/" in name}
+    if not taught:
+        notes.append("the router does not say which samples it was trained on: that test is unseen is not checked")
+    elif any(inputs.hashes.get(name.replace("samples/", "data/")) != digest for name, digest in taught.items()):
+        notes.append("the router was trained on other samples than these train and validation splits")
     others = {
         "test records": oracle[0].dtype,
         "train records": inputs.records["train"][0].dtype,

@@ -40,7 +40,9 @@ def parse_settings(
     Raises:
         InputError: at an unknown setting, or a value that its type or the dataclass refuses.
     """
-    parser = ArgumentParser(prog=f"python -m {program}", description=description, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=f"python -m {program}", description=description, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
     parser.add_class_arguments(kind, as_group=False)
     try:

@@ -14,9 +14,14 @@ from router.durable import JsonLog, read_json_lines, replacing, sha256_json, wri
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), replacing(path) as aside:
-        aside.write_text("half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with replacing(path) as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

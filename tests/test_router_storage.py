@@ -77,7 +77,7 @@ def test_the_budget_moves_the_mean_depth_from_the_prefix_upwards() -> None:
     for point in head.budget_points:
         chains = [ranked[0].chain for ranked in head.decode(output, point.mean_depth)]
         assert sum(chain.depth for chain in chains) / len(chains) == pytest.approx(point.mean_depth, abs=0.11)
-    with pytest.raises(ValueError, match="budget: expected a mean depth in 2.00"):
+    with pytest.raises(ValueError, match=r"budget: expected a mean depth in 2\.00"):
         head.decode(output, 1.0)
     with pytest.raises(ValueError, match="expected a calibrated head"):
         make_head().decode(output, 4.0)
@@ -99,7 +99,8 @@ def test_a_saved_router_routes_as_before_and_knows_its_model(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "damage", ["no directory", "no weights", "other weights", "other schema", "unknown field", "corrupt", "unknown head"]
+    "damage",
+    ["no directory", "no weights", "other weights", "other schema", "unknown field", "corrupt", "unknown head"],
 )
 def test_a_damaged_router_is_refused(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "r"

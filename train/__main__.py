@@ -4,7 +4,8 @@
     python -m train --config configs/train/demo.yaml --model.hidden 128 --trainer.max_epochs 50
 
 Writes the router (`<out>/config.json`, `<out>/router.safetensors`), `<out>/train.json` (settings, versions, measures)
-and the W&B run under `<out>/wandb`. The same command again trains anew into the same folder; states are cached.
+and the W&B run under `<out>/wandb`. With other settings or records the same folder is trained anew; with the same ones
+nothing is left to do.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
 from router.command import InputError, one_line, provenance, run_command
-from router.durable import writable_directory, write_json
+from router.durable import sha256_file, sha256_json, writable_directory, write_json
 from router.head import pad_states
-from router.storage import Router, RouterConfig, save_router
+from router.storage import CONFIG_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
 from train.datamodule import RouterData
 from train.module import RouterModule, measures
 from train.tracking import TrackingSettings, log_files, start_logger
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = writable_directory(cli.config["out"], "out")
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     data.setup()
+    sources = {name: sha256_file(path) for name, path in data.files().items()}
+    key = sha256_json({"settings": _deciding(settings), "sources": sources})
+    if _trained_before(out, key):
+        print(f"router: {out} was trained with these settings on these records already; remove it to train anew")
+        return
     module.build(data)
     print(_describe(data))
     logger = start_logger(cli.config_init["tracking"], out, settings)
@@ -60,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.callbacks.append(best)  # type: ignore[attr-defined]
     trainer.fit(module, data)
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
-    final = _finish(module, data, out, settings)
+    final = _finish(module, data, out, settings, {"key": key, "sources": sources})
     _log_artifacts(logger, data, out, final)
-    print("\n".join(f"  {name}: {value:.4g}" for name, value in final.items()))
+    print("on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"router: {out}")
 
 
@@ -103,14 +109,25 @@ def _plain(cli: TrainCLI) -> dict[str, Any]:
     return values
 
 
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide the router: not where things lie or are tracked."""
+    plain = {name: value for name, value in settings.items() if name not in ("out", "tracking")}
+    plain["data"] = {k: v for k, v in plain["data"].items() if k not in ("data", "records", "features", "device")}
+    return plain
+
+
+def _trained_before(out: Path, key: str) -> bool:
+    if not (out / CONFIG_FILE).exists():
+        return False
+    return load_router(out).config.training.get("key") == key
+
+
 def _describe(data: RouterData) -> str:
     lines = [
         f"base model {data.base_model}, {data.origin.num_layers} layers, read after layer {data.origin.prefix_layers}"
     ]
     for split, examples in data.examples.items():
-        lines.append(
-            f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without a right chain"
-        )
+        lines.append(f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without")
     shares = [count / sum(data.counts) for count in data.counts]
     lines.append(
         "training targets: " + ", ".join(f"{n} {s:.3f}" for n, s in zip(("skip", "run", "repeat"), shares, strict=True))
@@ -119,7 +136,9 @@ def _describe(data: RouterData) -> str:
 
 
 @torch.inference_mode()
-def _finish(module: RouterModule, data: RouterData, out: Path, settings: dict[str, Any]) -> dict[str, float]:
+def _finish(
+    module: RouterModule, data: RouterData, out: Path, settings: dict[str, Any], training: dict[str, Any]
+) -> dict[str, float]:
     """Measure the best weights on the validation split, calibrate the budget and write the router."""
     head = module.head.eval().cpu()
     validation = data.examples["validation"]
@@ -142,7 +161,7 @@ def _finish(module: RouterModule, data: RouterData, out: Path, settings: dict[st
         dtype=origin.dtype,
         fingerprints=origin.fingerprints,
         budget_points=head.budget_points,
-        training={"settings": settings, "search": origin.search, "validation": final},
+        training={**training, "settings": settings, "search": origin.search, "validation": final},
     )
     save_router(out, Router(config, head))
     write_json(out / "train.json", {**provenance(settings), "validation": final, "counts": data.counts})
@@ -150,9 +169,9 @@ def _finish(module: RouterModule, data: RouterData, out: Path, settings: dict[st
 
 
 def _log_artifacts(logger: WandbLogger | None, data: RouterData, out: Path, final: dict[str, float]) -> None:
-    records = [data.records_file(split) for split in data.examples]
+    records = [path for name, path in data.files().items() if name.startswith("records/")]
     digest = log_files(logger, "search-records", "records", records, {"search": data.origin.search})
-    files = [out / "config.json", out / "router.safetensors"]
+    files = [out / CONFIG_FILE, out / WEIGHTS_FILE]
     log_files(logger, "router", "router", files, {"records": digest, **final})
     if logger is not None:
         logger.experiment.finish()

@@ -159,13 +159,15 @@ class RouterData(LightningDataModule):
         self._loaded = True
         self._scorer = None
 
-    def records_file(self, split: str) -> Path:
-        """Return the file of a split's records."""
-        return self._records / f"{split}.jsonl"
+    def files(self) -> dict[str, Path]:
+        """Return the files that decide the examples: records and samples of both splits."""
+        return {f"records/{split}": self._records / f"{split}.jsonl" for split in SPLITS} | {
+            f"samples/{split}": self._data / f"{split}.jsonl" for split in SPLITS
+        }
 
     def _read(self, split: str) -> list[tuple[SearchRecord, Sample]]:
-        samples = {s.id: s for s in read_samples(self._data / f"{split}.jsonl", f"data.data: {split}")}
-        path = self.records_file(split)
+        samples = {s.id: s for s in read_samples(self.files()[f"samples/{split}"], f"data.data: {split}")}
+        path = self.files()[f"records/{split}"]
         records = read_records(path, f"data.records: {split}")
         for record in records:
             if record.split != split:

@@ -1,0 +1,37 @@
+# make demo   set up, then search, train and evaluate on real data (runs/demo)
+# make test   set up, then run the test suite
+# make lint   set up, then check style and types
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test lint clean-demo
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Every stage keeps what it has finished: stop it whenever you like, the same command goes on.
+demo: $(READY)
+	$(PY) -m data prepare --config configs/data/demo.yaml
+	$(PY) -m search --config configs/search/demo.yaml
+	$(PY) -m train --config configs/train/demo.yaml
+	$(PY) -m eval --config configs/eval/demo.yaml
+
+test: $(READY)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PY) -m mypy
+
+clean-demo:
+	rm -rf runs/demo
