@@ -59,7 +59,7 @@ class PolicyResult:
         """Return the line's JSON object; `depth` stands there for readers without the chain's rules."""
         return {
             "policy": self.policy,
-            "sample": self.sample_id,
+            "sample_id": self.sample_id,
             "chain": self.chain.to_json(),
             "depth": self.chain.depth,
             "prediction": self.prediction,
@@ -79,7 +79,7 @@ class PolicyResult:
             chain = Chain.from_json(value["chain"], num_layers)
             result = cls(
                 policy=str(value["policy"]),
-                sample_id=str(value["sample"]),
+                sample_id=str(value["sample_id"]),
                 chain=chain,
                 prediction=int(value["prediction"]),
                 correct=value["correct"],

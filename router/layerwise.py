@@ -17,8 +17,8 @@ from router.head import BudgetPoint, Head, ScoredChain
 SKIP, RUN, REPEAT = 0, 1, 2
 CLASSES = ("skip", "run", "repeat")
 """Class c of a layer means that it runs c times in a row."""
-OFFSETS = tuple(i / 2 for i in range(-24, 25))
-"""Skip offsets (nats) tried in calibration."""
+POINTS = 64
+"""Operating points kept by calibration, about."""
 
 
 class LayerwiseHead(Head):
@@ -59,6 +59,19 @@ class LayerwiseHead(Head):
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(hidden, (num_layers - prefix_layers) * len(CLASSES))
 
+    def start_from(self, frequencies: Float[Tensor, "layers classes"]) -> None:
+        """Make the untrained head answer with the classes' frequencies by layer, whatever it reads.
+
+        So training begins at the best answer that ignores the sample, and moves only for what the states say (the
+        prior initialisation of focal loss, arXiv 1708.02002, section 3.3).
+
+        Args:
+            frequencies: share of each class at each layer after the prefix, each above 0.
+        """
+        with torch.no_grad():
+            self.classify.weight.zero_()
+            self.classify.bias.copy_(frequencies.log().reshape(-1))
+
     def forward(
         self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch layers classes"]:
@@ -76,13 +89,23 @@ class LayerwiseHead(Head):
         return self._decode(output, self.offset_for(budget))
 
     def calibrate(self, output: Float[Tensor, "batch layers classes"]) -> None:
-        """Set the operating points: the mean depth that each skip offset gives on these (validation) outputs."""
-        points: dict[float, BudgetPoint] = {}
-        for offset in sorted(OFFSETS, key=abs):
-            chains = self._decode(output, offset)
-            depth = sum(row[0].chain.depth for row in chains) / len(chains)
-            points.setdefault(depth, BudgetPoint(depth, offset))
-        self.budget_points = tuple(points[depth] for depth in sorted(points))
+        """Set the operating points: which skip offset gives which mean depth on these (validation) outputs.
+
+        A layer is skipped as soon as the offset exceeds its threshold, the better of its other two log-probabilities
+        minus that of skip; sorted, the thresholds give the mean depth at every offset exactly.
+        """
+        logprobs = output.detach().double().log_softmax(-1)
+        others, counts = logprobs[..., RUN:].max(-1)
+        thresholds, order = (others - logprobs[..., SKIP]).reshape(-1).sort()
+        saved = (counts.reshape(-1)[order] + RUN).cumsum(0)
+        depths = self.prefix_layers + (saved[-1] - torch.cat([saved.new_zeros(1), saved])) / len(output)
+        below = torch.cat([thresholds[:1] - 2.0, thresholds])
+        above = torch.cat([thresholds, thresholds[-1:] + 2.0])
+        # Between equal thresholds no offset can stand.
+        possible = (above > below).nonzero()[:, 0]
+        step = max(1, len(possible) // POINTS)
+        chosen = sorted({*possible[::step].tolist(), int(possible[-1])}, reverse=True)
+        self.budget_points = tuple(BudgetPoint(float(depths[i]), float((below[i] + above[i]) / 2)) for i in chosen)
 
     def _decode(self, output: Tensor, offset: float) -> list[list[ScoredChain]]:
         logprobs = output.detach().float().log_softmax(-1)

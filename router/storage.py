@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from router.command import InputError, one_line
-from router.durable import fsync, read_json, require_directory, require_file, sha256_file, write_json
+from router.durable import read_json, replacing, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
 from router.head import BudgetPoint, Head, ScoredChain, pad_states
 from router.layerwise import LayerwiseHead
@@ -114,22 +111,14 @@ class Router:
 
 
 def save_router(folder: Path, router: Router) -> None:
-    """Write a router as a complete directory; one that stands there is replaced once the new one is on the disk."""
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        weights = {name: tensor.detach().contiguous() for name, tensor in router.head.state_dict().items()}
-        save_file(weights, aside / WEIGHTS_FILE)
-        fsync(aside / WEIGHTS_FILE)
-        hashed = sha256_file(aside / WEIGHTS_FILE)
-        write_json(aside / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **asdict(router.config)})
-        aside.chmod(0o755)
-        folder.mkdir(exist_ok=True)
-        # Two renames cannot be one step; the hash in the configuration tells a reader between them to refuse.
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(aside / name, folder / name)
-        fsync(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    """Write a router into a directory, which is made if need be; each file is complete or absent."""
+    folder.mkdir(exist_ok=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in router.head.state_dict().items()}
+    with replacing(folder / WEIGHTS_FILE) as aside:
+        save_file(tensors, aside)
+    # Two files cannot be replaced in one step; by this hash a reader refuses one half of an old and a new router.
+    hashed = sha256_file(folder / WEIGHTS_FILE)
+    write_json(folder / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **asdict(router.config)})
 
 
 def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:

@@ -11,6 +11,7 @@ from router.chain import Chain
 from router.layerwise import CLASSES, LayerwiseHead
 from train.datamodule import Batch, RouterData
 from train.losses import effective_number_weights, focal_loss
+from train.targets import layer_frequencies
 
 
 class RouterModule(LightningModule):
@@ -23,10 +24,10 @@ class RouterModule(LightningModule):
         hidden: int = 64,
         windows: int = 8,
         dropout: float = 0.1,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 0.1,
         gamma: float = 2.0,
-        beta: float = 0.999,
+        beta: float = 0.9999,
     ) -> None:
         """Set the training; the head is built when the data are known.
 
@@ -37,7 +38,8 @@ class RouterModule(LightningModule):
             learning_rate: AdamW's, per optimizer step.
             weight_decay: AdamW's.
             gamma: focusing exponent of the focal loss; 0: cross-entropy.
-            beta: class balancing by effective number, 0..1 (1 excluded); 0: none.
+            beta: class balancing by effective number, 0..1 (1 excluded); 0: none. Classes of more than about
+                1 / (1 - beta) examples weigh alike.
         """
         super().__init__()
         for name, value in (("learning_rate", learning_rate),):
@@ -56,6 +58,7 @@ class RouterModule(LightningModule):
         """Build the head for the data's base model, and weigh the classes by the training targets."""
         origin = data.origin
         self.head = LayerwiseHead(origin.num_layers, origin.prefix_layers, data.d_model, **self.head_settings)  # type: ignore[arg-type]
+        self.head.start_from(torch.tensor(layer_frequencies(data.examples["train"].targets, len(CLASSES))))
         self.register_buffer("class_weights", effective_number_weights(data.counts, self._beta), persistent=False)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:

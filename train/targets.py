@@ -56,3 +56,9 @@ def class_counts(targets: Sequence[Sequence[int]], classes: int) -> list[int]:
         for value in target:
             counts[value] += 1
     return counts
+
+
+def layer_frequencies(targets: Sequence[Sequence[int]], classes: int) -> list[list[float]]:
+    """Return the share of each class at each layer, with one more of each counted so that none is 0 (Laplace)."""
+    layers = list(zip(*targets, strict=True))
+    return [[(layer.count(c) + 1) / (len(layer) + classes) for c in range(classes)] for layer in layers]

@@ -1,0 +1,239 @@
+"""`python -m train` end to end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.models import load_model
+from data.records import ChainResult, SearchRecord, pareto_front, read_records
+from data.sample import read_samples
+from data.scoring import ChainScorer
+from data.tasks import load_task
+from router.chain import Chain
+from router.command import run_command
+from router.storage import load_router
+from search.__main__ import main as search
+from tests.tiny import NUM_LAYERS, save_tiny, write_project
+from train.__main__ import main
+from train.features import FeatureKey, cached_states, compute_states
+from train.tracking import TrackingSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose train and validation splits have been searched."""
+    folder = write_project(tmp_path_factory.mktemp("searched"), train=24, validation=10)
+    search(
+        [
+            f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
+            "--splits=[train,validation]", "--prefix_layers=2", "--dtype=float32", "--search.simulations=10",
+        ]
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def project(searched: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(searched, tmp_path / "project"))
+
+
+def arguments(project: Path, **changes: object) -> list[str]:
+    settings = {
+        "out": project / "router",
+        "data.data": project / "data",
+        "data.records": project / "records",
+        "data.base_model": project / "model",
+        "trainer.max_epochs": 3,
+        "trainer.enable_progress_bar": "false",
+        "tracking.mode": "disabled",
+    } | {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def test_the_router_of_the_best_epoch_is_written_and_routes(project: Path) -> None:
+    # Oracle: fingerprints of the records, states computed by hand, the routes' own laws.
+    main(arguments(project))
+    record = read_records(project / "records" / "train.jsonl")[0]
+    router = load_router(project / "router", record.fingerprints)
+    assert (router.config.num_layers, router.config.prefix_layers) == (NUM_LAYERS, 2)
+    model, tokenizer = load_model(str(project / "model"))
+    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    samples = read_samples(project / "data" / "test.jsonl")
+    chains = [one.chain for one in router.route(compute_states(scorer, samples, 2, "states"))]
+    assert all(chain.layers[:2] == (0, 1) and max(chain.to_counts()) <= 2 for chain in chains)
+    told = json.loads((project / "router" / "train.json").read_text())
+    assert set(told["versions"]) >= {"torch", "transformers", "lightning"}
+    assert told["validation"]["mean_depth"] == router.config.training["validation"]["mean_depth"]
+
+
+def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
+    # Oracle: targets made from the states themselves (the sign of one pooled direction), so they can be learned.
+    model, tokenizer = load_model(str(project / "model"))
+    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    full = Chain.full(NUM_LAYERS)
+    for split in ("train", "validation"):
+        samples = read_samples(project / "data" / f"{split}.jsonl")
+        states = compute_states(scorer, samples, 2, split)
+        signs = torch.stack([torch.nn.functional.layer_norm(s, s.shape[-1:]).mean(0)[3] for s in states])
+        lines = []
+        for record in read_records(project / "records" / f"{split}.jsonl"):
+            sign = signs[[sample.id for sample in samples].index(record.sample_id)] > signs.median()
+            chain = full.skip(2, 1) if sign else full.repeat(4, 1, 1)
+            results = (
+                ChainResult(full, (0.0, 1.0), 1, False, -1.0),
+                ChainResult(chain, (1.0, 0.0), 0, True, 1.0),
+            )
+            fields = {name: getattr(record, name) for name in SearchRecord.__slots__}
+            made = SearchRecord(**fields | {"results": results, "pareto": pareto_front(results)})
+            lines.append(json.dumps(made.to_json()))
+        (project / "records" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    main(arguments(project, trainer__max_epochs=300, model__learning_rate=0.01, early_stopping__patience=300))
+    measured = load_router(project / "router").config.training["validation"]
+    assert measured["f1_skip"] > 0.8
+    assert measured["f1_repeat"] > 0.8
+    assert measured["distinct_chains"] >= 2
+
+
+def test_the_same_seed_gives_the_same_router_and_a_second_run_has_nothing_to_do(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(project))
+    first = (project / "router" / "router.safetensors").read_bytes()
+    capsys.readouterr()
+    main(arguments(project))
+    assert "already" in capsys.readouterr().out
+    main(arguments(project, out=project / "again"))
+    assert (project / "again" / "router.safetensors").read_bytes() == first
+    main(arguments(project, seed_everything=1))  # over the first
+    assert (project / "router" / "router.safetensors").read_bytes() != first
+
+
+def test_an_offline_wandb_run_is_kept_with_losses_and_artifacts(project: Path) -> None:
+    # Oracle: the run's own files.
+    main(arguments(project, tracking__mode="offline", tracking__name="tiny"))
+    (run,) = (project / "router" / "wandb").glob("offline-run-*")
+    content = next(run.glob("*.wandb")).read_bytes()
+    for text in (b"validation/loss", b"validation/f1_skip", b"validation/full_share", b"validation/distinct_chains"):
+        assert text in content
+    assert b"search-records" in content
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [({}, "offline"), ({"WANDB_API_KEY": "x" * 40}, "online"), ({"WANDB_MODE": "disabled"}, "disabled")],
+)
+def test_tracking_is_offline_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str], mode: str
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert TrackingSettings().resolved_mode() == mode
+    assert TrackingSettings(mode="offline").resolved_mode() == "offline"
+    if not environment:
+        (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "x" * 40)
+        assert TrackingSettings().resolved_mode() == "online"
+
+
+def test_cached_states_are_the_computed_ones_and_a_damaged_cache_is_made_anew(project: Path) -> None:
+    # Oracle: the states computed afresh; the scorer must not be opened where the cache serves.
+    model, tokenizer = load_model(str(project / "model"), dtype="bfloat16")
+    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    samples = read_samples(project / "data" / "test.jsonl")
+    key = FeatureKey(scorer.fingerprints, scorer.dtype, 2, tuple(sample.id for sample in samples))
+
+    def never() -> ChainScorer:
+        raise AssertionError("the cache should have served")
+
+    folder = project / "features"
+    made = cached_states(folder, "test", samples, key, lambda: scorer)
+    for states in (cached_states(folder, "test", samples, key, never), compute_states(scorer, samples, 2, "again")):
+        assert all(torch.equal(a, b) for a, b in zip(made, states, strict=True))
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(cached_states(folder, "test", samples, key, lambda: scorer)[0], made[0])
+
+
+def damage(project: Path, name: str) -> dict[str, object]:
+    """Make one thing wrong; returns the changed settings."""
+    train = project / "records" / "train.jsonl"
+    lines = train.read_text().splitlines()
+    value = json.loads(lines[0])
+    edits = {
+        "corrupt record line": "{oops",
+        "record of another split": json.dumps(value | {"split": "test"}),
+        "record of another read layer": json.dumps(value | {"prefix_layers": 1}),
+        "record of another tokenizer": json.dumps(value | {"fingerprints": value["fingerprints"] | {"tokenizer": "z"}}),
+        "record of an unknown sample": json.dumps(value | {"sample_id": "0" * 16}),
+        "record of the control": json.dumps(value | {"reward_target": "wrong"}),
+        "record of another schema": json.dumps(value | {"schema": 2}),
+        "chain index out of range": json.dumps(
+            value | {"results": [*value["results"], value["results"][0] | {"chain": [0, 1, 7]}]}
+        ),
+        "record without results": json.dumps(value | {"results": []}),
+    }
+    if name in edits:
+        train.write_text("\n".join([edits[name], *lines[1:]]) + "\n")
+    elif name == "empty split":
+        train.write_text("")
+    elif name == "missing records":
+        train.unlink()
+    elif name == "other model":
+        return {"data.base_model": save_tiny(project / "other", seed=9)}
+    elif name == "unknown task":
+        return {"data.task": "arc_hard"}
+    elif name == "another mode":
+        return {"data.mode": "letter"}
+    elif name == "unknown setting":
+        return {"model.hiden": 3}
+    elif name == "bad size":
+        return {"model.hidden": 0}
+    elif name == "another read layer wanted":
+        return {"data.prefix_layers": 3}
+    elif name == "missing directory":
+        return {"data.records": project / "nowhere"}
+    elif name == "unwritable output":
+        return {"out": "/proc/router"}
+    return {}
+
+
+BAD = {
+    "corrupt record line": "train.jsonl, line 1: expected a JSON object, got a corrupt line",
+    "record of another split": "expected records of the split train, got one of test",
+    "record of another read layer": "expected records of one search, got prefix_layers",
+    "record of another tokenizer": "expected records of one search, got fingerprints",
+    "record of an unknown sample": "expected records of the samples in",
+    "record of the control": "expected records of one search, got reward_target",
+    "record of another schema": "line 1: schema: expected 1, got 2",
+    "chain index out of range": "line 1: layers[2]: expected an integer in 0..4, got 7",
+    "record without results": "line 1: results[0]: expected the full chain",
+    "empty split": "expected at least one record, got the empty file",
+    "missing records": "data.records: train: expected an existing file",
+    "other model": "expected it to be made for the model",
+    "unknown task": "task: expected one of arc_easy",
+    "another mode": "data.task: expected arc_easy (continuation) as in the records, got arc_easy (letter)",
+    "unknown setting": "hiden",
+    "bad size": "hidden: expected at least 1, got 0",
+    "another read layer wanted": "data.prefix_layers: expected 2 as in the records, got 3",
+    "missing directory": "data.records: expected an existing directory",
+    "unwritable output": "out: expected a directory that can be written",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(project: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    changes = damage(project, name)
+    assert run_command(main, arguments(project, **changes)) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert BAD[name] in error[0]
+    assert not list(project.glob("router/*"))
