@@ -56,7 +56,11 @@ def build_report(out: Path) -> dict[str, Any]:
     read_static(out / STATIC_FILE, num_layers)  # refuses a file without a chain
     static = read_json(out / STATIC_FILE)
     full = by_arm[FULL]
-    arms = [{"name": name, "label": label, **asdict(arm_of(by_arm[name], full, seed))} for name, label in ARMS.items()]
+    budget = run["identity"].get("budget")
+    labels = ARMS if budget is None else ARMS | {ROUTER: f"{ARMS[ROUTER]}, budget {budget:g} layers"}
+    arms = [
+        {"name": name, "label": label, **asdict(arm_of(by_arm[name], full, seed))} for name, label in labels.items()
+    ]
     report: dict[str, Any] = {
         "schema": SCHEMA,
         **described,

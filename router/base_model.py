@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from router.command import InputError, one_line
 
@@ -38,6 +40,8 @@ def load_base_model(
     if looks_local and not (path / "config.json").is_file():
         raise InputError(f"model: expected a directory with config.json, got {name!r}")
     source = str(path) if looks_local else name
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options

@@ -23,8 +23,6 @@ from train.__main__ import main
 from train.features import FeatureKey, cached_states, compute_states
 from train.tracking import TrackingSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
-
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -96,11 +96,17 @@ def _parse(argv: Sequence[str] | None) -> TrainCLI:
 
 
 def _quiet_lightning() -> None:
-    """Drop advice that does not fit here: the examples lie in memory, workers would only slow them down."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller.*")
+    """Drop Lightning's advice that does not fit here, and warnings about its own use of other libraries."""
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers",  # the examples lie in memory
+        ".*Checkpoint directory .* exists and is not empty",
+        ".*The number of training batches .* is smaller",
+        ".*LightningCLI's args parameter is intended to run from within Python",
+        ".*LeafSpec.* is deprecated",
+        r"[\s\S]*(add_instantiator|instantiate_classes|skip_none|JSONARGPARSE_DEPRECATION_WARNINGS)",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _plain(cli: TrainCLI) -> dict[str, Any]:

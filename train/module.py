@@ -27,7 +27,7 @@ class RouterModule(LightningModule):
         learning_rate: float = 3e-4,
         weight_decay: float = 0.1,
         gamma: float = 2.0,
-        beta: float = 0.9999,
+        beta: float = 0.99,
     ) -> None:
         """Set the training; the head is built when the data are known.
 
