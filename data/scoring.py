@@ -164,7 +164,7 @@ class ChainScorer:
             results.append(ChainResult.from_scores(chain, scores, encoded.target))
         return results
 
-    def states(self, block: SampleBlock, prefix_layers: int) -> list[Float[Tensor, "tokens d_model"]]:
+    def states(self, block: SampleBlock, prefix_layers: int) -> list[Float[Tensor, "_ d_model"]]:
         """Return `hidden_states[prefix_layers]` of each sample: of its prompt and then of each continuation.
 
         Continuations come without their last token, as in a packed row. This is what the router reads, here and

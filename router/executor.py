@@ -93,7 +93,7 @@ class ChainExecutor:
             return Block(self._capture, self._rules, rows)
 
     @torch.inference_mode()
-    def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "tokens d_model"]]:
+    def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ d_model"]]:
         """Return the output of each job's last layer, before the final norm; one tensor a job."""
         ends = self._run(block, jobs)
         states = [end.state for end in ends]
@@ -103,12 +103,12 @@ class ChainExecutor:
         return states  # type: ignore[return-value]
 
     @torch.inference_mode()
-    def logits(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "tokens vocabulary"]]:
+    def logits(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ vocabulary"]]:
         """Return the logits of each job at every token of its row."""
         return [self._capture.head(state) for state in self.states(block, jobs)]
 
     @torch.inference_mode()
-    def target_logprobs(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, " targets"]]:
+    def target_logprobs(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, " _"]]:
         """Return the log-probability (nats, float32) of each target of each job's row."""
         states = self.states(block, jobs)
         readouts = [block.rows[job.row].readout for job in jobs]

@@ -108,7 +108,7 @@ class Head(nn.Module, ABC):
 
 
 def pad_states(
-    states: Sequence[Float[Tensor, "tokens d_model"]],
+    states: Sequence[Float[Tensor, "_ d_model"]],
 ) -> tuple[Float[Tensor, "batch tokens d_model"], Bool[Tensor, "batch tokens"]]:
     """Return states of different lengths as one float32 batch, padded on the right, and the mask of real tokens."""
     lengths = torch.tensor([len(state) for state in states])

@@ -102,9 +102,7 @@ class Router:
     head: Head
 
     @torch.inference_mode()
-    def route(
-        self, states: Sequence[Float[Tensor, "tokens d_model"]], budget: float | None = None
-    ) -> list[ScoredChain]:
+    def route(self, states: Sequence[Float[Tensor, "_ d_model"]], budget: float | None = None) -> list[ScoredChain]:
         """Return one chain for each sample, from its `hidden_states[prefix_layers]`; batch partners do not matter."""
         output = self.head(*pad_states(states))
         return [chains[0] for chains in self.head.decode(output, budget)]
