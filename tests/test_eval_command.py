@@ -272,7 +272,8 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
     for arm in report["arms"]:
         measured = dataclasses.asdict(arm_of(by_arm[arm["name"]], by_arm["full"], 0))
         assert json.loads(json.dumps(measured)).items() <= arm.items()
-        assert arm["label"] == ARMS[arm["name"]]
+        knob = ", budget 4.2 layers" if arm["name"] == "router" else ""
+        assert arm["label"] == ARMS[arm["name"]] + knob
     against = json.loads(json.dumps(dataclasses.asdict(paired(by_arm["router"], by_arm["random"], 0))))
     assert report["router_against"]["random"] == against
     assert "has seen the answer" in report["arms"][-1]["label"]
