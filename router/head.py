@@ -80,6 +80,10 @@ class Head(nn.Module, ABC):
             budget: mean depth wanted over samples like the validation split's, layers; None: the head's own choice.
         """
 
+    @abstractmethod
+    def calibrate(self, output: Float[Tensor, "batch ..."]) -> None:
+        """Set the operating points from the head's output on a validation split, so that budgets can be met."""
+
     def forward_flops(self, tokens: int) -> int:
         """Return the floating-point operations of one sample's forward (2 a multiply-add)."""
         pooled = 4 * tokens * self.d_model

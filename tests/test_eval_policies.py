@@ -3,10 +3,9 @@
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
-import torch
 
 from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
@@ -16,9 +15,8 @@ from eval.policies import FullDepth, Oracle, RandomChain, RouterPolicy, StaticCh
 from eval.static import Candidate, candidate_pool, choose_static, common_chains, routed_chains
 from router.chain import Chain
 from router.fingerprint import Fingerprints
-from router.layerwise import LayerwiseHead
-from router.storage import Router, RouterConfig
-from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
+from router.storage import Router
+from tests.tiny import NUM_LAYERS, random_router, tiny_model, tiny_tokenizer
 
 PREFIX = 2
 FULL = Chain.full(NUM_LAYERS)
@@ -54,15 +52,6 @@ def record(sample_id: str, tried: Sequence[tuple[str, bool]]) -> SearchRecord:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny layers on several threads wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def scorer() -> ChainScorer:
     return ChainScorer(tiny_model("llama"), tiny_tokenizer(), load_task("arc_easy"))
@@ -81,26 +70,7 @@ def block(scorer: ChainScorer, samples: list[Sample]) -> SampleBlock:
 
 @pytest.fixture(scope="module")
 def router(scorer: ChainScorer) -> Router:
-    """Random weights, wide enough that chains of several depths come out, longer ones too."""
-    torch.manual_seed(0)
-    config = RouterConfig(
-        head="layerwise",
-        head_settings={"hidden": 8, "windows": 2, "dropout": 0.0},
-        num_layers=NUM_LAYERS,
-        prefix_layers=PREFIX,
-        d_model=scorer.d_model,
-        task="arc_easy",
-        mode="continuation",
-        base_model="tiny",
-        revision=None,
-        dtype="float32",
-        fingerprints=scorer.fingerprints,
-    )
-    head = config.build()
-    assert isinstance(head, LayerwiseHead)
-    for parameter in head.parameters():
-        parameter.data.normal_(0, 1)
-    return Router(config, head.eval())
+    return random_router(scorer, PREFIX)
 
 
 def test_full_depth_and_static_give_every_sample_the_same_chain(block: SampleBlock) -> None:

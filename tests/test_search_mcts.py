@@ -1,4 +1,4 @@
-"""The search on toy rewards: best chains, unbiased draws, determinism, branching, termination.
+"""The search on toy rewards: best chains, determinism, branching, termination.
 
 Toy rewards are functions of the chain alone; no model runs here.
 """
@@ -12,18 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from scipy.stats import chi2
 
 from router.chain import Chain
-from search.actions import ActionSpace
 from search.mcts import Searcher, search
 from search.selection import select_uct, uct_score, widening_limit
 from search.settings import SearchSettings
 from search.tree import Tree
 
 SMALL = SearchSettings(max_block=2, max_times=2, max_edits=2, in_flight=1)
-UNBIASED = SearchSettings(depth_penalty=0.0, random_share=0.1, exploration=0.5, in_flight=1)
-"""Without the depth penalty, which prefers skips by design, a constant reward prefers no action."""
 
 
 def constant(chains):
@@ -152,111 +148,7 @@ def test_margin_reward_guides_where_correctness_is_silent():
     assert found["margin"] >= found["correct"] + 8
 
 
-# b. Constant reward, root: no action is preferred.
-
-
-class SkewedRandom(random.Random):
-    """Negative control: prefers small numbers a little (one draw in five is the smaller of two)."""
-
-    def randrange(self, *args):
-        first = super().randrange(*args)
-        return min(first, super().randrange(*args)) if self.random() < 0.2 else first
-
-
-def root_p_values(make_rng, seed, trees=2000):
-    """P-values of the root's drawn actions and of the root's visits, over independent trees.
-
-    Null hypothesis: within a tree, which action is drawn as the first, second, ... is a uniform shuffle of the
-    legal actions, so a tree's vector of weights (1 for a drawn action, or its visits) is exchangeable. Draws
-    within a tree are without replacement and visits come in clusters, so neither count is multinomial; but a
-    uniformly shuffled vector w of N weights has covariance s * (N * I - 1) / (N - 1) with s the population
-    variance of w, whatever the cluster sizes. Trees are independent, so for many of them
-    sum((observed - expected)**2) / (sum of s * N / (N - 1)) is chi-square with N - 1 degrees of freedom.
-    """
-    settings = replace(UNBIASED, simulations=20, max_block=2, max_times=2)
-    space = settings.action_space(8)
-    legal = space.legal(Chain.full(8))
-    size = len(legal)
-    seen = {"draws": Counter(), "visits": Counter()}
-    scale = {"draws": 0.0, "visits": 0.0}
-    for tree in range(trees):
-        searcher = search(constant, space, settings, make_rng(f"{seed}/{tree}"))
-        visits = {edge.action: edge.visits for edge in searcher.tree.root.edges}
-        for name, weights in (("draws", dict.fromkeys(visits, 1)), ("visits", visits)):
-            seen[name].update(weights)
-            variance = sum(w * w for w in weights.values()) / size - (sum(weights.values()) / size) ** 2
-            scale[name] += variance * size / (size - 1)
-    p_values = {}
-    for name, counter in seen.items():
-        expected = counter.total() / size
-        statistic = sum((counter[action] - expected) ** 2 for action in legal) / scale[name]
-        p_values[name] = chi2.sf(statistic, size - 1)
-    return p_values
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_constant_reward_draws_root_actions_uniformly(seed):
-    # Oracle: chi-square against the uniform draw, see root_p_values for the null hypothesis.
-    p_values = root_p_values(random.Random, seed)
-    assert p_values["draws"] > 0.01
-    assert p_values["visits"] > 0.01
-
-
-def test_the_chi_square_sees_a_skewed_sampler():
-    # Oracle: a generator that prefers low action numbers in one draw of five must fail the test above.
-    for seed in range(3):
-        p_values = root_p_values(SkewedRandom, seed)
-        assert p_values["draws"] < 0.01
-        assert p_values["visits"] < 0.01
-
-
-def test_the_chi_square_is_calibrated():
-    # Oracle: under the null hypothesis p-values are uniform, so a quarter to three quarters lie below 0.5.
-    p_values = [root_p_values(random.Random, 100 + seed, trees=200)["visits"] for seed in range(20)]
-    assert 5 <= sum(p < 0.5 for p in p_values) <= 15
-
-
-# c. Constant reward, deeper edits: no third of the network is preferred.
-
-
-def constant_reward_trees():
-    settings = replace(UNBIASED, simulations=100)
-    space = settings.action_space(30)
-    return [search(constant, space, settings, random.Random(seed)).tree for seed in range(40)]
-
-
-def third_shares(trees):
-    """Share of edits number 2 and later that start in each third of the network, over that of the legal ones."""
-    taken, legal = Counter(), Counter()
-    for tree in trees:
-        for node in tree.nodes.values():
-            if node.edits == 0 or not node.edges:
-                continue
-            layers = node.chain.layers
-            taken.update(layers[edge.action.position] // 10 for edge in node.edges)
-            everything = tree.space.legal(node.chain)
-            for action in everything:
-                legal[layers[action.position] // 10] += len(node.edges) / len(everything)
-    assert taken.total() > 1000
-    return [taken[i] / taken.total() / (legal[i] / legal.total()) for i in range(3)]
-
-
-def test_constant_reward_spreads_deeper_edits_over_the_network(monkeypatch):
-    # Oracle: the thirds' shares of the legal actions, within 20 %; a sampler of early positions must miss them.
-    assert third_shares(constant_reward_trees()) == pytest.approx([1, 1, 1], rel=0.2)
-    fair = ActionSpace.action
-
-    def early(space, chain, index):
-        other = fair(space, chain, (7919 * index + 13) % space.count(chain))
-        return min(fair(space, chain, index), other, key=lambda action: action.position)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ActionSpace, "action", early)
-        skewed = constant_reward_trees()
-    assert third_shares(skewed) != pytest.approx([1, 1, 1], rel=0.2)
-
-
-# d. Determinism.
+# b. Determinism.
 
 
 def noisy(chain):
@@ -308,7 +200,7 @@ def test_in_flight_is_a_setting_of_the_search():
     assert trials[1] != trials[4]
 
 
-# e. Branching and bounds.
+# c. Branching and bounds.
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -20,6 +20,8 @@ from transformers import (
 )
 
 from data.sample import Sample, write_samples
+from data.scoring import ChainScorer
+from router.storage import Router, RouterConfig
 
 NUM_LAYERS = 5
 VOCABULARY = 300
@@ -97,3 +99,25 @@ def write_project(folder: Path, train: int = 8, validation: int = 4, test: int =
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         write_samples(folder / "data" / f"{split}.jsonl", tiny_samples(split, count))
     return folder
+
+
+def random_router(scorer: ChainScorer, prefix_layers: int) -> Router:
+    """Return an untrained router for a tiny model, its weights wide enough that chains of several depths come out."""
+    torch.manual_seed(0)
+    config = RouterConfig(
+        head="layerwise",
+        head_settings={"hidden": 8, "windows": 2, "dropout": 0.0},
+        num_layers=NUM_LAYERS,
+        prefix_layers=prefix_layers,
+        d_model=scorer.d_model,
+        task="arc_easy",
+        mode="continuation",
+        base_model="tiny",
+        revision=None,
+        dtype="float32",
+        fingerprints=scorer.fingerprints,
+    )
+    head = config.build()
+    for parameter in head.parameters():
+        parameter.data.normal_(0, 1)
+    return Router(config, head.eval())

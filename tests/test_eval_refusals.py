@@ -1,0 +1,261 @@
+"""What `python -m eval` refuses: one line, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.__main__ import main
+from eval.report import REPORT_FILE, write_report
+from eval.results import RESULTS_FILE, RUN_FILE
+from eval.settings import EvalSettings
+from eval.static import CANDIDATES_FILE, STATIC_FILE
+from router.command import InputError, parse_settings, run_command
+from router.fingerprint import Fingerprints
+from tests.evaluation import ROOT, World, finished, make_data, make_samples, world  # noqa: F401  (fixtures)
+
+
+def refused(world: World, capsys: pytest.CaptureFixture[str], **changed: object) -> str:
+    """Run the command, expect exit status 2 and one line; return the line."""
+    capsys.readouterr()
+    assert run_command(main, world.arguments(**changed)) == 2
+    captured = capsys.readouterr()
+    # Libraries draw their bar while they load a model; it ends before the error's line.
+    lines = [line for line in captured.err.splitlines() if line and not line.lstrip("\r").startswith("Loading weights")]
+    assert len(lines) == 1, captured.err
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def empty(path: Path) -> None:
+    path.write_text("")
+
+
+def tear(path: Path) -> None:
+    path.write_text(path.read_text() + '{"schema": 1, "sam\n')
+
+
+def copy_question(world: World, split: str) -> None:
+    """Let a test sample have the question of another split's sample, in capitals."""
+    samples = make_samples()
+    question = samples[split][0].question.upper()
+    samples["test"][0] = dataclasses.replace(samples["test"][0], question=question)
+    make_data(world.folder / "data", samples)
+
+
+def set_all(key: str, value: object) -> Callable[[list[dict[str, Any]]], None]:
+    def change(values: list[dict[str, Any]]) -> None:
+        for one in values:
+            one[key] = value
+
+    return change
+
+
+def reprint(key: str) -> Callable[[list[dict[str, Any]]], None]:
+    """Make records another model's, tokenizer's or prompt's."""
+
+    def change(values: list[dict[str, Any]]) -> None:
+        for one in values:
+            one["fingerprints"][key] = "f" * 64
+
+    return change
+
+
+BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
+    "no data": (lambda w: shutil.rmtree(w.folder / "data"), "data: expected an existing directory"),
+    "no records": (lambda w: shutil.rmtree(w.folder / "records"), "records: expected an existing directory"),
+    "no router": (lambda w: shutil.rmtree(w.folder / "router"), "router: expected an existing directory"),
+    "no manifest": (lambda w: (w.folder / "data/manifest.json").unlink(), "data: expected an existing file"),
+    "no test split": (lambda w: (w.folder / "data/test.jsonl").unlink(), "data: expected an existing file"),
+    "empty split": (lambda w: empty(w.folder / "data/validation.jsonl"), "got the empty split"),
+    "changed split": (lambda w: w.edit_lines("data/train.jsonl", list.pop), "with another SHA-256"),
+    "samples of another split": (
+        lambda w: shutil.copy(w.folder / "data/train.jsonl", w.folder / "data/test.jsonl"),
+        "expected only samples of the split test",
+    ),
+    "test question in train": (lambda w: copy_question(w, "train"), "in no other split"),
+    "test question in validation": (lambda w: copy_question(w, "validation"), "in no other split"),
+    "no test records": (lambda w: (w.folder / "records/test.jsonl").unlink(), "records: expected an existing file"),
+    "empty records": (lambda w: empty(w.folder / "records/train.jsonl"), "got the empty file"),
+    "corrupt record": (
+        lambda w: tear(w.folder / "records/test.jsonl"),
+        "test.jsonl, line 15: expected a JSON object, got a corrupt line",
+    ),
+    "records of another split": (
+        lambda w: shutil.copy(w.folder / "records/train.jsonl", w.folder / "records/test.jsonl"),
+        "expected split test in",
+    ),
+    "records of other samples": (
+        lambda w: w.edit_lines("records/test.jsonl", lambda v: v[3].update(sample_id="f" * 16)),
+        "expected only samples of the test split",
+    ),
+    "records of fewer samples": (
+        lambda w: w.edit_lines("records/test.jsonl", list.pop),
+        "for each of 14 test samples, got none for 1 of them",
+    ),
+    "records of a control": (
+        lambda w: w.edit_lines("records/test.jsonl", set_all("reward_target", "wrong")),
+        "expected reward_target gold",
+    ),
+    "records of another mode": (
+        lambda w: w.edit_lines("records/train.jsonl", set_all("mode", "letter")),
+        "expected mode continuation",
+    ),
+    "records of another prefix": (
+        lambda w: w.edit_lines("records/test.jsonl", set_all("prefix_layers", 3)),
+        "expected prefix_layers 2",
+    ),
+    "records of two prefixes": (
+        lambda w: w.edit_lines("records/test.jsonl", lambda v: v[5].update(prefix_layers=1)),
+        "expected prefix_layers 2",
+    ),
+    "records of another prompt": (
+        lambda w: w.edit_lines("records/test.jsonl", reprint("prompt")),
+        "expected it to be made for the prompt",
+    ),
+    "changed router": (
+        lambda w: (w.folder / "router/router.safetensors").write_bytes(b"x"),
+        "with the SHA-256 in config.json",
+    ),
+    "broken router": (lambda w: (w.folder / "router/config.json").write_text("{"), "got a corrupt file"),
+    "out is a file": (lambda w: w.out.write_text("x"), "out: expected a directory that can be written"),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_LOADING)
+def test_bad_files_are_refused_before_the_model_is_loaded(
+    world: World, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: one line that says so, nothing written; the model does not exist, so it cannot have been loaded.
+    change, message = BEFORE_LOADING[case]
+    change(world)
+    (world.folder / "model").unlink()
+    assert message in refused(world, capsys)
+    assert not world.out.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("batch_samples", 0, "batch_samples: expected an integer of at least 1"),
+        ("seed", -1, "seed: expected an integer of at least 0"),
+        ("static_pool", 0, "static_pool"),
+        ("budget", ".nan", "budget: expected a mean depth above 0"),
+        ("budget", 99, "budget: expected a mean depth in"),
+        ("dtype", "int8", "dtype"),
+        ("device", "abacus", "device: expected auto, cpu or a device"),
+        ("task", "arc_eazy", "task: expected one of"),
+        ("mode", "letter", "mode letter"),
+        ("no_such_setting", 1, "no_such_setting"),
+        ("model", " ", "model: expected a name"),
+    ],
+)
+def test_bad_settings_are_refused(
+    world: World, setting: str, value: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: one line that names the setting, nothing written.
+    assert message in refused(world, capsys, **{setting: value})
+    assert not world.out.exists()
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+@pytest.mark.parametrize("what", ["records", "router"])
+def test_another_models_files_are_refused(
+    world: World, what: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: one line that names what was made for another model; no results.
+    if what == "records":
+        world.edit_lines("records/test.jsonl", reprint(part))
+    else:
+        stored = json.loads((world.folder / "router/config.json").read_text())["fingerprints"]
+        world.edit_config(fingerprints=stored | {part: "f" * 64})
+    line = refused(world, capsys)
+    assert line.startswith(f"error: {what} ")
+    assert f"made for the {part}" in line
+    assert list(world.out.iterdir()) == []
+
+
+def test_a_missing_model_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: one line; no results.
+    assert "model: expected" in refused(world, capsys, model="./nowhere")
+    assert list(world.out.iterdir()) == []
+
+
+@pytest.mark.parametrize(("setting", "value"), [("seed", 5), ("budget", 4.0), ("batch_samples", 6)])
+def test_other_settings_never_go_on_in_the_same_folder(
+    world: World, finished: World, setting: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the folder's bytes before and after; the line names what differs and what to do.
+    shutil.copytree(finished.out, world.out)
+    before = {path.name: path.read_bytes() for path in world.out.iterdir()}
+    line = refused(world, capsys, model=finished.folder / "model", **{setting: value})
+    assert f"made with another {setting}; choose another out, or remove" in line
+    assert {path.name: path.read_bytes() for path in world.out.iterdir()} == before
+
+
+def test_other_records_never_go_on_in_the_same_folder(
+    world: World, finished: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: one line that names the inputs.
+    shutil.copytree(finished.out, world.out)
+    world.edit_lines("records/test.jsonl", set_all("seed", 9))
+    assert "made with another inputs" in refused(world, capsys, model=finished.folder / "model")
+
+
+@pytest.mark.parametrize("name", [RUN_FILE, RESULTS_FILE, STATIC_FILE])
+def test_a_corrupt_file_of_an_earlier_run_is_named(
+    world: World, finished: World, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: one line that names the file; results are kept.
+    shutil.copytree(finished.out, world.out)
+    kept = (world.out / CANDIDATES_FILE).read_bytes()
+    (world.out / name).write_text("no JSON\n")
+    assert name in refused(world, capsys, model=finished.folder / "model")
+    assert (world.out / CANDIDATES_FILE).read_bytes() == kept
+
+
+def test_incomplete_results_make_no_report(finished: World, tmp_path: Path) -> None:
+    # Oracle: one line too few; the refusal names the arm's count, and no report is there.
+    for name in (RUN_FILE, STATIC_FILE):
+        shutil.copy(finished.out / name, tmp_path / name)
+    lines = (finished.out / RESULTS_FILE).read_text().splitlines(keepends=True)
+    (tmp_path / RESULTS_FILE).write_text("".join(lines[:-1]))
+    with pytest.raises(InputError, match="expected 14 samples for each arm, got 13"):
+        write_report(tmp_path)
+    assert not (tmp_path / REPORT_FILE).exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "eval").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_parse(path: Path) -> None:
+    # Oracle: the parser, which refuses unknown keys.
+    settings, resolved = parse_settings(EvalSettings, [f"--config={path}"], "eval", "")
+    assert settings.dtype == resolved["dtype"] == "bfloat16"
+
+
+def test_the_module_runs_as_a_process() -> None:
+    # Oracle: exit status and one line from the real interpreter.
+    done = subprocess.run(
+        [sys.executable, "-m", "eval", "--data=/nowhere", "--records=/nowhere", "--router=/nowhere", "--out=/nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: data: expected an existing directory, got '/nowhere'\n"
+
+
+def test_fingerprints_have_the_parts_that_are_checked() -> None:
+    # Oracle: the refusals above cover every part.
+    assert Fingerprints.__slots__ == ("model", "tokenizer", "prompt")
