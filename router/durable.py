@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -109,13 +110,25 @@ class JsonLog:
     """An append-only JSON Lines file: each append is on the disk before the call returns.
 
     A process killed in the middle of an append leaves a last line without an end; opening the log again cuts it off.
+    One process at a time may hold it open.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or make the log."""
+        """Open or make the log.
+
+        Raises:
+            InputError: where another process holds it open.
+        """
         self.path = path
         existed = path.exists()
         self._stream = path.open("a+b")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by close or death
+        except BlockingIOError as error:
+            self._stream.close()
+            raise InputError(
+                f"{path}: expected to be its only writer, got another process that writes it now"
+            ) from error
         if existed:
             self._cut_torn_line()
         else:

@@ -37,6 +37,15 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path) -> None:
     assert [value["i"] for _, value in read_json_lines(path)] == [0, 1, 3]
 
 
+def test_a_log_has_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with JsonLog(path), pytest.raises(InputError, match="expected to be its only writer"):
+        JsonLog(path)
+    with JsonLog(path) as log:
+        log.append({"i": 0})
+    assert path.read_text() == '{"i": 0}\n'
+
+
 @pytest.mark.parametrize("line", [b"{", b"[1]", b'{"a": "\xff"}', b""])
 def test_a_corrupt_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "log.jsonl"
