@@ -97,7 +97,8 @@ def _parse(argv: Sequence[str] | None) -> TrainCLI:
 
 def _quiet_lightning() -> None:
     """Drop Lightning's advice that does not fit here, and warnings about its own use of other libraries."""
-    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers",  # the examples lie in memory
         ".*Checkpoint directory .* exists and is not empty",
