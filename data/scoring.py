@@ -151,6 +151,8 @@ class ChainScorer:
 
     def score(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
         """Run each (index of a sample in the block, chain) and judge it; one result a job, in order."""
+        if not jobs:
+            return []
         row_jobs = [Job(row, chain) for index, chain in jobs for row in block.rows[index]]
         logprobs = iter(self._executor.target_logprobs(block.block, row_jobs))
         results = []

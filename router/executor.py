@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,19 @@ class Job:
 
     row: int
     chain: Chain
+
+
+@dataclass
+class _Plan:
+    """What one run must still compute.
+
+    Attributes:
+        waiting: for each node the children that are to be computed from its state (a dict as an ordered set).
+        frontier: by layer, the (row, node) pairs whose parent's state is there.
+    """
+
+    waiting: dict[StateNode, dict[StateNode, None]] = field(default_factory=lambda: defaultdict(dict))
+    frontier: dict[int, list[tuple[int, StateNode]]] = field(default_factory=lambda: defaultdict(list))
 
 
 class ChainExecutor:
@@ -136,25 +149,25 @@ class ChainExecutor:
 
     def _run(self, block: Block, jobs: Sequence[Job]) -> list[StateNode]:
         """Compute every state that the jobs need; returns the node at each job's end, its state still held."""
-        frontier: dict[int, list[tuple[int, StateNode]]] = defaultdict(list)
-        ends = [self._request(block, job, frontier) for job in jobs]
+        plan = _Plan()
+        ends = [self._request(block, job, plan) for job in jobs]
         in_use = set(ends)
-        while frontier:
-            layer = min(frontier)
-            for batch in self._batches(block, frontier.pop(layer)):
+        while plan.frontier:
+            layer = min(plan.frontier)
+            for batch in self._batches(block, plan.frontier.pop(layer)):
                 self._step(block, layer, batch)
                 for row, node in batch:
-                    for child in node.waiting:
-                        frontier[child.layer].append((row, child))
+                    for child in plan.waiting.get(node, ()):
+                        plan.frontier[child.layer].append((row, child))
                     parent = node.parent
                     assert parent is not None
-                    parent.waiting.remove(node)
-                    if not parent.waiting and parent not in in_use:
+                    del plan.waiting[parent][node]
+                    if not plan.waiting[parent] and parent not in in_use:
                         self._cache.keep(parent)
         return ends
 
-    def _request(self, block: Block, job: Job, frontier: dict[int, list[tuple[int, StateNode]]]) -> StateNode:
-        """Register what a job needs beyond the deepest state that is held; returns the node at its end."""
+    def _request(self, block: Block, job: Job, plan: _Plan) -> StateNode:
+        """Plan what a job needs beyond the deepest state that is held; returns the node at its end."""
         if not 0 <= job.row < len(block.rows):
             raise ValueError(f"job: expected a row below {len(block.rows)}, got {job.row}")
         if job.chain.num_layers != self.num_layers:
@@ -165,11 +178,11 @@ class ChainExecutor:
         start = max(i for i, node in enumerate(path) if node.state is not None)
         self._cache.release(path[start])
         for parent, node in itertools.pairwise(path[start:]):
-            if node in parent.waiting:
+            if node in plan.waiting[parent]:
                 continue
-            parent.waiting.append(node)
+            plan.waiting[parent][node] = None
             if parent.state is not None:
-                frontier[node.layer].append((job.row, node))
+                plan.frontier[node.layer].append((job.row, node))
         return path[-1]
 
     def _batches(self, block: Block, nodes: list[tuple[int, StateNode]]) -> Iterable[list[tuple[int, StateNode]]]:

@@ -16,10 +16,9 @@ class StateNode:
         layer: the last layer of the prefix, -1 at the root.
         state: output of that layer `[tokens, d_model]`, or None where it is not (or no longer) held.
         children: nodes one layer longer, by layer.
-        waiting: children that the run in progress must still compute from this state.
     """
 
-    __slots__ = ("children", "layer", "parent", "state", "waiting")
+    __slots__ = ("children", "layer", "parent", "state")
 
     def __init__(self, parent: StateNode | None, layer: int, state: Float[Tensor, "tokens d_model"] | None) -> None:
         """Make a node without children."""
@@ -27,7 +26,6 @@ class StateNode:
         self.layer = layer
         self.state = state
         self.children: dict[int, StateNode] = {}
-        self.waiting: list[StateNode] = []
 
     def child(self, layer: int) -> StateNode:
         """Return the node of the prefix extended by `layer`, made on first use."""

@@ -134,6 +134,14 @@ def test_a_finished_run_does_nothing_again(project: Path, tmp_path: Path) -> Non
     assert (tmp_path / "train.jsonl").read_bytes() == before
 
 
+def test_a_space_smaller_than_the_simulations_ends(project: Path, tmp_path: Path) -> None:
+    # Oracle: counting by hand. With layers 0-3 fixed and skips only there are two chains: 0-4 and 0-3.
+    main(arguments(project, tmp_path, prefix_layers=4, search__action_set="skip"))
+    records = read_records(tmp_path / "train.jsonl")
+    assert len(records) == 8
+    assert all([str(r.chain) for r in record.results] == ["0-4", "0-3"] for record in records)
+
+
 def test_the_control_is_told_a_wrong_answer(project: Path, tmp_path: Path) -> None:
     # Oracle: the samples' answers; the target differs from them and is one fixed choice a sample.
     main(arguments(project, tmp_path, reward_target="wrong"))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
@@ -64,12 +65,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     best.STARTING_VERSION = 0
     best._enable_version_counter = False
     trainer.callbacks.append(best)  # type: ignore[attr-defined]
-    trainer.fit(module, data)
+    _fit(trainer, module, data)
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     final = _finish(module, data, out, settings, {"key": key, "sources": sources})
     _log_artifacts(logger, data, out, final)
     print("on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"router: {out}")
+
+
+def _fit(trainer: Trainer, module: RouterModule, data: RouterData) -> None:
+    try:
+        trainer.fit(module, data)
+    except SystemExit:
+        # Lightning turns Ctrl-C into an exit of its own; the commands here end alike.
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _parse(argv: Sequence[str] | None) -> TrainCLI:
