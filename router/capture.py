@@ -68,7 +68,7 @@ class LayerCapture:
             raise ValueError("model: expected evaluation mode, got a model in training mode; call model.eval()")
         self._model = model
         self._decoder = decoder
-        self.device = model.get_input_embeddings().weight.device
+        self.device = _input_device(model)
         install_output_hooks(decoder)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self._local = threading.local()
@@ -174,6 +174,18 @@ class LayerCapture:
         return [
             [_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)
         ]
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device on which the token embeddings run, also where their weights are offloaded until then."""
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    execution = getattr(hook, "execution_device", None)
+    if execution is not None:
+        return torch.device(execution)
+    device = embeddings.weight.device
+    assert isinstance(device, torch.device)
+    return device
 
 
 def _compare(first: torch.Size, second: torch.Size) -> Axes:

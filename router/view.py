@@ -48,14 +48,28 @@ def chain_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
         chain: a chain over the model's layers.
 
     Raises:
-        ValueError: where the chain is for another number of layers, or the layers are not found.
+        ValueError: where the chain is for another number of layers, the layers are not found, or a hybrid model would
+            be left without any attention layer.
     """
     decoder = find_decoder(model)
     if chain.num_layers != decoder.num_layers:
         raise ValueError(f"chain: expected num_layers={decoder.num_layers} as in the model, got {chain.num_layers}")
+    _check_attention(decoder, chain)
     install_output_hooks(decoder)
     layers = [_at_position(decoder.layers[layer], position) for position, layer in enumerate(chain.layers)]
     return with_layers(model, decoder, layers, chain.layers)
+
+
+def _check_attention(decoder: Decoder, chain: Chain) -> None:
+    """Refuse chains of a hybrid model without any attention layer: its cache counts tokens in those alone."""
+    types = getattr(decoder.config, "layer_types", None)
+    if not types:
+        return
+    counting = {i for i, kind in enumerate(types) if kind.endswith("attention") and kind != "linear_attention"}
+    if counting and not counting & set(chain.layers):
+        raise ValueError(
+            f"chain {chain}: expected at least one attention layer (of {sorted(counting)}), the cache needs its length"
+        )
 
 
 def install_output_hooks(decoder: Decoder) -> None:

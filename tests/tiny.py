@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +12,24 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    Lfm2Config,
     LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    OlmoeConfig,
+    OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
 )
 
 from data.sample import Sample, write_samples
@@ -38,22 +51,66 @@ _COMMON = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture, small and random.
+
+    Attributes:
+        config: makes its configuration.
+        attentions: attention implementations that the library offers for it.
+        packs: whether several choices can share a row: false with ALiBi (a bias by place in the row) and with layers
+            that mix neighbouring tokens without a mask (convolutions).
+    """
+
+    config: Callable[[], PreTrainedConfig]
+    attentions: tuple[str, ...] = ("sdpa", "eager")
+    packs: bool = True
+
+
 # A family is one line here. The sliding windows (4 tokens) are shorter than every prompt of the tests.
-FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_COMMON),
-    "qwen2": lambda: Qwen2Config(**_COMMON, use_sliding_window=True, sliding_window=4, max_window_layers=2),
-    "gemma3": lambda: Gemma3TextConfig(
-        **_COMMON,
-        sliding_window=4,
-        layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+_WIDTH = {name: _COMMON[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+_IDS = {name: _COMMON[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+_ALTERNATING = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+FAMILIES: dict[str, Family] = {
+    "llama": Family(lambda: LlamaConfig(**_COMMON)),
+    "mistral": Family(lambda: MistralConfig(**_COMMON, sliding_window=4)),
+    "qwen2": Family(lambda: Qwen2Config(**_COMMON, use_sliding_window=True, sliding_window=4, max_window_layers=2)),
+    "qwen3": Family(lambda: Qwen3Config(**_COMMON)),
+    "gemma2": Family(
+        lambda: Gemma2Config(**_COMMON, sliding_window=4, layer_types=_ALTERNATING, query_pre_attn_scalar=8),
+        attentions=("eager",),
+    ),
+    "gemma3": Family(lambda: Gemma3TextConfig(**_COMMON, sliding_window=4, layer_types=_ALTERNATING)),
+    "phi3": Family(lambda: Phi3Config(**{**_COMMON, "num_key_value_heads": 4}, sliding_window=4)),
+    "olmo2": Family(lambda: Olmo2Config(**_COMMON)),
+    "olmoe": Family(lambda: OlmoeConfig(**_COMMON, **_EXPERTS)),
+    "qwen2_moe": Family(
+        lambda: Qwen2MoeConfig(**_COMMON, **_EXPERTS, moe_intermediate_size=16, shared_expert_intermediate_size=16)
+    ),
+    "gpt2": Family(
+        lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=512, **_IDS)
+    ),
+    "gpt_neox": Family(lambda: GPTNeoXConfig(**_WIDTH, intermediate_size=48, max_position_embeddings=512, **_IDS)),
+    "opt": Family(lambda: OPTConfig(**_WIDTH, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=512, **_IDS)),
+    "falcon": Family(lambda: FalconConfig(**_WIDTH, alibi=False, **_IDS)),
+    "falcon_alibi": Family(lambda: FalconConfig(**_WIDTH, alibi=True, multi_query=False, **_IDS), packs=False),
+    "lfm2": Family(
+        lambda: Lfm2Config(**_COMMON, layer_types=["conv", "full_attention", "conv", "full_attention", "conv"]),
+        packs=False,
     ),
 }
+VARIANTS = [(name, attention) for name, family in FAMILIES.items() for attention in family.attentions]
 
 
-def tiny_model(family: str, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+def tiny_model(family: str, attention: str | None = None, seed: int = 0) -> PreTrainedModel:
     """Return a random model of a family in float32; weights wide enough that predictions differ between chains."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=attention).eval()
+    model = AutoModelForCausalLM.from_config(
+        FAMILIES[family].config(), attn_implementation=attention or FAMILIES[family].attentions[0]
+    ).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim == 2:

@@ -1,0 +1,85 @@
+"""Views that share one model: threads, accelerate's dispatch hooks, bfloat16."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from accelerate import cpu_offload, dispatch_model
+from accelerate.hooks import remove_hook_from_submodules
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.executor import ChainExecutor, Job
+from router.rows import plain_row
+from router.view import chain_view
+from tests.tiny import NUM_LAYERS, VARIANTS, tiny_model
+
+FULL = Chain.full(NUM_LAYERS)
+CHAINS = (FULL, FULL.skip(2, 1), FULL.repeat(1, 2, 2), FULL.move(0, 1, 3))
+OPTIONS = {"do_sample": False, "max_new_tokens": 10, "min_new_tokens": 10, "pad_token_id": 0}
+
+
+@pytest.fixture(params=VARIANTS, ids="-".join)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(*request.param)
+
+
+def prompt() -> torch.Tensor:
+    return torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(4))
+
+
+def test_two_chains_generate_in_two_threads(model: PreTrainedModel) -> None:
+    # Oracle: each chain alone.
+    alone = {chain: chain_view(model, chain).generate(prompt(), **OPTIONS) for chain in CHAINS}
+    found: dict[tuple[int, Chain], torch.Tensor] = {}
+    start = threading.Barrier(2)
+
+    def work(number: int) -> None:
+        start.wait()
+        for chain in CHAINS[number:] + CHAINS[:number]:
+            found[number, chain] = chain_view(model, chain).generate(prompt(), **OPTIONS)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2 * len(CHAINS)
+    for (_, chain), text in found.items():
+        assert torch.equal(text, alone[chain])
+
+
+@pytest.mark.parametrize("placed", ["dispatched", "offloaded"])
+def test_a_model_with_accelerates_hooks_runs_the_chain_and_not_itself(model: PreTrainedModel, placed: str) -> None:
+    # Oracle: the same chains before the hooks were there.
+    views = {chain: chain_view(model, chain)(prompt()).logits for chain in CHAINS}
+    if placed == "dispatched":
+        dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    else:
+        cpu_offload(model, torch.device("cpu"))
+    for chain, logits in views.items():
+        torch.testing.assert_close(chain_view(model, chain)(prompt()).logits, logits)
+    executor = ChainExecutor(model)
+    rows = [plain_row(row.tolist()) for row in prompt()]
+    jobs = [Job(i, chain) for chain in CHAINS for i in range(2)]
+    for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
+        torch.testing.assert_close(logits, views[job.chain][job.row], rtol=0, atol=2e-5)
+    remove_hook_from_submodules(model)
+
+
+def test_bfloat16_runs_the_same_chains_within_its_precision(model: PreTrainedModel) -> None:
+    # Oracle: the view in bfloat16 on each row alone; and float32 within bfloat16's rounding (8 bits of mantissa).
+    single = {chain: chain_view(model, chain)(prompt()).logits for chain in CHAINS}
+    half = model.to(torch.bfloat16)
+    executor = ChainExecutor(half)
+    rows = [plain_row(row.tolist()) for row in prompt()]
+    jobs = [Job(i, chain) for chain in CHAINS for i in range(2)]
+    for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
+        assert logits.dtype == torch.bfloat16
+        view = chain_view(half, job.chain)(prompt()[job.row : job.row + 1]).logits[0]
+        scale = single[job.chain].abs().max().item()
+        torch.testing.assert_close(logits.float(), view.float(), rtol=0, atol=0.05 * scale)
+        error = (logits.float() - single[job.chain][job.row]).abs().mean().item()
+        assert error < 0.05 * scale
