@@ -88,6 +88,7 @@ class ChainExecutor:
             self._rules = MaskRules(self._capture, decoder.num_layers)
         self._cache = StateCache(state_bytes)
         self._batch_tokens = batch_tokens
+        self._head_logits = HEAD_LOGITS
 
     @property
     def can_pack(self) -> bool:
@@ -139,12 +140,21 @@ class ChainExecutor:
     def _logprobs(self, hidden: Tensor, pairs: Tensor) -> Tensor:
         """Return the log-probability of token `pairs[i, 1]` after state `pairs[i, 0]`; pairs ascend by state."""
         values = torch.empty(len(pairs), dtype=torch.float32, device=hidden.device)
-        step = HEAD_LOGITS // self._capture.vocabulary + 1
-        for start in range(0, len(hidden), step):
-            logits = self._capture.head(hidden[start : start + step]).float()
-            inside = (pairs[:, 0] >= start) & (pairs[:, 0] < start + step)
-            rows, tokens = pairs[inside, 0] - start, pairs[inside, 1]
-            values[inside] = logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]
+        start = 0
+        while start < len(hidden):
+            stop = min(len(hidden), start + max(1, self._head_logits // self._capture.vocabulary))
+            inside = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
+            try:
+                logits = self._capture.head(hidden[start:stop]).float()
+                rows, tokens = pairs[inside, 0] - start, pairs[inside, 1]
+                values[inside] = logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]
+                start = stop
+                continue
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise
+            self._head_logits = (stop - start) // 2 * self._capture.vocabulary
+            _free_accelerator_memory()
         return values
 
     def _run(self, block: Block, jobs: Sequence[Job]) -> list[StateNode]:
@@ -155,7 +165,7 @@ class ChainExecutor:
         while plan.frontier:
             layer = min(plan.frontier)
             for batch in self._batches(block, plan.frontier.pop(layer)):
-                self._step(block, layer, batch)
+                self._step_or_halve(block, layer, batch)
                 for row, node in batch:
                     for child in plan.waiting.get(node, ()):
                         plan.frontier[child.layer].append((row, child))
@@ -195,6 +205,22 @@ class ChainExecutor:
             batch.append((row, node))
         yield batch
 
+    def _step_or_halve(self, block: Block, layer: int, batch: list[tuple[int, StateNode]]) -> None:
+        """Run one layer for a batch; where the accelerator's memory ends, for its halves, and stay at their size."""
+        try:
+            self._step(block, layer, batch)
+            return
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        # Outside the handler, so that the failed call's tensors are free before the next one is made.
+        half = len(batch) // 2
+        tokens = max(len(block.rows[row].tokens) for row, _ in batch)
+        self._batch_tokens = min(self._batch_tokens, half * tokens)
+        _free_accelerator_memory()
+        self._step_or_halve(block, layer, batch[:half])
+        self._step_or_halve(block, layer, batch[half:])
+
     def _step(self, block: Block, layer: int, batch: list[tuple[int, StateNode]]) -> None:
         """Run one layer for a batch of nodes and set their states."""
         rows = [row for row, _ in batch]
@@ -207,3 +233,9 @@ class ChainExecutor:
         for i, (row, node) in enumerate(batch):
             node.state = output[i, : lengths[i]].clone()
             block.executed[row] += 1
+
+
+def _free_accelerator_memory() -> None:
+    """Give cached blocks back, so that a smaller batch finds room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

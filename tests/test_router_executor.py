@@ -131,6 +131,54 @@ def test_batch_size_does_not_matter(model: PreTrainedModel) -> None:
         torch.testing.assert_close(a, b, **TOLERANCE)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    # Oracle: the same jobs with memory enough. The error is injected where a batch or the head's input is too large.
+    model = tiny_model("llama")
+    rows = [pack_row([7, 8, 9, 10 + i], [[20, 21], [30], [40, 41, 42]]) for i in range(6)]
+    jobs = [Job(i, chain) for chain in random_chains(4, seed=1) for i in range(6)]
+    calm = ChainExecutor(model)
+    wanted = calm.target_logprobs(calm.load(rows), jobs)
+    executor = ChainExecutor(model)
+    run_layer, head, failures = executor._capture.run_layer, executor._capture.head, []
+
+    def scarce(function, size):
+        def call(*args):
+            if size(args) > limit:
+                failures.append(function)
+                raise torch.OutOfMemoryError("injected")
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(executor._capture, "run_layer", scarce(run_layer, lambda args: len(args[1])))
+    monkeypatch.setattr(executor._capture, "head", scarce(head, lambda args: len(args[0])))
+    block = executor.load(rows)
+    for a, b in zip(executor.target_logprobs(block, jobs), wanted, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    assert {run_layer, head} <= set(failures)
+    # It stays at the smaller size: no further failure.
+    failures.clear()
+    executor.target_logprobs(executor.load(rows), jobs)
+    assert not failures
+
+
+def test_out_of_memory_for_a_single_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = ChainExecutor(tiny_model("llama"))
+    block = executor.load(random_rows(1))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(executor._capture, "run_layer", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        executor.states(block, [Job(0, FULL)])
+    monkeypatch.undo()
+    # The failed run leaves nothing behind that would make the next one wrong.
+    logits = executor.logits(block, [Job(0, FULL)])[0]
+    torch.testing.assert_close(logits, view_logits(tiny_model("llama"), block.rows[0], FULL), **TOLERANCE)
+
+
 def test_the_model_is_not_changed_and_its_output_hooks_stay_single(model: PreTrainedModel) -> None:
     # Oracle: outputs before, and the count of hidden states.
     ids = torch.tensor([[5, 6, 7, 8]])
