@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import types
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -38,19 +41,47 @@ _PER_LAYER_CONFIG = ("layer_types", "mlp_layer_types")
 """Configuration lists with one entry a layer that forward passes and caches read by position."""
 
 
-def chain_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
+CACHED_VIEWS = 64
+"""Views kept for each model; the least recently used one goes first."""
+_views: weakref.WeakKeyDictionary[PreTrainedModel, OrderedDict[object, PreTrainedModel]] = weakref.WeakKeyDictionary()
+_views_lock = threading.Lock()
+
+
+def chain_view(model: PreTrainedModel, chain: Chain, *, fresh: bool = False) -> PreTrainedModel:
     """Return a model that runs `chain` and shares every parameter with `model`.
 
     The view has the original's class, so all of `transformers` works on it. It stays valid as long as the original.
+    Views are cached: the same chain of a model that has not been moved or switched since gives the same object, whose
+    configuration is not to be changed.
 
     Args:
         model: a decoder-only model (or one with a text decoder inside).
         chain: a chain over the model's layers.
+        fresh: make a view of the caller's own, outside the cache.
 
     Raises:
         ValueError: where the chain is for another number of layers, the layers are not found, or a hybrid model would
             be left without any attention layer.
     """
+    if fresh:
+        return _make_view(model, chain)
+    key = (chain, model.device, model.dtype, model.training, _attention(model), id(getattr(model, "_hf_hook", None)))
+    with _views_lock:
+        views = _views.setdefault(model, OrderedDict())
+        view = views.get(key)
+        if view is None:
+            view = views[key] = _make_view(model, chain)
+            if len(views) > CACHED_VIEWS:
+                views.popitem(last=False)
+        views.move_to_end(key)
+        return view
+
+
+def _attention(model: PreTrainedModel) -> str | None:
+    return getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None)
+
+
+def _make_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
     decoder = find_decoder(model)
     if chain.num_layers != decoder.num_layers:
         raise ValueError(f"chain: expected num_layers={decoder.num_layers} as in the model, got {chain.num_layers}")

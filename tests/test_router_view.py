@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import weakref
 
 import pytest
 import torch
@@ -114,7 +116,7 @@ def test_a_view_computes_what_the_chain_says(model: PreTrainedModel) -> None:
 def test_the_original_is_untouched_also_when_an_exception_passes(model: PreTrainedModel) -> None:
     # Oracle: a digest of configuration, weights (bytes and identity), modules and layer indices.
     before, logits = digest(model), model(tokens()).logits
-    view = chain_view(model, CHAINS["longer than the model"])
+    view = chain_view(model, CHAINS["longer than the model"], fresh=True)
     view.generate(tokens(1), max_new_tokens=3, do_sample=False, pad_token_id=0)
     view.config.num_hidden_layers = 99
     with pytest.raises(IndexError):
@@ -127,6 +129,25 @@ def test_a_view_holds_no_parameters_of_its_own(model: PreTrainedModel) -> None:
     # Oracle: object identity of every parameter.
     own = {id(parameter) for parameter in model.parameters()}
     assert {id(parameter) for parameter in chain_view(model, CHAINS["repeat block"]).parameters()} <= own
+
+
+def test_views_are_cached_until_the_model_changes() -> None:
+    # Oracle: object identity; and equality with the model after it changed.
+    model, chain = tiny_model("llama"), CHAINS["skip one"]
+    view = chain_view(model, chain)
+    assert chain_view(model, chain) is view
+    assert chain_view(model, CHAINS["reorder"]) is not view
+    assert chain_view(model, chain, fresh=True) is not view
+    assert chain_view(tiny_model("llama"), chain) is not view
+    model.to(torch.bfloat16)
+    assert chain_view(model, chain) is not view
+    assert chain_view(model, FULL)(tokens()).logits.dtype == torch.bfloat16
+    model.set_attn_implementation("eager")
+    assert torch.equal(chain_view(model, FULL)(tokens()).logits, model(tokens()).logits)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None  # the cache keeps no model alive
 
 
 def test_a_chain_of_another_model_is_refused(model: PreTrainedModel) -> None:
