@@ -1,5 +1,6 @@
 # make demo   set up, then search, train and evaluate on real data (runs/demo)
 # make test   set up, then run the test suite
+# make test-gpu   the same invariants on a GPU
 # make lint   set up, then check style and types
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint clean-demo
+.PHONY: setup demo test test-gpu lint clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -27,6 +28,12 @@ demo: $(READY)
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile
+
+# The invariants of views and executor on a GPU, where there is one.
+test-gpu: $(READY)
+	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(PY) -m pytest tests/gpu_checks.py; \
+	else echo "test-gpu: skipped, torch sees no CUDA device here"; fi
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
