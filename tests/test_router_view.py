@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from router.chain import Chain
 from router.decoder import find_decoder
 from router.view import chain_view
+from tests.families_table import README, with_table
 from tests.tiny import NUM_LAYERS, VARIANTS, tiny_model
 
 FULL = Chain.full(NUM_LAYERS)
@@ -23,7 +24,7 @@ CHAINS = {
     "repeat one": FULL.repeat(2, 1, 1),
     "repeat block": FULL.repeat(1, 3, 2),
     "reorder": FULL.move(0, 2, 3),
-    "longer than the model": FULL.skip(0, 1).repeat(0, 4, 3),
+    "longer than the model": FULL.skip(0, 1).repeat(0, 4, 4),
     "one layer": Chain((1,), NUM_LAYERS),
 }
 
@@ -81,6 +82,16 @@ def test_cached_generation_equals_uncached_and_padding_changes_nothing(model: Pr
     assert torch.equal(cached, uncached)
     alone = view.generate(prompt[1:, 4:], attention_mask=mask[1:, 4:], **options)
     assert torch.equal(cached[1, 4:], alone[0])
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_right_padding_changes_nothing(model: PreTrainedModel, name: str) -> None:
+    # Oracle: the shorter row alone.
+    view = chain_view(model, CHAINS[name])
+    prompt, mask = tokens(2), torch.ones(2, 11, dtype=torch.long)
+    prompt[1, 7:], mask[1, 7:] = 0, 0
+    padded = view(prompt, attention_mask=mask, use_cache=False).logits[1, :7]
+    torch.testing.assert_close(padded, view(prompt[1:, :7], use_cache=False).logits[0], rtol=0, atol=2e-5)
 
 
 def test_each_chain_position_has_its_own_cache_slot(model: PreTrainedModel) -> None:
@@ -160,3 +171,15 @@ def test_a_model_without_a_layer_list_says_what_was_looked_for() -> None:
     model.config.num_hidden_layers = 7
     with pytest.raises(ValueError, match=r"one ModuleList with num_hidden_layers=7 entries, found model\.layers \(5\)"):
         find_decoder(model)
+
+
+def test_a_hybrid_chain_without_attention_is_refused() -> None:
+    model = tiny_model("lfm2")
+    with pytest.raises(ValueError, match=r"chain 0,2: expected at least one attention layer \(of \[1, 3\]\)"):
+        chain_view(model, Chain((0, 2), NUM_LAYERS))
+
+
+def test_the_readmes_table_of_architectures_is_the_tested_one() -> None:
+    # Oracle: the table made from the parametrisation; `python -m tests.families_table` writes it.
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text) == text

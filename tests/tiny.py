@@ -62,11 +62,13 @@ class Family:
         attentions: attention implementations that the library offers for it.
         packs: whether several choices can share a row: false with ALiBi (a bias by place in the row) and with layers
             that mix neighbouring tokens without a mask (convolutions).
+        note: what is special about the configuration, for the README's table.
     """
 
     config: Callable[[], PreTrainedConfig]
     attentions: tuple[str, ...] = ("sdpa", "eager")
     packs: bool = True
+    note: str = ""
 
 
 # A family is one line here. The sliding windows (4 tokens) are shorter than every prompt of the tests.
@@ -76,19 +78,29 @@ _ALTERNATING = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 FAMILIES: dict[str, Family] = {
     "llama": Family(lambda: LlamaConfig(**_COMMON)),
-    "mistral": Family(lambda: MistralConfig(**_COMMON, sliding_window=4)),
-    "qwen2": Family(lambda: Qwen2Config(**_COMMON, use_sliding_window=True, sliding_window=4, max_window_layers=2)),
+    "mistral": Family(lambda: MistralConfig(**_COMMON, sliding_window=4), note=" (sliding window)"),
+    "qwen2": Family(
+        lambda: Qwen2Config(**_COMMON, use_sliding_window=True, sliding_window=4, max_window_layers=2),
+        note=" (sliding window in some layers)",
+    ),
     "qwen3": Family(lambda: Qwen3Config(**_COMMON)),
     "gemma2": Family(
         lambda: Gemma2Config(**_COMMON, sliding_window=4, layer_types=_ALTERNATING, query_pre_attn_scalar=8),
         attentions=("eager",),
+        note=" (sliding window in some layers)",
     ),
-    "gemma3": Family(lambda: Gemma3TextConfig(**_COMMON, sliding_window=4, layer_types=_ALTERNATING)),
-    "phi3": Family(lambda: Phi3Config(**{**_COMMON, "num_key_value_heads": 4}, sliding_window=4)),
+    "gemma3": Family(
+        lambda: Gemma3TextConfig(**_COMMON, sliding_window=4, layer_types=_ALTERNATING),
+        note=" (sliding window in some layers)",
+    ),
+    "phi3": Family(
+        lambda: Phi3Config(**{**_COMMON, "num_key_value_heads": 4}, sliding_window=4), note=" (sliding window)"
+    ),
     "olmo2": Family(lambda: Olmo2Config(**_COMMON)),
-    "olmoe": Family(lambda: OlmoeConfig(**_COMMON, **_EXPERTS)),
+    "olmoe": Family(lambda: OlmoeConfig(**_COMMON, **_EXPERTS), note=" (mixture of experts)"),
     "qwen2_moe": Family(
-        lambda: Qwen2MoeConfig(**_COMMON, **_EXPERTS, moe_intermediate_size=16, shared_expert_intermediate_size=16)
+        lambda: Qwen2MoeConfig(**_COMMON, **_EXPERTS, moe_intermediate_size=16, shared_expert_intermediate_size=16),
+        note=" (mixture of experts)",
     ),
     "gpt2": Family(
         lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=512, **_IDS)
@@ -96,10 +108,13 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(lambda: GPTNeoXConfig(**_WIDTH, intermediate_size=48, max_position_embeddings=512, **_IDS)),
     "opt": Family(lambda: OPTConfig(**_WIDTH, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=512, **_IDS)),
     "falcon": Family(lambda: FalconConfig(**_WIDTH, alibi=False, **_IDS)),
-    "falcon_alibi": Family(lambda: FalconConfig(**_WIDTH, alibi=True, multi_query=False, **_IDS), packs=False),
+    "falcon_alibi": Family(
+        lambda: FalconConfig(**_WIDTH, alibi=True, multi_query=False, **_IDS), packs=False, note=" (ALiBi)"
+    ),
     "lfm2": Family(
         lambda: Lfm2Config(**_COMMON, layer_types=["conv", "full_attention", "conv", "full_attention", "conv"]),
         packs=False,
+        note=" (convolutions and attention)",
     ),
 }
 VARIANTS = [(name, attention) for name, family in FAMILIES.items() for attention in family.attentions]
