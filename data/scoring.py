@@ -124,16 +124,25 @@ class ChainScorer:
             ValueError: where a continuation has no tokens.
         """
         query = self.task.query(sample)
-        prompt = tuple(self._tokenizer(query.prompt)["input_ids"])
+        prompt = self._opened(query.prompt)
         continuations = []
         for text in query.continuations:
-            whole = tuple(self._tokenizer(query.prompt + text)["input_ids"])
+            whole = self._opened(query.prompt + text)
             alone = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
             fits = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
             continuations.append(whole[len(prompt) :] if fits else alone)
             if not continuations[-1]:
                 raise ValueError(f"sample {sample.id}: expected tokens in the continuation {text!r}, got none")
         return EncodedSample(sample, query, prompt, tuple(continuations), sample.answer if target is None else target)
+
+    def _opened(self, text: str) -> tuple[int, ...]:
+        """Return a text's tokens with what the tokenizer puts before it (BOS), but not what it puts after it (EOS)."""
+        plain = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        special = self._tokenizer(text)["input_ids"]
+        for start in range(len(special) - len(plain) + 1):
+            if special[start : start + len(plain)] == plain:
+                return tuple(special[: start + len(plain)])
+        return tuple(special)
 
     def load(self, samples: Sequence[EncodedSample]) -> SampleBlock:
         """Load samples into the executor; a block loaded before loses its reusable states."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
@@ -67,6 +68,21 @@ def test_states_are_the_same_packed_and_separate(family: str) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
         stock = model(torch.tensor([sample.prompt]), output_hidden_states=True).hidden_states[3][0]
         torch.testing.assert_close(one[: len(stock)], stock, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>", "$A </s>", "$A"])
+def test_special_tokens_open_the_prompt_and_never_close_it(template: str) -> None:
+    # Oracle: the tokens without specials, after the template's opening ones.
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    scorer = ChainScorer(tiny_model("llama"), tokenizer, load_task("arc_easy"))
+    encoded = scorer.encode(SAMPLES[0])
+    opening = [1] if template.startswith("<s>") else []
+    assert list(encoded.prompt) == opening + tiny_tokenizer()(encoded.query.prompt)["input_ids"]
+    for text, ids in zip(encoded.query.continuations, encoded.continuations, strict=True):
+        assert list(ids) == tiny_tokenizer()(text)["input_ids"]
 
 
 def test_fingerprints_follow_model_tokenizer_and_prompt_but_not_dtype() -> None:
