@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ class ChainResult:
 
     Attributes:
         chain: the chain that was run.
-        scores: score of every choice, in the order of the sample's choices (log-probability, nats).
+        scores: score of every choice, in the order of the sample's choices (log-probability, nats, 6 decimals).
         prediction: index of the choice with the highest score (the first of equals).
-        correct: whether the prediction is the right choice.
+        correct: whether the right choice has the highest score, alone.
         margin: score of the right choice minus the best other score, nats; above 0 where correct.
         verified: whether a second run in another batch composition or mode agreed; None: not tried.
         verified_by: scoring mode of that second run.
@@ -40,11 +41,20 @@ class ChainResult:
 
     @classmethod
     def from_scores(cls, chain: Chain, scores: Sequence[float], answer: int) -> ChainResult:
-        """Judge a chain's scores against the right choice's index."""
-        values = tuple(float(score) for score in scores)
+        """Judge a chain's scores against the right choice's index.
+
+        Where the right choice shares the highest score with another (bfloat16 logits tie), the chain counts as wrong.
+
+        Raises:
+            ValueError: where a score is no finite number.
+        """
+        # Rounded here and not when written, so that what is read back is judged exactly alike.
+        values = tuple(round(float(score), 6) for score in scores)
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"scores: expected finite numbers, got {list(values)} for chain {chain}")
         prediction = max(range(len(values)), key=values.__getitem__)
-        margin = values[answer] - max(value for i, value in enumerate(values) if i != answer)
-        return cls(chain, values, prediction, prediction == answer, margin)
+        margin = round(values[answer] - max(value for i, value in enumerate(values) if i != answer), 6)
+        return cls(chain, values, prediction, margin > 0, margin)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of docs/formats.md."""
@@ -53,7 +63,7 @@ class ChainResult:
             "scores": [round(score, 6) for score in self.scores],
             "prediction": self.prediction,
             "correct": self.correct,
-            "margin": round(self.margin, 6),
+            "margin": self.margin,
             "verified": self.verified,
             "verified_by": self.verified_by,
         }
@@ -61,15 +71,23 @@ class ChainResult:
     @classmethod
     def from_json(cls, value: dict[str, Any], num_layers: int) -> ChainResult:
         """Read the JSON object; raises ValueError, KeyError or TypeError where it is none."""
-        return cls(
+        result = cls(
             chain=Chain.from_json(value["chain"], num_layers),
             scores=tuple(float(score) for score in value["scores"]),
-            prediction=int(value["prediction"]),
-            correct=bool(value["correct"]),
+            prediction=value["prediction"],
+            correct=value["correct"],
             margin=float(value["margin"]),
             verified=value["verified"],
             verified_by=value["verified_by"],
         )
+        n = len(result.scores)
+        if n < 2 or not all(map(math.isfinite, (*result.scores, result.margin))):
+            raise ValueError(f"scores and margin: expected finite numbers for two choices or more, got {value}")
+        if type(result.prediction) is not int or not 0 <= result.prediction < n:
+            raise ValueError(f"prediction: expected an index below {n}, got {result.prediction!r}")
+        if type(result.correct) is not bool or result.correct != (result.margin > 0):
+            raise ValueError(f"correct: expected {result.margin > 0} for the margin, got {result.correct!r}")
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +172,13 @@ class SearchRecord:
             raise ValueError(f"expected a search record, got {error}") from error
         if not record.results or not record.full.chain.is_full:
             raise ValueError("results[0]: expected the full chain")
-        if any(not 0 <= i < len(record.results) for i in record.pareto):
-            raise ValueError(f"pareto: expected indices below {len(record.results)}, got {list(record.pareto)}")
+        if {len(result.scores) for result in record.results} != {len(record.full.scores)}:
+            raise ValueError("results: expected as many scores for every chain, got different numbers")
+        if record.pareto != pareto_front(record.results):
+            raise ValueError(f"pareto: expected {list(pareto_front(record.results))}, got {list(record.pareto)}")
+        for name in ("num_layers", "prefix_layers", "simulations", "nominal_layers", "executed_layers", "seed"):
+            if type(getattr(record, name)) is not int:
+                raise ValueError(f"{name}: expected an integer, got {getattr(record, name)!r}")
         return record
 
 

@@ -48,12 +48,12 @@ class Sample:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
         for name in ("task", "question"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
+            if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
                 raise ValueError(f"{name}: expected text, got {value!r}")
         if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
             raise ValueError(f"choices: expected at least two different texts, got {list(self.choices)!r}")
         for i, choice in enumerate(self.choices):
-            if not isinstance(choice, str) or not choice.strip():
+            if not isinstance(choice, str) or not choice.strip() or not _is_unicode(choice):
                 raise ValueError(f"choices[{i}]: expected text, got {choice!r}")
         if (
             isinstance(self.answer, bool)
@@ -69,15 +69,44 @@ class Sample:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
+    def split_hash(self) -> str:
+        """SHA-256 of the split key, 16 hex digits: what a router remembers of the questions that it was trained on."""
+        return hashlib.sha256(self.split_key.encode()).hexdigest()[:16]
+
+    @property
     def split_key(self) -> str:
         """Normalised question text: samples that share it, in any task, must stand on one side of a split."""
         return normalise_question(self.question)
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8 (a lone surrogate cannot)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def normalise_question(text: str) -> str:
-    """Fold case, accents' encoding, punctuation and white space, so that reprints of a question agree."""
+    """Fold case, accents' encoding, punctuation and white space, so that reprints of a question agree.
+
+    Letters, digits, marks and symbols stay, and so do `-`, `*`, `/`, `%` and `^` before a digit: they make other
+    questions of the same words.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w]+", " ", folded).split())
+    kept = re.sub(r"[-*/%^](?=\s*\d)", _as_symbol, folded)
+    words = "".join(
+        char if char in _SIGNS.values() or unicodedata.category(char)[0] in "LNMS" else " " for char in kept
+    )
+    return " ".join(words.split()) or " ".join(folded.split())
+
+
+_SIGNS = {"-": "\u2212", "*": "\u00d7", "/": "\u00f7", "%": "\u2030", "^": "\u2191"}
+
+
+def _as_symbol(match: re.Match[str]) -> str:
+    return f" {_SIGNS[match.group()]} "
 
 
 def write_samples(path: Path, samples: list[Sample]) -> None:

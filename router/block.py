@@ -36,13 +36,12 @@ class Block:
             raise ValueError(
                 "rows: expected plain rows, this model's attention masks cannot be rebuilt for packed ones"
             )
-        # One column of padding more than the longest row makes the model build an explicit mask, to be replaced.
-        width = max(len(row.tokens) for row in rows) + self._packed
+        # One column of padding more than the longest row: so the model always builds explicit masks. Without padding it
+        # leaves them out or not as lengths and windows fall, and its arguments would change their number.
+        width = max(len(row.tokens) for row in rows) + 1
         tokens = _padded([row.tokens for row in rows], width, capture.device)
         positions = _padded([row.positions for row in rows], width, capture.device)
-        mask = torch.ones_like(tokens)
-        if self._packed:
-            mask = _padded([[1] * len(row.tokens) for row in rows], width, capture.device)
+        mask = _padded([[1] * len(row.tokens) for row in rows], width, capture.device)
         captured = capture.capture(tokens, positions, mask)
         self._calls = captured.calls
         if self._packed:
@@ -56,7 +55,7 @@ class Block:
         made: dict[int, Tensor] = {}
         calls = []
         for layer, call in enumerate(self._calls):
-            axes = iter(self._capture.axes(layer, masked=True))
+            axes = iter(self._capture.axes(layer))
             rule = rules.allowed(layer, int(positions.max()) + 1)
             if id(rule) not in made:
                 inside = rule[positions[:, :, None], positions[:, None, :]]
@@ -69,7 +68,7 @@ class Block:
 
     def call_for(self, layer: int, rows: Sequence[int], width: int) -> LayerCall:
         """Return a layer's arguments for the given rows, cut to `width` tokens."""
-        axes = iter(self._capture.axes(layer, self._packed))
+        axes = iter(self._capture.axes(layer))
         index = torch.tensor(rows, device=self._capture.device)
         return map_tensors(self._calls[layer], lambda tensor: _take(tensor, next(axes), index, width))
 
@@ -84,13 +83,13 @@ class MaskRules:
         self._length = 0
         self._rules: list[Bool[Tensor, "length length"]] = []
         self.can_pack = all(
-            sum(is_mask(axes) for axes in capture.axes(layer, masked=True)) == 1 for layer in range(num_layers)
+            sum(is_mask(axes) for axes in capture.axes(layer)) == 1 for layer in range(num_layers)
         ) and self._build(8)
 
     def allowed(self, layer: int, length: int) -> Bool[Tensor, "length length"]:
         """Return whether a query at position i may read a key at position j, `[length, length]` or larger."""
         if length > self._length:
-            self._build(2 * length)
+            self._build(length)
         return self._rules[layer]
 
     def _build(self, length: int) -> bool:
@@ -98,14 +97,17 @@ class MaskRules:
         tokens = torch.zeros(1, length + 1, dtype=torch.long, device=device)
         mask = torch.ones_like(tokens)
         mask[:, -1] = 0
-        captured = self._capture.capture(tokens, torch.arange(length + 1, device=device)[None], mask)
+        # The padding stands at position 0: models with learned positions have none beyond their limit.
+        positions = torch.arange(length + 1, device=device)[None] % length
+        captured = self._capture.capture(tokens, positions, mask)
         rules, made = [], {}
         for layer, call in enumerate(captured.calls):
             if call.kwargs.get("alibi") is not None:
                 return False
-            axes = self._capture.axes(layer, masked=True)
+            axes = self._capture.axes(layer)
             given = next(t for t, a in zip(tensors_of(call), axes, strict=True) if is_mask(a))
-            if given.shape[:2] != (1, 1):
+            # A mask by head is a bias; a boolean one outside SDPA is not added, so ours would mean something else.
+            if given.shape[:2] != (1, 1) or (given.dtype == torch.bool and self._capture.attention != "sdpa"):
                 return False
             if id(given) not in made:
                 cut = given[0, 0, :length, :length]

@@ -56,6 +56,7 @@ class LayerCapture:
     Attributes:
         device: device of the token embeddings.
         vocabulary: size of the vocabulary.
+        attention: name of the attention implementation.
     """
 
     def __init__(self, model: PreTrainedModel, decoder: Decoder) -> None:
@@ -70,13 +71,14 @@ class LayerCapture:
         self._decoder = decoder
         self.device = _input_device(model)
         install_output_hooks(decoder)
+        self.attention = getattr(decoder.config, "_attn_implementation", None)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self._local = threading.local()
         self._returns_tuple = self._layers_return_tuples()
         recorders = [self._recorder(layer) for layer in decoder.layers]
         self._recording = with_layers(model, decoder, recorders, range(decoder.num_layers))
         self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
-        self._axes = {masked: self._learn_axes(masked) for masked in (False, True)}
+        self._axes = self._learn_axes()
 
     def capture(
         self,
@@ -116,14 +118,12 @@ class LayerCapture:
         result: Tensor = output[0] if self._returns_tuple else output
         return result
 
-    def axes(self, layer: int, masked: bool) -> list[Axes]:
+    def axes(self, layer: int) -> list[Axes]:
         """Return the axes of each tensor among a layer's arguments, in the order of `tensors_of`.
 
-        Args:
-            layer: layer of the original model.
-            masked: whether the batch held padding, so that the model made an explicit mask.
+        They hold for batches with padding: without any, a model may leave its mask out, or not, as lengths fall.
         """
-        return self._axes[masked][layer]
+        return self._axes[layer]
 
     def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor) -> Any:
         return view(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False, return_dict=True)
@@ -159,15 +159,14 @@ class LayerCapture:
             self._call(view, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens))
         return seen[0]
 
-    def _learn_axes(self, masked: bool) -> list[list[Axes]]:
+    def _learn_axes(self) -> list[list[Axes]]:
         """Compare the shapes of two batches that differ in rows and tokens."""
         shapes = []
         for rows, length in ((2, 5), (3, 7)):
             tokens = torch.zeros(rows, length, dtype=torch.long, device=self.device)
             positions = torch.arange(length, device=self.device).expand(rows, -1).contiguous()
             mask = torch.ones_like(tokens)
-            if masked:
-                mask[:, -1] = 0
+            mask[:, -1] = 0
             with torch.inference_mode():
                 captured = self.capture(tokens, positions, mask)
             shapes.append([[tensor.shape for tensor in tensors_of(call)] for call in captured.calls])
@@ -190,7 +189,13 @@ def _input_device(model: PreTrainedModel) -> torch.device:
 
 def _compare(first: torch.Size, second: torch.Size) -> Axes:
     kinds = {(2, 3): "batch", (5, 7): "tokens"}
-    return {axis: kinds[pair] for axis, pair in enumerate(zip(first, second, strict=True)) if pair in kinds}
+    pairs = list(zip(first, second, strict=True))
+    if any(one != other and (one, other) not in kinds for one, other in pairs):
+        raise ValueError(
+            "model: expected layers whose arguments have rows and tokens as dimensions of their own, "
+            f"got shapes {tuple(first)} for 2 rows of 5 tokens and {tuple(second)} for 3 rows of 7"
+        )
+    return {axis: kinds[pair] for axis, pair in enumerate(pairs) if pair in kinds}
 
 
 def _with_forward(layer: nn.Module, forward: Any) -> nn.Module:

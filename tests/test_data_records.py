@@ -100,7 +100,7 @@ FULL = ChainResult.from_scores(Chain.full(N), [-1.0, -2.0], 0)
         ({"num_layers": 2}, r"layers\[2\]"),
         ({"results": []}, r"results\[0\]: expected the full chain"),
         ({"results": [{}]}, "expected the field 'chain', got none"),
-        ({"pareto": [5]}, r"pareto: expected indices below 1, got \[5\]"),
+        ({"pareto": [5]}, r"pareto: expected \[0\], got \[5\]"),
         ({"colour": "blue"}, "colour"),
         ({"fingerprints": {"model": "m"}}, "tokenizer"),
     ],
