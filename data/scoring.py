@@ -18,6 +18,7 @@ from data.sample import Sample
 from data.tasks import Query, Task
 from router.block import Block
 from router.chain import Chain
+from router.command import InputError
 from router.executor import ChainExecutor, Job
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.rows import Row, pack_row, separate_rows
@@ -159,7 +160,11 @@ class ChainScorer:
         return SampleBlock(tuple(samples), self._executor.load(rows), tuple(owned))
 
     def score(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
-        """Run each (index of a sample in the block, chain) and judge it; one result a job, in order."""
+        """Run each (index of a sample in the block, chain) and judge it; one result a job, in order.
+
+        Raises:
+            InputError: where a score is no finite number (float16 overflows in some models).
+        """
         if not jobs:
             return []
         row_jobs = [Job(row, chain) for index, chain in jobs for row in block.rows[index]]
@@ -172,7 +177,10 @@ class ChainScorer:
                 for target, value in zip(block.block.rows[row].targets, next(logprobs).tolist(), strict=True):
                     sums[target.group] += value
             scores = encoded.query.choice_scores(sums, [len(tokens) for tokens in encoded.continuations])
-            results.append(ChainResult.from_scores(chain, scores, encoded.target))
+            try:
+                results.append(ChainResult.from_scores(chain, scores, encoded.target))
+            except ValueError as error:
+                raise InputError(f"dtype: sample {encoded.sample.id} in {self.dtype}: {error}") from error
         return results
 
     def states(self, block: SampleBlock, prefix_layers: int) -> list[Float[Tensor, "_ d_model"]]:

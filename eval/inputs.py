@@ -16,7 +16,7 @@ from router.base_model import resolve_device
 from router.command import InputError
 from router.durable import read_json, require_directory, require_file, sha256_file
 from router.fingerprint import Fingerprints
-from router.storage import CONFIG_FILE, WEIGHTS_FILE, Router, load_router
+from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router
 
 MANIFEST = "manifest.json"
 RECORD_SPLITS = ("train", "test")
@@ -69,6 +69,7 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     _check_unseen(samples)
     records = {split: _read_records(settings.records, split, task, samples[split]) for split in RECORD_SPLITS}
     router = load_router(settings.router)
+    _check_router_has_not_seen(settings.router, samples["test"])
     _check_agreement(records, router, settings)
     _check_prompt(router.config.fingerprints, task, f"router {settings.router}")
     try:
@@ -158,6 +159,20 @@ def _read_records(folder: Path, split: str, task: Task, samples: Sequence[Sample
         )
     _check_prompt(first.fingerprints, task, f"records {path}")
     return records
+
+
+def _check_router_has_not_seen(folder: Path, test: Sequence[Sample]) -> None:
+    """Refuse a router that was trained, or stopped early, on a test question."""
+    path = folder / TRAINED_ON_FILE
+    if not path.exists():
+        return  # a router from elsewhere: the report notes that this could not be checked
+    seen = set(read_json(path).get("split_hashes", ()))
+    known = [sample for sample in test if sample.split_hash in seen]
+    if known:
+        raise InputError(
+            f"router: expected one that never saw the test questions, got {folder}, trained on {len(known)} of them, "
+            f"for example {known[0].id}"
+        )
 
 
 def _check_prompt(fingerprints: Fingerprints, task: Task, what: str) -> None:

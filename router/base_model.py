@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -47,7 +48,7 @@ def load_base_model(
             source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
         ) from error

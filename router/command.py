@@ -70,7 +70,7 @@ def one_line(error: BaseException) -> str:
 
 
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's main function and return its exit status: 0, 2 for bad input, 130 for Ctrl-C.
+    """Run a command's main function and return its exit status: 0, 2 for bad input or a full disk, 130 for Ctrl-C.
 
     SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there.
     """
@@ -78,7 +78,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         main(argv)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

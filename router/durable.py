@@ -120,7 +120,7 @@ class JsonLog:
             InputError: where another process holds it open.
         """
         self.path = path
-        existed = path.exists()
+        self._made = not path.exists()
         self._stream = path.open("a+b")
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by close or death
@@ -129,10 +129,10 @@ class JsonLog:
             raise InputError(
                 f"{path}: expected to be its only writer, got another process that writes it now"
             ) from error
-        if existed:
-            self._cut_torn_line()
-        else:
+        if self._made:
             fsync(path.parent)
+        else:
+            self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
         content = self.path.read_bytes()
@@ -148,7 +148,9 @@ class JsonLog:
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; one that was made here and got no line is removed."""
+        if self._made and not self._stream.closed and not os.fstat(self._stream.fileno()).st_size:
+            self.path.unlink(missing_ok=True)
         self._stream.close()
 
     def __enter__(self) -> JsonLog:

@@ -22,6 +22,8 @@ from router.layerwise import LayerwiseHead
 SCHEMA = 1
 HEADS: dict[str, type[LayerwiseHead]] = {"layerwise": LayerwiseHead}
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
+TRAINED_ON_FILE = "trained_on.json"
+"""Beside a router: hashes of the questions (`Sample.split_hash`) that it was trained and chosen on."""
 
 
 @dataclass(frozen=True)

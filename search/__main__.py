@@ -13,15 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.models import load_model
 from data.records import SearchRecord, read_records
 from data.sample import SPLITS, Sample, read_samples
 from data.scoring import ChainScorer
-from data.tasks import load_task
-from router.command import InputError, parse_settings, provenance, run_command
-from router.durable import require_directory, sha256_file, writable_directory, write_json
+from data.tasks import Task, load_task
+from router.command import InputError, one_line, parse_settings, provenance, run_command
+from router.durable import read_json, require_directory, sha256_file, writable_directory, write_json
 from search.run import SplitSearch
 from search.settings import SearchSettings
 
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     settings, plain = parse_settings(RunSettings, argv, "search", "Search chains of layers for every sample.")
     require_directory(settings.data, "data")
-    samples = {split: _read(settings, split) for split in settings.splits}
     task = load_task(settings.task, settings.mode)
+    samples = {split: _read(settings, split, task) for split in settings.splits}
     writable_directory(settings.out, "out")
     model, tokenizer = load_model(
         settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision
@@ -96,25 +96,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner = SplitSearch(
         scorer, settings.search, settings.prefix_layers, settings.reward_target, settings.batch_samples
     )
+    try:
+        settings.search.action_space(scorer.num_layers, settings.prefix_layers)
+    except ValueError as error:
+        raise InputError(f"search.{one_line(error)}") from error
     for split in settings.splits:
         path = settings.out / f"{split}.jsonl"
         start = time.monotonic()
         searched = runner.run(samples[split], path)
         seconds = time.monotonic() - start
         records = read_records(path)
-        write_json(
-            settings.out / f"{split}.settings.json",
-            {**provenance(plain), "records": len(records), "sha256": sha256_file(path), "search": runner.settings_hash},
-        )
+        if searched:
+            _note_run(settings.out / f"{split}.settings.json", path, plain, runner, searched)
         print(_summary(split, records, searched, seconds))
     print(f"records: {settings.out}")
 
 
-def _read(settings: RunSettings, split: str) -> list[Sample]:
+def _note_run(note: Path, path: Path, plain: dict[str, Any], runner: SplitSearch, searched: int) -> None:
+    """Add this run to the runs that made a record file: each with its settings, commit, versions and samples."""
+    earlier = read_json(note)["runs"] if note.exists() else []
+    run = {**provenance(plain), "searched": searched}
+    write_json(note, {"search": runner.settings_hash, "sha256": sha256_file(path), "runs": [*earlier, run]})
+
+
+def _read(settings: RunSettings, split: str, task: Task) -> list[Sample]:
     samples = read_samples(settings.data / f"{split}.jsonl", f"data: {split}")
     other = [sample for sample in samples if sample.split != split]
     if other:
         raise InputError(f"data: expected samples of the split {split}, got one of {other[0].split}")
+    if samples[0].task != task.name:
+        raise InputError(f"task: expected {samples[0].task} as in the samples of {settings.data}, got {task.name}")
+    manifest = settings.data / "manifest.json"
+    if manifest.exists() and read_json(manifest).get("prompt_hash") not in (None, task.prompt_hash()):
+        raise InputError(f"mode: expected the prompt that {manifest} names, got another ({task.name}, {task.mode})")
     return samples[: settings.limit]
 
 

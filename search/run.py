@@ -60,7 +60,7 @@ class SplitSearch:
         """
         finished = self._finished(samples, path)
         waiting = [sample for sample in samples if sample.id not in finished]
-        encoded = [self.scorer.encode(sample, self._target(sample)) for sample in waiting]
+        encoded = [self._encode(sample) for sample in waiting]
         total = len(samples) * self.settings.simulations
         with (
             JsonLog(path) as log,
@@ -94,6 +94,12 @@ class SplitSearch:
             if record.sample_id not in wanted:
                 raise InputError(f"out: expected records of these samples in {path}, got sample {record.sample_id}")
         return {record.sample_id for record in records}
+
+    def _encode(self, sample: Sample) -> EncodedSample:
+        try:
+            return self.scorer.encode(sample, self._target(sample))
+        except ValueError as error:
+            raise InputError(f"data: sample {sample.id}: {error}") from error
 
     def _target(self, sample: Sample) -> int:
         if self.reward_target == "gold":

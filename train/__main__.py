@@ -3,7 +3,7 @@
     python -m train --config configs/train/demo.yaml
     python -m train --config configs/train/demo.yaml --model.hidden 128 --trainer.max_epochs 50
 
-Writes the router (`<out>/config.json`, `<out>/router.safetensors`), `<out>/train.json` (settings, versions, measures)
+Writes the router (`<out>/config.json`, `router.safetensors`, `trained_on.json`), `train.json` (settings, measures)
 and the W&B run under `<out>/wandb`. With other settings or records the same folder is trained anew; with the same ones
 nothing is left to do.
 """
@@ -20,17 +20,20 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
 from router.command import InputError, one_line, provenance, run_command
-from router.durable import sha256_file, sha256_json, writable_directory, write_json
+from router.durable import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.head import pad_states
-from router.storage import CONFIG_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
+from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
 from train.datamodule import RouterData
 from train.module import RouterModule, measures
 from train.tracking import TrackingSettings, log_files, start_logger
+
+DONE_FILE = "train.json"
 
 
 class TrainCLI(LightningCLI):
@@ -66,9 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     best._enable_version_counter = False
     trainer.callbacks.append(best)  # type: ignore[attr-defined]
     _fit(trainer, module, data)
+    if not best.best_model_path:
+        raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     final = _finish(module, data, out, settings, {"key": key, "sources": sources})
     _log_artifacts(logger, data, out, final)
+    # Last of all: a run killed before this line is made again.
+    write_json(out / DONE_FILE, {**provenance(settings), "key": key, "validation": final, "counts": data.counts})
     print("on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"router: {out}")
 
@@ -80,6 +87,10 @@ def _fit(trainer: Trainer, module: RouterModule, data: RouterData) -> None:
         # Lightning turns Ctrl-C into an exit of its own; the commands here end alike.
         if trainer.interrupted:
             raise KeyboardInterrupt from None
+        raise
+    except RuntimeError as error:
+        if "Early stopping conditioned on metric" in str(error):
+            raise InputError(f"early_stopping.monitor: {one_line(error)}") from error
         raise
 
 
@@ -102,7 +113,7 @@ def _parse(argv: Sequence[str] | None) -> TrainCLI:
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=None if argv is None else list(argv),
         )
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError, MisconfigurationException) as error:
         raise InputError(one_line(error)) from error
 
 
@@ -135,9 +146,13 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trained_before(out: Path, key: str) -> bool:
-    if not (out / CONFIG_FILE).exists():
+    if not (out / DONE_FILE).exists():
         return False
-    return load_router(out).config.training.get("key") == key
+    try:
+        trained = load_router(out).config.training.get("key")
+    except InputError:
+        return False  # torn by a kill between its files: made again
+    return trained == key == read_json(out / DONE_FILE).get("key")
 
 
 def _describe(data: RouterData) -> str:
@@ -161,6 +176,8 @@ def _finish(
     head = module.head.eval().cpu()
     validation = data.examples["validation"]
     output = head(*pad_states(validation.states))
+    if not output.isfinite().all():
+        raise InputError("model.learning_rate: expected training that stays finite, got infinite weights")
     head.calibrate(output)
     final = measures(head, output, torch.tensor(validation.targets))
     tokens = max(1, sum(len(state) for state in validation.states) // len(validation))
@@ -182,7 +199,7 @@ def _finish(
         training={**training, "settings": settings, "search": origin.search, "validation": final},
     )
     save_router(out, Router(config, head))
-    write_json(out / "train.json", {**provenance(settings), "validation": final, "counts": data.counts})
+    write_json(out / TRAINED_ON_FILE, {"split_hashes": sorted(data.split_hashes)})
     return final
 
 

@@ -126,6 +126,7 @@ class RouterData(LightningDataModule):
         self.examples: dict[str, Examples] = {}
         self.without_target: dict[str, int] = {}
         self.counts: list[int] = []
+        self.split_hashes: set[str] = set()
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Read records and samples, check that they fit each other and the base model, and get the states.
@@ -138,6 +139,7 @@ class RouterData(LightningDataModule):
         require_directory(self._data, "data.data")
         require_directory(self._records, "data.records")
         pairs = {split: self._read(split) for split in SPLITS}
+        self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
         self.origin = self._common_origin([record for pair in pairs.values() for record, _ in pair])
         for split, pair in pairs.items():
             targets = [(sample, layer_classes(record, self._target)) for record, sample in pair]

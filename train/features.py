@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
+from router.command import InputError
 from router.durable import replacing, sha256_json
 from router.fingerprint import Fingerprints
 
@@ -70,8 +71,15 @@ def cached_states(
 
 
 def compute_states(scorer: ChainScorer, samples: Sequence[Sample], prefix_layers: int, label: str) -> list[Tensor]:
-    """Run layers 0..prefix_layers-1 on every sample; returns the states on the CPU, in the samples' order."""
-    encoded = [scorer.encode(sample) for sample in samples]
+    """Run layers 0..prefix_layers-1 on every sample; returns the states on the CPU, in the samples' order.
+
+    Raises:
+        InputError: where a sample cannot be asked.
+    """
+    try:
+        encoded = [scorer.encode(sample) for sample in samples]
+    except ValueError as error:
+        raise InputError(f"data.data: {error}") from error
     states: list[Tensor | None] = [None] * len(samples)
     with tqdm(total=len(samples), desc=label, unit="sample") as progress:
         for batch in batches_by_length([sample.length for sample in encoded], BATCH_SAMPLES):
