@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from router.chain import Chain
 from router.executor import ChainExecutor, Job
@@ -95,6 +95,23 @@ def test_packed_rows_score_as_separate_rows_and_as_the_view(variant: tuple[str, 
         logprobs = view_logits(model, rows[0], chain).log_softmax(-1)
         wanted = torch.stack([logprobs[target.index, target.token] for target in rows[0].targets])
         torch.testing.assert_close(apart[0], wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("lengths", [(3, 2), (4, 4), (6, 3, 5), (20, 9)], ids=str)
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma3"])
+@pytest.mark.parametrize("window", [4, 6, 16])
+def test_windows_shorter_and_longer_than_the_rows(window: int, family: str, lengths: tuple[int, ...]) -> None:
+    # Oracle: the chain view on each row alone. Without padding the library makes a mask only for rows that are
+    # longer than the window, one for all rows, so its presence and shape change with the batch.
+    config = FAMILIES[family].config()
+    config.sliding_window = window
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    rows = [plain_row([(7 * i + j) % 190 + 3 for j in range(length)]) for i, length in enumerate(lengths)]
+    executor = ChainExecutor(model)
+    jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(4, seed=2)]
+    for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
+        torch.testing.assert_close(logits, view_logits(model, rows[job.row], job.chain), **TOLERANCE)
 
 
 @pytest.mark.parametrize("state_bytes", [0, 3_000, 2**30])
