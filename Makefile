@@ -1,6 +1,7 @@
 # make demo   set up, then search, train and evaluate on real data (runs/demo)
 # make test   set up, then run the test suite
 # make test-gpu   the same invariants on a GPU
+# make test-slow   set up, then run the tests with a 1.5B model (7 GiB of memory; downloads 1 GB once)
 # make lint   set up, then check style and types
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-gpu lint clean-demo
+.PHONY: setup demo test test-slow test-gpu lint clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -27,7 +28,10 @@ demo: $(READY)
 	$(PY) -m eval --config configs/eval/demo.yaml
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(READY)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow --durations=0
 
 # The invariants of views and executor on a GPU, where there is one.
 test-gpu: $(READY)

