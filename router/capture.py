@@ -6,6 +6,7 @@ hands down, by position or by keyword, come from its own code.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,9 @@ class LayerCapture:
         install_output_hooks(decoder)
         self.attention = getattr(decoder.config, "_attn_implementation", None)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        # While layers only record, logits are thrown away: one token's are enough where the family offers that.
+        offered = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        self._few_logits = {"logits_to_keep": 1} if offered else {}
         self._local = threading.local()
         self._returns_tuple = self._layers_return_tuples()
         recorders = [self._recorder(layer) for layer in decoder.layers]
@@ -94,7 +98,7 @@ class LayerCapture:
             mask: 1 for tokens, 0 for padding.
         """
         self._local.hidden, self._local.calls = None, []
-        self._call(self._recording, tokens, positions, mask)
+        self._call(self._recording, tokens, positions, mask, **self._few_logits)
         assert self._local.hidden is not None
         return Captured(self._local.hidden, self._local.calls)
 
@@ -125,8 +129,9 @@ class LayerCapture:
         """
         return self._axes[layer]
 
-    def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor) -> Any:
-        return view(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False, return_dict=True)
+    def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor, **options: int) -> Any:
+        options |= {"use_cache": False, "return_dict": True}
+        return view(input_ids=tokens, attention_mask=mask, position_ids=positions, **options)
 
     def _recorder(self, layer: nn.Module) -> nn.Module:
         local, returns_tuple = self._local, self._returns_tuple
