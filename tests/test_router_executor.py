@@ -114,6 +114,25 @@ def test_windows_shorter_and_longer_than_the_rows(window: int, family: str, leng
         torch.testing.assert_close(logits, view_logits(model, rows[job.row], job.chain), **TOLERANCE)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_learned_positions_may_be_used_to_the_last(family: str) -> None:
+    # Oracle: the chain view; 24 positions, rows of up to 24 tokens, the packed one with the last position too.
+    config = FAMILIES[family].config()
+    setattr(config, "n_positions" if family == "gpt2" else "max_position_embeddings", 24)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    executor = ChainExecutor(model)
+    rows = [plain_row(range(3, 27)), plain_row(range(3, 20))]
+    for job, logits in zip(
+        jobs := [Job(0, FULL), Job(1, FULL)], executor.logits(executor.load(rows), jobs), strict=True
+    ):
+        torch.testing.assert_close(logits, view_logits(model, rows[job.row], FULL), **TOLERANCE)
+    prompt, continuations = list(range(3, 22)), [[30, 31, 32, 33, 34, 35], [40]]
+    packed = executor.target_logprobs(executor.load([pack_row(prompt, continuations)]), [Job(0, FULL)])[0]
+    apart = executor.target_logprobs(executor.load(separate_rows(prompt, continuations)), [Job(0, FULL), Job(1, FULL)])
+    torch.testing.assert_close(packed, torch.cat(apart), **TOLERANCE)
+
+
 @pytest.mark.parametrize("state_bytes", [0, 3_000, 2**30])
 def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(model: PreTrainedModel, state_bytes: int) -> None:
     # Oracle: a fresh executor a job; the budget is checked after every call.

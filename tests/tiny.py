@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -134,10 +135,15 @@ def tiny_model(family: str, attention: str | None = None, seed: int = 0) -> PreT
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer without merges: every byte is one token, after three special ones."""
+    """Return a byte-level tokenizer: three special tokens, one for each byte, one for each letter after a space.
+
+    The last make letters single tokens, as in real vocabularies, so that mode "letter" runs plain rows.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {char: i + 3 for i, char in enumerate(alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    space = "\u0120"  # how byte-level vocabularies write a space
+    tokens = ["<pad>", "<s>", "</s>", *alphabet, *(space + letter for letter in ascii_uppercase)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[(space, letter) for letter in ascii_uppercase]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
