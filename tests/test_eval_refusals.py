@@ -185,6 +185,16 @@ def test_another_models_files_are_refused(
     assert list(world.out.iterdir()) == []
 
 
+def test_a_router_that_has_seen_a_test_question_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = make_samples()["test"][3]
+    (world.folder / "router" / "trained_on.json").write_text(
+        json.dumps({"split_hashes": ["0" * 16, sample.split_hash]})
+    )
+    message = refused(world, capsys)
+    assert "expected one that never saw the test questions" in message
+    assert f"trained on 1 of them, for example {sample.id}" in message
+
+
 def test_a_missing_model_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     # Oracle: one line; no results.
     assert "model: expected" in refused(world, capsys, model="./nowhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data.tasks
 from data.models import load_model
 from data.records import SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer
@@ -167,6 +169,7 @@ BAD = {
     "missing directory": ({"data": "/nonexistent"}, "data: expected an existing directory, got '/nonexistent'"),
     "missing model": ({"model": "./nowhere"}, "model: expected a directory with config.json, got './nowhere'"),
     "unknown dtype": ({"dtype": "int3"}, "dtype: expected one of float32, bfloat16, float16, got 'int3'"),
+    "depth below the model's": ({"search__max_depth": 4}, "search.max_depth: expected"),
     "unwritable output": ({"out": "/proc/records"}, "out: expected a directory that can be written"),
     "missing device": ({"device": "cuda:77"}, "device: expected auto, cpu or a device of this machine"),
 }
@@ -183,6 +186,46 @@ def test_bad_input_is_one_line_and_status_2(
     assert message in error[-1]
     assert not any("Traceback" in line for line in error)
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_samples_of_another_task_or_prompt_are_refused_before_the_search(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "quiz.yaml"
+    text = (Path(data.tasks.__file__).parent / "tasks" / "arc_easy.yaml").read_text()
+    task.write_text(text.replace("name: arc_easy", "name: quiz"))
+    assert run_command(main, arguments(project, tmp_path / "out", task=task)) == 2
+    assert "task: expected arc_easy as in the samples" in capsys.readouterr().err
+    shutil.copytree(project / "data", tmp_path / "data")
+    manifest = {"prompt_hash": load_task("arc_easy").prompt_hash()}
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    changed = {"data": tmp_path / "data", "mode": "letter"}
+    assert run_command(main, arguments(project, tmp_path / "out", **changed)) == 2
+    assert "mode: expected the prompt that" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_each_run_is_noted_beside_the_records_that_it_made(project: Path, tmp_path: Path) -> None:
+    # Oracle: 3 samples, then the other 5, then none.
+    main(arguments(project, tmp_path, limit=3))
+    main(arguments(project, tmp_path))
+    before = (tmp_path / "train.settings.json").read_bytes()
+    main(arguments(project, tmp_path, batch_samples=3))
+    assert (tmp_path / "train.settings.json").read_bytes() == before
+    assert [run["searched"] for run in json.loads(before)["runs"]] == [3, 5]
+
+
+def test_letters_run_as_plain_rows_and_score_as_the_stock_model(project: Path, tmp_path: Path) -> None:
+    # Oracle: log_softmax of the stock model after the prompt; the letters are single tokens here.
+    main(arguments(project, tmp_path, splits="[validation]", mode="letter"))
+    model, tokenizer = load_model(str(project / "model"))
+    task, samples = load_task("arc_easy", "letter"), {sample.id: sample for sample in tiny_samples("validation", 4)}
+    for record in read_records(tmp_path / "validation.jsonl"):
+        query = task.query(samples[record.sample_id])
+        logprobs = model(torch.tensor([tokenizer(query.prompt)["input_ids"]])).logits[0, -1].log_softmax(-1)
+        for choice, text in zip(query.order, query.continuations, strict=True):
+            (token,) = tokenizer(text)["input_ids"]
+            assert record.full.scores[choice] == pytest.approx(logprobs[token].item(), abs=1e-4)
 
 
 def test_an_empty_split_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

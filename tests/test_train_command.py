@@ -27,7 +27,7 @@ from train.tracking import TrackingSettings
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose train and validation splits have been searched."""
-    folder = write_project(tmp_path_factory.mktemp("searched"), train=24, validation=10)
+    folder = write_project(tmp_path_factory.mktemp("searched"), train=60, validation=20)
     search(
         [
             f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
@@ -75,14 +75,15 @@ def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
     # Oracle: targets made from the states themselves (the sign of one pooled direction), so they can be learned.
     model, tokenizer = load_model(str(project / "model"))
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
-    full = Chain.full(NUM_LAYERS)
+    full, threshold = Chain.full(NUM_LAYERS), None
     for split in ("train", "validation"):
         samples = read_samples(project / "data" / f"{split}.jsonl")
         states = compute_states(scorer, samples, 2, split)
         signs = torch.stack([torch.nn.functional.layer_norm(s, s.shape[-1:]).mean(0)[3] for s in states])
+        threshold = signs.median() if threshold is None else threshold  # one rule for both splits
         lines = []
         for record in read_records(project / "records" / f"{split}.jsonl"):
-            sign = signs[[sample.id for sample in samples].index(record.sample_id)] > signs.median()
+            sign = signs[[sample.id for sample in samples].index(record.sample_id)] > threshold
             chain = full.skip(2, 1) if sign else full.repeat(4, 1, 1)
             results = (
                 ChainResult(full, (0.0, 1.0), 1, False, -1.0),
@@ -92,7 +93,11 @@ def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
             made = SearchRecord(**fields | {"results": results, "pareto": pareto_front(results)})
             lines.append(json.dumps(made.to_json()))
         (project / "records" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    main(arguments(project, trainer__max_epochs=300, model__learning_rate=0.01, early_stopping__patience=300))
+    main(
+        arguments(
+            project, trainer__max_epochs=300, model__learning_rate=0.01, model__windows=1, early_stopping__patience=300
+        )
+    )
     measured = load_router(project / "router").config.training["validation"]
     assert measured["f1_skip"] > 0.8
     assert measured["f1_repeat"] > 0.8
@@ -111,6 +116,35 @@ def test_the_same_seed_gives_the_same_router_and_a_second_run_has_nothing_to_do(
     assert (project / "again" / "router.safetensors").read_bytes() == first
     main(arguments(project, seed_everything=1))  # over the first
     assert (project / "router" / "router.safetensors").read_bytes() != first
+
+
+@pytest.mark.parametrize("lost", ["weights of another router", "train.json", "config.json"])
+def test_a_training_that_was_killed_between_its_files_is_made_again(project: Path, lost: str) -> None:
+    # Oracle: the unbroken run's files.
+    main(arguments(project))
+    folder = project / "router"
+    whole = (folder / "router.safetensors").read_bytes()
+    if lost == "weights of another router":
+        main(arguments(project, out=project / "other", seed_everything=7))
+        shutil.copy(project / "other" / "router.safetensors", folder)
+    else:
+        (folder / lost).unlink()
+    main(arguments(project))
+    assert (folder / "router.safetensors").read_bytes() == whole
+    assert (folder / "train.json").exists()
+    load_router(folder)
+
+
+def test_a_router_remembers_the_questions_that_it_was_trained_on(project: Path) -> None:
+    # Oracle: the samples of train and validation, and none of test.
+    main(arguments(project))
+    seen = set(json.loads((project / "router" / "trained_on.json").read_text())["split_hashes"])
+    hashes = {
+        split: {sample.split_hash for sample in read_samples(project / "data" / f"{split}.jsonl")}
+        for split in ("train", "validation", "test")
+    }
+    assert seen == hashes["train"] | hashes["validation"]
+    assert not seen & hashes["test"]
 
 
 def test_an_offline_wandb_run_is_kept_with_losses_and_artifacts(project: Path) -> None:
@@ -178,6 +212,9 @@ def damage(project: Path, name: str) -> dict[str, object]:
             value | {"results": [*value["results"], value["results"][0] | {"chain": [0, 1, 7]}]}
         ),
         "record without results": json.dumps(value | {"results": []}),
+        "correct is no truth value": json.dumps(value | {"results": [value["results"][0] | {"correct": "no"}]}),
+        "front of wrong chains": json.dumps(value | {"pareto": [*value["pareto"], 0, 0]}),
+        "margin is no number": json.dumps(value | {"results": [value["results"][0] | {"margin": float("nan")}]}),
     }
     if name in edits:
         train.write_text("\n".join([edits[name], *lines[1:]]) + "\n")
@@ -195,6 +232,14 @@ def damage(project: Path, name: str) -> dict[str, object]:
         return {"model.hiden": 3}
     elif name == "bad size":
         return {"model.hidden": 0}
+    elif name == "no epoch":
+        return {"trainer.max_epochs": 0}
+    elif name == "unknown monitor":
+        return {"early_stopping.monitor": "validation/luck"}
+    elif name == "no such accelerator":
+        return {"trainer.accelerator": "abacus"}
+    elif name == "learning rate out of all bounds":
+        return {"model.learning_rate": 1e30}
     elif name == "another read layer wanted":
         return {"data.prefix_layers": 3}
     elif name == "missing directory":
@@ -214,6 +259,13 @@ BAD = {
     "record of another schema": "line 1: schema: expected 1, got 2",
     "chain index out of range": "line 1: layers[2]: expected an integer in 0..4, got 7",
     "record without results": "line 1: results[0]: expected the full chain",
+    "correct is no truth value": "line 1: correct: expected",
+    "front of wrong chains": "line 1: pareto: expected",
+    "margin is no number": "line 1: scores and margin: expected finite numbers",
+    "no epoch": "trainer.max_epochs: expected at least one epoch",
+    "unknown monitor": "early_stopping.monitor: Early stopping conditioned on metric `validation/luck`",
+    "no such accelerator": "abacus",
+    "learning rate out of all bounds": "model.learning_rate: expected training that stays finite",
     "empty split": "expected at least one record, got the empty file",
     "missing records": "data.records: train: expected an existing file",
     "other model": "expected it to be made for the model",
@@ -234,4 +286,4 @@ def test_bad_input_is_one_line_and_status_2(project: Path, capsys: pytest.Captur
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert BAD[name] in error[0]
-    assert not list(project.glob("router/*"))
+    assert not [path for path in project.glob("router/*") if path.name != "checkpoints"]
