@@ -42,9 +42,8 @@ class RouterModule(LightningModule):
                 1 / (1 - beta) examples weigh alike.
         """
         super().__init__()
-        for name, value in (("learning_rate", learning_rate),):
-            if value <= 0:
-                raise ValueError(f"{name}: expected a number above 0, got {value}")
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
         if gamma < 0 or weight_decay < 0:
             raise ValueError(f"gamma and weight_decay: expected at least 0, got {gamma} and {weight_decay}")
         self.head_settings = {"hidden": hidden, "windows": windows, "dropout": dropout}
