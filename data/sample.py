@@ -20,15 +20,16 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One multiple-choice question.
+    """One question, multiple-choice or with a free answer.
 
     Attributes:
         task: name of the task, for example "arc_easy".
         split: one of `SPLITS`.
         question: question text as in the data set.
-        choices: answer texts, at least two, all different.
-        answer: index of the right choice.
+        choices: answer texts, at least two, all different; empty where the answer is free.
+        answer: index of the right choice, or the right answer's text where there are no choices.
         metadata: what the data set says besides (source id, difficulty, subject), JSON values.
+        context: text that the question is about; empty: none.
 
     Raises:
         ValueError: where a field is out of its bounds.
@@ -38,8 +39,9 @@ class Sample:
     split: str
     question: str
     choices: tuple[str, ...]
-    answer: int
+    answer: int | str
     metadata: dict[str, Any] = field(default_factory=dict)
+    context: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what is not a question."""
@@ -50,22 +52,30 @@ class Sample:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
                 raise ValueError(f"{name}: expected text, got {value!r}")
+        if not isinstance(self.context, str) or not _is_unicode(self.context):
+            raise ValueError(f"context: expected text, got {self.context!r}")
+        if not self.choices:
+            if not isinstance(self.answer, str) or not self.answer.strip() or not _is_unicode(self.answer):
+                raise ValueError(f"answer: expected text, got {self.answer!r}")
+            return
         if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
             raise ValueError(f"choices: expected at least two different texts, got {list(self.choices)!r}")
         for i, choice in enumerate(self.choices):
             if not isinstance(choice, str) or not choice.strip() or not _is_unicode(choice):
                 raise ValueError(f"choices[{i}]: expected text, got {choice!r}")
-        if (
-            isinstance(self.answer, bool)
-            or not isinstance(self.answer, int)
-            or not 0 <= self.answer < len(self.choices)
-        ):
+        if type(self.answer) is not int or not 0 <= self.answer < len(self.choices):
             raise ValueError(f"answer: expected an index in 0..{len(self.choices) - 1}, got {self.answer!r}")
+
+    @property
+    def gold(self) -> str:
+        """Text of the right answer."""
+        return self.answer if isinstance(self.answer, str) else self.choices[self.answer]
 
     @property
     def id(self) -> str:
         """Stable hash of task and content (not of split or metadata): 16 hex digits."""
-        content = json.dumps([self.task, self.question, list(self.choices), self.answer], ensure_ascii=False)
+        parts = [self.task, self.question, list(self.choices), self.answer, *([self.context] if self.context else [])]
+        content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property

@@ -5,6 +5,7 @@ One scorer serves search, training and evaluation, so that all three see the sam
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,39 +14,20 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.encoding import EncodedSample, Encoder
+from data.generation import Generator, Request
+from data.grading import Grader
+from data.judging import is_whole_answer, judge
 from data.records import ChainResult
 from data.sample import Sample
-from data.tasks import Query, Task
+from data.task_files import TaskSet
+from data.tasks import CHOICE_MODES, Task
 from router.block import Block
 from router.chain import Chain
 from router.command import InputError
 from router.executor import ChainExecutor, Job
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
-from router.rows import Row, pack_row, separate_rows
-
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """A sample as token ids.
-
-    Attributes:
-        sample: the sample.
-        query: its prompt and continuations as text.
-        prompt: token ids of the prompt.
-        continuations: token ids of each continuation, in the query's order.
-        target: index of the choice that counts as right: the sample's answer, but for a control another one.
-    """
-
-    sample: Sample
-    query: Query
-    prompt: tuple[int, ...]
-    continuations: tuple[tuple[int, ...], ...]
-    target: int
-
-    @property
-    def length(self) -> int:
-        """Tokens of the packed row."""
-        return len(self.prompt) + sum(len(tokens) - 1 for tokens in self.continuations)
+from router.rows import Row, pack_row, plain_row, separate_rows
 
 
 @dataclass(frozen=True)
@@ -68,10 +50,10 @@ class SampleBlock:
 
 
 class ChainScorer:
-    """Runs chains on the samples of one task.
+    """Runs chains on samples and judges what they answer.
 
     Attributes:
-        task: the task.
+        tasks: the samples' tasks.
         num_layers: layers of the model.
         d_model: width of the model's hidden states.
         dtype: dtype of the model, for example "bfloat16".
@@ -82,25 +64,28 @@ class ChainScorer:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        task: Task,
+        tasks: Task | TaskSet,
         *,
         batch_tokens: int = 1024,
         state_bytes: int = 2**30,
         packed: bool = True,
     ) -> None:
-        """Prepare a model for a task.
+        """Prepare a model for its tasks.
 
         Args:
             model: the frozen base model in evaluation mode.
             tokenizer: its tokenizer.
-            task: the task that makes prompts of samples.
+            tasks: the tasks that make prompts of samples.
             batch_tokens: tokens in one call of a layer at most.
             state_bytes: bytes of computed states kept for reuse.
             packed: whether the choices of a sample share one row where the model allows it.
         """
-        self.task = task
+        self.tasks = TaskSet.of(tasks)
+        self._encoder = Encoder(model, tokenizer, self.tasks)
         self._tokenizer = tokenizer
         self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes)
+        self._generator = Generator(model, tokenizer, batch_tokens=4 * batch_tokens)
+        self._grader = Grader()
         self._packed = packed and self._executor.can_pack
         self.num_layers = self._executor.num_layers
         self.d_model = int(model.config.get_text_config(decoder=True).hidden_size)
@@ -108,65 +93,60 @@ class ChainScorer:
         self.fingerprints = Fingerprints(
             model=model_fingerprint(model),
             tokenizer=tokenizer_fingerprint(tokenizer),
-            prompt=task.prompt_hash(),
+            prompt=self.tasks.prompt_hash(),
         )
 
-    def encode(self, sample: Sample, target: int | None = None) -> EncodedSample:
-        """Tokenise a sample's prompt and continuations.
+    @property
+    def unjudged(self) -> int:
+        """Generated answers so far whose equivalence could not be decided in time; they count as wrong."""
+        return self._grader.unjudged
 
-        A continuation's tokens are those that it adds to the prompt; where the tokenizer would merge across the
-        border, the continuation is tokenised alone, so that all continuations follow the same prompt tokens.
-
-        Args:
-            sample: the sample.
-            target: the choice that counts as right; None: the sample's answer.
-
-        Raises:
-            ValueError: where a continuation has no tokens.
-        """
-        query = self.task.query(sample)
-        prompt = self._opened(query.prompt)
-        continuations = []
-        for text in query.continuations:
-            whole = self._opened(query.prompt + text)
-            alone = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-            fits = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
-            continuations.append(whole[len(prompt) :] if fits else alone)
-            if not continuations[-1]:
-                raise ValueError(f"sample {sample.id}: expected tokens in the continuation {text!r}, got none")
-        return EncodedSample(sample, query, prompt, tuple(continuations), sample.answer if target is None else target)
-
-    def _opened(self, text: str) -> tuple[int, ...]:
-        """Return a text's tokens with what the tokenizer puts before it (BOS), but not what it puts after it (EOS)."""
-        plain = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        special = self._tokenizer(text)["input_ids"]
-        for start in range(len(special) - len(plain) + 1):
-            if special[start : start + len(plain)] == plain:
-                return tuple(special[: start + len(plain)])
-        return tuple(special)
+    def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
+        """Tokenise a sample's prompt and continuations; see `data.encoding.Encoder.encode`."""
+        return self._encoder.encode(sample, target)
 
     def load(self, samples: Sequence[EncodedSample]) -> SampleBlock:
         """Load samples into the executor; a block loaded before loses its reusable states."""
         rows: list[Row] = []
         owned: list[tuple[int, ...]] = []
         for sample in samples:
-            made = (
-                [pack_row(sample.prompt, sample.continuations)]
-                if self._packed
-                else separate_rows(sample.prompt, sample.continuations)
-            )
+            if not sample.continuations:
+                made = [plain_row(sample.prompt)]
+            elif self._packed:
+                made = [pack_row(sample.prompt, sample.continuations)]
+            else:
+                made = separate_rows(sample.prompt, sample.continuations)
             owned.append(tuple(range(len(rows), len(rows) + len(made))))
             rows += made
         return SampleBlock(tuple(samples), self._executor.load(rows), tuple(owned))
 
     def score(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
-        """Run each (index of a sample in the block, chain) and judge it; one result a job, in order.
+        """Run each (index of a sample in the block, chain) and judge it in its task's mode; one result a job, in order.
 
         Raises:
             InputError: where a score is no finite number (float16 overflows in some models).
         """
-        if not jobs:
-            return []
+        return self._in_modes(block, jobs, [block.samples[index].task.mode for index, _ in jobs])
+
+    def judge(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
+        """Do as `score` does, in the mode that evaluation uses (`Task.judged_mode`)."""
+        return self._in_modes(block, jobs, [block.samples[index].task.judged_mode for index, _ in jobs])
+
+    def _in_modes(
+        self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]], modes: Sequence[str]
+    ) -> list[ChainResult]:
+        results: dict[int, ChainResult] = {}
+        for run, names in (
+            (self._compare_choices, CHOICE_MODES),
+            (self._force_answers, ("exact",)),
+            (self._generate_answers, ("generate",)),
+        ):
+            places = [i for i, mode in enumerate(modes) if mode in names]
+            if places:
+                results |= zip(places, run(block, [jobs[i] for i in places]), strict=True)
+        return [results[i] for i in range(len(jobs))]
+
+    def _compare_choices(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
         row_jobs = [Job(row, chain) for index, chain in jobs for row in block.rows[index]]
         logprobs = iter(self._executor.target_logprobs(block.block, row_jobs))
         results = []
@@ -177,17 +157,53 @@ class ChainScorer:
                 for target, value in zip(block.block.rows[row].targets, next(logprobs).tolist(), strict=True):
                     sums[target.group] += value
             scores = encoded.query.choice_scores(sums, [len(tokens) for tokens in encoded.continuations])
+            assert isinstance(encoded.target, int)
             try:
                 results.append(ChainResult.from_scores(chain, scores, encoded.target))
             except ValueError as error:
-                raise InputError(f"dtype: sample {encoded.sample.id} in {self.dtype}: {error}") from error
+                raise self._not_finite(encoded, error) from error
+        return results
+
+    def _force_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
+        """Judge by teacher forcing: right where greedy decoding would emit the right answer's tokens and its end."""
+        row_jobs = [Job(block.rows[index][0], chain) for index, chain in jobs]
+        results = []
+        readings = self._executor.target_readings(block.block, row_jobs)
+        for (index, chain), reading in zip(jobs, readings, strict=True):
+            encoded = block.samples[index]
+            logprobs, margins, best = reading.T.tolist()
+            emitted = [int(token) for token in best]
+            same = [one == wanted for one, wanted in zip(emitted, encoded.continuations[0], strict=True)]
+            known = same.index(False) + 1 if False in same else len(same)
+            text = str(self._tokenizer.decode(emitted[:known], skip_special_tokens=True))
+            try:
+                results.append(ChainResult.from_tokens(chain, logprobs, margins, text))
+            except ValueError as error:
+                raise self._not_finite(encoded, error) from error
+        return results
+
+    def _not_finite(self, encoded: EncodedSample, error: ValueError) -> InputError:
+        return InputError(f"dtype: sample {encoded.sample.id} in {self.dtype}: {error}")
+
+    def _generate_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
+        """Decode an answer for each job under its chain's view, and grade it."""
+        requests = []
+        for index, chain in jobs:
+            encoded = block.samples[index]
+            finished = functools.partial(is_whole_answer, encoded.task)
+            requests.append(Request(encoded.prompt, chain, encoded.task.max_new_tokens, finished))
+        results = []
+        for (index, chain), answer in zip(jobs, self._generator.generate(requests), strict=True):
+            one = block.samples[index]
+            judged = judge(one.task, one.sample, one.query, one.target, answer, self._grader)
+            results.append(ChainResult.from_answer(chain, *judged))
         return results
 
     def states(self, block: SampleBlock, prefix_layers: int) -> list[Float[Tensor, "_ d_model"]]:
-        """Return `hidden_states[prefix_layers]` of each sample: of its prompt and then of each continuation.
+        """Return `hidden_states[prefix_layers]` of each sample: of its prompt and then of each choice's continuation.
 
-        Continuations come without their last token, as in a packed row. This is what the router reads, here and
-        in deployment: prompt and choices, never the answer.
+        Continuations come without their last token, as in a packed row; a free answer is never among them. This is
+        what the router reads, here and in deployment: prompt and choices, never the answer.
 
         Raises:
             ValueError: where `prefix_layers` is not in 1..num_layers-1.
@@ -200,6 +216,9 @@ class ChainScorer:
         joined = []
         for encoded, rows in zip(block.samples, block.rows, strict=True):
             first, *others = [next(states) for _ in rows]
+            if not encoded.task.has_choices:
+                joined.append(first[: len(encoded.prompt)])
+                continue
             joined.append(torch.cat([first, *(other[len(encoded.prompt) :] for other in others)]))
         return joined
 

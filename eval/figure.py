@@ -24,6 +24,8 @@ STYLES = {
 }
 LABEL_GAP = 0.11
 """Least distance of two labels, share of the axes' height."""
+TASKS_NAMED = 3
+"""Tasks of a mixture that the title names; more are counted."""
 
 
 def write_figure(report: dict[str, Any], out: Path) -> list[Path]:
@@ -88,9 +90,10 @@ def draw(report: dict[str, Any]) -> Figure:
         )
     axes.set_xlabel(f"mean depth, layers executed a sample (full depth: {report['model']['num_layers']})")
     axes.set_ylabel("accuracy, with 95 % Wilson interval")
+    tasks = report["task"].split("+")
+    name = report["task"] if len(tasks) <= TASKS_NAMED else f"{len(tasks)} tasks"
     axes.set_title(
-        f"{Path(report['model']['name']).name}, {report['task']}, {report['split']} split, n = {report['n']}",
-        fontsize=9,
+        f"{Path(report['model']['name']).name}, {name}, {report['split']} split, n = {report['n']}", fontsize=9
     )
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.records import SearchRecord, read_records
 from data.sample import SPLITS, Sample, read_samples
-from data.tasks import Task, load_task
+from data.task_files import TASKS_FILE, TaskSet, read_tasks
 from eval.settings import EvalSettings
 from router.base_model import resolve_device
 from router.command import InputError
@@ -28,7 +28,7 @@ class Inputs:
     """What an evaluation works on.
 
     Attributes:
-        task: the task.
+        tasks: the tasks that the samples were prepared with.
         samples: samples of each split.
         records: search records of `RECORD_SPLITS`, by split.
         router: the trained router.
@@ -36,7 +36,7 @@ class Inputs:
         device: torch device.
     """
 
-    task: Task
+    tasks: TaskSet
     samples: dict[str, list[Sample]]
     records: dict[str, list[SearchRecord]]
     router: Router
@@ -60,26 +60,27 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     Raises:
         InputError: where something is missing, corrupt, or does not belong to the rest.
     """
-    task = load_task(settings.task, settings.mode)
     device = resolve_device(settings.device)
     for name in ("data", "records", "router"):
         require_directory(getattr(settings, name), name)
-    samples = {split: _read_split(settings.data, split, task) for split in SPLITS}
+    tasks = read_tasks(settings.data)
+    samples = {split: _read_split(settings.data, split, tasks) for split in SPLITS}
     _check_vouched(settings.data)
     _check_unseen(samples)
-    records = {split: _read_records(settings.records, split, task, samples[split]) for split in RECORD_SPLITS}
+    records = {split: _read_records(settings.records, split, tasks, samples[split]) for split in RECORD_SPLITS}
     router = load_router(settings.router)
     _check_router_has_not_seen(settings.router, samples["test"])
     _check_agreement(records, router, settings)
-    _check_prompt(router.config.fingerprints, task, f"router {settings.router}")
+    _check_prompt(router.config.fingerprints, tasks, f"router {settings.router}")
     try:
         router.head.offset_for(settings.budget)
     except ValueError as error:
         raise InputError(str(error)) from error
     files = {f"data/{split}": settings.data / f"{split}.jsonl" for split in SPLITS}
+    files["data/tasks"] = settings.data / TASKS_FILE
     files |= {f"records/{split}": settings.records / f"{split}.jsonl" for split in RECORD_SPLITS}
     files |= {f"router/{name}": settings.router / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    return Inputs(task, samples, records, router, {name: sha256_file(path) for name, path in files.items()}, device)
+    return Inputs(tasks, samples, records, router, {name: sha256_file(path) for name, path in files.items()}, device)
 
 
 def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
@@ -92,29 +93,29 @@ def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
         for name in ("model", "revision", "dtype", "batch_samples", "batch_tokens", "budget", "seed")
     }
     pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials")}
-    task = {"task": inputs.task.name, "mode": inputs.task.mode, "prompt": inputs.task.prompt_hash()}
-    return {**own, **pool, **task, "device": inputs.device, "inputs": inputs.hashes}
+    asked = {name: getattr(inputs.tasks, name) for name in ("mode", "judged_mode")}
+    asked = {"task": inputs.tasks.name, **asked, "prompt": inputs.tasks.prompt_hash()}
+    return {**own, **pool, **asked, "device": inputs.device, "inputs": inputs.hashes}
 
 
-def _read_split(folder: Path, split: str, task: Task) -> list[Sample]:
+def _read_split(folder: Path, split: str, tasks: TaskSet) -> list[Sample]:
     path = folder / f"{split}.jsonl"
     samples = read_samples(path, "data")
     for sample in samples:
         if sample.split != split:
             raise InputError(f"data: expected only samples of the split {split} in {path}, got one of {sample.split}")
-        if sample.task != task.name:
-            raise InputError(f"data: expected samples of the task {task.name} in {path}, got one of {sample.task}")
+        if sample.task not in tasks.tasks:
+            raise InputError(f"data: expected samples of the tasks {tasks.name} in {path}, got one of {sample.task}")
     return samples
 
 
 def _check_vouched(folder: Path) -> None:
-    """Refuse split files that are not those which the manifest names."""
+    """Refuse split files, and tasks, that are not those which the manifest names."""
     path = require_file(folder / MANIFEST, "data")
     files = read_json(path).get("files")
-    for split in SPLITS:
-        name = f"{split}.jsonl"
-        stored = files.get(name) if isinstance(files, dict) else None
-        if stored != sha256_file(folder / name):
+    files = files if isinstance(files, dict) else {}
+    for name in (TASKS_FILE, *(f"{split}.jsonl" for split in SPLITS)):
+        if files.get(name) != sha256_file(folder / name):
             raise InputError(f"data: expected {folder / name} as {path} names it, got a file with another SHA-256")
 
 
@@ -130,34 +131,36 @@ def _check_unseen(samples: dict[str, list[Sample]]) -> None:
                 )
 
 
-def _read_records(folder: Path, split: str, task: Task, samples: Sequence[Sample]) -> list[SearchRecord]:
+def _read_records(folder: Path, split: str, tasks: TaskSet, samples: Sequence[Sample]) -> list[SearchRecord]:
     path = folder / f"{split}.jsonl"
     records = read_records(path, "records")
     first = records[0]
-    known = {sample.id for sample in samples}
+    common = {name: getattr(first, name) for name in ("num_layers", "prefix_layers", "fingerprints")}
+    known = {sample.id: sample for sample in samples}
     for record in records:
-        wanted = {
-            "split": split,
-            "task": task.name,
-            "mode": task.mode,
-            "reward_target": "gold",
-            **{name: getattr(first, name) for name in ("num_layers", "prefix_layers", "fingerprints")},
-        }
+        wanted: dict[str, Any] = {"split": split, "reward_target": "gold", **common}
+        sample = known.get(record.sample_id)
+        if sample is not None:
+            wanted |= {"task": sample.task, "mode": tasks[sample.task].mode}
         for name, value in wanted.items():
             if getattr(record, name) != value:
                 raise InputError(
                     f"records: expected {name} {value} in {path}, "
                     f"got {getattr(record, name)} (sample {record.sample_id})"
                 )
-        if record.sample_id not in known:
+        if sample is None:
             raise InputError(f"records: expected only samples of the {split} split in {path}, got {record.sample_id}")
-    missing = known - {record.sample_id for record in records}
+        if record.target != sample.answer:
+            raise InputError(
+                f"records: expected the samples' answers as targets in {path}, got another (sample {record.sample_id})"
+            )
+    missing = known.keys() - {record.sample_id for record in records}
     if split == "test" and missing:
         raise InputError(
             f"records: expected a record in {path} for each of {len(known)} test samples, "
             f"got none for {len(missing)} of them (such as {min(missing)})"
         )
-    _check_prompt(first.fingerprints, task, f"records {path}")
+    _check_prompt(first.fingerprints, tasks, f"records {path}")
     return records
 
 
@@ -175,8 +178,8 @@ def _check_router_has_not_seen(folder: Path, test: Sequence[Sample]) -> None:
         )
 
 
-def _check_prompt(fingerprints: Fingerprints, task: Task, what: str) -> None:
-    fingerprints.require(dataclasses.replace(fingerprints, prompt=task.prompt_hash()), what)
+def _check_prompt(fingerprints: Fingerprints, tasks: TaskSet, what: str) -> None:
+    fingerprints.require(dataclasses.replace(fingerprints, prompt=tasks.prompt_hash()), what)
 
 
 def _check_agreement(records: dict[str, list[SearchRecord]], router: Router, settings: EvalSettings) -> None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
 
+from data.statistics import CONFIDENCE, wilson_interval
 from eval.results import PolicyResult
 
-CONFIDENCE = 0.95
 RESAMPLES = 10_000
 """Bootstrap resamples of a paired difference."""
 
@@ -46,6 +45,7 @@ class Arm:
         correct: samples answered rightly.
         accuracy: correct / n.
         accuracy_interval: 95 % Wilson score interval.
+        no_answer: samples in whose generated text no answer could be read (format failures); they count as wrong.
         mean_depth: layers executed, mean over samples.
         depth_ratio: mean depth by the model's layers.
         against_full: the comparison with full depth; None for full depth itself.
@@ -55,6 +55,7 @@ class Arm:
     correct: int
     accuracy: float
     accuracy_interval: tuple[float, float]
+    no_answer: int
     mean_depth: float
     depth_ratio: float
     against_full: Paired | None
@@ -79,12 +80,6 @@ class Collapse:
     entropy_bits: float
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927)."""
-    low, high = proportion_confint(correct, n, alpha=1 - CONFIDENCE, method="wilson")
-    return float(low), float(high)
-
-
 def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: int) -> Arm:
     """Measure one policy.
 
@@ -105,6 +100,7 @@ def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: 
         correct=correct,
         accuracy=correct / n,
         accuracy_interval=wilson_interval(correct, n),
+        no_answer=sum(result.prediction is None for result in results),
         mean_depth=depth,
         depth_ratio=depth / results[0].chain.num_layers,
         against_full=None if results is full else paired(results, full, seed),
@@ -156,8 +152,8 @@ def collapse_of(results: Sequence[PolicyResult]) -> Collapse:
 
 
 def chance_accuracy(results: Sequence[PolicyResult]) -> float:
-    """Return the expected accuracy of guessing one of each sample's choices."""
-    return sum(1 / len(result.scores) for result in results) / len(results)
+    """Return the expected accuracy of guessing one of each sample's choices; a free answer is never guessed."""
+    return sum(1 / result.choices if result.choices else 0.0 for result in results) / len(results)
 
 
 def _check_aligned(results: Sequence[PolicyResult], baseline: Sequence[PolicyResult]) -> None:

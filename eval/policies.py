@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from data.records import SearchRecord
+from data.records import ChainResult, SearchRecord
 from data.scoring import ChainScorer, SampleBlock
 from router.chain import Chain
 from router.storage import Router
@@ -78,7 +78,7 @@ class FullDepth:
 
 @dataclass(frozen=True)
 class RouterPolicy:
-    """The trained router, which reads `hidden_states[prefix_layers]` of prompt and choices, never the answer.
+    """The trained router, which reads `hidden_states[prefix_layers]` of prompt and choices, never a free answer.
 
     A sample is routed once; its chain is kept, so that every arm that asks sees the same one.
 
@@ -162,12 +162,22 @@ def random_chain(depth: int, num_layers: int, prefix_layers: int, rng: random.Ra
     return Chain.from_counts(counts)
 
 
+def shortest_standing(record: SearchRecord) -> ChainResult | None:
+    """Return the shortest right chain (greatest margin among equals), None where the search found none.
+
+    Where the search verified its chains in the real mode, which includes the full one, only chains that stood it count.
+    """
+    verified = record.full.verified is not None
+    standing = [result for result in record.results if result.correct and (result.verified or not verified)]
+    return min(standing, key=lambda result: (result.chain.depth, -result.margin), default=None)
+
+
 @dataclass(frozen=True)
 class Oracle:
-    """The shortest right chain that the search found for each sample, else full depth.
+    """The shortest right chain that the search found for each sample, else full depth; see `shortest_standing`.
 
     It has seen the answer: no policy that has not can be expected to reach it. Its chains are run again like all
-    others, so a chain that was right only in the search's batch counts as wrong here.
+    others, so a chain that was right only in the search's batch, or only in the cheap mode, counts as wrong here.
 
     Attributes:
         records: the samples' search records, by sample id.
@@ -183,5 +193,5 @@ class Oracle:
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return each sample's shortest right chain, or the full chain where none is known."""
-        found = [self.records[encoded.sample.id].shortest for encoded in samples.samples]
+        found = [shortest_standing(self.records[encoded.sample.id]) for encoded in samples.samples]
         return [Chain.full(self.num_layers) if one is None else one.chain for one in found]

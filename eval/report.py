@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval.groups import groups_of
 from eval.metrics import arm_of, chance_accuracy, collapse_of, paired
 from eval.policies import ARMS, FULL, ORACLE, RANDOM, ROUTER, STATIC
 from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
@@ -13,9 +14,11 @@ from eval.static import STATIC_FILE, read_static
 from router.command import InputError, plain_values
 from router.durable import read_json, require_file, sha256_file, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the report's format."""
 REPORT_FILE = "report.json"
+SAMPLE_FIELDS = ("task", "difficulty", "subject", "choices")
+"""Fields of a result that are the sample's, whatever the arm."""
 
 CAVEATS = (
     "The oracle is an upper bound that has seen the answer: for each test sample it takes the shortest chain that the "
@@ -25,7 +28,13 @@ CAVEATS = (
     "Intervals and p-values speak of other samples of this task, for this one trained router; they do not cover "
     "another training seed, and p-values are not corrected for the number of arms.",
     "A bootstrap interval of a difference has no width where both arms answer every sample alike.",
+    "Groups (task, difficulty, subject) are small and many: their intervals are not corrected for their number.",
 )
+JUDGED_CAVEAT = (
+    "Every arm's answers are judged in mode {judged_mode}; the search looked for right chains in mode {mode}, in which "
+    "the static chain was chosen too. A chain that is right in the first mode only is unknown to the oracle."
+)
+"""Added where the two modes differ."""
 
 
 def write_report(out: Path) -> dict[str, Any]:
@@ -48,7 +57,8 @@ def build_report(out: Path) -> dict[str, Any]:
     path = require_file(out / RESULTS_FILE, "out")
     try:
         num_layers, seed, n = run["model"]["num_layers"], run["identity"]["seed"], run["n"]
-        described = {key: run[key] for key in ("provenance", "task", "mode", "split", "model", "fingerprints")}
+        keys = ("provenance", "task", "mode", "judged_mode", "split", "model", "fingerprints")
+        described = {key: run[key] for key in keys}
         inputs, notes, oracle_found = run["identity"]["inputs"], run["notes"], run["oracle_found"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
@@ -61,6 +71,9 @@ def build_report(out: Path) -> dict[str, Any]:
     arms = [
         {"name": name, "label": label, **asdict(arm_of(by_arm[name], full, seed))} for name, label in labels.items()
     ]
+    caveats = list(CAVEATS)
+    if run["mode"] != run["judged_mode"]:
+        caveats.append(JUDGED_CAVEAT.format(mode=run["mode"], judged_mode=run["judged_mode"]))
     report: dict[str, Any] = {
         "schema": SCHEMA,
         **described,
@@ -69,6 +82,7 @@ def build_report(out: Path) -> dict[str, Any]:
         "n": n,
         "chance_accuracy": chance_accuracy(full),
         "arms": arms,
+        "groups": [asdict(group) for group in groups_of(by_arm, seed)],
         "router_against": {name: asdict(paired(by_arm[ROUTER], by_arm[name], seed)) for name in (STATIC, RANDOM)},
         "router_collapse": asdict(collapse_of(by_arm[ROUTER])),
         "oracle": {
@@ -77,7 +91,7 @@ def build_report(out: Path) -> dict[str, Any]:
             "right_when_run_again": sum(result.correct for result in by_arm[ORACLE]),
         },
         "static": static,
-        "caveats": list(CAVEATS),
+        "caveats": caveats,
         "notes": notes,
     }
     plain: dict[str, Any] = plain_values(report)  # tuples as lists: the same as what is read back
@@ -101,4 +115,9 @@ def arms_of(results: list[PolicyResult], n: int, path: Path) -> dict[str, list[P
             raise InputError(
                 f"{path}: expected {n} samples for each arm, got {len(of_arm)} for {name}; run python -m eval again"
             )
+        for one, full in zip(of_arm, by_arm[FULL], strict=True):
+            if [getattr(one, key) for key in SAMPLE_FIELDS] != [getattr(full, key) for key in SAMPLE_FIELDS]:
+                raise InputError(
+                    f"{path}: expected sample {one.sample_id} alike in all arms, got it otherwise in {name}"
+                )
     return by_arm

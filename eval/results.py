@@ -5,8 +5,8 @@ A folder of results holds `run.json` (what was run on what) and JSON Lines of on
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,21 @@ from tqdm import tqdm
 
 from data.records import ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, batches_by_length
+from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from eval.policies import Policy
 from router.chain import Chain
 from router.command import InputError
 from router.durable import JsonLog, read_json, read_json_lines, sha256_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of `run.json` and of the results' lines."""
 RUN_FILE, RESULTS_FILE = "run.json", "results.jsonl"
 JOBS_PER_CALL = 256
 """Chains run at once over a batch, which bounds the memory of their last states; shared prefixes stay cached."""
+Judge = Callable[[SampleBlock, Sequence[tuple[int, Chain]]], list[ChainResult]]
+"""`ChainScorer.judge` (the real mode) or `ChainScorer.score` (the cheap one)."""
+Label = str | int | float | None
+"""A difficulty or subject, as the sample's metadata has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +39,56 @@ class PolicyResult:
     Attributes:
         policy: name of the policy.
         sample_id: `Sample.id`.
+        task: the sample's task.
+        difficulty: what its metadata says of it; None: nothing.
+        subject: what its metadata says of it; None: nothing.
+        choices: number of its choices; 0: the answer is free.
         chain: the chain that was run.
-        prediction: index of the choice with the highest score.
-        correct: whether it is the right choice.
-        scores: score of every choice (log-probability, nats, as the task normalises it).
-        margin: score of the right choice minus the best other, nats.
+        prediction: what was answered, as in `ChainResult`: a choice's index, text, or None, where no answer could be
+            read in what was generated (a format failure).
+        correct: whether it is right.
+        scores: as in `ChainResult`; none of a generated answer.
+        margin: as in `ChainResult`.
     """
 
     policy: str
     sample_id: str
+    task: str
+    difficulty: Label
+    subject: Label
+    choices: int
     chain: Chain
-    prediction: int
+    prediction: int | str | None
     correct: bool
     scores: tuple[float, ...]
     margin: float
 
     @classmethod
-    def from_chain_result(cls, policy: str, sample_id: str, result: ChainResult) -> PolicyResult:
-        """Take over what the scorer found."""
-        return cls(policy, sample_id, result.chain, result.prediction, result.correct, result.scores, result.margin)
+    def from_chain_result(cls, policy: str, sample: Sample, result: ChainResult) -> PolicyResult:
+        """Join what the scorer found and what is known of the sample."""
+        return cls(
+            policy=policy,
+            sample_id=sample.id,
+            task=sample.task,
+            difficulty=_label(sample.metadata.get("difficulty")),
+            subject=_label(sample.metadata.get("subject")),
+            choices=len(sample.choices),
+            chain=result.chain,
+            prediction=result.prediction,
+            correct=result.correct,
+            scores=result.scores,
+            margin=result.margin,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the line's JSON object; `depth` stands there for readers without the chain's rules."""
         return {
             "policy": self.policy,
             "sample_id": self.sample_id,
+            "task": self.task,
+            "difficulty": self.difficulty,
+            "subject": self.subject,
+            "choices": self.choices,
             "chain": self.chain.to_json(),
             "depth": self.chain.depth,
             "prediction": self.prediction,
@@ -76,25 +105,32 @@ class PolicyResult:
             ValueError: where a field is missing or holds something else.
         """
         try:
-            chain = Chain.from_json(value["chain"], num_layers)
-            result = cls(
-                policy=str(value["policy"]),
-                sample_id=str(value["sample_id"]),
-                chain=chain,
-                prediction=int(value["prediction"]),
-                correct=value["correct"],
-                scores=tuple(float(score) for score in value["scores"]),
-                margin=float(value["margin"]),
-            )
+            answered = ChainResult.from_json({**value, "verified": None, "verified_by": None}, num_layers)
+            told = {name: value[name] for name in ("policy", "sample_id", "task", "difficulty", "subject", "choices")}
         except KeyError as error:
             raise ValueError(f"expected the field {error}, got none") from error
         except TypeError as error:
             raise ValueError(f"expected a result, got {error}") from error
-        if not isinstance(result.correct, bool):
-            raise ValueError(f"correct: expected true or false, got {result.correct!r}")
-        if value.get("depth") != chain.depth:
-            raise ValueError(f"depth: expected {chain.depth}, got {value.get('depth')!r}")
-        return result
+        for name in ("policy", "sample_id", "task"):
+            if not isinstance(told[name], str):
+                raise ValueError(f"{name}: expected text, got {told[name]!r}")
+        for name in ("difficulty", "subject"):
+            if not isinstance(told[name], Label):
+                raise ValueError(f"{name}: expected text, a number or null, got {told[name]!r}")
+        if type(told["choices"]) is not int or told["choices"] < 0:
+            raise ValueError(f"choices: expected a number of choices, got {told['choices']!r}")
+        if value.get("depth") != answered.chain.depth:
+            raise ValueError(f"depth: expected {answered.chain.depth}, got {value.get('depth')!r}")
+        found = {name: getattr(answered, name) for name in ("chain", "prediction", "correct", "scores", "margin")}
+        return cls(**told, **found)
+
+
+def _label(value: Any) -> Label:
+    """Return a metadata value as it is, or as text where it is a list or an object."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    label: Label = value
+    return label
 
 
 def read_results(path: Path, num_layers: int) -> list[PolicyResult]:
@@ -166,6 +202,7 @@ def run_policies(
     policies: Sequence[Policy],
     samples: Sequence[Sample],
     scorer: ChainScorer,
+    judge: Judge,
     path: Path,
     batch_samples: int,
     description: str,
@@ -178,7 +215,8 @@ def run_policies(
     Args:
         policies: policies with different names.
         samples: the samples.
-        scorer: runs the chains.
+        scorer: encodes and loads the samples.
+        judge: runs the chains: the scorer's `judge` in the real mode, or `score` in the cheap one.
         path: the results file.
         batch_samples: samples loaded at once.
         description: name of the progress bar.
@@ -215,13 +253,12 @@ def run_policies(
                 jobs = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
                 answered: dict[tuple[int, Chain], ChainResult] = {}
                 for part in _parts(sorted(jobs, key=lambda job: (job[1].layers, job[0]))):
-                    answered |= dict(zip(part, scorer.score(block, part), strict=True))
+                    answered |= dict(zip(part, judge(block, part), strict=True))
                     bar.set_postfix(chains=f"{len(answered)}/{len(jobs)}", refresh=True)
                 fresh = [
-                    PolicyResult.from_chain_result(policies[p].name, ids[i], answered[i, chosen[p][i]])
+                    PolicyResult.from_chain_result(policies[p].name, block.samples[i].sample, answered[i, chosen[p][i]])
                     for p, i in missing
                 ]
-                _check_finite(fresh, scorer.dtype)
                 log.append(*(result.to_json() for result in fresh))
                 results += fresh
                 bar.update(len(fresh))
@@ -231,12 +268,3 @@ def run_policies(
 def _parts(jobs: list[tuple[int, Chain]]) -> Iterable[list[tuple[int, Chain]]]:
     for start in range(0, len(jobs), JOBS_PER_CALL):
         yield jobs[start : start + JOBS_PER_CALL]
-
-
-def _check_finite(results: Iterable[PolicyResult], dtype: str) -> None:
-    for result in results:
-        if not all(map(math.isfinite, result.scores)):
-            raise InputError(
-                f"dtype: expected finite scores, got {list(result.scores)} in {dtype} for sample {result.sample_id} "
-                f"and chain {result.chain}; float32 or bfloat16 may help"
-            )

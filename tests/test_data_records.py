@@ -22,11 +22,13 @@ def record(results: list[ChainResult], sample_id: str = "0" * 16) -> SearchRecor
         sample_id=sample_id,
         task="made_up",
         split="train",
+        metadata={},
         mode="continuation",
         num_layers=N,
         prefix_layers=1,
         dtype="float32",
         reward_target="gold",
+        target=1,
         seed=0,
         simulations=len(results),
         nominal_layers=sum(result.chain.depth for result in results),
@@ -95,7 +97,7 @@ FULL = ChainResult.from_scores(Chain.full(N), [-1.0, -2.0], 0)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 9}, "schema: expected 1, got 9"),
+        ({"schema": 9}, "schema: expected 2, got 9"),
         ({"num_layers": 9}, r"results\[0\]: expected the full chain"),
         ({"num_layers": 2}, r"layers\[2\]"),
         ({"results": []}, r"results\[0\]: expected the full chain"),

@@ -1,6 +1,7 @@
 """Samples: stable ids, JSON round trip, split keys, and what is refused."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,10 +17,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20
 
 @st.composite
 def samples(draw: st.DrawFn) -> Sample:
-    choices = draw(st.lists(TEXT, min_size=2, max_size=5, unique=True))
+    choices = draw(st.one_of(st.just([]), st.lists(TEXT, min_size=2, max_size=5, unique=True)))
+    answer = draw(st.integers(0, len(choices) - 1) if choices else TEXT)
+    context = draw(st.one_of(st.just(""), TEXT))
     metadata = draw(st.dictionaries(TEXT, st.one_of(TEXT, st.integers(-9, 9), st.none()), max_size=2))
     split = draw(st.sampled_from(["train", "validation", "test"]))
-    return Sample(draw(TEXT), split, draw(TEXT), tuple(choices), draw(st.integers(0, len(choices) - 1)), metadata)
+    return Sample(draw(TEXT), split, draw(TEXT), tuple(choices), answer, metadata, context)
 
 
 SAMPLE = Sample("made_up", "train", "Is ice cold?", ("yes", "no"), 0)
@@ -30,13 +33,21 @@ def test_the_id_is_golden() -> None:
     assert SAMPLE.id == "2389a5fae95eaffa"
 
 
+def test_the_ids_of_free_answers_and_contexts_are_golden() -> None:
+    # Oracle: golden, sha256 of '["made_up", "Is ice cold?", [], "yes"]' and of the same with ', "At home."', 16 digits.
+    free = dataclasses.replace(SAMPLE, choices=(), answer="yes")
+    assert free.id == hashlib.sha256(b'["made_up", "Is ice cold?", [], "yes"]').hexdigest()[:16] == "2b8767911db3ee2b"
+    assert dataclasses.replace(free, context="At home.").id == "6bbb396059395bb0"
+    assert (free.gold, SAMPLE.gold) == ("yes", "yes")
+
+
 @given(samples(), samples())
 def test_the_id_hangs_on_task_and_content_only(one: Sample, other: Sample) -> None:
-    # Oracle: equality of task, question, choices and answer.
+    # Oracle: equality of task, question, choices, answer and context.
     assert dataclasses.replace(one, split="test", metadata={"x": 1}).id == one.id
 
     def content(sample: Sample) -> tuple[object, ...]:
-        return sample.task, sample.question, sample.choices, sample.answer
+        return sample.task, sample.question, sample.choices, sample.answer, sample.context
 
     assert (one.id == other.id) == (content(one) == content(other))
 
@@ -75,6 +86,11 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
         ({"choices": ("yes", " ")}, r"choices\[1\]: expected text"),
         ({"answer": 2}, r"answer: expected an index in 0\.\.1, got 2"),
         ({"answer": True}, "answer: expected an index"),
+        ({"answer": "yes"}, r"answer: expected an index in 0\.\.1, got 'yes'"),
+        ({"choices": (), "answer": 0}, "answer: expected text, got 0"),
+        ({"choices": (), "answer": " "}, "answer: expected text, got ' '"),
+        ({"context": None}, "context: expected text, got None"),
+        ({"question": "\ud800"}, "question: expected text"),
     ],
 )
 def test_what_is_no_question_is_refused(change: dict, message: str) -> None:

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
-from data.tasks import load_task
+from data.task_files import load_task
 from router.chain import Chain
 from router.view import chain_view
 from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
@@ -42,10 +42,11 @@ def test_scores_are_the_log_probabilities_of_the_choices(family: str, packed: bo
     jobs = [(i, chain) for chain in CHAINS for i in range(len(SAMPLES))]
     for (i, chain), result in zip(jobs, scorer.score(block, jobs), strict=True):
         sample, query = SAMPLES[i], task.query(SAMPLES[i])
+        prompt = task.prompt.text(query, tiny_tokenizer())
         divisors = query.normaliser or [len(tokens) for tokens in block.samples[i].continuations]
         wanted = [0.0] * len(sample.choices)
         for choice, text, divisor in zip(query.order, query.continuations, divisors, strict=True):
-            wanted[choice] = reference(model, query.prompt, text, chain) / divisor
+            wanted[choice] = reference(model, prompt, text, chain) / divisor
         assert result.scores == pytest.approx(wanted, abs=1e-4)
         best = max(range(len(wanted)), key=wanted.__getitem__)
         assert (result.prediction, result.correct) == (best, best == sample.answer)
@@ -80,7 +81,10 @@ def test_special_tokens_open_the_prompt_and_never_close_it(template: str) -> Non
     scorer = ChainScorer(tiny_model("llama"), tokenizer, load_task("arc_easy"))
     encoded = scorer.encode(SAMPLES[0])
     opening = [1] if template.startswith("<s>") else []
-    assert list(encoded.prompt) == opening + tiny_tokenizer()(encoded.query.prompt)["input_ids"]
+    assert (
+        list(encoded.prompt)
+        == opening + tiny_tokenizer()(load_task("arc_easy").prompt.text(encoded.query, tokenizer))["input_ids"]
+    )
     for text, ids in zip(encoded.query.continuations, encoded.continuations, strict=True):
         assert list(ids) == tiny_tokenizer()(text)["input_ids"]
 

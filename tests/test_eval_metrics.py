@@ -1,12 +1,15 @@
 """Measures of evaluation against formulas worked out by hand, without the libraries that compute them."""
 
+import dataclasses
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 
-from eval.metrics import arm_of, chance_accuracy, collapse_of, paired, wilson_interval
+from data.statistics import wilson_interval
+from eval.metrics import arm_of, chance_accuracy, collapse_of, paired
 from eval.policies import random_chain
 from eval.results import PolicyResult
 from router.chain import Chain
@@ -16,11 +19,18 @@ SHORT = Chain((0, 1, 3), 4)
 DEEP = Chain((0, 1, 2, 2, 3), 4)
 
 
+def result(**changed: Any) -> PolicyResult:
+    """A generated answer of a free question; right unless said otherwise."""
+    values = {"policy": "router", "sample_id": "s", "task": "t", "difficulty": None, "subject": None, "choices": 0}
+    answered = {"chain": FULL, "prediction": "4", "correct": True, "scores": (), "margin": 1.0}
+    return PolicyResult(**values | answered | changed)
+
+
 def results(correct: str, chains: list[Chain] | None = None, policy: str = "router") -> list[PolicyResult]:
     """One result a character, right where it is 1."""
     chains = chains or [FULL] * len(correct)
     return [
-        PolicyResult(policy, f"s{i:03}", chain, 0 if one == "1" else 1, one == "1", (0.0, -1.0, -2.0, -3.0), 1.0)
+        result(policy=policy, sample_id=f"s{i:03}", chain=chain, correct=one == "1")
         for i, (one, chain) in enumerate(zip(correct, chains, strict=True))
     ]
 
@@ -32,7 +42,16 @@ def test_wilson_interval_is_the_score_interval(correct: int, n: int) -> None:
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    assert wilson_interval(correct, n) == pytest.approx((centre - half, centre + half), abs=1e-8)
+    low, high = wilson_interval(correct, n)
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-8)
+    assert low <= share <= high
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (2, 1), (-1, 4)])
+def test_wilson_interval_needs_samples(correct: int, n: int) -> None:
+    # Oracle: no share of nothing, and none outside 0..1.
+    with pytest.raises(ValueError, match=f"got {correct} of {n}"):
+        wilson_interval(correct, n)
 
 
 def test_arm_of_a_hand_made_table() -> None:
@@ -83,9 +102,19 @@ def test_collapse_of_a_hand_made_table() -> None:
     assert collapse_of(results("10")).entropy_bits == 0
 
 
-def test_chance_is_one_of_the_choices() -> None:
-    # Oracle: every result has four scores.
-    assert chance_accuracy(results("10")) == 0.25
+def test_chance_is_one_of_the_choices_and_never_a_free_answer() -> None:
+    # Oracle: by hand: (1/4 + 1/2 + 1/4 + 0) / 4.
+    assert chance_accuracy([result(choices=count) for count in (4, 2, 4, 0)]) == 0.25
+    assert chance_accuracy([result(choices=0)]) == 0
+
+
+def test_answers_that_cannot_be_read_are_counted_apart() -> None:
+    # Oracle: by hand: of five samples two are right, two have no answer, one has a wrong one.
+    full = results("11000")
+    given = ("a", "b", None, "c", None)
+    answered = [dataclasses.replace(one, prediction=text) for one, text in zip(full, given, strict=True)]
+    arm = arm_of(answered, answered, seed=0)
+    assert (arm.n, arm.correct, arm.no_answer) == (5, 2, 2)
 
 
 def test_other_samples_are_refused() -> None:

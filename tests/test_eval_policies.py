@@ -10,8 +10,16 @@ import pytest
 from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock
-from data.tasks import load_task
-from eval.policies import FullDepth, Oracle, RandomChain, RouterPolicy, StaticChain, random_chain
+from data.task_files import load_task
+from eval.policies import (
+    FullDepth,
+    Oracle,
+    RandomChain,
+    RouterPolicy,
+    StaticChain,
+    random_chain,
+    shortest_standing,
+)
 from eval.static import Candidate, candidate_pool, choose_static, common_chains, routed_chains
 from router.chain import Chain
 from router.fingerprint import Fingerprints
@@ -36,11 +44,13 @@ def record(sample_id: str, tried: Sequence[tuple[str, bool]]) -> SearchRecord:
         sample_id=sample_id,
         task="arc_easy",
         split="train",
+        metadata={},
         mode="continuation",
         num_layers=NUM_LAYERS,
         prefix_layers=PREFIX,
         dtype="float32",
         reward_target="gold",
+        target=0,
         seed=0,
         simulations=len(tried),
         nominal_layers=0,
@@ -130,6 +140,22 @@ def test_the_oracle_takes_the_shortest_right_chain(block: SampleBlock, samples: 
     chains = Oracle(records, NUM_LAYERS).chains(block)
     assert chains[2] == chain("0-2,4")
     assert chains[:2] + chains[3:] == [FULL] * 11
+
+
+def test_a_refuted_chain_is_none_of_the_oracles() -> None:
+    # Oracle: by hand. 0-3 and 0-2,4 are as deep, the first has the greater margin; 0-2 is shortest.
+    found = record("a", [("0-4", True), ("0-3", True), ("0-2,4", True), ("0-2", True)])
+
+    def best(*verified: bool | None) -> str | None:
+        marked = [dataclasses.replace(one, verified=mark) for one, mark in zip(found.results, verified, strict=True)]
+        standing = shortest_standing(dataclasses.replace(found, results=tuple(marked)))
+        return None if standing is None else str(standing.chain)
+
+    assert best(None, None, None, None) == "0-2"
+    assert best(True, True, True, False) == "0-3"
+    assert best(True, None, True, False) == "0-2,4"  # what was not tried again counts only where nothing was
+    assert best(False, None, True, None) == "0-2,4"
+    assert best(False, None, None, False) is None
 
 
 def test_candidates_are_the_best_of_each_depth() -> None:

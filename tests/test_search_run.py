@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -15,11 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import data.tasks
 from data.models import load_model
 from data.records import SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer
-from data.tasks import load_task
+from data.task_files import TaskSet, load_task, write_tasks
 from router.command import run_command
 from search.__main__ import main
 from search.mcts import Searcher
@@ -161,7 +161,7 @@ def corrupt(path: Path) -> None:
 
 
 BAD = {
-    "unknown task": ({"task": "arc_hard"}, "task: expected one of arc_easy"),
+    "shuffled cloze": ({"shuffle": 1}, "shuffle: expected 0 for arc_easy, whose prompt lists no choices, got 1"),
     "unknown setting": ({"search__simulation": 3}, "search.simulation"),
     "value out of range": ({"search__simulations": 0}, "simulations: expected an integer of at least 1, got 0"),
     "unknown split": ({"splits": "[dev]"}, "splits: expected some of train, validation, test"),
@@ -191,17 +191,19 @@ def test_bad_input_is_one_line_and_status_2(
 def test_samples_of_another_task_or_prompt_are_refused_before_the_search(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = tmp_path / "quiz.yaml"
-    text = (Path(data.tasks.__file__).parent / "tasks" / "arc_easy.yaml").read_text()
-    task.write_text(text.replace("name: arc_easy", "name: quiz"))
-    assert run_command(main, arguments(project, tmp_path / "out", task=task)) == 2
-    assert "task: expected arc_easy as in the samples" in capsys.readouterr().err
+    quiz = dataclasses.replace(load_task("arc_easy"), name="quiz")
     shutil.copytree(project / "data", tmp_path / "data")
+    write_tasks(tmp_path / "data", TaskSet.of(quiz))
+    assert run_command(main, arguments(project, tmp_path / "out", data=tmp_path / "data")) == 2
+    assert "data: expected samples of the tasks quiz, got one of arc_easy" in capsys.readouterr().err
     manifest = {"prompt_hash": load_task("arc_easy").prompt_hash()}
     (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
-    changed = {"data": tmp_path / "data", "mode": "letter"}
-    assert run_command(main, arguments(project, tmp_path / "out", **changed)) == 2
-    assert "mode: expected the prompt that" in capsys.readouterr().err
+    write_tasks(tmp_path / "data", TaskSet.of(load_task("arc_easy", "letter")))
+    assert run_command(main, arguments(project, tmp_path / "out", data=tmp_path / "data")) == 2
+    assert "data: expected tasks.json with the prompt that" in capsys.readouterr().err
+    (tmp_path / "data" / "tasks.json").unlink()
+    assert run_command(main, arguments(project, tmp_path / "out", data=tmp_path / "data")) == 2
+    assert "data: expected an existing file" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -217,12 +219,15 @@ def test_each_run_is_noted_beside_the_records_that_it_made(project: Path, tmp_pa
 
 def test_letters_run_as_plain_rows_and_score_as_the_stock_model(project: Path, tmp_path: Path) -> None:
     # Oracle: log_softmax of the stock model after the prompt; the letters are single tokens here.
-    main(arguments(project, tmp_path, splits="[validation]", mode="letter"))
+    shutil.copytree(project / "data", tmp_path / "data")
+    write_tasks(tmp_path / "data", TaskSet.of(load_task("arc_easy", "letter")))
+    main(arguments(project, tmp_path, splits="[validation]", data=tmp_path / "data"))
     model, tokenizer = load_model(str(project / "model"))
     task, samples = load_task("arc_easy", "letter"), {sample.id: sample for sample in tiny_samples("validation", 4)}
     for record in read_records(tmp_path / "validation.jsonl"):
         query = task.query(samples[record.sample_id])
-        logprobs = model(torch.tensor([tokenizer(query.prompt)["input_ids"]])).logits[0, -1].log_softmax(-1)
+        prompt = task.prompt.text(query, tokenizer)
+        logprobs = model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].log_softmax(-1)
         for choice, text in zip(query.order, query.continuations, strict=True):
             (token,) = tokenizer(text)["input_ids"]
             assert record.full.scores[choice] == pytest.approx(logprobs[token].item(), abs=1e-4)
@@ -265,10 +270,12 @@ def test_the_margins_of_labels_are_those_of_the_stock_model(project: Path, tmp_p
     model, tokenizer = load_model(str(project / "model"))
     samples = {sample.id: sample for sample in tiny_samples("validation", 4)}
     for record in read_records(tmp_path / "validation.jsonl"):
-        query = load_task("arc_easy").query(samples[record.sample_id])
-        start = len(tokenizer(query.prompt)["input_ids"])
+        task = load_task("arc_easy")
+        query = task.query(samples[record.sample_id])
+        prompt = task.prompt.text(query, tokenizer)
+        start = len(tokenizer(prompt)["input_ids"])
         for text, score in zip(query.continuations, record.full.scores, strict=True):
-            ids = tokenizer(query.prompt + text)["input_ids"]
+            ids = tokenizer(prompt + text)["input_ids"]
             logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             wanted = sum(logprobs[i - 1, ids[i]].item() for i in range(start, len(ids)))
             assert score == pytest.approx(wanted, abs=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from data.models import load_model
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import read_samples
 from data.scoring import ChainScorer
-from data.tasks import load_task
+from data.task_files import TaskSet, load_task, write_tasks
 from router.chain import Chain
 from router.command import run_command
 from router.storage import load_router
@@ -207,7 +208,7 @@ def damage(project: Path, name: str) -> dict[str, object]:
         "record of another tokenizer": json.dumps(value | {"fingerprints": value["fingerprints"] | {"tokenizer": "z"}}),
         "record of an unknown sample": json.dumps(value | {"sample_id": "0" * 16}),
         "record of the control": json.dumps(value | {"reward_target": "wrong"}),
-        "record of another schema": json.dumps(value | {"schema": 2}),
+        "record of another schema": json.dumps(value | {"schema": 9}),
         "chain index out of range": json.dumps(
             value | {"results": [*value["results"], value["results"][0] | {"chain": [0, 1, 7]}]}
         ),
@@ -225,9 +226,11 @@ def damage(project: Path, name: str) -> dict[str, object]:
     elif name == "other model":
         return {"data.base_model": save_tiny(project / "other", seed=9)}
     elif name == "unknown task":
-        return {"data.task": "arc_hard"}
+        write_tasks(project / "data", TaskSet.of(dataclasses.replace(load_task("arc_easy"), name="quiz")))
     elif name == "another mode":
-        return {"data.mode": "letter"}
+        write_tasks(project / "data", TaskSet.of(load_task("arc_easy", "letter")))
+    elif name == "no tasks":
+        (project / "data" / "tasks.json").unlink()
     elif name == "unknown setting":
         return {"model.hiden": 3}
     elif name == "bad size":
@@ -256,7 +259,7 @@ BAD = {
     "record of another tokenizer": "expected records of one search, got fingerprints",
     "record of an unknown sample": "expected records of the samples in",
     "record of the control": "expected records of one search, got reward_target",
-    "record of another schema": "line 1: schema: expected 1, got 2",
+    "record of another schema": "line 1: schema: expected 2, got 9",
     "chain index out of range": "line 1: layers[2]: expected an integer in 0..4, got 7",
     "record without results": "line 1: results[0]: expected the full chain",
     "correct is no truth value": "line 1: correct: expected",
@@ -269,8 +272,9 @@ BAD = {
     "empty split": "expected at least one record, got the empty file",
     "missing records": "data.records: train: expected an existing file",
     "other model": "expected it to be made for the model",
-    "unknown task": "task: expected one of arc_easy",
-    "another mode": "data.task: expected arc_easy (continuation) as in the records, got arc_easy (letter)",
+    "unknown task": "data: expected samples of the tasks quiz, got one of arc_easy",
+    "another mode": "data.records: expected the modes of",
+    "no tasks": "data: expected an existing file",
     "unknown setting": "hiden",
     "bad size": "hidden: expected at least 1, got 0",
     "another read layer wanted": "data.prefix_layers: expected 2 as in the records, got 3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -24,7 +25,7 @@ def record(*results: tuple[Chain, bool, float], prefix: int = 2) -> SearchRecord
     )
     prints = Fingerprints("m", "t", "p")
     return SearchRecord(
-        "id", "arc_easy", "train", "continuation", N, prefix, "float32", "gold", 0, len(made), 1, 1, made,
+        "id", "arc_easy", "train", {}, "continuation", N, prefix, "float32", "gold", 0, 0, len(made), 1, 1, made,
         pareto_front(made), prints, "s",
     )  # fmt: skip
 
@@ -83,3 +84,16 @@ def test_focal_loss() -> None:
     assert focal_loss(logits, targets, weights, 2.0).item() == pytest.approx(wanted, rel=1e-5)
     plain = focal_loss(logits, targets, torch.ones(3), 0.0)
     assert torch.allclose(plain, torch.nn.functional.cross_entropy(logits.reshape(-1, 3), targets.reshape(-1)))
+
+
+def test_a_chain_that_did_not_stand_its_verification_is_no_target() -> None:
+    # Oracle: the shortest right chain without the mark; marks of the others change nothing.
+    shortest, other = FULL.skip(2, 2), FULL.skip(2, 1)
+    found = record((FULL, True, 0.3), (shortest, True, 0.2), (other, True, 0.4))
+
+    def marked(chain: Chain, verified: bool) -> SearchRecord:
+        results = [dataclasses.replace(r, verified=verified) if r.chain == chain else r for r in found.results]
+        return dataclasses.replace(found, results=tuple(results))
+
+    assert layer_classes(marked(shortest, True)) == layer_classes(found)
+    assert layer_classes(marked(shortest, False)) == layer_classes(record((FULL, True, 0.3), (other, True, 0.4)))

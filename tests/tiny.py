@@ -35,6 +35,7 @@ from transformers import (
 
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
+from data.task_files import TaskSet, load_task, write_tasks
 from router.storage import Router, RouterConfig
 
 NUM_LAYERS = 5
@@ -174,6 +175,7 @@ def write_project(folder: Path, train: int = 8, validation: int = 4, test: int =
     """Write a tiny model and the splits' sample files: `model/` and `data/` in `folder`."""
     save_tiny(folder / "model")
     (folder / "data").mkdir()
+    write_tasks(folder / "data", TaskSet.of(load_task("arc_easy")))
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         write_samples(folder / "data" / f"{split}.jsonl", tiny_samples(split, count))
     return folder

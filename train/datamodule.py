@@ -14,7 +14,7 @@ from data.models import load_model
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
-from data.tasks import load_task
+from data.task_files import TASKS_FILE, TaskSet, read_tasks
 from router.command import InputError
 from router.durable import require_directory
 from router.fingerprint import Fingerprints
@@ -37,8 +37,6 @@ class Origin:
         num_layers: layers of the base model.
         prefix_layers: layers that run in every chain.
         dtype: dtype of the base model.
-        task: the task.
-        mode: its scoring mode.
         reward_target: must be "gold"; a control's records train nothing.
         search: hash of the search settings.
     """
@@ -47,8 +45,6 @@ class Origin:
     num_layers: int
     prefix_layers: int
     dtype: str
-    task: str
-    mode: str
     reward_target: str
     search: str
 
@@ -88,8 +84,6 @@ class RouterData(LightningDataModule):
         records: Path,
         base_model: str = "smollm2-135m-instruct",
         revision: str | None = None,
-        task: str = "arc_easy",
-        mode: str | None = None,
         device: str = "auto",
         prefix_layers: int | None = None,
         target: TargetRule = "shortest",
@@ -103,8 +97,6 @@ class RouterData(LightningDataModule):
             records: directory with train.jsonl and validation.jsonl of `python -m search`.
             base_model: the frozen model: an offline asset, a local directory or a hub id.
             revision: its hub revision.
-            task: name of the task, or path of its YAML file.
-            mode: scoring mode; null: the task's own.
             device: torch device for the states, or auto.
             prefix_layers: read layer that the records must have; null: any.
             target: which right chain is the target, "shortest" or "margin".
@@ -115,12 +107,13 @@ class RouterData(LightningDataModule):
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.base_model, self.revision = base_model, revision
-        self._data, self._records, self._task, self._mode, self._device = data, records, task, mode, device
+        self._data, self._records, self._device = data, records, device
         self._prefix_layers, self._target, self._batch_size = prefix_layers, target, batch_size
         self._features = features or records / "features"
         self._generator = torch.Generator().manual_seed(0)
         self._scorer: ChainScorer | None = None
         self._loaded = False
+        self.tasks: TaskSet
         self.origin: Origin
         self.d_model: int
         self.examples: dict[str, Examples] = {}
@@ -138,6 +131,7 @@ class RouterData(LightningDataModule):
             return
         require_directory(self._data, "data.data")
         require_directory(self._records, "data.records")
+        self.tasks = read_tasks(self._data)
         pairs = {split: self._read(split) for split in SPLITS}
         self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
         self.origin = self._common_origin([record for pair in pairs.values() for record, _ in pair])
@@ -162,10 +156,12 @@ class RouterData(LightningDataModule):
         self._scorer = None
 
     def files(self) -> dict[str, Path]:
-        """Return the files that decide the examples: records and samples of both splits."""
-        return {f"records/{split}": self._records / f"{split}.jsonl" for split in SPLITS} | {
-            f"samples/{split}": self._data / f"{split}.jsonl" for split in SPLITS
-        }
+        """Return the files that decide the examples: records and samples of both splits, and their tasks."""
+        files = {"samples/tasks": self._data / TASKS_FILE}
+        for split in SPLITS:
+            files[f"records/{split}"] = self._records / f"{split}.jsonl"
+            files[f"samples/{split}"] = self._data / f"{split}.jsonl"
+        return files
 
     def _read(self, split: str) -> list[tuple[SearchRecord, Sample]]:
         samples = {s.id: s for s in read_samples(self.files()[f"samples/{split}"], f"data.data: {split}")}
@@ -196,11 +192,8 @@ class RouterData(LightningDataModule):
             )
         if first.prefix_layers < 1:
             raise InputError("data.records: expected prefix_layers of at least 1 for a router to read, got 0")
-        task = load_task(self._task, self._mode)
-        if (task.name, task.mode) != (first.task, first.mode):
-            raise InputError(
-                f"data.task: expected {first.task} ({first.mode}) as in the records, got {task.name} ({task.mode})"
-            )
+        if any(record.mode != self.tasks[record.task].mode for record in records):
+            raise InputError(f"data.records: expected the modes of {self._data / TASKS_FILE}, got another")
         self._check_model(first)
         return first
 
@@ -213,7 +206,7 @@ class RouterData(LightningDataModule):
             model, tokenizer = load_model(
                 self.base_model, dtype=dtype or self.origin.dtype, device=self._device, revision=self.revision
             )
-            self._scorer = ChainScorer(model, tokenizer, load_task(self._task, self._mode))
+            self._scorer = ChainScorer(model, tokenizer, self.tasks)
         return self._scorer
 
     def train_dataloader(self) -> DataLoader[Example]:

@@ -15,7 +15,7 @@ def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[
     """Return a record's target as one class (skip, run, repeat) for each layer after the prefix.
 
     Only right chains that skip layers or run them once or twice in a row can be written so; block repeats and layers
-    run three times cannot.
+    run three times cannot. A chain that did not stand its verification is no target.
 
     Args:
         record: what the search found.
@@ -28,7 +28,9 @@ def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[
     candidates = [
         (result, classes)
         for result in record.results
-        if result.correct and (classes := _classes(result, record.prefix_layers)) is not None
+        if result.correct
+        and result.verified is not False
+        and (classes := _classes(result, record.prefix_layers)) is not None
     ]
     if not candidates:
         return None

@@ -1,0 +1,140 @@
+"""Encoding: a sample's prompt and continuations as token ids, within the model's positions."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data.generation import end_tokens
+from data.prompts import Query
+from data.sample import Sample
+from data.task_files import TaskSet
+from data.tasks import Task
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as token ids.
+
+    Attributes:
+        sample: the sample.
+        task: its task.
+        query: its prompt and continuations as text.
+        prompt: token ids of the prompt.
+        continuations: token ids of each continuation, in the query's order; in mode "exact" those of the right answer
+            and its end; in mode "generate" none.
+        target: the answer that counts as right (index of a choice, or text): the sample's own, but for a control
+            another one.
+        truncated: whether the prompt was too long and lost its start.
+    """
+
+    sample: Sample
+    task: Task
+    query: Query
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    target: int | str
+    truncated: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of the packed row."""
+        return len(self.prompt) + sum(len(tokens) - 1 for tokens in self.continuations)
+
+
+class Encoder:
+    """Tokenises samples for one model."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
+        """Prepare for a model's tokenizer and positions."""
+        self._tokenizer, self._tasks = tokenizer, tasks
+        self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self._ends = end_tokens(model, tokenizer)
+
+    def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
+        """Tokenise a sample's prompt and continuations.
+
+        A continuation's tokens are those that it adds to the prompt; where the tokenizer would merge across the
+        border, the continuation is tokenised alone, so that all continuations follow the same prompt tokens. A prompt
+        that is too long loses the start of its context, or of its question where there is none, if its task says so.
+
+        Args:
+            sample: the sample.
+            target: the answer that counts as right; None: the sample's own.
+
+        Raises:
+            InputError: where the sample is of another task, or its prompt does not fit a chat template.
+            ValueError: where a continuation has no tokens, or the prompt is too long and is not to be truncated.
+        """
+        task = self._tasks[sample.task]
+        wanted: int | str = sample.answer if target is None else target
+        gold = wanted if isinstance(wanted, str) else None
+        asked, truncated = sample, False
+        while True:
+            query = task.query(sample, gold, asked)
+            text = task.prompt.text(query, self._tokenizer)
+            prompt = self._opened(text, task)
+            continuations = tuple(self._continuation(text, prompt, one, task) for one in query.continuations)
+            excess = self._excess(task, prompt, continuations)
+            if excess <= 0:
+                break
+            asked, truncated = self._truncated(asked, sample, task, len(prompt), excess), True
+        if any(not tokens for tokens in continuations):
+            raise ValueError(f"sample {sample.id}: expected tokens in every continuation, got none in one")
+        return EncodedSample(sample, task, query, prompt, continuations, wanted, truncated)
+
+    def _continuation(self, text: str, prompt: tuple[int, ...], added: str, task: Task) -> tuple[int, ...]:
+        whole = self._opened(text + added, task)
+        fits = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
+        tokens = whole[len(prompt) :] if fits else tuple(self._tokenizer(added, add_special_tokens=False)["input_ids"])
+        if task.mode == "exact" and task.end is None:
+            tokens += (self._end_token(),)
+        return tokens
+
+    def _end_token(self) -> int:
+        end = self._tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise ValueError("prompt.end: expected a text for a tokenizer without an end-of-sequence token, got null")
+        return end
+
+    def _opened(self, text: str, task: Task) -> tuple[int, ...]:
+        """Return a text's tokens with what the tokenizer puts before it (BOS), but not what it puts after it (EOS).
+
+        A chat template writes its special tokens itself.
+        """
+        plain = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if task.prompt.style == "chat":
+            return tuple(plain)
+        special = self._tokenizer(text)["input_ids"]
+        for start in range(len(special) - len(plain) + 1):
+            if special[start : start + len(plain)] == plain:
+                return tuple(special[: start + len(plain)])
+        return tuple(special)
+
+    def _excess(self, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> int:
+        """Return how many tokens too many there are."""
+        answer = max(map(len, continuations), default=0)
+        if "generate" in (task.mode, task.judged_mode):
+            answer = max(answer, task.max_new_tokens)
+        over = [0]
+        if task.max_prompt_tokens is not None:
+            over.append(len(prompt) - task.max_prompt_tokens)
+        if isinstance(self._positions, int):
+            over.append(len(prompt) + answer - self._positions)
+        return max(over)
+
+    def _truncated(self, asked: Sample, sample: Sample, task: Task, length: int, excess: int) -> Sample:
+        """Return the sample without the first `excess` tokens of its context, or of its question."""
+        field = "context" if sample.context else "question"
+        limit = f"max_prompt_tokens: expected a prompt of at most {length - excess} tokens, got {length}"
+        tokens = self._tokenizer(getattr(asked, field), add_special_tokens=False)["input_ids"]
+        if task.over_long != "truncate":
+            raise ValueError(f"{limit} (over_long: truncate would cut the {field}'s start)")
+        if len(tokens) <= excess:
+            raise ValueError(f"{limit}, and its {field} has only {len(tokens)} to cut")
+        kept = str(self._tokenizer.decode(tokens[excess:])).lstrip()
+        if not kept or len(kept) >= len(getattr(asked, field)):
+            raise ValueError(f"{limit}, and its {field} cannot be cut by tokens")
+        return dataclasses.replace(asked, context=kept) if sample.context else dataclasses.replace(asked, question=kept)

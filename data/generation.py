@@ -1,0 +1,182 @@
+"""Generation: greedy answers of many (prompt, chain) pairs, batched by chain, with the library's own caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from router.chain import Chain
+from router.view import chain_view
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be generated.
+
+    Attributes:
+        prompt: token ids of the prompt.
+        chain: the chain that generates.
+        max_new_tokens: longest answer, tokens.
+        finished: whether the text generated so far is a whole answer, so that decoding can stop.
+    """
+
+    prompt: tuple[int, ...]
+    chain: Chain
+    max_new_tokens: int
+    finished: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated.
+
+    Attributes:
+        text: the new text, without special tokens.
+        complete: whether it ended by itself; False: it was cut at `max_new_tokens`.
+        tokens: new token ids, up to and without the end-of-sequence token.
+    """
+
+    text: str
+    complete: bool
+    tokens: tuple[int, ...]
+
+
+class Generator:
+    """Decodes greedily under chain views, batched by chain."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_tokens: int = 4096) -> None:
+        """Prepare a model, which is not changed.
+
+        Args:
+            model: a decoder-only model in evaluation mode.
+            tokenizer: its tokenizer.
+            batch_tokens: tokens of a batch's padded prompts and answers at most (a longer one still runs alone).
+        """
+        self._model, self._tokenizer, self._batch_tokens = model, tokenizer, batch_tokens
+        self._ends = end_tokens(model, tokenizer)
+        padding = tokenizer.pad_token_id
+        self._padding = padding if padding is not None else min(self._ends, default=0)
+
+    def generate(self, requests: Sequence[Request], description: str | None = None) -> list[Answer]:
+        """Return one answer a request, in order; `description` names a progress bar."""
+        answers: list[Answer | None] = [None] * len(requests)
+        with tqdm(total=len(requests), desc=description, unit="answer", disable=description is None) as bar:
+            for batch in self._batches(requests):
+                for i, answer in zip(batch, self._run([requests[i] for i in batch]), strict=True):
+                    answers[i] = answer
+                bar.update(len(batch))
+        return [answer for answer in answers if answer is not None]
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Split requests into batches of one chain and similar length."""
+
+        def size(i: int) -> int:
+            return len(requests[i].prompt) + requests[i].max_new_tokens
+
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].chain.layers, size(i), i))
+        batches: list[list[int]] = []
+        for i in order:
+            last = batches[-1] if batches else []
+            same = bool(last) and requests[last[0]].chain == requests[i].chain
+            if same and size(i) * (len(last) + 1) <= self._batch_tokens:
+                last.append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    @torch.inference_mode()
+    def _run(self, batch: Sequence[Request]) -> list[Answer]:
+        """Decode a batch of one chain; prompts are padded on the left."""
+        width = max(len(request.prompt) for request in batch)
+        device = self._model.device
+        ids = torch.full((len(batch), width), self._padding, device=device)
+        mask = torch.zeros_like(ids)
+        for i, request in enumerate(batch):
+            ids[i, width - len(request.prompt) :] = torch.tensor(request.prompt, device=device)
+            mask[i, width - len(request.prompt) :] = 1
+        limits = [request.max_new_tokens for request in batch]
+        view = chain_view(self._model, batch[0].chain)
+        stop = _Finished(self._text, [request.finished for request in batch], limits, width)
+        output = view.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._plain_greedy(max(limits)),
+            stopping_criteria=StoppingCriteriaList([stop]),
+        )
+        new = [tokens[width : width + length].tolist() for tokens, length in zip(output, stop.lengths, strict=True)]
+        return [self._answer(tokens, request) for tokens, request in zip(new, batch, strict=True)]
+
+    def _plain_greedy(self, max_new_tokens: int) -> GenerationConfig:
+        """Return greedy decoding with nothing of the model's own settings: no repetition penalty, no sampling.
+
+        The library fills what is None from the model's settings, so what changes greedy decoding is set.
+        """
+        settings: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "repetition_penalty": 1.0,
+            "encoder_repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+            "min_length": 0,
+            "eos_token_id": sorted(self._ends) or None,
+            "pad_token_id": self._padding,
+        }
+        return GenerationConfig(**settings)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _answer(self, tokens: list[int], request: Request) -> Answer:
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        kept = tokens[:end]
+        text = self._text(kept)
+        return Answer(text, end is not None or request.finished(text), tuple(kept))
+
+
+class _Finished(StoppingCriteria):  # type: ignore[misc]  # without types in the library
+    """Ends a row when its text is a whole answer, or at its own limit.
+
+    Attributes:
+        lengths: new tokens of each row up to its end; the library pads what comes after.
+    """
+
+    def __init__(
+        self,
+        text: Callable[[Sequence[int]], str],
+        finished: Sequence[Callable[[str], bool]],
+        limits: Sequence[int],
+        width: int,
+    ) -> None:
+        self._text, self._finished, self._limits, self._width = text, finished, limits, width
+        self._done = [False] * len(finished)
+        self.lengths = [0] * len(finished)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        for i, tokens in enumerate(input_ids[:, self._width :].tolist()):
+            if not self._done[i]:
+                self.lengths[i] = len(tokens)
+                self._done[i] = len(tokens) >= self._limits[i] or self._finished[i](self._text(tokens))
+        return torch.tensor(self._done, device=input_ids.device)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids that end a sequence: the tokenizer's, and those of the model's generation settings."""
+    ends: set[int] = set()
+    config = getattr(model, "generation_config", None)
+    for value in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
+        if value is not None:
+            ends.update(value if isinstance(value, list | tuple) else [value])
+    return frozenset(int(one) for one in ends)

@@ -1,0 +1,68 @@
+"""Judging of generated text: which answer it gives, if any, and whether that is the right one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from data.answers import final_answer, parse_letter, until_closed, until_text
+from data.generation import Answer
+from data.grading import Grader
+from data.prompts import Query
+from data.sample import Sample
+from data.tasks import Task
+
+
+def is_whole_answer(task: Task, text: str) -> bool:
+    """Whether a text generated after the prompt is a whole answer, so that decoding can stop."""
+    return _ended(task, text) is not None
+
+
+def _ended(task: Task, text: str) -> str | None:
+    """Return what stands before the answer's end, or None while that has not come."""
+    if task.prompt.opening.endswith("{") and task.end == "}":
+        return until_closed(text)
+    return None if task.end is None else until_text(text, task.end)
+
+
+def judge(
+    task: Task, sample: Sample, query: Query, target: int | str, answer: Answer, grader: Grader
+) -> tuple[int | str | None, bool]:
+    """Return what was answered (a choice's index, text, or None: no answer could be read), and whether it is right.
+
+    Args:
+        task: the task, which says where the answer stands and how it is compared.
+        sample: the sample.
+        query: how it was asked; its order says which letter means which choice.
+        target: the answer that counts as right.
+        answer: what was generated after the prompt.
+        grader: judges mathematical equivalence.
+    """
+    text = _answer_text(task, answer)
+    if text is None or not text.strip():
+        return None, False
+    if task.has_choices:
+        letter = parse_letter(text, len(sample.choices))
+        return (None, False) if letter is None else (query.order[letter], query.order[letter] == target)
+    text = text.strip()
+    gold = str(target)
+    right = grader.equal(gold, text) if task.grading == "math" else folded(gold) == folded(text)
+    return text, right
+
+
+def _answer_text(task: Task, answer: Answer) -> str | None:
+    before_end = _ended(task, answer.text)
+    text = answer.text if before_end is None else before_end
+    if task.free_form:
+        return final_answer(text)
+    if task.has_choices and not task.prompt.opening:
+        return text  # a letter is read strictly, whatever follows it
+    if before_end is None and (not answer.complete or task.prompt.opening.endswith("{")):
+        return None  # cut off, or a box that was never closed
+    return text
+
+
+def folded(text: str) -> str:
+    """Return a text without case, white space around and between words, and closing full stop."""
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    return re.sub(r"\.$", "", " ".join(words)).strip()

@@ -1,0 +1,182 @@
+"""Prompts: how a question becomes the text, or the chat turns, that a model reads. It knows no model."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from router.command import InputError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LETTERS = string.ascii_uppercase
+STYLES = ("base", "chat")
+AUTO = "auto"
+CHAT_DATE = "26 Jul 2024"
+"""Given to chat templates that write a date (Llama 3), which would otherwise change the prompt every day."""
+
+INSTRUCTIONS = {
+    "choice": "",
+    "letter": "Answer with the letter of the right choice only.",
+    "final": "Give the final answer only.",
+    "boxed": "Give the final answer only, in \\boxed{}.",
+    "free": "Think step by step, and give the final answer in \\boxed{}.",
+}
+"""Last line of what a chat is asked, by the kind of answer that is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    r"""The wording around a question and its answer.
+
+    Attributes:
+        style: "base": one text; "chat": turns in the tokenizer's chat template.
+        ask: what is asked, with the fields {question} and {context}.
+        choice: a listed choice, with the fields {letter} and {text}.
+        system: system turn of a chat; None: the template's own.
+        instruction: last line of what is asked; "auto": none in style base, in a chat what kind of answer is wanted.
+        cue: text before every answer; "auto": "Answer:" in style base, none in a chat.
+        opening: forced opening of the answer, for example `\boxed{`; empty: none.
+        end: text that ends an answer; None: the end-of-sequence token; "auto": `}` after an opening that ends in
+            `{`, else the end-of-sequence token in a chat, else a blank line with examples, else a new line.
+        example: what examples show as their answer: "answer", or the name of a metadata field (a worked solution).
+
+    Raises:
+        ValueError: where a field is out of its bounds.
+    """
+
+    style: str = "base"
+    ask: str = "Question: {question}"
+    choice: str = " {letter}. {text}"
+    system: str | None = None
+    instruction: str = AUTO
+    cue: str = AUTO
+    opening: str = ""
+    end: str | None = AUTO
+    example: str = "answer"
+
+    def __post_init__(self) -> None:
+        """Refuse unknown styles and templates without their fields."""
+        if self.style not in STYLES:
+            raise ValueError(f"prompt.style: expected one of {', '.join(STYLES)}, got {self.style!r}")
+        for key in ("ask", "choice", "instruction", "cue", "opening", "example"):
+            if not isinstance(getattr(self, key), str):
+                raise ValueError(f"prompt.{key}: expected text, got {getattr(self, key)!r}")
+        for key in ("system", "end"):
+            if not isinstance(getattr(self, key), str | None) or getattr(self, key) == "":
+                raise ValueError(f"prompt.{key}: expected text or null, got {getattr(self, key)!r}")
+        for key, wanted in (("ask", ("question",)), ("choice", ("letter", "text"))):
+            missing = [name for name in wanted if f"{{{name}}}" not in getattr(self, key)]
+            if missing:
+                raise ValueError(f"prompt.{key}: expected the field {{{missing[0]}}}, got {getattr(self, key)!r}")
+        if self.system is not None and self.style != "chat":
+            raise ValueError("prompt.system: expected it in style chat only")
+
+    def asked(self, question: str, context: str, choices: Sequence[str], wanted: str) -> str:
+        """Return what is asked: the question, the choices to be listed and the instruction, a line each.
+
+        Args:
+            question: the question.
+            context: text that it is about.
+            choices: the choices to be listed, in order.
+            wanted: kind of answer, a key of `INSTRUCTIONS`.
+        """
+        lines = [_fill(self.ask, question=question, context=context)]
+        lines += [_fill(self.choice, letter=LETTERS[i], text=text) for i, text in enumerate(choices)]
+        instruction = self.instruction
+        if instruction == AUTO:
+            instruction = INSTRUCTIONS[wanted] if self.style == "chat" else ""
+        return "\n".join([*lines, *([instruction] if instruction else [])])
+
+    @property
+    def lead(self) -> str:
+        """What the model is given of every answer: cue and forced opening."""
+        cue = self._cue
+        return cue + (" " if cue and self.opening else "") + self.opening
+
+    @property
+    def glue(self) -> str:
+        """What joins `lead` and an answer."""
+        return " " if self._cue and not self.opening else ""
+
+    @property
+    def _cue(self) -> str:
+        if self.cue != AUTO:
+            return self.cue
+        return "Answer:" if self.style == "base" else ""
+
+    def end_after(self, examples: int) -> str | None:
+        """Return the text that ends an answer in a prompt with that many examples; None: end of sequence."""
+        if self.end != AUTO:
+            return self.end
+        if self.opening.endswith("{"):
+            return "}"
+        if self.style == "chat":
+            return None
+        return "\n\n" if examples else "\n"
+
+    def text(self, query: Query, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the whole prompt up to the answer; in a chat with the template's special tokens written out.
+
+        Raises:
+            InputError: where the tokenizer has no chat template, or it refuses the turns.
+        """
+        if self.style == "base":
+            examples = [f"{asked}\n{answered}" for asked, answered in query.examples]
+            return "\n\n".join([*examples, f"{query.asked}\n{query.lead}"])
+        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        for asked, answered in query.examples:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": query.asked})
+        if not tokenizer.chat_template:
+            raise InputError("prompt.style: expected base for a tokenizer without a chat template, got chat")
+        try:
+            rendered = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE
+            )
+        except Exception as error:  # templates are programs of the model's makers; jinja2 raises what they raise
+            raise InputError(f"prompt.style: expected turns that the chat template takes: {one_line(error)}") from error
+        return f"{rendered}{query.lead}"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """How a sample is asked of a model.
+
+    Attributes:
+        asked: question, listed choices and instruction.
+        lead: start of the answer, which is given.
+        continuations: texts scored after `lead`: one a choice; the right answer alone; or none (mode "generate").
+        order: `continuations[j]` stands for choice `order[j]` of the sample.
+        normaliser: what each continuation's log-probability is divided by; None: its number of tokens.
+        examples: (asked, answered) of the examples before the question.
+    """
+
+    asked: str
+    lead: str
+    continuations: tuple[str, ...]
+    order: tuple[int, ...]
+    normaliser: tuple[float, ...] | None
+    examples: tuple[tuple[str, str], ...] = ()
+
+    def choice_scores(self, log_probabilities: Sequence[float], tokens: Sequence[int]) -> tuple[float, ...]:
+        """Return the score of every choice, in the order of the sample's choices.
+
+        Args:
+            log_probabilities: [continuations], summed over a continuation's tokens, nats.
+            tokens: [continuations], number of tokens of each continuation.
+        """
+        divisors = tokens if self.normaliser is None else self.normaliser
+        scores = [0.0] * len(self.order)
+        for choice, value, divisor in zip(self.order, log_probabilities, divisors, strict=True):
+            scores[choice] = value / divisor
+        return tuple(scores)
+
+
+def _fill(template: str, **values: str) -> str:
+    """Put values into their {fields}; braces in the values or around other words stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match.group(1), match.group()), template)

@@ -1,0 +1,161 @@
+"""Generation: greedy under the chain's view, batched by chain; what ends an answer; judged answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from data.columns import Columns
+from data.generation import Answer, Generator, Request, end_tokens
+from data.grading import Grader
+from data.judging import is_whole_answer, judge
+from data.prompts import Prompt
+from data.sample import Sample
+from data.scoring import ChainScorer
+from data.task_files import load_task
+from data.tasks import Task
+from router.chain import Chain
+from tests.test_data_exact import CHAINS, FULL, greedy
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+
+PROMPTS = ["Why?", "A much longer question, of which nobody knows the answer.", "Is it so, or is it not?"]
+
+
+def never(text: str) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_and_cached_generation_is_greedy_decoding(family: str) -> None:
+    # Oracle: uncached argmax decoding, one row; prompts of several lengths and chains share the call.
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    generator = Generator(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
+    requests = [
+        Request(tuple(tokenizer(text)["input_ids"]), chain, limit, never)
+        for chain in CHAINS
+        for text, limit in zip(PROMPTS, (7, 5, 9), strict=True)
+    ]
+    random.Random(0).shuffle(requests)
+    for request, answer in zip(requests, generator.generate(requests), strict=True):
+        wanted = greedy(model, request.prompt, request.chain, request.max_new_tokens)
+        end = next((i for i, token in enumerate(wanted) if token in ends), None)
+        assert list(answer.tokens) == wanted[:end]
+        assert answer.complete == (end is not None)
+        assert answer.text == tokenizer.decode(wanted[:end], skip_special_tokens=True)
+
+
+def test_the_models_own_generation_settings_do_not_matter() -> None:
+    # Oracle: the answers of the same model without them.
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    requests = [Request(tuple(tokenizer(text)["input_ids"]), FULL, 12, never) for text in PROMPTS]
+    plain = Generator(model, tokenizer).generate(requests)
+    other = tiny_model("llama")
+    for name, value in {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_length": 90}.items():
+        setattr(other.generation_config, name, value)
+    assert Generator(other, tokenizer).generate(requests) == plain
+
+
+def test_a_row_stops_where_its_text_is_whole_and_others_go_on() -> None:
+    # Oracle: the unstopped text, cut by hand after the characters asked for.
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    prompts = [tuple(tokenizer(text)["input_ids"]) for text in PROMPTS]
+    generator = Generator(model, tokenizer)
+    whole = generator.generate([Request(prompt, FULL, 20, never) for prompt in prompts])
+    stopped = generator.generate(
+        [
+            Request(prompt, FULL, 20, lambda text, n=n: len(text) >= n)
+            for n, prompt in zip((3, 99, 6), prompts, strict=True)
+        ]
+    )
+    assert stopped[1] == whole[1]
+    for i, n in ((0, 3), (2, 6)):
+        assert stopped[i].complete
+        assert len(stopped[i].tokens) < len(whole[i].tokens)
+        assert len(stopped[i].text) >= n
+        assert whole[i].tokens[: len(stopped[i].tokens)] == stopped[i].tokens
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
+def test_batches_do_not_change_answers(batch_tokens: int) -> None:
+    # Oracle: one request a call.
+    model, tokenizer = tiny_model("gemma2"), tiny_tokenizer()
+    requests = [Request(tuple(tokenizer(t)["input_ids"]), c, 8, never) for t in PROMPTS for c in CHAINS]
+    alone = [Generator(model, tokenizer).generate([request])[0] for request in requests]
+    assert Generator(model, tokenizer, batch_tokens=batch_tokens).generate(requests) == alone
+
+
+SUMS = Task("sums", Columns("q", "a"), answer_kind="text", mode="exact")
+BOXED = dataclasses.replace(SUMS, prompt=Prompt(opening="\\boxed{"))
+FREE = dataclasses.replace(SUMS, mode="generate", free_form=True)
+WORDS = dataclasses.replace(SUMS, mode="generate", grading="text")
+SUM = Sample("sums", "test", "A half?", (), "\\frac{1}{2}")
+LETTERS = load_task("arc_easy", "letter")
+CHOICE = Sample("arc_easy", "test", "Which is wet?", ("sand", "water", "iron"), 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "complete", "prediction", "correct"),
+    [
+        (SUMS, " 0.5\nQuestion:", True, "0.5", True),
+        (SUMS, " 1/3\n", True, "1/3", False),
+        (SUMS, " 0.5", False, None, False),  # cut off at the limit
+        (SUMS, " 0.5", True, "0.5", True),  # ended by the end of sequence
+        (SUMS, "\n", True, None, False),
+        (BOXED, "\\frac{1}{2}} and", True, "\\frac{1}{2}", True),
+        (BOXED, "\\frac{1}{2", True, None, False),  # never closed
+        (BOXED, "}", True, None, False),
+        (FREE, " Half of one is one half. The answer is 0.5.\nQuestion: next", True, "0.5", True),
+        (FREE, " I think \\boxed{\\frac{1}{3}} or \\boxed{\\frac12}", True, "\\frac12", True),
+        (FREE, " no idea", True, None, False),
+        (WORDS, " \\frac{1}{2}.\n", True, "\\frac{1}{2}.", True),
+        (WORDS, " 0.5\n", True, "0.5", False),
+    ],
+)
+def test_free_answers_are_read_and_graded(
+    task: Task, text: str, complete: bool, prediction: str | None, correct: bool
+) -> None:
+    # Oracle: written by hand.
+    with Grader() as grader:
+        answer = Answer(text, complete, ())
+        assert judge(task, SUM, task.query(SUM), SUM.gold, answer, grader) == (prediction, correct)
+
+
+def test_a_letter_means_the_choice_that_the_prompt_lists_under_it() -> None:
+    # Oracle: the prompt's own lines.
+    query = LETTERS.query(CHOICE)
+    lines = {line[4:]: line[1] for line in query.asked.splitlines()[1:]}
+    with Grader() as grader:
+        for index, choice in enumerate(CHOICE.choices):
+            answer = Answer(f" {lines[choice]}\n", True, ())
+            assert judge(LETTERS, CHOICE, query, 1, answer, grader) == (index, index == 1)
+            assert judge(LETTERS, CHOICE, query, 2, answer, grader) == (index, index == 2)
+        for text in (" water", "", " D", " a", " A or B"):
+            assert judge(LETTERS, CHOICE, query, 1, Answer(text, True, ()), grader) == (None, False)
+
+
+def test_what_is_a_whole_answer() -> None:
+    # Oracle: written by hand.
+    assert [is_whole_answer(SUMS, text) for text in ("", " 5", " 5\n")] == [False, False, True]
+    assert [is_whole_answer(BOXED, text) for text in ("\\frac{1}{2}", "\\frac{1}{2}}")] == [False, True]
+    chat = dataclasses.replace(SUMS, prompt=Prompt(style="chat"))
+    assert not is_whole_answer(chat, " 5\n\nmore")
+    assert [is_whole_answer(FREE, text) for text in ("One.\n\nTwo.", "One.\nQuestion:")] == [False, True]
+
+
+def test_the_scorer_judges_in_both_modes() -> None:
+    # Oracle: greedy decoding, read by hand: the answer is what the model emits, so both modes must call it right.
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    task = dataclasses.replace(WORDS, mode="exact", real_mode="generate", max_new_tokens=4, prompt=Prompt(end=None))
+    scorer = ChainScorer(model, tokenizer, task)
+    chain = Chain((0, 1, 2, 4), FULL.num_layers)
+    sample = Sample("sums", "test", "What now?", (), "this")
+    block = scorer.load([scorer.encode(sample)])
+    exact, generated = scorer.score(block, [(0, chain)])[0], scorer.judge(block, [(0, chain)])[0]
+    assert (exact.correct, generated.correct) == (False, False)
+    assert len(exact.scores) == len(" this") + 1
+    assert generated.scores == ()
+    assert generated.margin == -1
+    assert generated.chain == exact.chain == chain

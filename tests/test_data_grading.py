@@ -1,0 +1,239 @@
+"""Mathematical equivalence: hand-written pairs, hostile text, and a worker that is never left behind."""
+
+import gc
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from data import grading
+from data.grading import Grader
+from tests.answers_table import DIFFERENT, KNOWN_LIMITS, SAME, VERDICTS, pairs
+
+SLACK = 30.0
+"""Seconds for a worker to start on a busy machine; the bounds here are against hanging, not timings."""
+
+ENDLESS = [r"9^{9^{9^{9}}}", r"10^{10^{10}}", "((99999!)!)!", "12!!", "1e999999999", r"\prod_{k=1}^{10^{9}} k"]
+NESTED = [
+    "{" * 10_000 + "1" + "}" * 10_000,
+    "(" * 10_000 + "1" + ")" * 10_000,
+    r"\frac{1}{" * 10_000 + "1" + "}" * 10_000,
+]
+BROKEN = [
+    "7" * 100_000,
+    "{" * 10_000,
+    r"\boxed{" * 100,
+    r"\frac{1}{2",
+    "}",
+    "$" * 999,
+    r"\left(" * 100,
+    "\\",
+    r"\boxed{}",
+]
+BROKEN += [
+    "\0",
+    "1\0 2",
+    "\ud800",
+    "1+\udfff",
+    "",
+    "\n",
+    "\n1\n\n2\n",
+    "answer is $" * 80,
+    '"]\n["',
+    "\u2028",
+    "1," * 400,
+]
+BROKEN += [r"2^{2^{50}}"]  # more digits than memory
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader() as grader:
+        yield grader
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Grader]:
+    with Grader(seconds=2.0, longest=10**6) as grader:
+        yield grader
+
+
+def pid_of(grader: Grader) -> int:
+    assert grader._worker is not None
+    return grader._worker.pid
+
+
+def ends(pid: int, seconds: float = SLACK) -> bool:
+    """Whether a process is gone, or a zombie that its new parent has not read, within some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except ProcessLookupError:
+            return True
+        except FileNotFoundError:  # no /proc here, or it has just gone
+            pass
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(("gold", "answer"), pairs(SAME))
+def test_equal_answers_are_equal(grader: Grader, gold: str, answer: str) -> None:
+    # Oracle: written by hand.
+    assert grader.equal(gold, answer)
+    assert grader.unjudged == 0
+
+
+@pytest.mark.parametrize(("gold", "answer"), pairs(DIFFERENT))
+def test_different_answers_differ(grader: Grader, gold: str, answer: str) -> None:
+    # Oracle: written by hand.
+    assert not grader.equal(gold, answer)
+    assert grader.unjudged == 0
+
+
+@pytest.mark.parametrize(("gold", "answer"), KNOWN_LIMITS)
+def test_known_limits_are_as_documented(grader: Grader, gold: str, answer: str) -> None:
+    # Oracle: the verdict that was seen, which is wrong or a convention; a change of it is news.
+    assert grader.equal(gold, answer) == KNOWN_LIMITS[gold, answer]
+
+
+def test_verdicts_do_not_hang_on_what_was_asked_before() -> None:
+    # Oracle: the tables above, in another order and by a new worker.
+    questions = random.Random(0).sample(list(VERDICTS), len(VERDICTS))
+    with Grader() as grader:
+        assert {question: grader.equal(*question) for question in questions} == VERDICTS
+        assert grader.unjudged == 0
+
+
+@pytest.mark.parametrize("hostile", ENDLESS + NESTED + BROKEN, ids=lambda text: repr(text[:20]))
+def test_hostile_text_is_bounded_and_harms_no_later_pair(hasty: Grader, hostile: str) -> None:
+    # Oracle: the time allowed, and a pair whose verdict is known, asked anew each time.
+    before, started = hasty.unjudged, time.monotonic()
+    assert not hasty.equal(r"\sqrt{8}", hostile)
+    assert time.monotonic() - started < hasty.seconds + SLACK
+    assert hasty.unjudged - before in ((1,) if hostile in ENDLESS else (0, 1))
+    number = len(hasty._verdicts)
+    assert hasty.equal(rf"\frac{{{number}}}{{3}}", rf"\frac{{{2 * number}}}{{6}}")
+
+
+def test_a_hostile_reference_is_bounded_too(hasty: Grader) -> None:
+    # Oracle: as above.
+    before = hasty.unjudged
+    assert not hasty.equal(ENDLESS[0], "12")
+    assert not hasty.equal(ENDLESS[0], "12")
+    assert hasty.unjudged == before + 2  # both calls count, though the second did not wait
+    assert hasty.equal(ENDLESS[0], " " + ENDLESS[0])
+
+
+def test_no_worker_for_equal_or_long_or_known_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: whether there is a process.
+    with Grader(longest=5) as grader:
+        assert grader.equal("\\frac{", " \\frac{\n")
+        assert not grader.equal("100000", "1e5")
+        assert not grader.equal("1e5", "100000")
+        assert grader._worker is None
+        assert grader.equal("1/2", "0.5")
+        assert not ends(pid_of(grader), 0.1)
+        grader.close()
+        monkeypatch.setattr(grading, "CACHED", 2)
+        assert grader.equal("1/2", "0.5")
+        assert grader._worker is None
+        assert grader.equal("1/2", "2/4")
+        assert grader.equal("1/2", "0.5")
+        assert grader.equal("1/2", "3/6")
+        assert list(grader._verdicts) == [("1/2", "0.5"), ("1/2", "3/6")]  # the least recently used has gone
+        assert grader.unjudged == 0
+
+
+def test_a_dead_worker_costs_no_answer() -> None:
+    # Oracle: another worker, and the known verdict.
+    with Grader() as grader:
+        assert grader.equal("1/2", "0.5")
+        first = pid_of(grader)
+        os.kill(first, signal.SIGKILL)
+        assert ends(first)
+        assert grader.equal("1/2", "2/4")
+        assert pid_of(grader) != first
+        assert grader.unjudged == 0
+
+
+def test_the_worker_ends_with_its_grader() -> None:
+    # Oracle: the process table.
+    with Grader() as grader:
+        pids = []
+        for answer in ("0.5", "2/4"):
+            assert grader.equal("1/2", answer)
+            pids.append(pid_of(grader))
+            grader.close()
+            grader.close()
+        assert grader.equal("1/2", "3/6")
+        pids.append(pid_of(grader))
+    forgotten = Grader()
+    assert forgotten.equal("1/2", "0.5")
+    pids.append(pid_of(forgotten))
+    del forgotten
+    gc.collect()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_worker_ends_with_a_killed_parent(busy: bool) -> None:
+    # Oracle: the process table; a busy worker ends a second after its time at the latest.
+    script = "from data.grading import Grader; import time; g = Grader(seconds=4.0); g.equal('1/2', '0.5');"
+    script += "print(g._worker.pid, flush=True);" + ("g.equal('1', '9^{9^{9^9}}');" if busy else "") + "time.sleep(600)"
+    root = Path(__file__).parent.parent
+    with subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        time.sleep(0.5)
+        assert not ends(worker, 0.1)
+        parent.kill()
+    assert ends(worker, 5.0 + SLACK)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="reads another process's limits, which Linux can")
+def test_the_worker_has_its_memory_bound() -> None:
+    # Oracle: the kernel's own record.
+    with Grader(memory_bytes=2**30) as grader:
+        assert grader.equal("1/2", "0.5")
+        assert resource.prlimit(pid_of(grader), resource.RLIMIT_AS) == (2**30, 2**30)
+
+
+def test_threads_may_share_a_grader(grader: Grader) -> None:
+    # Oracle: arithmetic.
+    questions = [(f"{n}/7", f"{m}/14") for n in range(8) for m in range(16)]
+    with ThreadPoolExecutor(4) as threads:
+        got = list(threads.map(lambda question: grader.equal(*question), questions))
+    assert got == [2 * n == m for n in range(8) for m in range(16)]
+
+
+def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: a program that ends at once.
+    monkeypatch.setattr(sys, "executable", "/bin/false" if Path("/bin/false").exists() else "/usr/bin/false")
+    with Grader() as grader:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"grading worker: expected it to start .* math-verify"):
+                grader.equal("1/2", "0.5")
+        assert grader.unjudged == 0
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [{"seconds": 0.0}, {"seconds": float("nan")}, {"seconds": float("inf")}, {"memory_bytes": 1}, {"longest": 0}],
+)
+def test_impossible_bounds_are_refused(bound: dict[str, float]) -> None:
+    # Oracle: the setting's name in the message.
+    with pytest.raises(ValueError, match=f"{next(iter(bound))}: expected"):
+        Grader(**bound)  # type: ignore[arg-type]

@@ -1,0 +1,291 @@
+"""`python -m data prepare` end to end: mixtures, examples, one's own data by a YAML alone, and bad rows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data.__main__ import main
+from data.sample import SPLITS, Sample, read_samples
+from data.task_files import load_task, read_tasks
+from router.command import InputError
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def science(path: Path, start: int, stop: int) -> Path:
+    """Made-up rows in ARC's columns; questions are numbered."""
+    rows = []
+    for i in range(start, stop):
+        choices = {"text": [f"{i} m", f"{i + 1} m", f"{i + 2} m"], "label": ["A", "B", "C"]}
+        rows.append(
+            {"id": f"s{i}", "question": f"How long is river {i}?", "choices": choices, "answerKey": "ABC"[i % 3]}
+        )
+    return write(path, rows)
+
+
+def sums(path: Path, start: int, stop: int, question: str = "What is {i} + {i}?") -> Path:
+    """Made-up rows in MATH's columns."""
+    rows = []
+    for i in range(start, stop):
+        solution = f"Twice {i} is $\\boxed{{{2 * i}}}$."
+        level = f"Level {i % 5 + 1}"
+        rows.append({"problem": question.format(i=i), "level": level, "type": "Algebra", "solution": solution})
+    return write(path, rows)
+
+
+def passages(path: Path, count: int) -> Path:
+    """Made-up rows in BoolQ's columns."""
+    texts = [f"Bridge {i} was built in {1800 + i}." for i in range(count)]
+    rows = [{"question": f"is bridge {i} old", "passage": text, "answer": i % 3 > 0} for i, text in enumerate(texts)]
+    return write(path, rows)
+
+
+def prepare(tmp_path: Path, **settings: Any) -> Path:
+    """Write the settings as a YAML file and run the command; returns the folder."""
+    sizes = {"train": {"size": 12}, "validation": {"size": 6}, "test": {"size": 8}}
+    tmp_path.mkdir(exist_ok=True)
+    config = tmp_path / "prepare.yaml"
+    config.write_text(yaml.safe_dump({"out": str(tmp_path / "out"), **sizes, **settings}))
+    main(["prepare", "--config", str(config)])
+    return tmp_path / "out"
+
+
+def splits_of(out: Path) -> dict[str, list[Sample]]:
+    found = {split: read_samples(out / f"{split}.jsonl") for split in SPLITS if (out / f"{split}.jsonl").exists()}
+    assert all(sample.split == split for split, samples in found.items() for sample in samples)
+    return found
+
+
+def mixture(tmp_path: Path) -> list[dict[str, Any]]:
+    return [
+        {"task": "arc_easy", "weight": 2, "path": str(science(tmp_path / "s.jsonl", 0, 60)), "mode": "letter"},
+        {"task": "boolq", "path": str(passages(tmp_path / "b.jsonl", 60)), "style": "chat"},
+        {
+            "task": "math",
+            "path": str(sums(tmp_path / "m.jsonl", 0, 90)),
+            "opening": "\\boxed{",
+            "shots": 2,
+            "keep": {"difficulty": [1, 2]},
+        },
+    ]
+
+
+def test_a_mixture_has_every_tasks_share_and_way_of_asking(tmp_path: Path) -> None:
+    # Oracle: weights 2, 1, 1 of 12, 6 and 8 by the largest remainder; the settings, read back from tasks.json.
+    out = prepare(tmp_path, mixture=mixture(tmp_path))
+    splits = splits_of(out)
+    shares = {split: dict(Counter(sample.task for sample in samples)) for split, samples in splits.items()}
+    assert shares["train"] == {"arc_easy": 6, "boolq": 3, "math": 3}
+    assert shares["validation"] == {"arc_easy": 3, "boolq": 2, "math": 1}
+    assert shares["test"] == {"arc_easy": 4, "boolq": 2, "math": 2}
+    tasks = read_tasks(out)
+    assert tasks.name == "arc_easy+boolq+math"
+    assert (tasks["arc_easy"].mode, tasks["boolq"].prompt.style, tasks["math"].prompt.opening) == (
+        "letter",
+        "chat",
+        "\\boxed{",
+    )
+    assert {one.metadata["difficulty"] for samples in splits.values() for one in samples if one.task == "math"} <= {
+        1,
+        2,
+    }
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["task"] == tasks.name
+    assert manifest["prompt_hash"] == tasks.prompt_hash()
+    assert manifest["rows"]["math, train"] == {
+        "rows": 90,
+        "other_metadata": 54,
+        "same_question": 0,
+        "samples": 36,
+        "bad": {},
+    }
+    counts = manifest["counts"]
+    assert {split: {task: one["taken"] for task, one in counts[split].items()} for split in counts} == shares
+    for by_task in counts.values():
+        for one in by_task.values():
+            assert one["candidates"] == sum(value for key, value in one.items() if key != "candidates")
+
+
+def test_examples_are_drawn_by_the_seed_and_stand_in_no_split(tmp_path: Path) -> None:
+    # Oracle: the split keys; the same run gives the same examples, another seed others; shown as the prompt says.
+    runs = [prepare(tmp_path / str(i), mixture=mixture(tmp_path), seed=seed) for i, seed in enumerate((0, 0, 1))]
+    examples = [read_tasks(out)["math"].examples for out in runs]
+    assert examples[0] == examples[1] != examples[2]
+    keys = {sample.split_key for samples in splits_of(runs[0]).values() for sample in samples}
+    assert len(examples[0]) == 2
+    assert not keys & {example.split_key for example in examples[0]}
+    assert {example.metadata["difficulty"] for example in examples[0]} <= {1, 2}
+    task = read_tasks(runs[0])["math"]
+    sample = next(sample for sample in splits_of(runs[0])["test"] if sample.task == "math")
+    assert [answered for _, answered in task.query(sample).examples] == [
+        f"Answer: \\boxed{{{example.answer}}}" for example in examples[0]
+    ]
+
+
+def test_a_question_of_two_tasks_stands_on_one_side(tmp_path: Path) -> None:
+    # Oracle: math's training file holds half of dart_math's test questions in other punctuation: no key is shared.
+    sums(tmp_path / "math" / "train.jsonl", 0, 20, "what is {i} + {i}")
+    sums(tmp_path / "math" / "test.jsonl", 100, 110)
+    rows = [{"query": f"What is {i} + {i}?", "gt_ans": str(2 * i), "query_metadata": {"level": 1}} for i in range(40)]
+    write(tmp_path / "dart" / "test.jsonl", rows[:10])
+    write(tmp_path / "dart" / "train.jsonl", rows[20:])
+    tasks = [{"task": "math", "path": str(tmp_path / "math")}, {"task": "dart_math", "path": str(tmp_path / "dart")}]
+    sizes = {"train": {"size": 20}, "test": {"size": 20}, "validation": {"size": 0}}
+    out = prepare(tmp_path, mixture=tasks, **sizes)
+    splits = splits_of(out)
+    train, test = ({sample.split_key for sample in splits[split]} for split in ("train", "test"))
+    assert (len(train), len(test), train & test) == (20, 20, set())
+    counts = json.loads((out / "manifest.json").read_text())["counts"]["train"]["math"]
+    assert counts == {"candidates": 20, "taken": 10, "used_elsewhere": 10, "repeated": 0, "not_needed": 0}
+
+
+def test_a_task_of_a_mixture_can_draw_on_other_source_splits(tmp_path: Path) -> None:
+    # Oracle: boolq has no test rows, as on the hub; its test samples come from its validation rows.
+    for split in SPLITS:
+        science(tmp_path / "s" / f"{split}.jsonl", 100 * SPLITS.index(split), 100 * SPLITS.index(split) + 50)
+    passages(tmp_path / "b" / "train.jsonl", 20)
+    write(
+        tmp_path / "b" / "validation.jsonl", [{"question": f"q {i}", "passage": "p", "answer": True} for i in range(9)]
+    )
+    tasks = [
+        {"task": "arc_easy", "path": str(tmp_path / "s")},
+        {"task": "boolq", "path": str(tmp_path / "b"), "source_split": {"test": "validation"}},
+    ]
+    splits = splits_of(prepare(tmp_path, mixture=tasks))
+    for split, count in (("test", 4), ("validation", 3)):
+        assert sum(sample.question.startswith("q ") for sample in splits[split]) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {}}, r"train\.size: expected a number of samples with a mixture, got none"),
+        ({"test": {"size": 2}}, r"test\.size: expected a size that gives \w+ a sample, got 2"),
+        ({"style": "chat"}, "style: expected it in the mixture's tasks only, got it beside mixture"),
+        ({"mixture": [{"task": "boolq"}] * 2}, "task: expected tasks of different names, got boolq, boolq"),
+        ({"mixture": [{"task": "boolq", "weight": 0}]}, r"mixture\.weight: expected a number above 0, got 0\.0 for b"),
+        ({"mixture": [{"task": "boolq", "weight": float("nan")}]}, r"mixture\.weight: expected a number above 0"),
+        ({"mixture": [{"task": "boolq", "colour": "blue"}]}, "colour"),
+        ({"mixture": [{"task": "boolq", "source_split": {"dev": "a"}}]}, r"mixture\.source_split: expected some of"),
+    ],
+)
+def test_bad_mixtures_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    # Oracle: the setting in the message; nothing is written.
+    with pytest.raises(InputError, match=message):
+        prepare(tmp_path, **{"mixture": mixture(tmp_path), **changes})
+    assert not (tmp_path / "out").exists()
+
+
+OWN_CHOICES = """
+name: capitals
+columns: {id: nr, question: ask, choices: [right, wrong, other], answer: gold, metadata: {difficulty: grade}}
+answer_kind: text
+mode: letter
+"""
+OWN_FREE = """
+name: doubles
+columns: {question: ask, answer: solution, metadata: {difficulty: {column: grade, pattern: 'G(\\d)'}}}
+answer_kind: text
+answer_pattern: 'gives (.*)\\.'
+mode: exact
+prompt: {ask: "Reckon: {question}", opening: "<", end: ">"}
+"""
+
+
+def test_ones_own_choices_need_a_yaml_only(tmp_path: Path) -> None:
+    # Oracle: the rows, read back from the splits: question, choices, answer and difficulty.
+    (tmp_path / "capitals.yaml").write_text(OWN_CHOICES)
+    rows = []
+    for i in range(30):
+        texts = {"right": f"City {i}", "wrong": f"Town {i}", "other": f"Village {i}"}
+        rows.append({"nr": i, "ask": f"Capital of land {i}?", **texts, "gold": f"City {i}", "grade": i % 3})
+    write(tmp_path / "mine.jsonl", rows)
+    out = prepare(tmp_path, task=str(tmp_path / "capitals.yaml"), path=str(tmp_path / "mine.jsonl"))
+    splits = splits_of(out)
+    assert {split: len(samples) for split, samples in splits.items()} == {"train": 12, "validation": 6, "test": 8}
+    for sample in (sample for samples in splits.values() for sample in samples):
+        row = rows[sample.metadata["source_id"]]
+        assert sample.question == row["ask"]
+        assert sample.choices == (row["right"], row["wrong"], row["other"])
+        assert (sample.gold, sample.metadata["difficulty"]) == (row["gold"], row["grade"])
+    assert read_tasks(out)["capitals"].mode == "letter"
+
+
+def test_ones_own_free_answers_need_a_yaml_only(tmp_path: Path) -> None:
+    # Oracle: the rows, read back from the splits; the prompt by hand.
+    (tmp_path / "doubles.yaml").write_text(OWN_FREE)
+    rows = [{"ask": f"{i} twice", "solution": f"It gives {2 * i}.", "grade": f"G{i % 4}"} for i in range(30)]
+    write(tmp_path / "mine" / "all.jsonl", rows)
+    sizes = {split: {"size": 5, "source_split": "all"} for split in SPLITS}
+    out = prepare(tmp_path, task=str(tmp_path / "doubles.yaml"), path=str(tmp_path / "mine"), shots=1, **sizes)
+    samples = [sample for found in splits_of(out).values() for sample in found]
+    assert len(samples) == 15
+    for sample in samples:
+        i = int(sample.question.split()[0])
+        assert (sample.answer, sample.metadata) == (str(2 * i), {"difficulty": i % 4})
+    task = read_tasks(out)["doubles"]
+    query = task.query(samples[0])
+    asked, answered = query.examples[0]
+    assert asked.startswith("Reckon: ")
+    assert answered == f"Answer: <{task.examples[0].answer}>"
+    assert (query.lead, query.continuations) == ("Answer: <", (f"{samples[0].answer}>",))
+
+
+def test_settings_take_the_place_of_the_tasks_own(tmp_path: Path) -> None:
+    # Oracle: the task read with the same changes.
+    settings = {
+        "mode": "generate",
+        "style": "chat",
+        "max_prompt_tokens": 99,
+        "over_long": "truncate",
+        "override": {"free_form": True, "max_new_tokens": 200, "prompt": {"example": "solution"}},
+    }
+    out = prepare(tmp_path, task="math", path=str(sums(tmp_path / "m.jsonl", 0, 40)), **settings)
+    expected = load_task(
+        "math",
+        "generate",
+        free_form=True,
+        max_new_tokens=200,
+        max_prompt_tokens=99,
+        over_long="truncate",
+        prompt={"style": "chat", "example": "solution"},
+    )
+    assert read_tasks(out)["math"] == expected
+
+
+def test_an_example_that_cannot_be_shown_is_one_line(tmp_path: Path) -> None:
+    # Oracle: examples that are to show a metadata field which the task does not keep; nothing is written.
+    settings = {"shots": 1, "override": {"prompt": {"example": "proof"}}}
+    with pytest.raises(InputError, match=r"math: prompt\.example: expected the metadata field 'proof'"):
+        prepare(tmp_path, task="math", path=str(sums(tmp_path / "m.jsonl", 0, 40)), **settings)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_bad_rows_stop_or_are_left_out_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: 30 good rows, two without an answer and one cut off; file and row of the first of each kind, as printed.
+    file = science(tmp_path / "rows.jsonl", 0, 30)
+    lines = file.read_text().splitlines()
+    none = json.dumps(json.loads(lines[0]) | {"id": "x", "answerKey": None})
+    file.write_text("\n".join([*lines[:5], none, *lines[5:], '{"id": ', none]) + "\n")
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 6: column 'answerKey': expected one of A, B, C, got None"):
+        prepare(tmp_path, path=str(file))
+    assert not list((tmp_path / "out").iterdir())
+    capsys.readouterr()
+    out = prepare(tmp_path, path=str(file), on_bad_row="skip")
+    printed = capsys.readouterr().out
+    assert f"2 of 33 rows left out, the first: {file}, line 6: column 'answerKey': expected one of A, B, C" in printed
+    assert f"1 of 33 rows left out, the first: {file}, line 32: expected a JSON object, got a corrupt line" in printed
+    manifest = json.loads((out / "manifest.json").read_text())
+    bad = {reason: one["rows"] for reason, one in manifest["rows"]["arc_easy, train"]["bad"].items()}
+    assert bad == {"column 'answerKey': expected one of the choices": 2, "expected a JSON object": 1}
+    assert manifest["counts"]["test"]["arc_easy"]["candidates"] == 30

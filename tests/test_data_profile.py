@@ -1,0 +1,301 @@
+"""The read-layer profile on made-up data whose answer is known, and its parts against scikit-learn and brute force."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from data.layer_profile import LayerProfile, Measure, Profile
+from data.observe import Observations
+from data.probe import STRENGTHS, auc, correlation, deal_folds, interval_of, out_of_fold, resamples_of
+from data.profile import profile, suggest
+from data.profile_figure import draw, draw_profile
+
+LAYERS, START = 8, 5
+
+
+def planted(n: int = 240, start: int = START, seed: int = 0) -> Observations:
+    """One hidden number decides confidence, correctness and every skip; the states hold it from layer `start` on."""
+    generator = np.random.default_rng(seed)
+    hidden = generator.normal(size=n)
+
+    def drawn(offset: float) -> np.ndarray:
+        return generator.random(n) < 1 / (1 + np.exp(-3 * hidden - offset))
+
+    kept = {(layer,): drawn(1.0) for layer in range(1, LAYERS)} | {(5, 6): drawn(0.0)}
+    features = {}
+    for e in range(1, LAYERS):
+        states = generator.normal(size=(n, 12))
+        states[:, 3] += 2 * hidden * (e >= start)
+        features[e] = (states @ generator.normal(size=(12, 20))).astype(np.float32)
+    return Observations(LAYERS, features, 1 / (1 + np.exp(-hidden)), drawn(0.5), kept)
+
+
+def one_draw(n: int) -> np.ndarray:
+    return np.ones((1, n))
+
+
+def test_a_planted_signal_is_found_from_its_layer_on() -> None:
+    # Oracle: the hidden number itself, which the confidence orders: no probe is better, and this one comes near.
+    observed = planted()
+    found = profile(observed, resamples=200)
+    assert [one.prefix_layers for one in found.layers] == list(range(1, LAYERS))
+    assert [one.editable for one in found.layers] == [7, 6, 5, 4, 3, 2, 1]
+    best = roc_auc_score(observed.correct, observed.confidence)
+    for one in found.layers:
+        if one.prefix_layers < START:
+            assert abs(one.confidence.value) < 0.2
+            assert abs(one.correct.value - 0.5) < 0.12
+            assert abs(one.kept.value - 0.5) < 0.12
+        else:
+            assert one.confidence.value > 0.75
+            assert best - 0.12 < one.correct.value <= best + 0.02
+            assert one.by_confidence.value - 0.12 < one.kept.value <= one.by_confidence.value + 0.02
+            assert one.kept.interval[0] > 0.6
+        for measure in (one.confidence, one.correct, one.kept, one.by_confidence):
+            assert measure.interval[0] < measure.value < measure.interval[1]
+    assert found.suggestion.prefix_layers == START
+    assert found.accuracy == observed.correct.mean()
+
+
+def test_skips_count_only_where_all_their_layers_are_still_to_come() -> None:
+    # Oracle: single skips 1..7 and (5, 6), counted by hand; the reference is the mean of the skips' own.
+    found = profile(planted(), resamples=20)
+    assert [one.kept.targets for one in found.layers] == [8, 7, 6, 5, 4, 2, 1]
+    assert [one.by_confidence.targets for one in found.layers] == [8, 7, 6, 5, 4, 2, 1]
+    own = {one.layers: one.by_confidence.value for one in found.skips}
+    assert list(own) == [(1,), (2,), (3,), (4,), (5,), (5, 6), (6,), (7,)]
+    assert found.layers[4].by_confidence.value == pytest.approx(np.mean([own[s] for s in own if s[0] >= 5]))
+    observed = planted()
+    for one in found.skips:
+        kept = observed.kept[one.layers]
+        assert one.share_kept == kept.mean()
+        assert one.by_confidence.value == pytest.approx(roc_auc_score(kept, observed.confidence))
+        assert one.by_confidence.rarer == min(kept.sum(), (~kept).sum())
+
+
+def test_permuted_targets_are_at_chance() -> None:
+    # Oracle: chance; with the signal at every layer and as many components as allowed, so that a leak would show.
+    permuted = profile(planted(start=1), resamples=1).permuted
+    assert abs(permuted["confidence"]) < 0.1
+    assert abs(permuted["correct"] - 0.5) < 0.06
+    assert abs(permuted["kept"] - 0.5) < 0.06
+
+
+def test_noise_gets_no_suggestion() -> None:
+    # Oracle: no layer holds anything; without care for the many layers about every second such profile named one.
+    named = [profile(planted(n=120, start=LAYERS, seed=seed), resamples=100).suggestion for seed in range(8)]
+    assert sum(one.prefix_layers is not None for one in named) <= 1
+    assert "surely above chance at any of 7 layers" in next(one.reason for one in named if one.prefix_layers is None)
+
+
+def test_out_of_fold_is_ridge_regression_with_a_penalty_by_leave_one_out() -> None:
+    # Oracle: scikit-learn's pipeline, fold by fold, with RidgeCV's leave-one-out search for each target.
+    generator = np.random.default_rng(1)
+    features = generator.normal(size=(60, 9)).astype(np.float32)
+    targets = np.stack([features[:, 0] + generator.normal(size=60), generator.random(60) < 0.4, features[:, 1]], 1)
+    fold_of = deal_folds(targets[:, 1][None], 4, generator)
+    predictions = out_of_fold(features, targets, fold_of, 6)
+    for fold in range(4):
+        held = fold_of == fold
+        scaler = StandardScaler().fit(features[~held])
+        pca = PCA(6).fit(scaler.transform(features[~held]))
+        train, asked = (pca.transform(scaler.transform(features[part])) for part in (~held, held))
+        power = (train**2).sum(0).mean()
+        ridge = RidgeCV([power * strength for strength in STRENGTHS], alpha_per_target=True)
+        wanted = ridge.fit(train, targets[~held]).predict(asked)
+        assert len(set(ridge.alpha_)) > 1
+        np.testing.assert_allclose(predictions[held], wanted, atol=1e-4)
+
+
+def test_held_out_samples_decide_nothing() -> None:
+    # Oracle: the first fold's targets turned round and its states moved; its predictors must not notice the targets,
+    # and one held-out sample must not notice another's states.
+    generator = np.random.default_rng(2)
+    features, targets = generator.normal(size=(40, 30)), generator.normal(size=(40, 1))
+    fold_of = np.arange(40) % 4
+    before = out_of_fold(features, targets, fold_of, 8)
+    held = np.flatnonzero(fold_of == 0)
+    targets[held] *= -3
+    features[held[1:]] += 5
+    after = out_of_fold(features, targets, fold_of, 8)
+    np.testing.assert_allclose(after[held[0]], before[held[0]])
+    assert not np.allclose(after[1], before[1])
+
+
+def test_folds_are_stratified() -> None:
+    # Oracle: the share of each class may differ by one sample between folds.
+    generator = np.random.default_rng(3)
+    correct = generator.random(53) < 0.3
+    fold_of = deal_folds(np.stack([correct, generator.integers(0, 3, 53)]), 5, generator)
+    assert np.ptp(np.bincount(fold_of)) <= 1
+    assert np.ptp(np.bincount(fold_of[correct])) <= 1
+    with pytest.raises(ValueError, match="samples: expected at least 20 for 5 folds, got 19"):
+        deal_folds(np.zeros((1, 19)), 5, generator)
+    with pytest.raises(ValueError, match="folds: expected at least 2, got 1"):
+        deal_folds(np.zeros((1, 19)), 1, generator)
+
+
+def test_auc_and_correlation_of_weighted_samples() -> None:
+    # Oracle: every sample written out as often as it counts, then scikit-learn and numpy, fold by fold.
+    generator = np.random.default_rng(4)
+    n = 60
+    scores, values = generator.integers(0, 9, n).astype(float), generator.normal(size=n)
+    positive, fold_of = generator.random(n) < 0.4, generator.integers(0, 3, n)
+    weights = resamples_of(n, 3, generator)
+    assert weights.sum(1).tolist() == [n] * 4
+    areas, rs = auc(scores, positive, fold_of, weights), correlation(scores, values, fold_of, weights)
+    for row, area, r in zip(weights.astype(int), areas, rs, strict=True):
+        pairs, right, weighted = 0, 0.0, 0.0
+        for fold in range(3):
+            index = np.repeat(np.arange(n), row * (fold_of == fold))
+            count = positive[index].sum() * (~positive[index]).sum()
+            right += roc_auc_score(positive[index], scores[index]) * count
+            pairs += count
+            weighted += np.corrcoef(scores[index], values[index])[0, 1] * len(index)
+        assert area == pytest.approx(right / pairs)
+        assert r == pytest.approx(weighted / n)
+    whole = np.zeros(n, int)
+    assert auc(scores, positive, whole, one_draw(n))[0] == pytest.approx(roc_auc_score(positive, scores))
+    assert np.isnan(auc(scores, np.ones(n, bool), whole, one_draw(n))[0])
+    assert np.isnan(correlation(scores, np.zeros(n), whole, one_draw(n))[0])
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_intervals_cover(fitted: bool) -> None:
+    # Oracle: scores known beforehand have a known area (normal classes, shift 1: 0.7602); fitted on noise it is 0.5.
+    # Of 120 intervals at 95 %, 107 or fewer hold it once in 200 times; of those fitted and not lengthened about 98 do.
+    generator = np.random.default_rng(5)
+    n, covered = 100, 0
+    for _ in range(120):
+        positive = generator.random(n) < 0.5
+        fold_of = deal_folds(positive[None], 5, generator) if fitted else np.zeros(n, int)
+        if fitted:
+            features = generator.normal(size=(n, 20))
+            scores = out_of_fold(features, positive[:, None].astype(float), fold_of, 20)[:, 0]
+        else:
+            scores = positive + generator.normal(size=n)
+        low, high = interval_of(auc(scores, positive, fold_of, resamples_of(n, 200, generator)), fitted=fitted)
+        covered += low <= (0.5 if fitted else 0.7602) <= high
+    assert covered >= 108
+
+
+def test_what_cannot_be_measured_says_why() -> None:
+    # Oracle: each reason planted.
+    observed = planted()
+    n = observed.samples
+    everyone, few = np.ones(n, bool), np.arange(n) >= 9
+    found = profile(replace(observed, correct=everyone, kept={(1,): everyone, (2,): few}), resamples=5)
+    for one in found.layers:
+        assert (one.correct.value, one.correct.interval) == (None, None)
+        assert one.correct.reason == "all samples are in one class"
+        assert one.kept.value is None
+        assert one.kept.reason == f"no skip from layer {one.prefix_layers} on has 10 samples of its rarer class"
+    assert [one.by_confidence.reason for one in found.skips] == [
+        "all samples are in one class",
+        "the rarer class has 9 samples, fewer than 10",
+    ]
+    assert [one.share_kept for one in found.skips] == [1.0, (n - 9) / n]
+    assert found.permuted["correct"] is None
+    assert found.permuted["kept"] is None
+    assert found.suggestion.measure == "confidence"
+    assert "e = 1, 2, 3, 4, 5, 6, 7: no correct: all samples are in one class" in found.table()
+    for confidence, reason in (
+        (np.full(n, 0.25), "full depth's confidence is the same for all samples"),
+        (np.where(few, 0.5, np.nan), "full depth gives no scores for some samples"),
+    ):
+        found = profile(replace(observed, confidence=confidence), resamples=5)
+        assert {one.confidence.reason for one in found.layers} == {reason}
+        assert {one.by_confidence.reason for one in (*found.layers, *found.skips)} == {reason}
+        assert found.permuted["confidence"] is None
+        assert found.suggestion.measure == "kept"
+
+
+def test_the_seed_decides_and_json_keeps_everything() -> None:
+    # Oracle: equality.
+    observed = planted(n=80)
+    found = profile(observed, seed=3, resamples=50)
+    assert profile(observed, seed=3, resamples=50) == found
+    assert profile(observed, seed=4, resamples=50).layers != found.layers
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert Profile.from_json(written) == found
+    assert written["schema"] == 1
+    with pytest.raises(ValueError, match="schema: expected 1, got 0"):
+        Profile.from_json({**written, "schema": 0})
+    with pytest.raises(ValueError, match="expected the field 'layers', got none"):
+        Profile.from_json({key: value for key, value in written.items() if key != "layers"})
+    for broken in ({"more": 1}, {"layers": [{"prefix_layers": 1}]}, {"suggestion": None}):
+        with pytest.raises(ValueError, match="expected a profile"):
+            Profile.from_json({**written, **broken})
+
+
+def test_bad_bounds_are_refused() -> None:
+    # Oracle: the bounds that the docstring states.
+    for name in ("components", "resamples"):
+        with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+            profile(planted(), **{name: 0})
+
+
+def layer(e: int, editable: int, kept: float | None, confidence: float, arm: float = 0.02) -> LayerProfile:
+    """A layer with measures as given and intervals of one width."""
+
+    def measure(value: float | None) -> Measure:
+        interval = None if value is None else (value - arm, value + arm)
+        return Measure(value, interval, 1000, 100, 1, None if value is not None else "planted")
+
+    return LayerProfile(e, editable, measure(confidence), measure(0.5), measure(kept), measure(0.8))
+
+
+def test_suggestion_weighs_evidence_by_room() -> None:
+    # Oracle: Qwen2.5-Coder-1.5B as measured in the design (28 layers), where reading at 22 gave a router that works.
+    row = {16: 0.55, 18: 0.60, 20: 0.70, 22: 0.775, 24: 0.79}
+    chosen = suggest([layer(e, 28 - e, kept, 0.5) for e, kept in row.items()])
+    assert (chosen.prefix_layers, chosen.measure) == (22, "kept")
+    assert chosen.reason == "read at e = 22: AUC(kept) 0.775 [0.755..0.795] with 6 layers left to edit"
+    # Five layers at once: 0.02 becomes 0.02 * 2.5758 / 1.9600, the normal's quantiles at 1 - 0.025 / 5 and 1 - 0.025.
+    assert chosen.score == pytest.approx(6 * (0.275 - 0.02 * 2.5758293 / 1.9599640))
+
+
+def test_suggestion_falls_back_on_confidence_and_then_on_none() -> None:
+    # Oracle: the rule worked out by hand.
+    chosen = suggest([layer(1, 3, 0.51, 0.1), layer(2, 2, None, 0.4), layer(3, 1, 0.4, 0.5)])
+    assert (chosen.prefix_layers, chosen.measure) == (2, "confidence")
+    chosen = suggest([layer(1, 3, 0.51, 0.01), layer(2, 2, 0.49, -0.3)])
+    assert (chosen.prefix_layers, chosen.measure, chosen.score) == (None, None, 0.0)
+    assert chosen.reason.startswith("none: ")
+    assert suggest([]).prefix_layers is None
+
+
+def test_table_has_a_line_a_layer() -> None:
+    # Oracle: the profile's numbers as text.
+    found = profile(planted(n=80), resamples=20)
+    lines = found.table().splitlines()
+    assert lines[0].split()[:2] == ["e", "editable"]
+    for one, line in zip(found.layers, lines[1:], strict=False):
+        assert line.split()[:3] == [str(one.prefix_layers), str(one.editable), f"{one.confidence.value:.3f}"]
+        assert f"{one.kept.value:.3f} [{one.kept.interval[0]:.3f}..{one.kept.interval[1]:.3f}]" in line
+    assert lines[-1] == f"suggestion: {found.suggestion.reason}"
+
+
+def test_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
+    # Oracle: the files' signatures, the same bytes twice, the lines' data; a layer without a value is a gap.
+    found = profile(planted(n=80), resamples=20)
+    paths = draw_profile(found, "tiny, made up", tmp_path / "profile.png")
+    assert [path.name for path in paths] == ["profile.png", "profile.svg"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in paths[1].read_bytes()
+    again = draw_profile(found, "tiny, made up", tmp_path / "again")
+    assert again[1].read_bytes() == paths[1].read_bytes()
+    gap = replace(found.layers[2], kept=Measure(None, None, 80, 0, 0, "planted"))
+    figure = draw(replace(found, layers=(*found.layers[:2], gap, *found.layers[3:])), "gap")
+    drawn = figure.axes[2].lines[0].get_ydata()
+    assert np.isnan(drawn[2])
+    assert drawn[3] == found.layers[3].kept.value

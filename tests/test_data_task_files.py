@@ -1,0 +1,92 @@
+"""Task files: what is refused, and tasks that are read back as they were written."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from data.task_files import TaskSet, known_tasks, load_task, read_tasks, write_tasks
+from router.command import InputError
+from tests.made_up import ROWS, own_task
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "blue"}, "expected keys among name, columns, .*, got 'colour'"),
+        (
+            {"columns": {"question": "q", "choices": "o", "answer": "a", "x": "y"}},
+            "columns: expected keys among",
+        ),
+        ({"columns": {"question": "q", "choices": "o"}}, "columns: expected the key 'answer'"),
+        (
+            {"columns": {"question": 3, "choices": "o", "answer": "a"}},
+            r"columns\.question: expected a column's name",
+        ),
+        ({"columns": "q"}, "columns: expected keys and values"),
+        ({"mode": "guess"}, "mode: expected one of continuation, letter, exact, generate, got 'guess'"),
+        ({"mode": "exact"}, "mode: expected continuation, letter or generate with choices, got exact"),
+        ({"real_mode": "generate"}, "real_mode: expected listed choices and mode letter where a letter is generated"),
+        ({"normalise": "words"}, "normalise: expected one of"),
+        ({"list_choices": "no"}, "list_choices: expected one of False, True"),
+        ({"prompt": {"verse": "x"}}, "prompt: expected keys among .*, got 'verse'"),
+        ({"fixed_choices": [False, True]}, r"fixed_choices: expected texts \(in YAML: quoted\), got False"),
+        ({"answer_kind": "boolean"}, "fixed_choices: expected two with answer_kind boolean, got 0"),
+        ({"keep": {"level": [1]}}, r"keep: expected fields of columns\.metadata, got 'level'"),
+        ({"keep": {"level": 1}}, "keep: expected a list of values"),
+        ({"answer_pattern": "("}, "answer_pattern: expected a regular expression"),
+        ({"answer_pattern": "x"}, "answer_pattern: expected a regular expression with a group"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected an integer of at least 1, got 0"),
+        ({"shuffle": True}, "shuffle: expected an integer"),
+        ({"shuffle": 1, "list_choices": False}, "shuffle: expected 0 for own, whose prompt lists no choices"),
+        ({"free_form": True}, "free_form: expected mode generate"),
+        ({"hub": {"path": "a", "subset": []}}, r"hub\.subset: expected text"),
+        ({"wheel": {"name": "w", "files": {}, "frame": "x"}}, r"wheel\.frame: expected text with the field"),
+        ({"reasoning_gym": {"dataset": "d", "settings": {}}}, r"reasoning_gym\.settings: expected settings by"),
+        ({"mode": "letter", "list_choices": False}, "mode: expected list_choices true"),
+        ({"hub": {"path": 7}}, r"hub\.path: expected text"),
+        ({"wheel": {"name": "w", "files": ["a"]}}, r"wheel\.files: expected a path for each split"),
+    ],
+)
+def test_a_bad_task_file_is_refused_by_its_key(tmp_path: Path, changes: dict, message: str) -> None:
+    # Oracle: the key that was spoilt, and the file, in the message.
+    with pytest.raises(InputError, match=rf"own\.yaml: .*{message}"):
+        load_task(str(own_task(tmp_path, **changes)))
+
+
+def test_unknown_and_unreadable_tasks_are_refused(tmp_path: Path) -> None:
+    # Oracle: the known names, the missing path, the file that is no YAML.
+    with pytest.raises(InputError, match=r"expected one of .*arc_easy.*, got 'arc_hard'"):
+        load_task("arc_hard")
+    with pytest.raises(InputError, match=r"task: expected an existing file, got .*none\.yaml"):
+        load_task(str(tmp_path / "none.yaml"))
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(InputError, match=r"broken\.yaml"):
+        load_task(str(tmp_path / "broken.yaml"))
+
+
+def test_the_tasks_of_a_folder_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    # Oracle: the tasks themselves, examples, integer difficulties and all; and names that are joined in their order.
+    made = [load_task(name) for name in known_tasks()]
+    shown = tuple(made[0].sample(row, "train") for row in ROWS[made[0].name])
+    made[0] = dataclasses.replace(made[0], examples=shown)
+    tasks = TaskSet.of(made)
+    write_tasks(tmp_path, tasks)
+    assert read_tasks(tmp_path) == tasks
+    assert read_tasks(tmp_path).prompt_hash() == tasks.prompt_hash()
+    assert tasks.name == "+".join(known_tasks())
+
+
+def test_a_folder_without_sound_tasks_is_refused(tmp_path: Path) -> None:
+    # Oracle: no file, another schema, a spoilt task; and two tasks of one name.
+    with pytest.raises(InputError, match=r"data: expected an existing file, got .*tasks\.json"):
+        read_tasks(tmp_path)
+    write_tasks(tmp_path, TaskSet.of(load_task("boolq")))
+    whole = (tmp_path / "tasks.json").read_text()
+    for change, message in (('"schema": 9', "schema 1"), ('"schema": 1', r"tasks\.json: mode: expected one of")):
+        spoilt = whole.replace('"schema": 1', change).replace('"continuation"', '"guess"')
+        (tmp_path / "tasks.json").write_text(spoilt)
+        with pytest.raises(InputError, match=message):
+            read_tasks(tmp_path)
+    with pytest.raises(InputError, match="task: expected tasks of different names, got boolq, boolq"):
+        TaskSet.of([load_task("boolq"), load_task("boolq", "letter")])

@@ -1,0 +1,266 @@
+"""`python -m eval` on a mixture: letters compared, letters generated and free answers, judged in the real mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.models import load_model
+from data.prompts import LETTERS
+from data.sample import Sample
+from data.scoring import ChainScorer
+from data.statistics import wilson_interval
+from data.task_files import TaskSet, task_from
+from eval.__main__ import main
+from eval.policies import ARMS
+from eval.report import REPORT_FILE, write_report
+from eval.results import RESULTS_FILE, RUN_FILE
+from eval.static import CANDIDATES_FILE, STATIC_FILE
+from router.chain import Chain
+from router.command import InputError
+from router.durable import read_json
+from router.view import chain_view
+from tests.evaluation import FULL, SIZES, World, prepared
+from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
+
+COLUMNS = {"question": "q", "answer": "a"}
+LETTER = {"columns": COLUMNS | {"choices": "c"}, "answer_kind": "index", "mode": "letter"}
+# Free answers end in a parenthesis and compare without case, so `exact` is stricter than what is generated and graded.
+SPELL = {"columns": COLUMNS, "answer_kind": "text", "mode": "exact", "grading": "text", "max_new_tokens": 8}
+TASKS = TaskSet.of(
+    [
+        task_from({"name": "riddles", **LETTER}),
+        task_from({"name": "quiz", **LETTER, "real_mode": "generate", "max_new_tokens": 1}),
+        task_from({"name": "spelling", **SPELL, "prompt": {"opening": "(", "end": ")"}}),
+    ]
+)
+EMITTED = "abcdefgh)"
+
+
+def save_model(folder: Path) -> None:
+    """Save a tiny model whose head knows few tokens, so that greedy answers are short words that end now and then.
+
+    The other tokens' logits are 0, below the highest of the random ones.
+    """
+    model, tokenizer = tiny_model("llama", seed=2), tiny_tokenizer()
+    letters = [tokenizer(f" {letter}").input_ids[0] for letter in LETTERS[:4]]
+    kept = [*tokenizer.convert_tokens_to_ids(list(EMITTED)), *letters]
+    head = model.get_output_embeddings().weight
+    rows = torch.zeros_like(head)
+    rows[kept] = head[kept]
+    rows[tokenizer.convert_tokens_to_ids(")")] *= 2
+    head.data.copy_(rows)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_mixture(scorer: ChainScorer) -> dict[str, list[Sample]]:
+    """Samples of the three tasks. Of the free answers that full depth gives, the samples call a third right as they
+    stand, a third in capitals, a third not at all.
+    """
+    made = {}
+    for split, size in SIZES.items():
+        samples = []
+        for i in range(size):
+            texts = tuple(f"{word}{i}" for word in ("ice", "tea", "oil", "ash"))
+            told = {"difficulty": 9 + i % 2} if i % 3 else {}
+            samples.append(Sample("riddles", split, f"Which {split} is number {i}?", texts, i % 4, told))
+            samples.append(Sample("quiz", split, f"Name the {split} of number {i}.", texts, i % 4))
+        free = []
+        for i in range(2 * size):
+            told = {"difficulty": f"Level {9 + i % 3}", "subject": "ab"[i % 2]}
+            free.append(Sample("spelling", split, f"Spell {split} {i * 7}.", (), "zz", told))
+        block = scorer.load([scorer.encode(sample) for sample in free])
+        given = [str(one.prediction or "") for one in scorer.judge(block, [(i, FULL) for i in range(len(free))])]
+        said = [i for i, text in enumerate(given) if text]
+        gold = {i: given[i] if place % 3 == 0 else given[i].upper() for place, i in enumerate(said) if place % 3 < 2}
+        made[split] = [*samples, *(dataclasses.replace(one, answer=gold.get(i, "zz")) for i, one in enumerate(free))]
+    return made
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("mixture")
+    save_model(folder / "model")
+    model, tokenizer = load_model(str(folder / "model"), dtype="float32", device="cpu")
+    world = prepared(folder, TASKS, make_mixture(ChainScorer(model, tokenizer, TASKS)))
+    main(world.arguments())
+    return world
+
+
+def lines_of(world: World, policy: str | None = None) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (world.out / RESULTS_FILE).read_text().splitlines()]
+    return [line for line in lines if policy in (None, line["policy"])]
+
+
+def samples_of(world: World) -> dict[str, Sample]:
+    lines = [json.loads(line) for line in (world.folder / "data" / "test.jsonl").read_text().splitlines()]
+    keys = ("task", "split", "question", "choices", "answer", "metadata")
+    return {line["id"]: Sample(**{key: line[key] for key in keys}) for line in lines}
+
+
+def test_every_answer_is_judged_in_its_tasks_real_mode(mixture: World) -> None:
+    # Oracle: prompts written here, the library's own greedy decoding of each chain's view, answers cut and compared
+    # by hand; for riddles, whose letters are compared in evaluation too, the logits after the prompt.
+    model, tokenizer = load_model(str(mixture.folder / "model"), dtype="float32", device="cpu")
+    samples, outcomes = samples_of(mixture), Counter[tuple[str, bool, bool]]()
+    for line in lines_of(mixture):
+        sample = samples[line["sample_id"]]
+        order = TASKS[sample.task].query(sample).order
+        listed = [f"\n {letter}. {sample.choices[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+        prompt = f"Question: {sample.question}{''.join(listed)}\nAnswer:" + ("" if listed else " (")
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        view = chain_view(model, Chain(tuple(line["chain"]), NUM_LAYERS))
+        if sample.task == "riddles":
+            logits = view(ids).logits[0, -1]
+            best = max(range(4), key=lambda j: float(logits[tokenizer(f" {LETTERS[j]}").input_ids[0]]))
+            expected: Any = order[best]
+            assert len(line["scores"]) == 4
+        else:
+            out = view.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8 if not listed else 1)
+            text = tokenizer.decode(out[0, ids.shape[1] :])
+            if sample.task == "quiz":
+                expected = order["ABCD".index(text[-1])] if text in (" A", " B", " C", " D") else None
+            else:
+                expected = text.split(")")[0].strip() or None if ")" in text else None
+            assert line["scores"] == []
+        right = expected == sample.answer if listed else str(expected).casefold() == sample.gold.casefold()
+        assert (line["prediction"], line["correct"]) == (expected, right)
+        outcomes[sample.task, right, expected is None] += 1
+    for task in ("quiz", "spelling"):  # right, wrong and unreadable
+        assert min(outcomes[task, True, False], outcomes[task, False, False], outcomes[task, False, True]) >= 5
+    assert min(outcomes["riddles", True, False], outcomes["riddles", False, False]) >= 5
+
+
+def test_the_real_mode_differs_from_the_cheap_one(mixture: World) -> None:
+    # Oracle: the search's records, which hold full depth's cheap answer beside the real one of the results.
+    records = [json.loads(line) for line in (mixture.folder / "records" / "test.jsonl").read_text().splitlines()]
+    cheap = {record["sample_id"]: record["results"][0]["correct"] for record in records}
+    differ = Counter((one["task"], cheap[one["sample_id"]], one["correct"]) for one in lines_of(mixture, "full"))
+    assert differ["spelling", False, True] >= 3, "exact wants the very letters, the grader folds case"
+    assert differ["quiz", True, False] >= 3, "the best of four letters need not be what is generated"
+    assert differ["riddles", True, False] == differ["riddles", False, True] == 0
+    # The oracle knows of the chains that the cheap mode found and the real one confirmed.
+    found = [any(one["correct"] and one["verified"] for one in record["results"]) for record in records]
+    cheaply = [any(one["correct"] for one in record["results"]) for record in records]
+    oracle = read_json(mixture.out / REPORT_FILE)["oracle"]
+    assert oracle["right_chain_in_records"] == sum(found) < sum(cheaply)
+    assert oracle["right_when_run_again"] == sum(line["correct"] for line in lines_of(mixture, "oracle"))
+    run = read_json(mixture.out / RUN_FILE)
+    assert (run["task"], run["mode"], run["judged_mode"]) == (
+        "quiz+riddles+spelling",
+        "exact+letter",
+        "generate+letter",
+    )
+
+
+def test_static_candidates_are_judged_in_the_cheap_mode(mixture: World) -> None:
+    # Oracle: the kind of answer: compared letters and teacher-forced tokens have scores, generated answers none.
+    lines = [json.loads(line) for line in (mixture.out / CANDIDATES_FILE).read_text().splitlines()]
+    assert {line["task"] for line in lines} == set(TASKS.tasks)
+    assert all(line["scores"] for line in lines)
+    assert all(line["prediction"] is not None for line in lines)
+    assert read_json(mixture.out / STATIC_FILE)["mode"] == "exact+letter"
+    report = read_json(mixture.out / REPORT_FILE)
+    assert "mode generate+letter" in report["caveats"][-1]
+    assert "mode exact+letter" in report["caveats"][-1]
+
+
+def test_groups_are_counted_by_task_difficulty_and_subject(mixture: World) -> None:
+    # Oracle: the results' lines, counted here; what a line says of its sample is what the sample's file says.
+    lines, samples = lines_of(mixture), samples_of(mixture)
+    for line in lines:
+        sample = samples[line["sample_id"]]
+        assert (line["task"], line["choices"]) == (sample.task, len(sample.choices))
+        assert [line[key] for key in ("difficulty", "subject")] == [
+            sample.metadata.get(key) for key in ("difficulty", "subject")
+        ]
+    report = read_json(mixture.out / REPORT_FILE)
+    expected = [("task", task, task) for task in ("quiz", "riddles", "spelling")]
+    expected += [("difficulty", "riddles", value) for value in ("9", "10", None)]
+    expected += [("difficulty", "spelling", f"Level {i}") for i in (9, 10, 11)]
+    expected += [("subject", "spelling", value) for value in "ab"]
+    assert [(group["kind"], group["task"], group["value"]) for group in report["groups"]] == expected
+    for group in report["groups"]:
+        members = [line for line in lines if line["task"] == group["task"]]
+        if group["kind"] != "task":
+            given = [None if line[group["kind"]] is None else str(line[group["kind"]]) for line in members]
+            members = [line for line, value in zip(members, given, strict=True) if value == group["value"]]
+        full = sum(line["correct"] for line in members if line["policy"] == "full")
+        assert [arm["name"] for arm in group["arms"]] == list(ARMS)
+        for arm in group["arms"]:
+            of_arm = [line for line in members if line["policy"] == arm["name"]]
+            right = sum(line["correct"] for line in of_arm)
+            assert group["n"] == arm["n"] == len(of_arm) > 0
+            assert (arm["correct"], arm["accuracy"]) == (right, right / len(of_arm))
+            assert arm["accuracy_interval"] == list(wilson_interval(right, len(of_arm)))
+            assert arm["mean_depth"] == pytest.approx(sum(len(line["chain"]) for line in of_arm) / len(of_arm))
+            assert arm["no_answer"] == sum(line["prediction"] is None for line in of_arm)
+            if arm["name"] == "full":
+                assert arm["difference"] is arm["difference_interval"] is None
+            else:
+                assert arm["difference"] == pytest.approx((right - full) / len(of_arm))
+                assert arm["difference_interval"][0] <= arm["difference"] <= arm["difference_interval"][1]
+    # Half of the samples have four choices, half none.
+    assert report["chance_accuracy"] == 0.125
+    assert [group["chance_accuracy"] for group in report["groups"][:3]] == [0.25, 0.25, 0]
+
+
+def test_unreadable_answers_are_counted_apart_from_wrong_ones(mixture: World) -> None:
+    # Oracle: the results' lines, counted here.
+    for arm in read_json(mixture.out / REPORT_FILE)["arms"]:
+        lines = lines_of(mixture, arm["name"])
+        unread = [line for line in lines if line["prediction"] is None]
+        assert arm["no_answer"] == len(unread)
+        assert 0 < len(unread) < arm["n"] - arm["correct"]
+        assert not any(line["correct"] for line in unread)
+
+
+def test_report_and_table_come_from_files_alone(
+    mixture: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the report of the run, byte by byte; the model is gone in the second run.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in (RUN_FILE, RESULTS_FILE, STATIC_FILE):
+        shutil.copy(mixture.out / name, elsewhere / name)
+    report = write_report(elsewhere)
+    assert (elsewhere / REPORT_FILE).read_bytes() == (mixture.out / REPORT_FILE).read_bytes()
+    for name in ("data", "records", "router", "out"):
+        shutil.copytree(mixture.folder / name, tmp_path / name)
+    main(World(tmp_path).arguments(model=mixture.folder / "model"))
+    printed = capsys.readouterr().out
+    assert "quiz+riddles+spelling (generate+letter, searched by exact+letter)" in printed
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if "|" in line]
+    for arm in report["arms"]:
+        (row,) = [row for row in rows if row[0] == arm["label"]]
+        assert row[-1] == str(arm["no_answer"])
+    spelling = next(group for group in report["groups"] if group["value"] == "spelling")
+    arms = [next(arm for arm in spelling["arms"] if arm["name"] == name) for name in ("full", "router", "oracle")]
+    counts = "/".join(str(arm["no_answer"]) for arm in arms)
+    assert ["task spelling", "28", *(f"{arm['accuracy']:.3f}" for arm in arms), counts] in rows
+    assert {"riddles, difficulty none given", "spelling, difficulty Level 10", "spelling, subject b"} <= {
+        row[0] for row in rows
+    }
+
+
+@pytest.mark.parametrize(("task", "mode"), [("spelling", "letter"), ("quiz", "exact"), ("riddles", "generate")])
+def test_records_in_another_tasks_mode_are_refused(mixture: World, tmp_path: Path, task: str, mode: str) -> None:
+    # Oracle: the mixture has tasks of both modes; each record must be in its own task's.
+    for name in ("data", "records", "router"):
+        shutil.copytree(mixture.folder / name, tmp_path / name)
+    world = World(tmp_path)
+
+    def change(lines: list[dict[str, Any]]) -> None:
+        next(line for line in lines if line["task"] == task)["mode"] = mode
+
+    world.edit_lines("records/train.jsonl", change)
+    with pytest.raises(InputError, match=f"records: expected mode {TASKS[task].mode} in .*, got {mode}"):
+        main(world.arguments())

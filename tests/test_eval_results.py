@@ -1,0 +1,94 @@
+"""Results files of `python -m eval` that are no results: refused when the report is rebuilt, by file and line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.records import ChainResult
+from data.sample import Sample
+from eval.report import REPORT_FILE, write_report
+from eval.results import RESULTS_FILE, RUN_FILE, PolicyResult
+from eval.static import STATIC_FILE
+from router.command import InputError
+from tests.evaluation import FULL, World, finished  # noqa: F401  (fixtures)
+from tests.tiny import NUM_LAYERS
+
+
+@pytest.fixture
+def copied(finished: World, tmp_path: Path) -> World:
+    """A folder with what the report is rebuilt from, to be changed."""
+    for name in (RUN_FILE, STATIC_FILE, RESULTS_FILE):
+        shutil.copy(finished.out / name, tmp_path / name)
+    return World(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({}, (None, None)),
+        ({"difficulty": 3, "subject": "algebra", "source_id": "x"}, (3, "algebra")),
+        ({"difficulty": 0.5, "subject": None}, (0.5, None)),
+        ({"difficulty": ["a", 1], "subject": {"b": 2, "a": "\u00e9"}}, ('["a", 1]', '{"a": "\u00e9", "b": 2}')),
+    ],
+)
+@pytest.mark.parametrize("prediction", [None, "no", 2])
+def test_a_line_is_read_back(
+    metadata: dict[str, Any], told: tuple[object, object], prediction: int | str | None
+) -> None:
+    # Oracle: the result itself, after a round through JSON; difficulty and subject by hand.
+    choices = ("a", "b", "c") if prediction == 2 else ()
+    sample = Sample("t", "test", "Why?", choices, 1 if choices else "four", metadata)
+    result = PolicyResult.from_chain_result("full", sample, ChainResult.from_answer(FULL, prediction, False))
+    assert PolicyResult.from_json(json.loads(json.dumps(result.to_json())), NUM_LAYERS) == result
+    assert (result.difficulty, result.subject) == told
+    assert (result.task, result.choices, result.prediction) == ("t", len(choices), prediction)
+
+
+@pytest.mark.parametrize("name", [RUN_FILE, RESULTS_FILE])
+def test_results_of_the_old_schema_are_refused(copied: World, name: str) -> None:
+    # Oracle: schema 1 had no task on a line; the refusal names the file, and no report is there.
+    if name == RUN_FILE:
+        run = json.loads((copied.folder / name).read_text())
+        assert run["schema"] == 2
+        (copied.folder / name).write_text(json.dumps(run | {"schema": 1}))
+    else:
+        copied.edit_lines(name, lambda lines: [line.pop("task") for line in lines])
+    message = "expected schema 2, got 1" if name == RUN_FILE else "line 1: expected the field 'task', got none"
+    with pytest.raises(InputError, match=f"{name}.*{message}"):
+        write_report(copied.folder)
+    assert not (copied.folder / REPORT_FILE).exists()
+
+
+BAD_LINES: dict[str, tuple[dict[str, Any], str]] = {
+    "choices": ({"choices": -1}, "choices: expected a number of choices, got -1"),
+    "difficulty": ({"difficulty": [3]}, r"difficulty: expected text, a number or null, got \[3\]"),
+    "task": ({"task": None}, "task: expected text, got None"),
+    "depth": ({"depth": 99}, "depth: expected"),
+    "correct": ({"correct": 1}, "correct: expected"),
+    "scores": ({"scores": [0.0, float("nan"), 1.0]}, "finite numbers"),
+    "no answer among choices": ({"prediction": None}, "null only where no answer could be read"),
+    "another subject in one arm": ({"subject": "botany"}, "alike in all arms, got it otherwise"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_changed_line_is_refused(copied: World, case: str) -> None:
+    # Oracle: one field changed by hand; the refusal names it.
+    changed, message = BAD_LINES[case]
+    copied.edit_lines(RESULTS_FILE, lambda lines: lines[3].update(changed))
+    with pytest.raises(InputError, match=message):
+        write_report(copied.folder)
+
+
+def test_incomplete_results_make_no_report(copied: World) -> None:
+    # Oracle: one line too few; the refusal names the arm's count, and no report is there.
+    lines = (copied.folder / RESULTS_FILE).read_text().splitlines(keepends=True)
+    (copied.folder / RESULTS_FILE).write_text("".join(lines[:-1]))
+    with pytest.raises(InputError, match="expected 14 samples for each arm, got 13"):
+        write_report(copied.folder)
+    assert not (copied.folder / REPORT_FILE).exists()

@@ -1,0 +1,201 @@
+"""Searches of free answers, of mixtures and of the oracle's controls; verification of what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.controls import wrong_answers
+from data.models import load_model
+from data.records import SearchRecord, read_records
+from data.sample import Sample
+from data.scoring import ChainScorer
+from data.task_files import TaskSet, load_task, read_tasks, write_tasks
+from router.command import run_command
+from search.__main__ import main
+from search.agreement import agreement_of
+from tests.sums import LETTERS, SUMS, sums, write_sums
+from tests.test_data_exact import greedy
+from tests.tiny import tiny_samples
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sums(tmp_path_factory.mktemp("sums"), count=8, letters=4)
+
+
+def search(project: Path, out: Path, **changes: object) -> list[SearchRecord]:
+    """Run the command over the train split; names with __ go into `search.`."""
+    settings = {
+        "data": project / "data",
+        "out": out,
+        "model": project / "model",
+        "splits": "[train]",
+        "dtype": "float32",
+        "prefix_layers": 1,
+        "search__simulations": 24,
+    }
+    words = [f"--{name.replace('__', '.')}={value}" for name, value in (settings | changes).items()]
+    assert run_command(main, words) == 0
+    return read_records(out / "train.jsonl")
+
+
+def test_a_mixture_is_searched_in_each_tasks_mode(project: Path, tmp_path: Path) -> None:
+    # Oracle: uncached greedy decoding for the sums; counts of scores by task; metadata of the samples.
+    records = search(project, tmp_path)
+    samples = {sample.id: sample for sample in [*sums("train", 8), *tiny_samples("train", 4)]}
+    assert {record.sample_id for record in records} == set(samples)
+    model, tokenizer = load_model(str(project / "model"))
+    scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
+    outcomes = []
+    for record in records:
+        sample = samples[record.sample_id]
+        assert record.metadata == sample.metadata
+        assert record.target == sample.answer
+        if sample.choices:
+            assert (record.task, record.mode) == ("arc_easy", "letter")
+            assert {len(result.scores) for result in record.results} == {len(sample.choices)}
+            continue
+        assert (record.task, record.mode) == ("sums", "exact")
+        encoded = scorer.encode(sample)
+        (wanted,) = encoded.continuations
+        assert tokenizer.decode(wanted) == f"{sample.answer}\n"
+        for result in record.results:
+            emitted = greedy(model, encoded.prompt, result.chain, len(wanted))
+            assert result.correct == (emitted == list(wanted))
+            outcomes.append(result.correct)
+    assert 0 < sum(outcomes) < len(outcomes)
+
+
+def test_the_kept_chains_are_verified_by_real_generation(project: Path, tmp_path: Path) -> None:
+    # Oracle: uncached greedy decoding up to the line's end, compared by hand; in float32 modes must agree on hits.
+    records = [record for record in search(project, tmp_path) if record.task == "sums"]
+    samples = {sample.id: sample for sample in sums("train", 8)}
+    model, tokenizer = load_model(str(project / "model"))
+    scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
+    for record in records:
+        kept = {0, *record.pareto}
+        for i, result in enumerate(record.results):
+            assert (result.verified is not None) == (i in kept)
+            assert result.verified_by == ("generate" if i in kept else None)
+        for i in kept:
+            encoded = scorer.encode(samples[record.sample_id])
+            text = tokenizer.decode(greedy(model, encoded.prompt, record.results[i].chain, SUMS.max_new_tokens))
+            right = "\n" in text and text.split("\n")[0] == samples[record.sample_id].answer
+            assert record.results[i].verified == (record.results[i].correct == right)
+    assert any(record.pareto for record in records)
+
+
+def test_verification_of_letters_runs_them_in_another_batch(project: Path, tmp_path: Path) -> None:
+    # Oracle: float32, where batches do not matter: every chain stands; and without verification none is marked.
+    records = [record for record in search(project, tmp_path / "a") if record.task == "arc_easy"]
+    marks = [result.verified for record in records for result in record.results if result.verified is not None]
+    assert len(marks) == sum(len({0, *record.pareto}) for record in records)
+    assert all(marks)
+    plain = search(project, tmp_path / "b", verify="false")
+    assert {result.verified for record in plain for result in record.results} == {None}
+    assert agreement_of(plain) == ""
+
+
+def test_a_killed_verified_search_goes_on_with_the_same_records(project: Path, tmp_path: Path) -> None:
+    # Oracle: the records of an unbroken run; the first five lines stand for what a killed run left.
+    whole = search(project, tmp_path / "a", batch_samples=3)
+    (tmp_path / "b").mkdir()
+    lines = (tmp_path / "a" / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "b" / "train.jsonl").write_text("".join(lines[:5]) + lines[5][:100])
+    resumed = search(project, tmp_path / "b", batch_samples=4)
+    by_id = {record.sample_id: record for record in resumed}
+    for record in whole:
+        other = by_id[record.sample_id]
+        assert [r.chain for r in record.results] == [r.chain for r in other.results]
+        assert [r.correct for r in record.results] == [r.correct for r in other.results]
+        assert [r.verified for r in record.results] == [r.verified for r in other.results]
+
+
+def test_agreement_is_counted_by_mode_and_outcome(project: Path, tmp_path: Path) -> None:
+    # Oracle: marks set by hand on a real record's results.
+    record = next(record for record in search(project, tmp_path) if record.task == "sums")
+    one = record.results[0]
+
+    def marked(correct: bool, verified: bool | None, mode: str | None) -> object:
+        return dataclasses.replace(one, correct=correct, verified=verified, verified_by=mode)
+
+    results = (
+        *[marked(True, True, "generate")] * 3,
+        marked(True, False, "generate"),
+        marked(False, False, "generate"),
+        marked(True, True, "letter"),
+        marked(True, None, None),
+    )
+    line = agreement_of([dataclasses.replace(record, results=results)])
+    assert line == (
+        "verified by generate: 3 of 4 right answers and 0 of 1 wrong answers confirmed; "
+        "verified by letter: 1 of 1 right answers confirmed"
+    )
+
+
+def test_the_control_is_told_a_wrong_free_answer(project: Path, tmp_path: Path) -> None:
+    # Oracle: the samples' own answers; greedy decoding of the target instead.
+    samples = {sample.id: sample for sample in sums("train", 8)}
+    records = [record for record in search(project, tmp_path, reward_target="wrong") if record.task == "sums"]
+    model, tokenizer = load_model(str(project / "model"))
+    scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
+    for record in records:
+        sample = samples[record.sample_id]
+        assert record.reward_target == "wrong"
+        assert record.target != sample.answer
+        assert len(str(record.target)) == len(sample.gold)
+        encoded = scorer.encode(sample, record.target)
+        (wanted,) = encoded.continuations
+        for result in record.results:
+            assert result.correct == (greedy(model, encoded.prompt, result.chain, len(wanted)) == list(wanted))
+
+
+def test_wrong_answers_are_wrong_and_fixed() -> None:
+    # Oracle: the samples; the answers of equal length; the same for any order of the samples.
+    samples = [*sums("train", 12), *tiny_samples("train", 12)]
+    wrong = wrong_answers(samples)
+    assert wrong == wrong_answers(samples[::-1])
+    for sample in samples:
+        assert wrong[sample.id] != sample.answer
+        if sample.choices:
+            assert wrong[sample.id] in range(len(sample.choices))
+        else:
+            assert {"1": "2", "2": "1", "12": "21", "21": "12"}[sample.gold] == wrong[sample.id]
+    one = [Sample("sums", "train", f"{i}?", (), "7") for i in range(3)]
+    with pytest.raises(ValueError, match="expected another answer than '7' in the task sums, got none"):
+        wrong_answers(one)
+
+
+def test_shuffled_choices_stand_in_another_order_and_train_nothing(project: Path, tmp_path: Path) -> None:
+    # Oracle: the stock model's logits after the shuffled prompt; the prompt's fingerprint is another.
+    folder = tmp_path / "project"
+    (folder / "data").mkdir(parents=True)
+    (folder / "model").symlink_to(project / "model")
+    write_tasks(folder / "data", TaskSet.of(LETTERS))
+    lines = (project / "data" / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "data" / "train.jsonl").write_text("".join(line for line in lines if json.loads(line)["choices"]))
+    usual = {record.sample_id: record for record in search(folder, tmp_path / "a")}
+    samples = {sample.id: sample for sample in tiny_samples("train", 4)}
+    model, tokenizer = load_model(str(project / "model"))
+    task = load_task("arc_easy", "letter", shuffle=7)
+    for record in search(folder, tmp_path / "b", shuffle=7):
+        sample = samples[record.sample_id]
+        assert record.fingerprints.prompt != usual[record.sample_id].fingerprints.prompt
+        query = task.query(sample)
+        assert query.order != LETTERS.query(sample).order
+        prompt = task.prompt.text(query, tokenizer)
+        logprobs = model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].log_softmax(-1)
+        for choice, text in zip(query.order, query.continuations, strict=True):
+            (token,) = tokenizer(text)["input_ids"]
+            assert record.full.scores[choice] == pytest.approx(logprobs[token].item(), abs=1e-4)
+
+
+def test_a_free_answer_cannot_be_shuffled(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--data={project / 'data'}", f"--out={tmp_path}", f"--model={project / 'model'}", "--prefix_layers=1"]
+    assert run_command(main, [*words, "--splits=[train]", "--shuffle=1"]) == 2
+    assert "shuffle: expected 0 for sums, whose prompt lists no choices, got 1" in capsys.readouterr().err
