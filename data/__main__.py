@@ -1,6 +1,8 @@
-"""Prepare the splits of a task or a mixture, or fetch the offline assets.
+"""Prepare the splits of a task or a mixture, measure what they are worth for a model, or fetch the offline assets.
 
 python -m data prepare --config configs/data/demo.yaml
+python -m data accuracy --data runs/demo/data --out runs/demo/accuracy
+python -m data profile --data runs/demo/data --out runs/demo/profile
 python -m data fetch [names]
 """
 
@@ -11,13 +13,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from data.accuracy import AccuracySettings, accuracy
 from data.assets import cache_directory, fetch, model_directory, read_catalogue
 from data.prepare import prepare
+from data.profile_command import ProfileSettings, run_profile
 from data.settings import PrepareSettings
 from router.command import InputError, parse_settings, run_command
 from router.durable import writable_directory
 
-USAGE = "usage: python -m data {prepare,fetch} [--help] [settings]"
+USAGE = "usage: python -m data {prepare,accuracy,profile,fetch} [--help] [settings]"
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,14 @@ def main(argv: Sequence[str] | None) -> None:
     if command in ("-h", "--help"):
         print(f"{USAGE}\n\n{__doc__}")
     elif command == "prepare":
-        description = "Draw a task's train, validation and test samples so that they share no question."
+        description = "Draw the splits of a task or a mixture so that they share no question."
         prepare(*parse_settings(PrepareSettings, rest, "data prepare", description))
+    elif command == "accuracy":
+        description = "Measure full depth on a split, in the cheap and in the real mode."
+        accuracy(*parse_settings(AccuracySettings, rest, "data accuracy", description))
+    elif command == "profile":
+        description = "Find out at which layer a router can read what the model will do."
+        run_profile(*parse_settings(ProfileSettings, rest, "data profile", description))
     elif command == "fetch":
         names = 0
         while names < len(rest) and not rest[names].startswith("-"):
@@ -68,7 +78,7 @@ def main(argv: Sequence[str] | None) -> None:
         description = "Download offline assets to the cache (python -m data fetch [names])."
         fetch_all(parse_settings(FetchSettings, rest, "data fetch", description)[0])
     else:
-        raise InputError(f"command: expected prepare or fetch, got {command!r}")
+        raise InputError(f"command: expected prepare, accuracy, profile or fetch, got {command!r}")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ class Encoder:
             query = task.query(sample, gold, asked)
             text = task.prompt.text(query, self._tokenizer)
             prompt = self._opened(text, task)
-            continuations = tuple(self._continuation(text, prompt, one, task) for one in query.continuations)
+            follows = f"\n\n{query.asked}" if query.examples and task.prompt.style == "base" else ""
+            continuations = tuple(self._continuation(text, prompt, one, follows, task) for one in query.continuations)
             excess = self._excess(task, prompt, continuations)
             if excess <= 0:
                 break
@@ -85,13 +86,34 @@ class Encoder:
             raise ValueError(f"sample {sample.id}: expected tokens in every continuation, got none in one")
         return EncodedSample(sample, task, query, prompt, continuations, wanted, truncated)
 
-    def _continuation(self, text: str, prompt: tuple[int, ...], added: str, task: Task) -> tuple[int, ...]:
-        whole = self._opened(text + added, task)
-        fits = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
-        tokens = whole[len(prompt) :] if fits else tuple(self._tokenizer(added, add_special_tokens=False)["input_ids"])
+    def _continuation(
+        self, text: str, prompt: tuple[int, ...], added: str, follows: str, task: Task
+    ) -> tuple[int, ...]:
+        """Return the tokens that `added` puts after the prompt.
+
+        An exact answer's end is tokenised as the examples show it, with the next question after it: a line end, or a
+        closing brace and line ends, are one token in some vocabularies and several in others.
+        """
+        if task.mode == "exact" and follows:
+            tokens = self._before(text + added, follows.removeprefix(task.end or ""), task)
+        else:
+            tokens = self._opened(text + added, task)
+        fits = tokens[: len(prompt)] == prompt and len(tokens) > len(prompt)
+        own = tokens[len(prompt) :] if fits else tuple(self._tokenizer(added, add_special_tokens=False)["input_ids"])
         if task.mode == "exact" and task.end is None:
-            tokens += (self._end_token(),)
-        return tokens
+            own += (self._end_token(),)
+        return own
+
+    def _before(self, text: str, follows: str, task: Task) -> tuple[int, ...]:
+        """Return the tokens of a text in front of another one, up to the one that holds the text's last character."""
+        whole = self._opened(text + follows, task)
+        if not self._tokenizer.is_fast:
+            return self._opened(text, task)
+        offsets = self._tokenizer(text + follows, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        later = sum(start >= len(text) for start, _ in offsets)
+        return whole[: len(whole) - later]
 
     def _end_token(self) -> int:
         end = self._tokenizer.eos_token_id

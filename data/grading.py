@@ -13,9 +13,9 @@ that rounds to it at 6 decimals, but no integer. Added here, since the library e
 - words compare as words (to it, `east` is the product of the letters of `seat`), numbers in a base by value;
 - a numeric equation must hold (`13 = 12` is not 12), and equal numbers must agree to 5 digits (not both be near 0).
 
-Known limits, pinned in tests/answers_table.py. Taken for equal: what stands in `\text` at the end is a unit, whatever it
-says (5 cm and 5 m); letters' case, f' and f; the point (1,2) and the open interval or the set {1,2}; a number with and
-without its base; equations without solutions. Not shown equal: an inequality where the reference is an interval, a
+Known limits, pinned in tests/answers_table.py. Taken for equal: what stands in `\text` at the end is a unit, whatever
+it says (5 cm and 5 m); letters' case, f' and f; the point (1,2) and the open interval or the set {1,2}; a number with
+and without its base; equations without solutions. Not shown equal: an inequality where the reference is an interval, a
 column vector and a tuple, `i^2` and -1 (i is a plain symbol), degrees under a function, 0.\overline{3} and 1/3,
 \emptyset and \varnothing, `18 dollars` (the unit not in `\text`) and 18, lists of words in another order.
 """

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
+from data.encoding import EncodedSample
 from data.records import ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from router.chain import Chain
 from router.command import InputError
 
@@ -112,7 +113,7 @@ def observe(
     chains = {skip: without(skip, n) for skip in skips}
     # Neighbours in this order share the most layers, so little must be held for them.
     ordered = sorted([full, *chains.values()], key=lambda chain: chain.layers)
-    with tqdm(total=len(samples) * len(ordered), desc="profile", unit="chain") as progress:
+    with tqdm(total=len(samples) * len(ordered), desc="observe", unit="chain") as progress:
         for batch in batches_by_length([sample.length for sample in encoded], batch_samples):
             block = scorer.load([encoded[i] for i in batch])
             for e in range(1, n):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-PACKAGES = ("torch", "transformers", "datasets", "lightning", "accelerate", "wandb", "scikit-learn", "gguf")
+PACKAGES = ("torch", "transformers", "datasets", "lightning", "accelerate", "wandb", "scikit-learn", "gguf", "math-verify")
 """Libraries whose version is written beside every result."""
 
 Settings = TypeVar("Settings")
