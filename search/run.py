@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,6 +20,9 @@ from router.command import InputError
 from router.durable import JsonLog, sha256_json
 from search.mcts import Searcher
 from search.settings import SearchSettings
+
+LONGEST_TEXT = 200
+"""Characters of a metadata text that a record keeps."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class SplitSearch:
             sample_id=encoded.sample.id,
             task=encoded.sample.task,
             split=encoded.sample.split,
-            metadata=encoded.sample.metadata,
+            metadata=_short(encoded.sample.metadata),
             mode=encoded.task.mode,
             num_layers=self.scorer.num_layers,
             prefix_layers=self.prefix_layers,
@@ -186,3 +190,8 @@ class SplitSearch:
             fingerprints=self.scorer.fingerprints,
             search=self.settings_hash,
         )
+
+
+def _short(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata without long texts (worked solutions), which stay with the sample."""
+    return {key: value for key, value in metadata.items() if not isinstance(value, str) or len(value) <= LONGEST_TEXT}
