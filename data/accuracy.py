@@ -176,9 +176,13 @@ def accuracy(settings: AccuracySettings, resolved: dict[str, Any]) -> None:
         interval = f"{one.interval[0]:.3f}..{one.interval[1]:.3f}"
         row = f"{one.task:<22}{one.mode:<14}{level:>10}{one.n:>7}{one.correct / one.n:>10.3f}{interval:>17}"
         print(f"{row}{one.chance:>8.3f}{one.no_answer:>11}")
-    if scorer.unjudged:
-        print(f"{scorer.unjudged} answers could not be graded in time and count as wrong")
-    figures_plain = [asdict(one) for one in figures]
-    content = {"schema": SCHEMA, **provenance(resolved), "identity": identity, "accuracy": figures_plain}
+    print("".join(f"note: {note}\n" for note in scorer.notes), end="")
+    content = {
+        "schema": SCHEMA,
+        **provenance(resolved),
+        "identity": identity,
+        "accuracy": [asdict(one) for one in figures],
+        "notes": scorer.notes,
+    }
     write_json(settings.out / ACCURACY_FILE, content)
     print(f"written to {settings.out}")

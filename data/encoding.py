@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.generation import end_tokens
 from data.prompts import Query
 from data.sample import Sample
 from data.task_files import TaskSet
@@ -45,13 +44,17 @@ class EncodedSample:
 
 
 class Encoder:
-    """Tokenises samples for one model."""
+    """Tokenises samples for one model.
+
+    Attributes:
+        truncated: ids of the samples whose prompt lost its start so far.
+    """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
         """Prepare for a model's tokenizer and positions."""
         self._tokenizer, self._tasks = tokenizer, tasks
         self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self._ends = end_tokens(model, tokenizer)
+        self.truncated: set[str] = set()
 
     def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
         """Tokenise a sample's prompt and continuations.
@@ -84,6 +87,8 @@ class Encoder:
             asked, truncated = self._truncated(asked, sample, task, len(prompt), excess), True
         if any(not tokens for tokens in continuations):
             raise ValueError(f"sample {sample.id}: expected tokens in every continuation, got none in one")
+        if truncated:
+            self.truncated.add(sample.id)
         return EncodedSample(sample, task, query, prompt, continuations, wanted, truncated)
 
     def _continuation(

@@ -85,6 +85,7 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     title = f"{settings.model}, {scorer.tasks.name} ({scorer.tasks.mode}), n = {len(samples)}"
     figures = draw_profile(found, title, settings.out / FIGURE_FILE)
     print(found.table())
+    print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     print("written to " + ", ".join(map(str, (settings.out / PROFILE_FILE, *figures))))
 
 

@@ -97,9 +97,14 @@ class ChainScorer:
         )
 
     @property
-    def unjudged(self) -> int:
-        """Generated answers so far whose equivalence could not be decided in time; they count as wrong."""
-        return self._grader.unjudged
+    def notes(self) -> list[str]:
+        """What a reader of the results must know, a sentence each: truncated prompts, answers that were not graded."""
+        notes = []
+        if self._encoder.truncated:
+            notes.append(f"{len(self._encoder.truncated)} prompts were too long and lost their start")
+        if self._grader.unjudged:
+            notes.append(f"{self._grader.unjudged} answers could not be graded in time and count as wrong")
+        return notes
 
     def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
         """Tokenise a sample's prompt and continuations; see `data.encoding.Encoder.encode`."""

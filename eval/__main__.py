@@ -95,6 +95,7 @@ def evaluate(settings: EvalSettings, resolved: dict[str, Any], inputs: Inputs, i
     assert [policy.name for policy in policies] == list(ARMS)
     path = settings.out / RESULTS_FILE
     run_policies(policies, inputs.samples["test"], scorer, scorer.judge, path, settings.batch_samples, "test")
+    print("".join(f"note: {note}\n" for note in scorer.notes), end="")
 
 
 def describe_run(

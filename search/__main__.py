@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_summary(split, records, searched, seconds))
         if agreement := agreement_of(records):
             print(f"{split}: {agreement}")
+    print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     print(f"records: {settings.out}")
 
 

@@ -104,6 +104,16 @@ def test_prompt_and_answer_fit_the_models_positions() -> None:
     assert len(cut.prompt) + SUMS.max_new_tokens == 512
 
 
+def test_truncated_prompts_are_counted_once() -> None:
+    # Oracle: two long samples, one of them encoded twice, and a short one.
+    task = dataclasses.replace(SUMS, max_prompt_tokens=60, over_long="truncate")
+    encoder = Encoder(tiny_model("llama"), tiny_tokenizer(), TaskSet.of(task))
+    other = dataclasses.replace(LONG, question=LONG.question + " And more?")
+    for sample in (LONG, other, LONG, Sample("sums", "train", "Hm?", (), "21")):
+        encoder.encode(sample)
+    assert encoder.truncated == {LONG.id, other.id}
+
+
 def test_truncation_keeps_the_order_of_the_choices() -> None:
     # Oracle: the order of the sample that was not cut.
     sample = Sample("arc_easy", "train", "why " * 40 + "so?", ("one", "two", "three", "four"), 2)
