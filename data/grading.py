@@ -66,7 +66,7 @@ class Grader:
         """Return whether `answer` means the same as the reference `gold`; the two are not interchangeable.
 
         Texts that agree but for white space at both ends are equal, whatever they are; else a text longer than
-        `longest` is not equal; else math-verify decides (`data.equivalence`). A pair that it cannot judge in its bounds is
+        `longest` is not equal; else math-verify decides (`data.equivalence`). A pair it cannot judge in its bounds is
         not equal and counts in `unjudged`, each time it is asked.
 
         Raises:

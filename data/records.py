@@ -140,7 +140,8 @@ class SearchRecord:
         seed: seed of the search.
         simulations: simulations made.
         nominal_layers: layers of all chains tried, as if each had run from layer 0.
-        executed_layers: layers really run for this sample (shared prefixes once).
+        executed_layers: layers really run for this sample (shared prefixes once); 0 in mode "generate", where the
+            decoding library runs them.
         results: every chain tried, in order of trial; the first is the full chain.
         pareto: indices into `results`: right chains that no shorter right chain dominates, by depth; the
             shortest right chain first. Empty where no chain is right.
