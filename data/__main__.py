@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data.accuracy import AccuracySettings, accuracy
-from data.assets import cache_directory, fetch, model_directory, read_catalogue
+from data.assets import cache_directory, fetch, model_directory
+from data.catalogue import read_catalogue
 from data.prepare import prepare
 from data.profile_command import ProfileSettings, run_profile
 from data.settings import PrepareSettings

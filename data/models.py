@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.assets import model_directory, read_catalogue
+from data.assets import model_directory
+from data.catalogue import read_catalogue
 from router.base_model import load_base_model
 
 

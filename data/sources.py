@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.assets import fetch, read_catalogue
+from data.assets import fetch
+from data.catalogue import read_catalogue
 from data.prompts import LETTERS
 from data.sample import SPLITS
 from data.tasks import Task

@@ -19,7 +19,17 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-PACKAGES = ("torch", "transformers", "datasets", "lightning", "accelerate", "wandb", "scikit-learn", "gguf", "math-verify")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "lightning",
+    "accelerate",
+    "wandb",
+    "scikit-learn",
+    "gguf",
+    "math-verify",
+)
 """Libraries whose version is written beside every result."""
 
 Settings = TypeVar("Settings")
@@ -69,13 +79,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _stop(*_: object) -> None:
+    """End as Ctrl-C does. Not by the signal of Ctrl-C: shells start background jobs with that one ignored."""
+    raise KeyboardInterrupt
+
+
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function and return its exit status: 0, 2 for bad input or a full disk, 130 for Ctrl-C.
 
     SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there.
     """
     if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _stop)
     try:
         main(argv)
     except (InputError, OSError) as error:

@@ -10,7 +10,7 @@ import pytest
 
 import data.__main__
 from data.__main__ import main
-from data.assets import read_catalogue
+from data.catalogue import read_catalogue
 from data.sample import read_samples
 from data.settings import PrepareSettings
 from data.task_files import TaskSet, load_task, read_tasks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.assets import read_catalogue
+from data.catalogue import read_catalogue
 from data.sources import content_of, read_rows, source_of
 from data.task_files import load_task
 from router.command import InputError
