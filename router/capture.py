@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from router.decoder import Decoder
-from router.view import install_output_hooks, shallow_copy, with_layers
+from router.view import install_output_hooks, replace_head, shallow_copy, with_layers
 
 Axes = dict[int, str]
 """Which dimension of a tensor counts rows ("batch") or tokens ("tokens")."""
@@ -74,13 +74,15 @@ class LayerCapture:
         install_output_hooks(decoder)
         self.attention = getattr(decoder.config, "_attn_implementation", None)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-        # While layers only record, logits are thrown away: one token's are enough where the family offers that.
+        # While layers only record, logits are thrown away: none are made where the output embedding can be left out,
+        # else one token's where the family offers that.
         offered = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._few_logits = {"logits_to_keep": 1} if offered else {}
         self._local = threading.local()
         self._returns_tuple = self._layers_return_tuples()
         recorders = [self._recorder(layer) for layer in decoder.layers]
-        self._recording = with_layers(model, decoder, recorders, range(decoder.num_layers))
+        recording = with_layers(model, decoder, recorders, range(decoder.num_layers))
+        self._recording = replace_head(recording, lambda _: nn.Identity())
         self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
         self._axes = self._learn_axes()
 

@@ -142,6 +142,20 @@ def with_layers(
     return root
 
 
+def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
+    """Give a view of one's own (`fresh`) another output embedding; a model that keeps it deeper down stays as it is.
+
+    Args:
+        view: the view, whose own registry of modules is changed; the original's is not.
+        replace: makes the new module of the present one.
+    """
+    head = view.get_output_embeddings()
+    for name, module in view._modules.items():
+        if module is not None and module is head:
+            view._modules[name] = replace(module)
+    return view
+
+
 def _edit_config(config: Any, sources: Sequence[int]) -> None:
     # Set past the configuration's validation, which would compare the new lists with the old depth; some families
     # keep the depth under a name of their own (GPT-2: n_layer).
