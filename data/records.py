@@ -15,6 +15,8 @@ from router.fingerprint import Fingerprints
 
 SCHEMA = 2
 """Version of the record file's format."""
+TIE = 1e-6
+"""Margin of an exact answer that argmax picks among equal logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class ChainResult:
             answer's); None: no answer could be read in what was generated (a format failure).
         correct: whether the answer is right.
         margin: above 0 where correct. Choices: score of the right choice minus the best other score, nats. Exact: the
-            least of the right tokens' logits minus the best other token's. Generated: 1 where right, else -1.
+            least of the right tokens' logits minus the best other token's (`TIE` where argmax breaks a tie for it).
+            Generated: 1 where right, else -1.
         verified: whether a second run in another batch composition or mode agreed; None: not tried.
         verified_by: scoring mode of that second run.
     """
@@ -63,9 +66,16 @@ class ChainResult:
 
     @classmethod
     def from_tokens(
-        cls, chain: Chain, log_probabilities: Sequence[float], margins: Sequence[float], prediction: str
+        cls, chain: Chain, log_probabilities: Sequence[float], margins: Sequence[float], emitted: bool, prediction: str
     ) -> ChainResult:
-        """Judge a free answer by its tokens: right where each is the one with the highest logit, alone.
+        """Judge a free answer by its tokens: right where greedy decoding emits each of them.
+
+        Args:
+            chain: the chain that was run.
+            log_probabilities: of the right answer's tokens, nats.
+            margins: of each token, its logit minus the best other one's.
+            emitted: whether each token is the one that argmax picks; it decides between equal logits.
+            prediction: text that greedy decoding emits, as far as it is known.
 
         Raises:
             ValueError: where a value is no finite number.
@@ -74,7 +84,8 @@ class ChainResult:
         margin = round(min(margins), 6)
         if not all(map(math.isfinite, (*scores, margin))):
             raise ValueError(f"scores: expected finite numbers, got {list(scores)} for chain {chain}")
-        return cls(chain, scores, prediction, margin > 0, margin)
+        margin = max(margin, TIE) if emitted else min(margin, 0.0)
+        return cls(chain, scores, prediction, emitted, margin)
 
     @classmethod
     def from_answer(cls, chain: Chain, prediction: int | str | None, correct: bool) -> ChainResult:

@@ -182,7 +182,7 @@ class ChainScorer:
             known = same.index(False) + 1 if False in same else len(same)
             text = str(self._tokenizer.decode(emitted[:known], skip_special_tokens=True))
             try:
-                results.append(ChainResult.from_tokens(chain, logprobs, margins, text))
+                results.append(ChainResult.from_tokens(chain, logprobs, margins, all(same), text))
             except ValueError as error:
                 raise self._not_finite(encoded, error) from error
         return results

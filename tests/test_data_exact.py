@@ -116,3 +116,21 @@ def test_the_router_never_reads_the_answer() -> None:
         stock = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[3][0]
         torch.testing.assert_close(one, stock, rtol=0, atol=2e-5)
         torch.testing.assert_close(one, two, rtol=0, atol=2e-5)
+
+
+def test_argmax_decides_between_equal_logits() -> None:
+    # Oracle: greedy decoding of a model in which every token has a twin of the same logit; argmax takes the first.
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    rows = model.get_output_embeddings().weight.data
+    half = len(rows) // 2
+    rows[half : 2 * half] = rows[:half]
+    scorer = ChainScorer(model, tokenizer, TASK)
+    one = scorer.encode(SAMPLES[0])
+    first = greedy(model, one.prompt, FULL, 3)
+    assert max(first) < half
+    twins = [first, [first[0], first[1] + half, first[2]], [token + half for token in first]]
+    block = scorer.load([dataclasses.replace(one, continuations=(tuple(tokens),)) for tokens in twins])
+    # The twins' embeddings differ, but no token before the changed one does.
+    right, *wrong = scorer.score(block, [(i, FULL) for i in range(3)])
+    assert (right.correct, right.margin) == (True, 1e-6)
+    assert [(result.correct, result.margin <= 0) for result in wrong] == [(False, True)] * 2

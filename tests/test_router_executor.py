@@ -253,3 +253,20 @@ def test_rows_refuse_what_does_not_fit() -> None:
         pack_row([1], [[2], []])
     with pytest.raises(ValueError, match="positions: expected 2 entries, got 1"):
         Row((1, 2), (0,), (0, 0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loading_rows_makes_no_logits_and_leaves_the_model_alone(family: str) -> None:
+    # Oracle: the calls of the output embedding, counted by a hook; logits of the model before and after.
+    model = tiny_model(family)
+    head, ids = model.get_output_embeddings(), torch.tensor([[5, 6, 7]])
+    before = model(ids).logits
+    executor = ChainExecutor(model)
+    calls: list[int] = []
+    handle = head.register_forward_hook(lambda *_: calls.append(1))
+    executor.load([plain_row([5, 6, 7]), plain_row([8, 9])])
+    handle.remove()
+    assert not calls
+    assert model.get_output_embeddings() is head
+    assert not head._forward_pre_hooks
+    assert torch.equal(model(ids).logits, before)
