@@ -132,3 +132,51 @@ def test_a_file_gives_its_records_each_once(tmp_path: Path) -> None:
         read_records(path)
     with pytest.raises(InputError, match="records: expected an existing file"):
         read_records(tmp_path / "none.jsonl")
+
+
+def test_exact_and_generated_answers_by_hand() -> None:
+    # Oracle: worked out by hand.
+    right = ChainResult.from_tokens(FULL, [-0.1, -0.2], [3.0, 0.5], True, "42}")
+    assert (right.correct, right.margin, right.scores, right.prediction) == (True, 0.5, (-0.1, -0.2), "42}")
+    tie = ChainResult.from_tokens(FULL, [-0.1, -0.7], [3.0, 0.0], True, "42}")
+    assert (tie.correct, tie.margin) == (True, 1e-6)
+    lost = ChainResult.from_tokens(FULL, [-0.1, -0.7], [3.0, 0.0], False, "4")
+    assert (lost.correct, lost.margin) == (False, 0.0)
+    assert ChainResult.from_tokens(FULL, [-9.0], [-2.0], False, "x").margin == -2.0
+    assert (ChainResult.from_answer(FULL, None, False).margin, ChainResult.from_answer(FULL, 2, True).margin) == (-1, 1)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        ChainResult.from_tokens(FULL, [math.nan], [1.0], True, "x")
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        ChainResult.from_tokens(FULL, [-0.1, -0.2], [3.0, 0.0], True, "42}"),
+        ChainResult.from_tokens(FULL, [-0.1, -0.2], [3.0, -0.5], False, "4"),
+        ChainResult.from_answer(FULL, None, False),
+        ChainResult.from_answer(FULL, "1/2", True),
+        ChainResult.from_answer(FULL, 1, False),
+    ],
+    ids=str,
+)
+def test_results_of_every_mode_come_back_from_json(result: ChainResult) -> None:
+    # Oracle: the result itself.
+    assert ChainResult.from_json(json.loads(json.dumps(result.to_json())), N) == result
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"margin": 0.5}, "margin: expected 1 or -1 of a generated answer"),
+        ({"prediction": None}, "prediction: expected null only where no answer could be read"),
+        ({"prediction": -1}, "prediction: expected an index"),
+        ({"prediction": 1.5}, "prediction: expected an index"),
+        ({"scores": [-0.5], "prediction": None, "correct": False, "margin": -1.0}, "prediction: expected null only"),
+        ({"scores": [-0.5], "prediction": 1}, "prediction: expected an index below 1"),
+        ({"correct": False}, "correct: expected True for the margin"),
+    ],
+)
+def test_generated_results_that_contradict_themselves_are_refused(change: dict, message: str) -> None:
+    value = ChainResult.from_answer(FULL, "1/2", True).to_json() | change
+    with pytest.raises(ValueError, match=message):
+        ChainResult.from_json(value, N)
