@@ -134,28 +134,34 @@ def test_a_file_gives_its_records_each_once(tmp_path: Path) -> None:
         read_records(tmp_path / "none.jsonl")
 
 
+WHOLE = Chain.full(N)
+
+
 def test_exact_and_generated_answers_by_hand() -> None:
     # Oracle: worked out by hand.
-    right = ChainResult.from_tokens(FULL, [-0.1, -0.2], [3.0, 0.5], True, "42}")
+    right = ChainResult.from_tokens(WHOLE, [-0.1, -0.2], [3.0, 0.5], True, "42}")
     assert (right.correct, right.margin, right.scores, right.prediction) == (True, 0.5, (-0.1, -0.2), "42}")
-    tie = ChainResult.from_tokens(FULL, [-0.1, -0.7], [3.0, 0.0], True, "42}")
+    tie = ChainResult.from_tokens(WHOLE, [-0.1, -0.7], [3.0, 0.0], True, "42}")
     assert (tie.correct, tie.margin) == (True, 1e-6)
-    lost = ChainResult.from_tokens(FULL, [-0.1, -0.7], [3.0, 0.0], False, "4")
+    lost = ChainResult.from_tokens(WHOLE, [-0.1, -0.7], [3.0, 0.0], False, "4")
     assert (lost.correct, lost.margin) == (False, 0.0)
-    assert ChainResult.from_tokens(FULL, [-9.0], [-2.0], False, "x").margin == -2.0
-    assert (ChainResult.from_answer(FULL, None, False).margin, ChainResult.from_answer(FULL, 2, True).margin) == (-1, 1)
+    assert ChainResult.from_tokens(WHOLE, [-9.0], [-2.0], False, "x").margin == -2.0
+    assert (ChainResult.from_answer(WHOLE, None, False).margin, ChainResult.from_answer(WHOLE, 2, True).margin) == (
+        -1,
+        1,
+    )
     with pytest.raises(ValueError, match="expected finite numbers"):
-        ChainResult.from_tokens(FULL, [math.nan], [1.0], True, "x")
+        ChainResult.from_tokens(WHOLE, [math.nan], [1.0], True, "x")
 
 
 @pytest.mark.parametrize(
     "result",
     [
-        ChainResult.from_tokens(FULL, [-0.1, -0.2], [3.0, 0.0], True, "42}"),
-        ChainResult.from_tokens(FULL, [-0.1, -0.2], [3.0, -0.5], False, "4"),
-        ChainResult.from_answer(FULL, None, False),
-        ChainResult.from_answer(FULL, "1/2", True),
-        ChainResult.from_answer(FULL, 1, False),
+        ChainResult.from_tokens(WHOLE, [-0.1, -0.2], [3.0, 0.0], True, "42}"),
+        ChainResult.from_tokens(WHOLE, [-0.1, -0.2], [3.0, -0.5], False, "4"),
+        ChainResult.from_answer(WHOLE, None, False),
+        ChainResult.from_answer(WHOLE, "1/2", True),
+        ChainResult.from_answer(WHOLE, 1, False),
     ],
     ids=str,
 )
@@ -177,6 +183,6 @@ def test_results_of_every_mode_come_back_from_json(result: ChainResult) -> None:
     ],
 )
 def test_generated_results_that_contradict_themselves_are_refused(change: dict, message: str) -> None:
-    value = ChainResult.from_answer(FULL, "1/2", True).to_json() | change
+    value = ChainResult.from_answer(WHOLE, "1/2", True).to_json() | change
     with pytest.raises(ValueError, match=message):
         ChainResult.from_json(value, N)
