@@ -169,7 +169,7 @@ def test_an_out_that_is_a_file_is_refused(rows: Path) -> None:
 def test_subcommands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     # Oracle: status 2 without a subcommand; help names the settings with their docstrings.
     for words in ([], ["bake"]):
-        with pytest.raises(InputError, match="command: expected prepare or fetch, got"):
+        with pytest.raises(InputError, match="command: expected prepare, accuracy, profile or fetch, got"):
             main(words)
     main(["--help"])
     assert "usage: python -m data" in capsys.readouterr().out
@@ -217,4 +217,4 @@ def test_the_command_as_a_process(rows: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     failed = run("bake")
     assert failed.returncode == 2
-    assert failed.stderr == "error: command: expected prepare or fetch, got 'bake'\n"
+    assert failed.stderr == "error: command: expected prepare, accuracy, profile or fetch, got 'bake'\n"

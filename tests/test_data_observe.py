@@ -129,7 +129,7 @@ def test_confidence_and_agreement_by_hand() -> None:
     free = Sample("t", "train", "How many?", (), "12")
     scores = (math.log(0.2), math.log(0.5), math.log(0.1))
     assert confidence_of(choice, ChainResult.from_scores(FULL, scores, 0)) == pytest.approx(0.5 / 0.8, abs=1e-5)
-    tokens = ChainResult.from_tokens(FULL, [math.log(0.5), math.log(0.25)], [1.0, 2.0], "12")
+    tokens = ChainResult.from_tokens(FULL, [math.log(0.5), math.log(0.25)], [1.0, 2.0], True, "12")
     assert confidence_of(free, tokens) == pytest.approx(0.125, abs=1e-5)
     assert math.isnan(confidence_of(free, ChainResult.from_answer(FULL, "12", True)))
 
