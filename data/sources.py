@@ -175,7 +175,8 @@ def _generated_rows(task: Task, split: str) -> Iterator[Row]:
         import reasoning_gym
     except ImportError as error:
         raise InputError(
-            f"source: expected the package reasoning-gym (pip install 'cola-router[reasoning]'), got: {one_line(error)}"
+            "source: expected the package reasoning-gym (pip install -c constraints.txt '.[reasoning]'), "
+            f"got: {one_line(error)}"
         ) from error
     for difficulty, settings in gym.settings.items():
         name = f"{gym.dataset}, split {split}, difficulty {difficulty}"
