@@ -48,7 +48,7 @@ class Answered:
     sample_id: str
     task: str
     mode: str
-    difficulty: int | str | None
+    difficulty: str | int | float | None
     choices: int
     prediction: int | str | None
     correct: bool
@@ -56,7 +56,7 @@ class Answered:
     @classmethod
     def of(cls, sample: Sample, mode: str, result: ChainResult) -> Answered:
         """Take over what the scorer found."""
-        difficulty = sample.metadata.get("difficulty")
+        difficulty = sample.label("difficulty")
         return cls(sample.id, sample.task, mode, difficulty, len(sample.choices), result.prediction, result.correct)
 
 
@@ -77,7 +77,7 @@ class Accuracy:
 
     task: str
     mode: str
-    difficulty: int | str | None
+    difficulty: str | int | float | None
     n: int
     correct: int
     interval: tuple[float, float]
@@ -145,7 +145,7 @@ def accuracies(answered: Sequence[Answered]) -> list[Accuracy]:
     return groups
 
 
-def _accuracy(difficulty: int | str | None, answered: Sequence[Answered]) -> Accuracy:
+def _accuracy(difficulty: str | int | float | None, answered: Sequence[Answered]) -> Accuracy:
     n, correct = len(answered), sum(one.correct for one in answered)
     return Accuracy(
         task=answered[0].task,

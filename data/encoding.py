@@ -48,6 +48,8 @@ class Encoder:
 
     Attributes:
         truncated: ids of the samples whose prompt lost its start so far.
+        unreachable: ids of the samples whose right answer is longer than `max_new_tokens`, so that generation cannot
+            reach it.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
@@ -55,6 +57,7 @@ class Encoder:
         self._tokenizer, self._tasks = tokenizer, tasks
         self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.truncated: set[str] = set()
+        self.unreachable: set[str] = set()
 
     def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
         """Tokenise a sample's prompt and continuations.
@@ -89,6 +92,7 @@ class Encoder:
             raise ValueError(f"sample {sample.id}: expected tokens in every continuation, got none in one")
         if truncated:
             self.truncated.add(sample.id)
+        self._check_answer(sample, task, prompt, continuations)
         return EncodedSample(sample, task, query, prompt, continuations, wanted, truncated)
 
     def _continuation(
@@ -141,8 +145,8 @@ class Encoder:
         return tuple(special)
 
     def _excess(self, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> int:
-        """Return how many tokens too many there are."""
-        answer = max(map(len, continuations), default=0)
+        """Return how many tokens too many there are; a free answer reserves `max_new_tokens`, whatever it is."""
+        answer = max(map(len, continuations), default=0) if task.has_choices else 0
         if "generate" in (task.mode, task.judged_mode):
             answer = max(answer, task.max_new_tokens)
         over = [0]
@@ -151,6 +155,19 @@ class Encoder:
         if isinstance(self._positions, int):
             over.append(len(prompt) + answer - self._positions)
         return max(over)
+
+    def _check_answer(
+        self, sample: Sample, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]
+    ) -> None:
+        """Note, or refuse, a right answer that has no place."""
+        longest = max(map(len, continuations), default=0)
+        if isinstance(self._positions, int) and len(prompt) + longest > self._positions:
+            raise ValueError(
+                f"sample {sample.id}: expected prompt and answer within the model's {self._positions} positions, "
+                f"got {len(prompt)} and {longest} tokens"
+            )
+        if task.mode == "exact" and task.judged_mode == "generate" and longest > task.max_new_tokens:
+            self.unreachable.add(sample.id)
 
     def _truncated(self, asked: Sample, sample: Sample, task: Task, length: int, excess: int) -> Sample:
         """Return the sample without the first `excess` tokens of its context, or of its question."""

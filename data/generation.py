@@ -108,6 +108,7 @@ class Generator:
             mask[i, width - len(request.prompt) :] = 1
         limits = [request.max_new_tokens for request in batch]
         view = replace_head(chain_view(self._model, batch[0].chain, fresh=True), _contiguous)
+        view.generation_config = self._plain_greedy(max(limits))  # the library fills gaps from this one
         stop = _Finished(self._text, [request.finished for request in batch], limits, width)
         output = view.generate(
             input_ids=ids,
@@ -119,22 +120,13 @@ class Generator:
         return [self._answer(tokens, request) for tokens, request in zip(new, batch, strict=True)]
 
     def _plain_greedy(self, max_new_tokens: int) -> GenerationConfig:
-        """Return greedy decoding with nothing of the model's own settings: no repetition penalty, no sampling.
-
-        The library fills what is None from the model's settings, so what changes greedy decoding is set.
-        """
-        settings: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "num_beams": 1,
-            "repetition_penalty": 1.0,
-            "encoder_repetition_penalty": 1.0,
-            "no_repeat_ngram_size": 0,
-            "min_length": 0,
-            "eos_token_id": sorted(self._ends) or None,
-            "pad_token_id": self._padding,
-        }
-        return GenerationConfig(**settings)
+        """Return greedy decoding with nothing of the model's own settings: no penalty, no bans, no sampling."""
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self._ends) or None,
+            pad_token_id=self._padding,
+        )
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from data.answers import final_answer, parse_letter, until_closed, until_text
+from data.answers import final_answer, parse_letter
 from data.generation import Answer
 from data.grading import Grader
 from data.prompts import Query
@@ -15,14 +15,7 @@ from data.tasks import Task
 
 def is_whole_answer(task: Task, text: str) -> bool:
     """Whether a text generated after the prompt is a whole answer, so that decoding can stop."""
-    return _ended(task, text) is not None
-
-
-def _ended(task: Task, text: str) -> str | None:
-    """Return what stands before the answer's end, or None while that has not come."""
-    if task.prompt.opening.endswith("{") and task.end == "}":
-        return until_closed(text)
-    return None if task.end is None else until_text(text, task.end)
+    return task.before_end(text) is not None
 
 
 def judge(
@@ -51,7 +44,7 @@ def judge(
 
 
 def _answer_text(task: Task, answer: Answer) -> str | None:
-    before_end = _ended(task, answer.text)
+    before_end = task.before_end(answer.text)
     text = answer.text if before_end is None else before_end
     if task.free_form:
         return final_answer(text)

@@ -18,6 +18,8 @@ STYLES = ("base", "chat")
 AUTO = "auto"
 CHAT_DATE = "26 Jul 2024"
 """Given to chat templates that write a date (Llama 3), which would otherwise change the prompt every day."""
+_FIXED_CLOCK = f"{{% macro strftime_now(format) %}}{CHAT_DATE}{{% endmacro %}}"
+"""Stands before a template, and hides the clock that the library offers to it."""
 
 INSTRUCTIONS = {
     "choice": "",
@@ -136,7 +138,11 @@ class Prompt:
             raise InputError("prompt.style: expected base for a tokenizer without a chat template, got chat")
         try:
             rendered = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE
+                messages,
+                chat_template=_FIXED_CLOCK + tokenizer.get_chat_template(),
+                tokenize=False,
+                add_generation_prompt=True,
+                date_string=CHAT_DATE,
             )
         except Exception as error:  # templates are programs of the model's makers; jinja2 raises what they raise
             raise InputError(f"prompt.style: expected turns that the chat template takes: {one_line(error)}") from error

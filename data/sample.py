@@ -71,6 +71,14 @@ class Sample:
         """Text of the right answer."""
         return self.answer if isinstance(self.answer, str) else self.choices[self.answer]
 
+    def label(self, name: str) -> str | int | float | None:
+        """Return a metadata value by which samples are grouped; a list or an object as text."""
+        value = self.metadata.get(name)
+        if isinstance(value, list | dict):
+            return json.dumps(value, ensure_ascii=False, sort_keys=True)
+        label: str | int | float | None = value
+        return label
+
     @property
     def id(self) -> str:
         """Stable hash of task and content (not of split or metadata): 16 hex digits."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.encoding import EncodedSample, Encoder
 from data.generation import Generator, Request
 from data.grading import Grader
-from data.judging import is_whole_answer, judge
+from data.judging import folded, is_whole_answer, judge
 from data.records import ChainResult
 from data.sample import Sample
 from data.task_files import TaskSet
@@ -102,9 +102,19 @@ class ChainScorer:
         notes = []
         if self._encoder.truncated:
             notes.append(f"{len(self._encoder.truncated)} prompts were too long and lost their start")
+        if self._encoder.unreachable:
+            notes.append(
+                f"{len(self._encoder.unreachable)} right answers are longer than max_new_tokens lets one generate"
+            )
         if self._grader.unjudged:
             notes.append(f"{self._grader.unjudged} answers could not be graded in time and count as wrong")
         return notes
+
+    def means_the_same(self, sample: Sample, answer: str) -> bool:
+        """Whether a free answer would be graded as right for a sample, or the sample's own as right for it."""
+        if self.tasks[sample.task].grading == "text":
+            return folded(sample.gold) == folded(answer)
+        return self._grader.equal(sample.gold, answer) or self._grader.equal(answer, sample.gold)
 
     def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
         """Tokenise a sample's prompt and continuations; see `data.encoding.Encoder.encode`."""

@@ -83,15 +83,17 @@ class TaskSet:
         return "+".join(sorted({task.judged_mode for task in self.tasks.values()}))
 
     def shuffled(self, shuffle: int) -> TaskSet:
-        """Return the tasks with another order of the listed choices.
+        """Return the tasks with another order of the listed choices; those that list none stay as they are.
 
         Raises:
-            InputError: where a task lists none.
+            InputError: where no task lists any.
         """
-        try:
-            return TaskSet({name: dataclasses.replace(t, shuffle=shuffle) for name, t in self.tasks.items()})
-        except ValueError as error:
-            raise InputError(one_line(error)) from error
+        listing = {name for name, task in self.tasks.items() if task.has_choices and task.list_choices}
+        if not listing:
+            raise InputError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {shuffle}")
+        return TaskSet(
+            {n: dataclasses.replace(t, shuffle=shuffle) if n in listing else t for n, t in self.tasks.items()}
+        )
 
     def prompt_hash(self) -> str:
         """Return the SHA-256 of what decides prompts and scoring: the task's own, or that of all by name."""
@@ -123,7 +125,10 @@ def load_task(name: str, mode: str | None = None, **changes: Any) -> Task:
     try:
         value = yaml.safe_load(require_file(path, "task").read_text(encoding="utf-8"))
         if isinstance(value, dict):
-            prompt = {**(value.get("prompt") or {}), **changes.pop("prompt", {})}
+            own = value.get("prompt") or {}
+            if not isinstance(own, dict):
+                raise ValueError(f"prompt: expected keys and values, got {own!r}")
+            prompt = {**own, **changes.pop("prompt", {})}
             value = {**value, **changes, **({"prompt": prompt} if prompt else {})}
             if mode is not None:
                 value["mode"] = mode

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.answers import until_closed, until_text
 from data.columns import ANSWER_KINDS, Columns, check_pattern, choices_of, chosen, free_answer, text_at
 from data.origins import HubSource, ReasoningGymSource, WheelSource
 from data.prompts import AUTO, LETTERS, Prompt, Query
@@ -89,8 +90,10 @@ class Task:
         """Refuse unknown values, and values that contradict each other."""
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"name: expected text, got {self.name!r}")
-        if isinstance(self.fixed_choices, list | tuple):
-            object.__setattr__(self, "fixed_choices", tuple(self.fixed_choices))
+        fixed: Any = self.fixed_choices
+        if not isinstance(fixed, list | tuple):
+            raise ValueError(f"fixed_choices: expected a list of texts, got {fixed!r}")
+        object.__setattr__(self, "fixed_choices", tuple(fixed))
         for choice in self.fixed_choices:
             if not isinstance(choice, str) or not choice.strip():  # YAML reads a plain yes as true
                 raise ValueError(f"fixed_choices: expected texts (in YAML: quoted), got {choice!r}")
@@ -135,6 +138,12 @@ class Task:
             raise ValueError("mode: expected continuation, letter or generate with choices, got exact")
         if self.has_choices and "generate" in modes and (not self.list_choices or self.mode == "continuation"):
             raise ValueError("real_mode: expected listed choices and mode letter where a letter is generated")
+        if self.judged_mode not in (self.mode, "generate"):
+            raise ValueError(f"real_mode: expected generate or the mode {self.mode} itself, got {self.real_mode}")
+        if (self.columns.context is None) != ("{context}" not in self.prompt.ask):
+            raise ValueError("prompt.ask: expected the field {context} exactly where columns.context is given")
+        if self.free_form and self.prompt.end == AUTO and self.prompt.style == "base" and not self._next_question:
+            raise ValueError("prompt.end: expected a text where free_form meets an ask without a beginning, got auto")
         if self.free_form and (self.mode != "generate" or self.prompt.opening):
             raise ValueError("free_form: expected mode generate and no prompt.opening with it, got something else")
         if self.has_choices and (self.answer_kind == "boxed" or self.answer_pattern is not None):
@@ -203,7 +212,10 @@ class Task:
         if self.mode == "generate":
             texts = []
         elif not self.has_choices:
-            texts = [f"{sample.gold if gold is None else gold}{self.end or ''}"]
+            answer = sample.gold if gold is None else gold
+            texts = [f"{answer}{self.end or ''}"]
+            if self.before_end(texts[0]) not in (answer, None):
+                raise ValueError(f"answer: expected one without its end {self.end!r} in it, got {answer!r}")
         else:
             texts = [LETTERS[j] if self.mode == "letter" else sample.choices[i] for j, i in enumerate(order)]
         divisors = tuple(float(len(text.encode())) if self.normalise == "bytes" else 1.0 for text in texts)
@@ -220,8 +232,19 @@ class Task:
     def end(self) -> str | None:
         """Text that ends an answer; None: the end-of-sequence token."""
         if self.free_form and self.prompt.style == "base" and self.prompt.end == AUTO:
-            return "\nQuestion:"  # a base model goes on with a question of its own
+            return f"\n{self._next_question}"  # a base model goes on with a question of its own
         return self.prompt.end_after(len(self.examples))
+
+    def before_end(self, text: str) -> str | None:
+        """Return what stands before the end of a generated answer, or None while that has not come."""
+        if self.prompt.opening.endswith("{") and self.end == "}":
+            return until_closed(text)
+        return None if self.end is None else until_text(text, self.end)
+
+    @property
+    def _next_question(self) -> str:
+        """How every question begins in style base: what stands before the first field."""
+        return self.prompt.ask.split("{")[0].rstrip()
 
     @property
     def answers_by_letter(self) -> bool:

@@ -5,7 +5,6 @@ A folder of results holds `run.json` (what was run on what) and JSON Lines of on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +69,8 @@ class PolicyResult:
             policy=policy,
             sample_id=sample.id,
             task=sample.task,
-            difficulty=_label(sample.metadata.get("difficulty")),
-            subject=_label(sample.metadata.get("subject")),
+            difficulty=sample.label("difficulty"),
+            subject=sample.label("subject"),
             choices=len(sample.choices),
             chain=result.chain,
             prediction=result.prediction,
@@ -123,14 +122,6 @@ class PolicyResult:
             raise ValueError(f"depth: expected {answered.chain.depth}, got {value.get('depth')!r}")
         found = {name: getattr(answered, name) for name in ("chain", "prediction", "correct", "scores", "margin")}
         return cls(**told, **found)
-
-
-def _label(value: Any) -> Label:
-    """Return a metadata value as it is, or as text where it is a list or an object."""
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, sort_keys=True)
-    label: Label = value
-    return label
 
 
 def read_results(path: Path, num_layers: int) -> list[PolicyResult]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,11 @@ class SplitSearch:
             InputError: where `path` holds records of another search or of other samples.
         """
         try:
-            targets = wrong_answers(samples) if self.reward_target == "wrong" else {}
+            targets = wrong_answers(samples, self.scorer.means_the_same) if self.reward_target == "wrong" else {}
         except ValueError as error:
             raise InputError(str(error)) from error
         samples = samples[:limit]
-        finished = self._finished(samples, path)
+        finished = self._finished(samples, path, targets)
         waiting = [sample for sample in samples if sample.id not in finished]
         encoded = [self._encode(sample, targets.get(sample.id)) for sample in waiting]
         total = len(samples) * self.settings.simulations
@@ -96,7 +96,7 @@ class SplitSearch:
                 self._search_batch([encoded[i] for i in batch], log, progress)
         return len(waiting)
 
-    def _finished(self, samples: Sequence[Sample], path: Path) -> set[str]:
+    def _finished(self, samples: Sequence[Sample], path: Path, targets: Mapping[str, int | str]) -> set[str]:
         """Return the ids of samples that have a record, all of this search and of these samples."""
         if not path.exists():
             return set()
@@ -114,6 +114,8 @@ class SplitSearch:
                 )
             if record.sample_id not in wanted:
                 raise InputError(f"out: expected records of these samples in {path}, got sample {record.sample_id}")
+            if record.target != targets.get(record.sample_id, record.target):
+                raise InputError(f"out: expected the wrong answers of these samples as targets in {path}, got others")
         return {record.sample_id for record in records}
 
     def _encode(self, sample: Sample, target: int | str | None) -> EncodedSample:

@@ -71,11 +71,37 @@ def test_the_date_in_a_template_is_always_the_same() -> None:
     assert shown.startswith("26 Jul 2024|")
 
 
+def test_a_clock_in_a_template_stands_still() -> None:
+    # Oracle: the fixed date, from a template that asks the library's clock without any condition.
+    task = dataclasses.replace(SUMS, prompt=Prompt(style="chat"))
+    shown = text(encode(task, LONG, "{{ strftime_now('%Y-%m-%d') }}|{{ messages[0].content }}").prompt)
+    assert shown.startswith("26 Jul 2024|")
+
+
+def test_the_prompt_does_not_depend_on_the_answer() -> None:
+    # Oracle: the prompt of the same question with another answer; an answer beyond the positions is refused.
+    task = dataclasses.replace(SUMS, over_long="truncate")
+    one, other = (Sample("sums", "train", "x" * 600, (), answer) for answer in ("5", "123456"))
+    assert encode(task, one).prompt == encode(task, other).prompt
+    with pytest.raises(ValueError, match="expected prompt and answer within the model's 512 positions"):
+        encode(task, Sample("sums", "train", "x" * 600, (), "1" * 30))
+
+
+def test_answers_that_generation_cannot_reach_are_noted() -> None:
+    # Oracle: 8 tokens at most, the space and the line end among them.
+    encoder = Encoder(tiny_model("llama"), tiny_tokenizer(), TaskSet.of(SUMS))
+    samples = [Sample("sums", "train", "Hm?", (), answer) for answer in ("123456", "1234567")]
+    for sample in samples:
+        encoder.encode(sample)
+    assert encoder.unreachable == {samples[1].id}
+
+
 @pytest.mark.parametrize("sample", [LONG, ABOUT], ids=["question", "context"])
 def test_a_long_prompt_is_refused_or_loses_its_start(sample: Sample) -> None:
     # Oracle: the end of the full prompt, of as many tokens as are allowed (one token a byte here).
     ask = "{context}\nQ: {question}" if sample.context else "{question}"
-    task = dataclasses.replace(SUMS, prompt=Prompt(ask=ask), max_prompt_tokens=60)
+    columns = Columns("q", "a", context="c" if sample.context else None)
+    task = dataclasses.replace(SUMS, columns=columns, prompt=Prompt(ask=ask), max_prompt_tokens=60)
     with pytest.raises(ValueError, match=r"max_prompt_tokens: expected a prompt of at most 60 tokens, got \d+ "):
         encode(task, sample)
     whole = text(encode(dataclasses.replace(task, max_prompt_tokens=None), sample).prompt)

@@ -53,7 +53,21 @@ def test_the_models_own_generation_settings_do_not_matter() -> None:
     requests = [Request(tuple(tokenizer(text)["input_ids"]), FULL, 12, never) for text in PROMPTS]
     plain = Generator(model, tokenizer).generate(requests)
     other = tiny_model("llama")
-    for name, value in {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_length": 90}.items():
+    settings = {
+        "repetition_penalty": 9.0,
+        "no_repeat_ngram_size": 1,
+        "min_length": 90,
+        "suppress_tokens": list(range(3, 200)),
+        "bad_words_ids": [[5]],
+        "forced_eos_token_id": 7,
+        "num_return_sequences": 2,
+        "return_dict_in_generate": True,
+        "stop_strings": ["a"],
+        "max_time": 1e-6,
+        "do_sample": True,
+        "temperature": 9.0,
+    }
+    for name, value in settings.items():
         setattr(other.generation_config, name, value)
     assert Generator(other, tokenizer).generate(requests) == plain
 
@@ -159,3 +173,21 @@ def test_the_scorer_judges_in_both_modes() -> None:
     assert generated.scores == ()
     assert generated.margin == -1
     assert generated.chain == exact.chain == chain
+
+
+def test_an_answer_that_holds_its_own_end_is_no_question() -> None:
+    # Oracle: what the grader would read of it, by hand: a line, or less than the box.
+    for task, answer in ((SUMS, "a\nb"), (BOXED, "1}{2")):
+        with pytest.raises(ValueError, match="answer: expected one without its end"):
+            task.query(dataclasses.replace(SUM, answer=answer))
+    assert BOXED.query(SUM).continuations == ("\\frac{1}{2}}",)
+
+
+def test_reasoning_of_a_base_model_ends_where_it_asks_its_next_question() -> None:
+    # Oracle: written by hand.
+    problems = dataclasses.replace(FREE, prompt=Prompt(ask="Problem: {question}"))
+    answer = Answer(" The answer is 0.5.\n\nProblem: other\nAnswer: The answer is 7", True, ())
+    with Grader() as grader:
+        assert judge(problems, SUM, problems.query(SUM), SUM.gold, answer, grader) == ("0.5", True)
+    with pytest.raises(ValueError, match=r"prompt\.end: expected a text where free_form meets an ask"):
+        dataclasses.replace(FREE, prompt=Prompt(ask="{question}"))

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from data.controls import wrong_answers
+from data.grading import Grader
 from data.models import load_model
 from data.records import SearchRecord, read_records
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.task_files import TaskSet, load_task, read_tasks, write_tasks
-from router.command import run_command
+from router.command import InputError, run_command
 from search.__main__ import main
 from search.agreement import agreement_of
 from tests.sums import LETTERS, SUMS, sums, write_sums
@@ -155,11 +156,15 @@ def test_the_control_is_told_a_wrong_free_answer(project: Path, tmp_path: Path) 
             assert result.correct == (greedy(model, encoded.prompt, result.chain, len(wanted)) == list(wanted))
 
 
+def reads_alike(sample: Sample, answer: str) -> bool:
+    return sample.gold == answer
+
+
 def test_wrong_answers_are_wrong_and_fixed() -> None:
     # Oracle: the samples; the answers of equal length; the same for any order of the samples.
     samples = [*sums("train", 12), *tiny_samples("train", 12)]
-    wrong = wrong_answers(samples)
-    assert wrong == wrong_answers(samples[::-1])
+    wrong = wrong_answers(samples, reads_alike)
+    assert wrong == wrong_answers(samples[::-1], reads_alike)
     for sample in samples:
         assert wrong[sample.id] != sample.answer
         if sample.choices:
@@ -168,7 +173,11 @@ def test_wrong_answers_are_wrong_and_fixed() -> None:
             assert {"1": "2", "2": "1", "12": "21", "21": "12"}[sample.gold] == wrong[sample.id]
     one = [Sample("sums", "train", f"{i}?", (), "7") for i in range(3)]
     with pytest.raises(ValueError, match="expected another answer than '7' in the task sums, got none"):
-        wrong_answers(one)
+        wrong_answers(one, reads_alike)
+    with Grader() as grader:
+        halves = [Sample("sums", "train", f"{i}?", (), answer) for i, answer in enumerate(("0.5", "1/2", "1.5"))]
+        found = wrong_answers(halves, lambda sample, answer: grader.equal(sample.gold, answer))
+    assert [found[sample.id] for sample in halves[:2]] == ["1.5", "1.5"]
 
 
 def test_shuffled_choices_stand_in_another_order_and_train_nothing(project: Path, tmp_path: Path) -> None:
@@ -195,7 +204,11 @@ def test_shuffled_choices_stand_in_another_order_and_train_nothing(project: Path
             assert record.full.scores[choice] == pytest.approx(logprobs[token].item(), abs=1e-4)
 
 
-def test_a_free_answer_cannot_be_shuffled(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"--data={project / 'data'}", f"--out={tmp_path}", f"--model={project / 'model'}", "--prefix_layers=1"]
-    assert run_command(main, [*words, "--splits=[train]", "--shuffle=1"]) == 2
-    assert "shuffle: expected 0 for sums, whose prompt lists no choices, got 1" in capsys.readouterr().err
+def test_free_answers_alone_cannot_be_shuffled_and_stay_as_they_are_beside_letters() -> None:
+    # Oracle: the message; the queries of the usual tasks.
+    with pytest.raises(InputError, match="shuffle: expected 0 for sums, whose prompt lists no choices, got 1"):
+        TaskSet.of(SUMS).shuffled(1)
+    shuffled = TaskSet.of([SUMS, LETTERS]).shuffled(1)
+    assert shuffled["sums"] == SUMS
+    sample = tiny_samples("train", 1)[0]
+    assert shuffled["arc_easy"].query(sample).order != LETTERS.query(sample).order
