@@ -17,6 +17,7 @@ from data.records import ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from data.statistics import wilson_interval
+from data.tasks import Task
 from router.chain import Chain
 from router.command import InputError, provenance
 from router.durable import JsonLog, read_json_lines, write_json
@@ -102,8 +103,11 @@ def answer_all(scorer: ChainScorer, samples: Sequence[Sample], path: Path, batch
         answered = read_answers(path)
         done = {(one.sample_id, one.mode) for one in answered}
         for batch in batches_by_length([one.length for one in encoded], batch_samples):
-            block = scorer.load([encoded[i] for i in batch])
             tasks = [encoded[i].task for i in batch]
+            if all((samples[i].id, mode) in done for i in batch for mode in _modes(encoded[i].task)):
+                bar.update(len(batch))
+                continue
+            block = scorer.load([encoded[i] for i in batch])
             for run, modes in (
                 (scorer.score, [task.mode for task in tasks]),
                 (scorer.judge, [task.judged_mode for task in tasks]),
@@ -116,6 +120,10 @@ def answer_all(scorer: ChainScorer, samples: Sequence[Sample], path: Path, batch
                 answered += new
             bar.update(len(batch))
     return answered
+
+
+def _modes(task: Task) -> set[str]:
+    return {task.mode, task.judged_mode}
 
 
 def read_answers(path: Path) -> list[Answered]:

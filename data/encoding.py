@@ -115,13 +115,11 @@ class Encoder:
 
     def _before(self, text: str, follows: str, task: Task) -> tuple[int, ...]:
         """Return the tokens of a text in front of another one, up to the one that holds the text's last character."""
-        whole = self._opened(text + follows, task)
         if not self._tokenizer.is_fast:
             return self._opened(text, task)
-        offsets = self._tokenizer(text + follows, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        later = sum(start >= len(text) for start, _ in offsets)
+        whole = self._opened(text + follows, task)
+        encoded = self._tokenizer(text + follows, add_special_tokens=False, return_offsets_mapping=True)
+        later = sum(start >= len(text) for start, _ in encoded["offset_mapping"])
         return whole[: len(whole) - later]
 
     def _end_token(self) -> int:
