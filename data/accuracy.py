@@ -94,10 +94,7 @@ def answer_all(scorer: ChainScorer, samples: Sequence[Sample], path: Path, batch
     Raises:
         InputError: where a sample cannot be asked, or the file is corrupt.
     """
-    try:
-        encoded = [scorer.encode(sample) for sample in samples]
-    except ValueError as error:
-        raise InputError(f"data: {error}") from error
+    encoded = scorer.encode_all(samples)
     full = Chain.full(scorer.num_layers)
     with JsonLog(path) as log, tqdm(total=len(samples), desc="full depth", unit="sample") as bar:
         answered = read_answers(path)

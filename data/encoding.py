@@ -89,7 +89,7 @@ class Encoder:
                 break
             asked, truncated = self._truncated(asked, sample, task, len(prompt), excess), True
         if any(not tokens for tokens in continuations):
-            raise ValueError(f"sample {sample.id}: expected tokens in every continuation, got none in one")
+            raise ValueError("expected tokens in every continuation, got none in one")
         if truncated:
             self.truncated.add(sample.id)
         self._check_answer(sample, task, prompt, continuations)
@@ -161,7 +161,7 @@ class Encoder:
         longest = max(map(len, continuations), default=0)
         if isinstance(self._positions, int) and len(prompt) + longest > self._positions:
             raise ValueError(
-                f"sample {sample.id}: expected prompt and answer within the model's {self._positions} positions, "
+                f"expected prompt and answer within the model's {self._positions} positions, "
                 f"got {len(prompt)} and {longest} tokens"
             )
         if task.mode == "exact" and task.judged_mode == "generate" and longest > task.max_new_tokens:

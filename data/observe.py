@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from data.encoding import EncodedSample
 from data.records import ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
@@ -104,7 +103,7 @@ def observe(
         raise ValueError("samples: expected at least one, got none")
     if batch_samples < 1:
         raise ValueError(f"batch_samples: expected at least 1, got {batch_samples}")
-    encoded = [_encode(scorer, sample) for sample in samples]
+    encoded = scorer.encode_all(samples)
     features = {e: np.empty((len(samples), 2 * scorer.d_model), np.float32) for e in range(1, n)}
     confidence = np.empty(len(samples))
     correct = np.empty(len(samples), np.bool_)
@@ -173,13 +172,6 @@ def _check_skip(skip: Skip, num_layers: int) -> None:
     # Layer 0 runs in every chain that a router picks: it reads the states after one layer or more.
     if not skip or list(skip) != sorted(set(skip)) or not 1 <= skip[0] <= skip[-1] < num_layers:
         raise ValueError(f"skips: expected ascending layers in 1..{num_layers - 1}, got {list(skip)}")
-
-
-def _encode(scorer: ChainScorer, sample: Sample) -> EncodedSample:
-    try:
-        return scorer.encode(sample)
-    except ValueError as error:
-        raise InputError(f"data: sample {sample.id}: {error}") from error
 
 
 def _summary(state: Float[Tensor, "tokens d_model"], prompt: int) -> Float[np.ndarray, " features"]:

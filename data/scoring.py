@@ -6,7 +6,7 @@ One scorer serves search, training and evaluation, so that all three see the sam
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from router.command import InputError
 from router.executor import ChainExecutor, Job
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.rows import Row, pack_row, plain_row, separate_rows
+from router.statistics import ExecutorStatistics
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class ChainScorer:
         batch_tokens: int = 1024,
         state_bytes: int = 2**30,
         packed: bool = True,
+        partial: bool = True,
     ) -> None:
         """Prepare a model for its tasks.
 
@@ -79,11 +81,12 @@ class ChainScorer:
             batch_tokens: tokens in one call of a layer at most.
             state_bytes: bytes of computed states kept for reuse.
             packed: whether the choices of a sample share one row where the model allows it.
+            partial: whether layers run on part of a row's tokens where the model allows it (`router.partial`).
         """
         self.tasks = TaskSet.of(tasks)
         self._encoder = Encoder(model, tokenizer, self.tasks)
         self._tokenizer = tokenizer
-        self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes)
+        self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes, partial=partial)
         self._generator = Generator(model, tokenizer, batch_tokens=4 * batch_tokens)
         self._grader = Grader()
         self._packed = packed and self._executor.can_pack
@@ -95,6 +98,11 @@ class ChainScorer:
             tokenizer=tokenizer_fingerprint(tokenizer),
             prompt=self.tasks.prompt_hash(),
         )
+
+    @property
+    def statistics(self) -> ExecutorStatistics:
+        """Counts and times of the layers and the head run so far."""
+        return self._executor.statistics
 
     @property
     def notes(self) -> list[str]:
@@ -120,8 +128,33 @@ class ChainScorer:
         """Tokenise a sample's prompt and continuations; see `data.encoding.Encoder.encode`."""
         return self._encoder.encode(sample, target)
 
-    def load(self, samples: Sequence[EncodedSample]) -> SampleBlock:
-        """Load samples into the executor; a block loaded before loses its reusable states."""
+    def encode_all(
+        self, samples: Iterable[Sample], targets: Mapping[str, int | str] | None = None
+    ) -> list[EncodedSample]:
+        """Tokenise samples, or refuse them.
+
+        Args:
+            samples: the samples.
+            targets: by sample id, the answer that counts as right where it is not the sample's own.
+
+        Raises:
+            InputError: where one cannot be asked; the message names it.
+        """
+        encoded = []
+        for sample in samples:
+            try:
+                encoded.append(self.encode(sample, (targets or {}).get(sample.id)))
+            except ValueError as error:
+                raise InputError(f"data: sample {sample.id}: {str(error).removeprefix('data: ')}") from error
+        return encoded
+
+    def load(self, samples: Sequence[EncodedSample], *, share: bool = True) -> SampleBlock:
+        """Load samples into the executor; a block loaded before loses its reusable states.
+
+        Args:
+            samples: the samples.
+            share: whether tokens that many prompts begin with (examples, a system prompt) run once for all of them.
+        """
         rows: list[Row] = []
         owned: list[tuple[int, ...]] = []
         for sample in samples:
@@ -133,7 +166,7 @@ class ChainScorer:
                 made = separate_rows(sample.prompt, sample.continuations)
             owned.append(tuple(range(len(rows), len(rows) + len(made))))
             rows += made
-        return SampleBlock(tuple(samples), self._executor.load(rows), tuple(owned))
+        return SampleBlock(tuple(samples), self._executor.load(rows, share=share), tuple(owned))
 
     def score(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
         """Run each (index of a sample in the block, chain) and judge it in its task's mode; one result a job, in order.

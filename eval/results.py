@@ -221,10 +221,7 @@ def run_policies(
     with JsonLog(path) as log:
         results = read_results(path, scorer.num_layers)
         done = {(result.policy, result.sample_id) for result in results}
-        try:
-            encoded = [scorer.encode(sample) for sample in samples]
-        except ValueError as error:
-            raise InputError(f"data: {error}") from error
+        encoded = scorer.encode_all(samples)
         wanted = [(policy.name, sample.id) for policy in policies for sample in samples]
         with tqdm(
             total=len(wanted), initial=sum(key in done for key in wanted), desc=description, unit="answer"

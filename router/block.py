@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
+from router.arguments import Arguments
 from router.capture import Axes, LayerCall, LayerCapture, map_tensors, tensors_of
 from router.rows import Row
+from router.sharing import SharedPrefix, shared_prefixes
 from router.states import StateNode
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tokens of a row, which run through a layer together.
+
+    Attributes:
+        row: index of the row among those captured.
+        start: its first token.
+        stop: one more than its last.
+        prefix: index of the part with the shared tokens that stand before it, None where none do.
+        readout: indices, from `start`, of the tokens that the head needs.
+    """
+
+    row: int
+    start: int
+    stop: int
+    prefix: int | None = None
+    readout: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.stop - self.start
 
 
 class Block:
@@ -18,12 +45,21 @@ class Block:
 
     Attributes:
         rows: the rows.
-        roots: for each row the root of its tree of computed states (the first layer's input).
-        executed: for each row, layers run so far.
+        parts: for each row the part that is run for it (the whole row, or what follows the shared tokens), then the
+            parts that rows share.
+        roots: for each part the root of its tree of computed states (the first layer's input).
+        executed: for each row, layers run so far; those of shared tokens are not counted again.
+        arguments: the layers' arguments.
     """
 
-    def __init__(self, capture: LayerCapture, rules: MaskRules, rows: Sequence[Row]) -> None:
+    def __init__(self, capture: LayerCapture, rules: MaskRules, rows: Sequence[Row], *, share: bool = False) -> None:
         """Capture the rows.
+
+        Args:
+            capture: captures them.
+            rules: the masks of packed rows.
+            rows: the rows, at least one.
+            share: whether tokens that rows begin with are to be run once for all of them.
 
         Raises:
             ValueError: where a row is packed and the model's masks cannot be rebuilt (`rules.can_pack`).
@@ -43,18 +79,27 @@ class Block:
         positions = _padded([row.positions for row in rows], width, capture.device)
         mask = _padded([[1] * len(row.tokens) for row in rows], width, capture.device)
         captured = capture.capture(tokens, positions, mask)
-        self._calls = captured.calls
+        calls = captured.calls
         if self._packed:
-            self._calls = self._with_packed_masks(rules, positions, captured.hidden.dtype)
-        self.roots = [StateNode(None, -1, captured.hidden[i, : len(row.tokens)].clone()) for i, row in enumerate(rows)]
+            calls = self._with_packed_masks(calls, rules, positions, captured.hidden.dtype)
+        self.arguments = Arguments(calls, capture, [row.readout for row in rows])
+        self.parts = _parts(self.rows, shared_prefixes(rows) if share else [])
+        self.roots: list[StateNode] = []
+        for part in reversed(self.parts):  # shared ones first
+            shared = None if part.prefix is None else self.roots[len(self.parts) - 1 - part.prefix]
+            state = captured.hidden[part.row, part.start : part.stop].clone()
+            self.roots.append(StateNode(None, -1, state, shared))
+        self.roots.reverse()
 
-    def _with_packed_masks(self, rules: MaskRules, positions: Tensor, dtype: torch.dtype) -> list[LayerCall]:
+    def _with_packed_masks(
+        self, captured: Sequence[LayerCall], rules: MaskRules, positions: Tensor, dtype: torch.dtype
+    ) -> list[LayerCall]:
         segments = _padded([row.segments for row in self.rows], positions.shape[1], positions.device)
         lengths = torch.tensor([len(row.tokens) for row in self.rows], device=positions.device)
         visible = packed_visibility(segments, lengths)
         made: dict[int, Tensor] = {}
         calls = []
-        for layer, call in enumerate(self._calls):
+        for layer, call in enumerate(captured):
             axes = iter(self._capture.axes(layer))
             rule = rules.allowed(layer, int(positions.max()) + 1)
             if id(rule) not in made:
@@ -66,11 +111,18 @@ class Block:
             calls.append(map_tensors(call, lambda t, axes=axes, mask=mask: mask if is_mask(next(axes)) else t))
         return calls
 
-    def call_for(self, layer: int, rows: Sequence[int], width: int) -> LayerCall:
-        """Return a layer's arguments for the given rows, cut to `width` tokens."""
-        axes = iter(self._capture.axes(layer))
-        index = torch.tensor(rows, device=self._capture.device)
-        return map_tensors(self._calls[layer], lambda tensor: _take(tensor, next(axes), index, width))
+
+def _parts(rows: Sequence[Row], prefixes: Sequence[SharedPrefix]) -> list[Part]:
+    start, prefix = [0] * len(rows), dict[int, int]()
+    for number, shared in enumerate(prefixes):
+        for i in shared.rows:
+            start[i], prefix[i] = shared.length, len(rows) + number
+    own = [
+        Part(i, start[i], len(row.tokens), prefix.get(i), tuple(index - start[i] for index in row.readout))
+        for i, row in enumerate(rows)
+    ]
+    # What stands first in all of them is captured with the first.
+    return own + [Part(shared.rows[0], 0, shared.length) for shared in prefixes]
 
 
 class MaskRules:
@@ -133,9 +185,3 @@ def packed_visibility(segments: Tensor, lengths: Tensor) -> Bool[Tensor, "batch 
 
 def _padded(lists: Sequence[Sequence[int]], width: int, device: torch.device) -> Tensor:
     return torch.tensor([[*values, *[0] * (width - len(values))] for values in lists], device=device)
-
-
-def _take(tensor: Tensor, axes: Axes, rows: Tensor, width: int) -> Float[Tensor, ...]:
-    for axis, kind in axes.items():
-        tensor = tensor.index_select(axis, rows) if kind == "batch" else tensor.narrow(axis, 0, width)
-    return tensor

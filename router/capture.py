@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from router.decoder import Decoder
 from router.view import install_output_hooks, replace_head, shallow_copy, with_layers
@@ -85,6 +85,7 @@ class LayerCapture:
         self._recording = replace_head(recording, lambda _: nn.Identity())
         self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
         self._axes = self._learn_axes()
+        self._cache_slots = self._learn_cache_slots()
 
     def capture(
         self,
@@ -131,8 +132,25 @@ class LayerCapture:
         """
         return self._axes[layer]
 
+    @property
+    def has_placement_hooks(self) -> bool:
+        """Whether accelerate's hooks move weights or inputs around each module's forward."""
+        return any(hasattr(module, "_hf_hook") for module in self._model.modules())
+
+    def cache_slot(self, layer: int) -> int | str | None:
+        """Return where the model passes its key/value cache to a layer: an index of `args`, a keyword, or nowhere."""
+        return self._cache_slots[layer]
+
+    def with_cache(self, layer: int, call: LayerCall, cache: object) -> LayerCall:
+        """Return a layer's arguments with an object in the cache's place."""
+        slot = self._cache_slots[layer]
+        if isinstance(slot, int):
+            return LayerCall((*call.args[:slot], cache, *call.args[slot + 1 :]), call.kwargs, call.hidden_keyword)
+        assert slot is not None
+        return LayerCall(call.args, {**call.kwargs, slot: cache}, call.hidden_keyword)
+
     def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor, **options: int) -> Any:
-        options |= {"use_cache": False, "return_dict": True}
+        options = {"use_cache": False, "return_dict": True} | options
         return view(input_ids=tokens, attention_mask=mask, position_ids=positions, **options)
 
     def _recorder(self, layer: nn.Module) -> nn.Module:
@@ -180,6 +198,21 @@ class LayerCapture:
         return [
             [_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)
         ]
+
+    def _learn_cache_slots(self) -> list[int | str | None]:
+        """Look where the model passes the cache that it makes for itself."""
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        self._local.hidden, self._local.calls = None, []
+        with torch.inference_mode():
+            options = {"use_cache": True, **self._few_logits}
+            self._call(
+                self._recording, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens), **options
+            )
+        slots: list[int | str | None] = []
+        for call in self._local.calls:
+            places = [*enumerate(call.args), *call.kwargs.items()]
+            slots.append(next((place for place, value in places if isinstance(value, Cache)), None))
+        return slots
 
 
 def _input_device(model: PreTrainedModel) -> torch.device:

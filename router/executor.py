@@ -1,15 +1,16 @@
 """The chain executor: many (row, chain) pairs at once, each shared chain prefix of a row computed once.
 
 Rows wait at their next layer. The lowest waiting layer runs first, for all rows that wait there, so rows that were
-separated by a skip or a repeat meet again. Results equal the chain view's (router/view.py).
+separated by a skip or a repeat meet again. Where the model allows it (router/partial.py), a chain's last layer runs
+on the tokens that the head needs, and tokens that many rows begin with run once for all. Results equal the chain
+view's (router/view.py).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,11 +22,15 @@ from router.block import Block, MaskRules
 from router.capture import LayerCapture
 from router.chain import Chain
 from router.decoder import find_decoder
+from router.partial import KeyValues, PartialLayers, stacked
+from router.plan import Plan, Step
+from router.readings import HeadReader, free_accelerator_memory
 from router.rows import Row
 from router.states import StateCache, StateNode
+from router.statistics import ExecutorStatistics
 
-HEAD_LOGITS = 16 * 2**20
-"""Logits computed at once, which bounds the head's memory (64 MiB in float32)."""
+READOUT_SHARE = 0.5
+"""Share of a row's tokens up to which a last layer runs on the readouts alone: its keys and values cost a pass too."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +46,13 @@ class Job:
     chain: Chain
 
 
-@dataclass
-class _Plan:
-    """What one run must still compute.
-
-    Attributes:
-        waiting: for each node the children that are to be computed from its state (a dict as an ordered set).
-        frontier: by layer, the (row, node) pairs whose parent's state is there.
-    """
-
-    waiting: dict[StateNode, dict[StateNode, None]] = field(default_factory=lambda: defaultdict(dict))
-    frontier: dict[int, list[tuple[int, StateNode]]] = field(default_factory=lambda: defaultdict(list))
-
-
 class ChainExecutor:
     """Runs chains of a model's layers over blocks of rows.
 
     Attributes:
         num_layers: layers of the model.
         can_pack: whether packed rows are possible; otherwise use separate rows.
+        statistics: counts and times of what was run.
     """
 
     def __init__(
@@ -68,13 +61,16 @@ class ChainExecutor:
         *,
         batch_tokens: int = 2048,
         state_bytes: int = 2**30,
+        partial: bool = True,
     ) -> None:
         """Prepare a model, which is not changed. Not safe for use by several threads at once.
 
         Args:
             model: a decoder-only model in evaluation mode.
             batch_tokens: tokens in one call of a layer at most (a longer row still runs alone).
-            state_bytes: bytes of computed states kept for reuse.
+            state_bytes: bytes of computed states, keys and values kept for reuse.
+            partial: whether a layer may run on a part of a row's tokens where the model allows it: on those that the
+                head needs, in a chain's last layer, and once on tokens that many rows begin with.
 
         Raises:
             ValueError: where the layers are not found, the model is in training mode or a bound is not positive.
@@ -83,12 +79,14 @@ class ChainExecutor:
             raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
         decoder = find_decoder(model)
         self.num_layers = decoder.num_layers
+        self.statistics = ExecutorStatistics()
         self._capture = LayerCapture(model, decoder)
         with torch.inference_mode():
             self._rules = MaskRules(self._capture, decoder.num_layers)
+            self._layers = PartialLayers(self._capture, decoder.num_layers, allowed=partial)
         self._cache = StateCache(state_bytes)
         self._batch_tokens = batch_tokens
-        self._head_logits = HEAD_LOGITS
+        self._head = HeadReader(self._capture, self.statistics)
 
     @property
     def can_pack(self) -> bool:
@@ -96,25 +94,36 @@ class ChainExecutor:
         return self._rules.can_pack
 
     @property
+    def can_share(self) -> bool:
+        """Whether tokens that many rows begin with run once for all of them."""
+        return all(self._layers.supported)
+
+    @property
     def state_bytes_held(self) -> int:
-        """Bytes of computed states held now."""
+        """Bytes of computed states, keys and values held now."""
         return self._cache.bytes
 
-    def load(self, rows: Sequence[Row]) -> Block:
-        """Capture rows, so that jobs can run on them; states of blocks loaded before are dropped."""
+    def load(self, rows: Sequence[Row], *, share: bool = True) -> Block:
+        """Capture rows, so that jobs can run on them; states of blocks loaded before are dropped.
+
+        Args:
+            rows: the rows.
+            share: whether tokens that many rows begin with run once for all of them, where that is possible and pays.
+        """
         self._cache.clear()
         with torch.inference_mode():
-            return Block(self._capture, self._rules, rows)
+            return Block(self._capture, self._rules, rows, share=share and self.can_share)
 
     @torch.inference_mode()
     def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ d_model"]]:
         """Return the output of each job's last layer, before the final norm; one tensor a job."""
-        ends = self._run(block, jobs)
-        states = [end.state for end in ends]
+        plan, ends = self._run(block, jobs, whole=True)
+        states = []
         for end in ends:
-            self._cache.keep(end)
-        assert all(state is not None for state in states)
-        return states  # type: ignore[return-value]
+            parts = [node.state for node in (end.shared, end) if node is not None]
+            states.append(torch.cat([state for state in parts if state is not None]))
+        plan.keep_ends()
+        return states
 
     @torch.inference_mode()
     def logits(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ vocabulary"]]:
@@ -135,127 +144,152 @@ class ChainExecutor:
 
     @torch.inference_mode()
     def _target_readings(self, block: Block, jobs: Sequence[Job], *, compare: bool) -> list[Tensor]:
-        states = self.states(block, jobs)
-        readouts = [block.rows[job.row].readout for job in jobs]
-        hidden = torch.cat([state[list(readout)] for state, readout in zip(states, readouts, strict=True)])
-        token_lists = []
+        plan, ends = self._run(block, jobs, whole=False)
+        hidden, pairs, counts = [], [], []
         offset = 0
-        for job, readout in zip(jobs, readouts, strict=True):
-            at = {index: offset + i for i, index in enumerate(readout)}
-            token_lists.append([(at[target.index], target.token) for target in block.rows[job.row].targets])
-            offset += len(readout)
-        pairs = torch.tensor([pair for pairs in token_lists for pair in pairs], device=hidden.device).reshape(-1, 2)
-        values = self._read_head(hidden, pairs, compare=compare)
-        return list(torch.split(values, [len(pairs) for pairs in token_lists]))
+        for job, end in zip(jobs, ends, strict=True):
+            row, part = block.rows[job.row], block.parts[job.row]
+            if end.state is not None:
+                hidden.append(end.state[list(part.readout)])
+            else:
+                assert end.readout is not None
+                hidden.append(end.readout)
+            at = {index: offset + i for i, index in enumerate(row.readout)}
+            pairs += [(at[target.index], target.token) for target in row.targets]
+            counts.append(len(row.targets))
+            offset += len(part.readout)
+        plan.keep_ends()
+        states = torch.cat(hidden)
+        asked = torch.tensor(pairs, device=states.device).reshape(-1, 2)
+        return list(torch.split(self._head.read(states, asked, compare=compare), counts))
 
-    def _read_head(self, hidden: Tensor, pairs: Tensor, *, compare: bool) -> Tensor:
-        """Return what `target_readings` says of token `pairs[i, 1]` after state `pairs[i, 0]`; pairs ascend by state.
+    def _run(self, block: Block, jobs: Sequence[Job], *, whole: bool) -> tuple[Plan, list[StateNode]]:
+        """Compute what the jobs need; returns the node at each job's end, held until the plan's `keep_ends`."""
+        plan = Plan(block, self._cache)
+        ends = [self._want(plan, block, job, whole) for job in jobs]
+        plan.start()
+        try:
+            while (waiting := plan.next_layer()) is not None:
+                layer, steps = waiting
+                for kind, alike in self._by_kind(block, plan, layer, steps).items():
+                    for batch in self._batches(block, alike):
+                        self._step_or_halve(block, layer, kind, batch)
+                        for step in batch:
+                            plan.finish(step)
+        except BaseException:
+            plan.abandon()
+            raise
+        return plan, ends
 
-        Token ids below 2**24 are exact in float32.
-        """
-        values = torch.zeros(len(pairs), 3, dtype=torch.float32, device=hidden.device)
-        start = 0
-        while start < len(hidden):
-            stop = min(len(hidden), start + max(1, self._head_logits // self._capture.vocabulary))
-            inside = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
-            try:
-                logits = self._capture.head(hidden[start:stop]).float()
-                rows, tokens = pairs[inside, 0] - start, pairs[inside, 1]
-                chosen = logits[rows, tokens]
-                values[inside, 0] = chosen - logits.logsumexp(dim=-1)[rows]
-                if compare:
-                    best, second = logits.topk(2, dim=-1).values[rows].unbind(dim=-1)
-                    # Where the token is the only one with the highest logit, the best other one is the second.
-                    values[inside, 1] = chosen - torch.where(chosen == best, second, best)
-                    values[inside, 2] = logits.argmax(dim=-1)[rows].float()
-                start = stop
-                continue
-            except torch.OutOfMemoryError:
-                if stop - start == 1:
-                    raise
-            self._head_logits = (stop - start) // 2 * self._capture.vocabulary
-            _free_accelerator_memory()
-        return values
-
-    def _run(self, block: Block, jobs: Sequence[Job]) -> list[StateNode]:
-        """Compute every state that the jobs need; returns the node at each job's end, its state still held."""
-        plan = _Plan()
-        ends = [self._request(block, job, plan) for job in jobs]
-        in_use = set(ends)
-        while plan.frontier:
-            layer = min(plan.frontier)
-            for batch in self._batches(block, plan.frontier.pop(layer)):
-                self._step_or_halve(block, layer, batch)
-                for row, node in batch:
-                    for child in plan.waiting.get(node, ()):
-                        plan.frontier[child.layer].append((row, child))
-                    parent = node.parent
-                    assert parent is not None
-                    del plan.waiting[parent][node]
-                    if not plan.waiting[parent] and parent not in in_use:
-                        self._cache.keep(parent)
-        return ends
-
-    def _request(self, block: Block, job: Job, plan: _Plan) -> StateNode:
-        """Plan what a job needs beyond the deepest state that is held; returns the node at its end."""
+    def _want(self, plan: Plan, block: Block, job: Job, whole: bool) -> StateNode:
+        """Plan a job; returns the node at its end."""
         if not 0 <= job.row < len(block.rows):
             raise ValueError(f"job: expected a row below {len(block.rows)}, got {job.row}")
         if job.chain.num_layers != self.num_layers:
             raise ValueError(f"chain: expected num_layers={self.num_layers}, got {job.chain.num_layers}")
-        path = [block.roots[job.row]]
+        node = block.roots[job.row]
         for layer in job.chain.layers:
-            path.append(path[-1].child(layer))
-        start = max(i for i, node in enumerate(path) if node.state is not None)
-        self._cache.release(path[start])
-        for parent, node in itertools.pairwise(path[start:]):
-            if node in plan.waiting[parent]:
-                continue
-            plan.waiting[parent][node] = None
-            if parent.state is not None:
-                plan.frontier[node.layer].append((job.row, node))
-        return path[-1]
+            node = node.child(layer)
+        plan.want(job.row, node, whole=whole)
+        if whole and node.shared is not None:
+            prefix = block.parts[job.row].prefix
+            assert prefix is not None
+            plan.want(prefix, node.shared, whole=True)
+        return node
 
-    def _batches(self, block: Block, nodes: list[tuple[int, StateNode]]) -> Iterable[list[tuple[int, StateNode]]]:
-        """Split the nodes of one layer into batches of at most `batch_tokens` padded tokens, by length."""
-        batch: list[tuple[int, StateNode]] = []
-        for row, node in sorted(nodes, key=lambda item: len(block.rows[item[0]].tokens)):
-            if batch and len(block.rows[row].tokens) * (len(batch) + 1) > self._batch_tokens:
+    def _by_kind(self, block: Block, plan: Plan, layer: int, steps: Sequence[Step]) -> dict[_Kind, list[Step]]:
+        """Group the steps of one layer by how they run."""
+        kinds: dict[_Kind, list[Step]] = {}
+        for step in steps:
+            part = block.parts[step.part]
+            whole = plan.is_whole(step.node)
+            if step.part < len(block.rows):
+                few = 0 < len(part.readout) <= READOUT_SHARE * part.length
+                whole = whole or not (few and self._layers.supported[layer])
+            kinds.setdefault(_Kind(part.start, step.part >= len(block.rows), whole), []).append(step)
+        return kinds
+
+    def _batches(self, block: Block, steps: list[Step]) -> Iterable[list[Step]]:
+        """Split steps of one layer into batches of at most `batch_tokens` padded tokens, by length."""
+        batch: list[Step] = []
+        for step in sorted(steps, key=lambda step: block.parts[step.part].length):
+            if batch and block.parts[step.part].length * (len(batch) + 1) > self._batch_tokens:
                 yield batch
                 batch = []
-            batch.append((row, node))
+            batch.append(step)
         yield batch
 
-    def _step_or_halve(self, block: Block, layer: int, batch: list[tuple[int, StateNode]]) -> None:
+    def _step_or_halve(self, block: Block, layer: int, kind: _Kind, batch: list[Step]) -> None:
         """Run one layer for a batch; where the accelerator's memory ends, for its halves, and stay at their size."""
         try:
-            self._step(block, layer, batch)
+            self._step(block, layer, kind, batch)
             return
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
         # Outside the handler, so that the failed call's tensors are free before the next one is made.
         half = len(batch) // 2
-        tokens = max(len(block.rows[row].tokens) for row, _ in batch)
+        tokens = max(block.parts[step.part].length for step in batch)
         self._batch_tokens = min(self._batch_tokens, half * tokens)
-        _free_accelerator_memory()
-        self._step_or_halve(block, layer, batch[:half])
-        self._step_or_halve(block, layer, batch[half:])
+        free_accelerator_memory()
+        self._step_or_halve(block, layer, kind, batch[:half])
+        self._step_or_halve(block, layer, kind, batch[half:])
 
-    def _step(self, block: Block, layer: int, batch: list[tuple[int, StateNode]]) -> None:
-        """Run one layer for a batch of nodes and set their states."""
-        rows = [row for row, _ in batch]
-        inputs = [node.parent.state for _, node in batch if node.parent is not None]
-        lengths = [len(block.rows[row].tokens) for row in rows]
+    def _step(self, block: Block, layer: int, kind: _Kind, batch: list[Step]) -> None:
+        """Run one layer for a batch of steps of one kind and set what their nodes hold."""
+        parts = [block.parts[step.part] for step in batch]
+        nodes = [step.node for step in batch]
+        rows, lengths = [part.row for part in parts], [part.length for part in parts]
+        stop = kind.start + max(lengths)
         # Padding stands on the right, where no real token looks; zeros keep it finite.
+        inputs = [node.parent.state for node in nodes if node.parent is not None]
         hidden = pad_sequence([state for state in inputs if state is not None], batch_first=True)
-        call = block.call_for(layer, rows, max(lengths))
-        output = self._capture.run_layer(layer, hidden, call)
-        for i, (row, node) in enumerate(batch):
-            node.state = output[i, : lengths[i]].clone()
-            block.executed[row] += 1
+        call = block.arguments.tokens(layer, rows, kind.start, stop)
+        before = stacked([node.shared.memory for node in nodes if node.shared is not None])
+        self.statistics.count(hidden.shape[0] * hidden.shape[1], sum(lengths))
+        output = memory = None
+        with self.statistics.layer():
+            if kind.shared and kind.whole:
+                output, memory = self._layers.record(layer, hidden, call)
+            elif kind.whole:
+                output = self._layers.run(layer, hidden, call, before)
+            else:
+                memory = self._layers.memory(layer, hidden, call, before)
+        if not (kind.whole or kind.shared):
+            assert memory is not None
+            self._read_out(block, layer, batch, hidden, memory)
+            memory = None
+        for i, (node, step) in enumerate(zip(nodes, batch, strict=True)):
+            if output is not None:
+                node.state = output[i, : lengths[i]].clone()
+            if memory is not None:
+                node.memory = memory.map(lambda tensor, i=i: tensor[i, :, : lengths[i]].clone())  # type: ignore[misc]
+            if not kind.shared:
+                block.executed[step.part] += 1
+
+    def _read_out(self, block: Block, layer: int, batch: list[Step], hidden: Tensor, memory: KeyValues) -> None:
+        """Run a layer for the readouts of a batch, given the keys and values of all tokens."""
+        parts = [block.parts[step.part] for step in batch]
+        counts = [len(part.readout) for part in parts]
+        call = block.arguments.readouts(layer, [part.row for part in parts], max(counts), memory.keys.shape[2])
+        filled = [[*part.readout, *[part.readout[-1]] * (max(counts) - len(part.readout))] for part in parts]
+        places = torch.tensor(filled, device=hidden.device)
+        asked = hidden[torch.arange(len(parts), device=hidden.device)[:, None], places]
+        with self.statistics.layer():
+            output = self._layers.query(layer, asked, call, memory)
+        for i, (step, count) in enumerate(zip(batch, counts, strict=True)):
+            step.node.readout = output[i, :count].clone()
 
 
-def _free_accelerator_memory() -> None:
-    """Give cached blocks back, so that a smaller batch finds room."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+class _Kind(NamedTuple):
+    """How a step runs; steps of one batch run alike.
+
+    Attributes:
+        start: shared tokens in front.
+        shared: whether its tokens are shared themselves, so that their keys and values are needed.
+        whole: whether all tokens' outputs are needed.
+    """
+
+    start: int
+    shared: bool
+    whole: bool

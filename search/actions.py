@@ -1,8 +1,8 @@
 """Edits of a chain: the actions of the search, and which of them are legal.
 
 A skip takes a block of entries out of the chain, a repeat runs a block more times in a row (CoLa, arXiv
-2507.07996). The legal actions of a chain are numbered 0..count-1, so one is drawn uniformly with one random
-number and without listing the others.
+2507.07996), a move puts a block some entries earlier or later. The legal actions of a chain are numbered
+0..count-1, so one is drawn uniformly with one random number and without listing the others.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple, get_args
 
 from router.chain import Chain
 
-ActionKind = Literal["skip", "repeat"]
-ActionSet = Literal["skip", "repeat", "both"]
+ActionKind = Literal["skip", "repeat", "move"]
+ActionSet = Literal["skip", "repeat", "both", "both+move"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,11 @@ class Action:
     """One edit of a chain.
 
     Attributes:
-        kind: "skip" or "repeat".
+        kind: "skip", "repeat" or "move".
         position: entry of the chain (not layer index) at which the block starts, at least 0.
         size: entries of the block, at least 1.
-        times: how many MORE times a repeat runs the block, at least 1; 0 for a skip.
+        times: how many MORE times a repeat runs the block, at least 1; 0 for another kind.
+        shift: entries by which a move puts the block later (above 0) or earlier (below 0), not 0; 0 for another kind.
 
     Raises:
         ValueError: where a field is out of its bounds.
@@ -36,6 +37,7 @@ class Action:
     position: int
     size: int
     times: int = 0
+    shift: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what is not an action."""
@@ -46,7 +48,12 @@ class Action:
         if self.kind == "repeat":
             _require_int("times", self.times, 1)
         elif not _is_int(self.times) or self.times != 0:
-            raise ValueError(f"times: expected 0 for a skip, got {self.times!r}")
+            raise ValueError(f"times: expected 0 for a {self.kind}, got {self.times!r}")
+        if self.kind == "move":
+            if not _is_int(self.shift) or self.shift == 0:
+                raise ValueError(f"shift: expected an integer other than 0, got {self.shift!r}")
+        elif not _is_int(self.shift) or self.shift != 0:
+            raise ValueError(f"shift: expected 0 for a {self.kind}, got {self.shift!r}")
 
     def apply(self, chain: Chain) -> Chain:
         """Return the edited chain.
@@ -56,15 +63,28 @@ class Action:
         """
         if self.kind == "skip":
             return chain.skip(self.position, self.size)
-        return chain.repeat(self.position, self.size, self.times)
+        if self.kind == "repeat":
+            return chain.repeat(self.position, self.size, self.times)
+        return chain.move(self.position, self.size, self.position + self.shift)
 
 
-class _Group(NamedTuple):
-    """Actions that differ in position only: `positions` of them, the first at the first editable entry."""
+class ActionGroup(NamedTuple):
+    """Legal actions of one chain that differ in position only and have neighbouring numbers.
+
+    Attributes:
+        kind: kind of the actions.
+        size: entries of the block.
+        times: how many more times a repeat runs the block; 0 for another kind.
+        shift: entries by which a move puts the block later; below 0: earlier; 0 for another kind.
+        first: position of the first action of the group.
+        positions: actions in the group; their positions are first..first+positions-1.
+    """
 
     kind: ActionKind
     size: int
     times: int
+    shift: int
+    first: int
     positions: int
 
 
@@ -73,18 +93,22 @@ class ActionSpace:
     """The legal actions of every chain of one model.
 
     A chain's entries before `prefix_layers` are 0..prefix_layers-1 and are never edited; a block lies wholly
-    behind them. No action makes a chain deeper than `max_depth` or empty. Two actions may give the same
-    chain.
+    behind them and stays there. No action makes a chain deeper than `max_depth` or empty. Two actions may give
+    the same chain, and a move may give back the chain itself where its block is followed by its like (1,1).
+
+    A move exchanges two neighbouring blocks, so moving the one later is the same as moving the other earlier. Each
+    exchange is one action: the move of the earlier block, or that of the later one where only that is in bounds.
 
     Attributes:
         num_layers: layers of the unedited model, at least 1.
         prefix_layers: layers 0..prefix_layers-1 run in every chain, unedited; 0..num_layers.
-        action_set: kinds of action: "skip", "repeat" or "both".
+        action_set: kinds of action: "skip", "repeat", "both" (of these) or "both+move".
         max_block: entries of the longest block, at least 1.
         max_times: how many more times a repeat runs its block at most, at least 1.
         max_depth: layers of the deepest chain, at least num_layers; None stands for, and becomes, 2 *
             num_layers.
         max_edits: actions between the full chain and any other, at least 0: the search tree's greatest depth.
+        max_shift: entries by which a move puts its block earlier or later at most, at least 1.
 
     Raises:
         ValueError: where a field is out of its bounds; the message names field, bound and value.
@@ -97,7 +121,8 @@ class ActionSpace:
     max_times: int = 4
     max_depth: int | None = None
     max_edits: int = 4
-    _tables: dict[int, tuple[list[int], list[_Group]]] = field(
+    max_shift: int = 4
+    _tables: dict[int, tuple[list[int], list[ActionGroup]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -113,6 +138,17 @@ class ActionSpace:
             object.__setattr__(self, "max_depth", 2 * self.num_layers)
         _require_int("max_depth", self.max_depth, self.num_layers)
         _require_int("max_edits", self.max_edits, 0)
+        _require_int("max_shift", self.max_shift, 1)
+
+    def holds(self, chain: Chain) -> bool:
+        """Return whether a chain is of this model, starts with the unedited prefix and is at most `max_depth` deep."""
+        assert self.max_depth is not None
+        prefix = self.prefix_layers
+        return (
+            chain.num_layers == self.num_layers
+            and chain.layers[:prefix] == tuple(range(prefix))
+            and chain.depth <= self.max_depth
+        )
 
     def count(self, chain: Chain) -> int:
         """Return the number of legal actions on a chain of this space (`max_edits` is for the tree to keep).
@@ -121,6 +157,14 @@ class ActionSpace:
             ValueError: where the chain is not of this space.
         """
         return self._table(chain)[0][-1]
+
+    def groups(self, chain: Chain) -> list[ActionGroup]:
+        """Return the legal actions of a chain in groups, in the order of their numbers; do not change the list.
+
+        Raises:
+            ValueError: where the chain is not of this space.
+        """
+        return self._table(chain)[1]
 
     def action(self, chain: Chain, index: int) -> Action:
         """Return legal action number `index`, 0..count-1; the numbering depends on the chain's depth only.
@@ -132,11 +176,17 @@ class ActionSpace:
         if not 0 <= index < ends[-1]:
             raise ValueError(f"index: expected an action number in 0..{ends[-1] - 1}, got {index}")
         i = bisect_right(ends, index)
-        kind, size, times, positions = groups[i]
-        return Action(kind, self.prefix_layers + index - (ends[i] - positions), size, times)
+        kind, size, times, shift, first, positions = groups[i]
+        return Action(kind, first + index - (ends[i] - positions), size, times, shift)
 
-    def sample(self, chain: Chain, rng: random.Random) -> Action:
-        """Draw one legal action uniformly, in constant time.
+    def sample(self, chain: Chain, rng: random.Random, skip_share: float | None = None) -> Action:
+        """Draw one legal action, in constant time.
+
+        Args:
+            chain: a chain of this space.
+            rng: where to draw from.
+            skip_share: None: uniformly; else with this probability uniformly among the skips, else among the other
+                actions; where one of the two has none, among the other's.
 
         Raises:
             ValueError: where the chain is not of this space or has no legal action.
@@ -144,7 +194,19 @@ class ActionSpace:
         count = self.count(chain)
         if count == 0:
             raise ValueError(f"chain {chain}: expected at least one legal action, got none")
-        return self.action(chain, rng.randrange(count))
+        skips = self.skips(chain)
+        if skip_share is None or skips in (0, count):
+            return self.action(chain, rng.randrange(count))
+        skip = rng.random() < skip_share
+        return self.action(chain, rng.randrange(skips) if skip else rng.randrange(skips, count))
+
+    def skips(self, chain: Chain) -> int:
+        """Return the number of legal skips; they come first among the numbers of the actions.
+
+        Raises:
+            ValueError: where the chain is not of this space.
+        """
+        return sum(group.positions for group in self.groups(chain) if group.kind == "skip")
 
     def legal(self, chain: Chain) -> list[Action]:
         """List every legal action, in the order of their numbers.
@@ -154,7 +216,7 @@ class ActionSpace:
         """
         return [self.action(chain, index) for index in range(self.count(chain))]
 
-    def _table(self, chain: Chain) -> tuple[list[int], list[_Group]]:
+    def _table(self, chain: Chain) -> tuple[list[int], list[ActionGroup]]:
         """Return the number of the action at which each group of a chain's actions ends, and the groups."""
         if chain.num_layers != self.num_layers:
             raise ValueError(f"chain: expected one of a model of {self.num_layers} layers, got {chain.num_layers}")
@@ -167,23 +229,39 @@ class ActionSpace:
             table = self._tables[depth] = self._build_table(depth)
         return table
 
-    def _build_table(self, depth: int) -> tuple[list[int], list[_Group]]:
+    def _build_table(self, depth: int) -> tuple[list[int], list[ActionGroup]]:
         assert self.max_depth is not None
         if depth > self.max_depth:
             raise ValueError(f"chain: expected a depth of at most max_depth {self.max_depth}, got {depth}")
-        editable = depth - self.prefix_layers
-        groups: list[_Group] = []
-        for size in range(1, min(self.max_block, editable) + 1):
-            positions = editable - size + 1
-            if self.action_set != "repeat" and size < depth:
-                groups.append(_Group("skip", size, 0, positions))
-            if self.action_set != "skip":
+        prefix = self.prefix_layers
+        editable = depth - prefix
+        groups: list[ActionGroup] = []
+        sizes = [(size, editable - size + 1) for size in range(1, min(self.max_block, editable) + 1)]
+        if self.action_set != "repeat":
+            groups += [ActionGroup("skip", size, 0, 0, prefix, places) for size, places in sizes if size < depth]
+        if self.action_set != "skip":
+            for size, places in sizes:
                 most = min(self.max_times, (self.max_depth - depth) // size)
-                groups += [_Group("repeat", size, times, positions) for times in range(1, most + 1)]
+                groups += [ActionGroup("repeat", size, times, 0, prefix, places) for times in range(1, most + 1)]
+        if self.action_set == "both+move":
+            groups += self._moves(editable)
         ends: list[int] = []
         for group in groups:
             ends.append((ends[-1] if ends else 0) + group.positions)
         return ends or [0], groups
+
+    def _moves(self, editable: int) -> list[ActionGroup]:
+        """Group the exchanges of a block of `left` entries with the `right` entries behind it."""
+        groups: list[ActionGroup] = []
+        longest = max(self.max_block, self.max_shift)
+        for left in range(1, longest + 1):
+            for right in range(1, min(longest, editable - left) + 1):
+                positions = editable - left - right + 1
+                if left <= self.max_block and right <= self.max_shift:
+                    groups.append(ActionGroup("move", left, 0, right, self.prefix_layers, positions))
+                elif right <= self.max_block and left <= self.max_shift:
+                    groups.append(ActionGroup("move", right, 0, -left, self.prefix_layers + left, positions))
+        return groups
 
 
 def _is_int(value: object) -> bool:

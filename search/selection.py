@@ -25,18 +25,34 @@ def widening_limit(visits: int, settings: SearchSettings) -> int:
     return math.ceil(settings.widening_constant * math.pow(visits, settings.widening_exponent))
 
 
-def uct_score(edge: Edge, settings: SearchSettings) -> float:
-    """Return Q/v + c * sqrt(ln V / v) - lambda * depth / n (CoLa, arXiv 2507.07996; Dr.LLM, 2510.12773).
+def penalty_weight(settings: SearchSettings) -> float:
+    """Return the lambda of lambda * depth / n in selection scores: 0 where the reward bears the penalty already."""
+    return settings.depth_penalty if settings.depth_in == "selection" else 0.0
 
-    V is the parent's visits and depth that of the child's chain. Where several paths lead to the child, its
-    value Q/v is that of all of them, and the v of the exploration term counts the visits through this edge
-    alone (UCT2: Childs, Brodeur and Kocsis 2008, "Transpositions and move groups in Monte Carlo tree
-    search"). Visits in flight count, with nothing added to Q yet (virtual visits: Chaslot, Winands and van
-    den Herik 2008).
+
+def uct_score(edge: Edge, settings: SearchSettings) -> float:
+    """Return Q + c * sqrt(ln V / v) - lambda * depth / n (CoLa, arXiv 2507.07996; Dr.LLM, 2510.12773).
+
+    Q is the child's value, V the parent's visits and depth that of the child's chain; lambda is 0 where `depth_in` is
+    "reward". Where several paths lead to the child, its value is that of all of them, and the v of the exploration
+    term counts the visits through this edge alone (UCT2: Childs, Brodeur and Kocsis 2008, "Transpositions and move
+    groups in Monte Carlo tree search"). Visits in flight count, with the value of reward 0 (virtual visits: Chaslot,
+    Winands and van den Herik 2008).
     """
     child = edge.child
     explore = settings.exploration * math.sqrt(math.log(edge.parent.visits) / edge.visits)
-    return child.total / child.visits + explore - settings.depth_penalty * child.relative_depth
+    return child.value + explore - penalty_weight(settings) * child.relative_depth
+
+
+def puct_score(edge: Edge, settings: SearchSettings) -> float:
+    """Return Q + c * P * sqrt(V) / (1 + v) - lambda * depth / n, with the terms of `uct_score`.
+
+    P is the action's probability among all legal ones (Rosin 2011, "Multi-armed bandits with episode context"; this
+    form: Silver et al. 2017, AlphaGo Zero). c is `prior_exploration`.
+    """
+    child = edge.child
+    explore = settings.prior_exploration * edge.prior * math.sqrt(edge.parent.visits) / (1 + edge.visits)
+    return child.value + explore - penalty_weight(settings) * child.relative_depth
 
 
 def select_uct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge:
@@ -48,11 +64,29 @@ def select_uct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge
         return node.open[rng.randrange(len(node.open))]
     # The same numbers as uct_score, term by term, with what all edges share taken out of the loop.
     log_visits = math.log(node.visits)
-    c, penalty, sqrt = settings.exploration, settings.depth_penalty, math.sqrt
+    c, penalty, sqrt = settings.exploration, penalty_weight(settings), math.sqrt
     best, best_score = node.open[0], -math.inf
     for edge in node.open:
         child = edge.child
-        score = child.total / child.visits + c * sqrt(log_visits / edge.visits) - penalty * child.relative_depth
+        score = child.value + c * sqrt(log_visits / edge.visits) - penalty * child.relative_depth
+        if score > best_score:
+            best, best_score = edge, score
+    return best
+
+
+def select_puct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge:
+    """With probability `random_share` pick an open edge uniformly, else the one of the best PUCT score.
+
+    Of equal scores the edge drawn first wins, which the prior made likelier to be drawn first.
+    """
+    if settings.random_share > 0 and rng.random() < settings.random_share:
+        return node.open[rng.randrange(len(node.open))]
+    # The same numbers as puct_score, with what all edges share taken out of the loop.
+    c, penalty = settings.prior_exploration * math.sqrt(node.visits), penalty_weight(settings)
+    best, best_score = node.open[0], -math.inf
+    for edge in node.open:
+        child = edge.child
+        score = child.value + c * edge.prior / (1 + edge.visits) - penalty * child.relative_depth
         if score > best_score:
             best, best_score = edge, score
     return best

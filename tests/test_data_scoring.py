@@ -10,6 +10,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from data.task_files import load_task
 from router.chain import Chain
+from router.command import InputError
 from router.view import chain_view
 from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
 
@@ -109,3 +110,18 @@ def test_fingerprints_follow_model_tokenizer_and_prompt_but_not_dtype() -> None:
 def test_batches_by_length_hold_everything_once() -> None:
     assert batches_by_length([5, 1, 4, 1, 9], 2) == [[1, 3], [2, 0], [4]]
     assert batches_by_length([], 2) == []
+
+
+def test_all_samples_are_encoded_or_one_is_named() -> None:
+    # Oracle: `encode` one by one; a sample of no task and one whose prompt is too long.
+    scorer = ChainScorer(tiny_model("llama"), tiny_tokenizer(), load_task("arc_easy"))
+    targets = {SAMPLES[1].id: 0}
+    one_by_one = [scorer.encode(sample, targets.get(sample.id)) for sample in SAMPLES]
+    assert scorer.encode_all(SAMPLES, targets) == one_by_one
+    assert [one.target for one in scorer.encode_all(SAMPLES)] == [0, 1, 1]
+    stranger = Sample("quiz", "train", "Which?", ("a", "b"), 0)
+    with pytest.raises(InputError, match=f"^data: sample {stranger.id}: expected samples of the tasks arc_easy, got"):
+        scorer.encode_all([*SAMPLES, stranger])
+    endless = Sample("arc_easy", "train", "why? " * 500, ("a", "b"), 0)
+    with pytest.raises(InputError, match=f"^data: sample {endless.id}: max_prompt_tokens: expected a prompt of at"):
+        scorer.encode_all([endless])

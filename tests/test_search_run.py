@@ -22,7 +22,7 @@ from data.scoring import ChainScorer
 from data.task_files import TaskSet, load_task, write_tasks
 from router.command import run_command
 from search.__main__ import main
-from search.mcts import Searcher
+from search.algorithms import make_searcher
 from search.settings import SearchSettings
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples, write_project
 
@@ -69,7 +69,7 @@ def test_records_are_what_a_search_of_one_sample_alone_finds(project: Path, tmp_
     for record in read_records(tmp_path / "validation.jsonl"):
         scorer = ChainScorer(model, tokenizer, load_task("arc_easy"), packed=False, state_bytes=0, batch_tokens=1)
         encoded = [scorer.encode(samples[record.sample_id])]
-        searcher = Searcher(settings.action_space(NUM_LAYERS, 1), settings, settings.rng_for(record.sample_id))
+        searcher = make_searcher(settings.action_space(NUM_LAYERS, 1), settings, settings.rng_for(record.sample_id))
         results = []
         while chains := searcher.ask():
             told = [scorer.score(scorer.load(encoded), [(0, chain)])[0] for chain in chains]
@@ -106,34 +106,40 @@ def test_another_seed_tries_other_chains(project: Path, tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_records(project: Path, tmp_path: Path) -> None:
     # Oracle: an uninterrupted run. The process is really killed, after its first finished samples.
-    command = arguments(project, tmp_path / "killed", search__simulations=60, batch_samples=2)
+    command = arguments(project, tmp_path / "killed", search__simulations=120, batch_samples=2)
     process = subprocess.Popen(
         [sys.executable, "-m", "search", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    path = tmp_path / "killed" / "train.jsonl"
+    path, shard = tmp_path / "killed" / "train.jsonl", tmp_path / "killed" / "train.shards" / "0.jsonl"
     deadline = time.monotonic() + 120
-    while not (path.exists() and path.read_bytes().count(b"\n") >= 2):
+    while not (shard.exists() and shard.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, "the search ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finished = path.read_bytes()
+    finished = shard.read_bytes()
     kept = finished[: finished.rfind(b"\n") + 1]
     assert 2 <= kept.count(b"\n") < 8
-    with path.open("ab") as stream:
+    with shard.open("ab") as stream:
         stream.write(b'{"schema": 1, "sample_id": "torn')  # the worst moment to be killed
     main(command)
-    assert path.read_bytes().startswith(kept)
-    main(arguments(project, tmp_path / "whole", search__simulations=60))
+    assert set(kept.splitlines()) <= set(path.read_bytes().splitlines())
+    main(arguments(project, tmp_path / "whole", search__simulations=120))
     assert_same(read_records(path), read_records(tmp_path / "whole" / "train.jsonl"))
 
 
 def test_a_finished_run_does_nothing_again(project: Path, tmp_path: Path) -> None:
     main(arguments(project, tmp_path))
-    before = (tmp_path / "train.jsonl").read_bytes()
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
     main(arguments(project, tmp_path))
-    assert (tmp_path / "train.jsonl").read_bytes() == before
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+
+
+def test_records_stand_in_the_order_of_the_samples(project: Path, tmp_path: Path) -> None:
+    main(arguments(project, tmp_path, batch_samples=3))
+    ids = [record.sample_id for record in read_records(tmp_path / "train.jsonl")]
+    assert ids == [sample.id for sample in tiny_samples("train", 8)]
 
 
 def test_a_space_smaller_than_the_simulations_ends(project: Path, tmp_path: Path) -> None:
@@ -165,6 +171,7 @@ BAD = {
     "unknown setting": ({"search__simulation": 3}, "search.simulation"),
     "value out of range": ({"search__simulations": 0}, "simulations: expected an integer of at least 1, got 0"),
     "unknown split": ({"splits": "[dev]"}, "splits: expected some of train, validation, test"),
+    "a split twice": ({"splits": "[train,train]"}, "splits: expected some of train, validation, test, each once"),
     "prefix too long": ({"prefix_layers": 5}, "prefix_layers: expected fewer than the model's 5 layers, got 5"),
     "missing directory": ({"data": "/nonexistent"}, "data: expected an existing directory, got '/nonexistent'"),
     "missing model": ({"model": "./nowhere"}, "model: expected a directory with config.json, got './nowhere'"),

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.chain import Chain
 from router.command import parse_settings
 from search.settings import SearchSettings
 
@@ -33,7 +34,17 @@ PRESETS = Path(__file__).parent.parent / "configs" / "search" / "presets"
         ("widening_constant", 0, "a finite number above 0"),
         ("margin_scale", 0.0, "a finite number above 0"),
         ("reward", "loss", "one of correct, margin"),
-        ("action_set", "move", "one of skip, repeat, both"),
+        ("algorithm", "mcts", "one of uct, puct, gumbel, random, beam, exhaustive"),
+        ("backup", "min", "one of mean, max"),
+        ("depth_in", "both", "one of selection, reward"),
+        ("prior_exploration", -1, "a finite number of at least 0"),
+        ("uniform_share", 1.5, r"a finite number in 0\.\.1"),
+        ("considered", 0, "an integer of at least 1"),
+        ("beam_width", 0, "an integer of at least 1"),
+        ("value_visits", -1, "a finite number of at least 0"),
+        ("value_scale", 0, "a finite number above 0"),
+        ("max_shift", 0, "an integer of at least 1"),
+        ("action_set", "move", r"one of skip, repeat, both, both\+move"),
         ("max_block", 0, "an integer of at least 1"),
         ("max_times", 0, "an integer of at least 1"),
         ("max_edits", -1, "an integer of at least 0"),
@@ -45,6 +56,20 @@ def test_bad_values_name_field_bound_and_value(field, bad, bound):
     # Oracle: field, bound and value, written by hand.
     with pytest.raises(ValueError, match=f"^{field}: expected {bound}, got {bad!r}$"):
         SearchSettings(**{field: bad})
+
+
+@pytest.mark.parametrize("bad", [(), (1.0,) * 5, (0.0, 0.0), (1.0, -1.0), (1.0, math.nan), (True, 1.0), 1.0, "11"])
+def test_bad_edit_weights_are_refused(bad):
+    # Oracle: the message, written by hand.
+    message = r"edit_weights: expected null or 1\.\.4 \(max_edits\) finite numbers of at least 0, not all 0, got "
+    with pytest.raises(ValueError, match=message):
+        SearchSettings(max_edits=4, edit_weights=bad)
+
+
+def test_edit_weights_are_a_tuple():
+    # Oracle: equality; a list, as YAML gives it, becomes a tuple, so settings can be hashed.
+    assert SearchSettings(edit_weights=[1, 2]) == SearchSettings(edit_weights=(1.0, 2.0))
+    assert hash(SearchSettings(edit_weights=[1, 2])) == hash(SearchSettings(edit_weights=(1.0, 2.0)))
 
 
 @given(st.booleans(), st.floats(allow_nan=False), st.floats(0.01, 100))
@@ -79,10 +104,11 @@ def test_rewards_by_hand():
 
 def test_space_of_the_settings():
     # Oracle: every bound handed over; a depth cap below the model is refused.
-    settings = SearchSettings(action_set="skip", max_block=2, max_times=3, max_depth=12, max_edits=5)
+    settings = SearchSettings(action_set="skip", max_block=2, max_times=3, max_depth=12, max_edits=5, max_shift=6)
     space = settings.action_space(10, 3)
     assert (space.num_layers, space.prefix_layers, space.action_set) == (10, 3, "skip")
     assert (space.max_block, space.max_times, space.max_depth, space.max_edits) == (2, 3, 12, 5)
+    assert space.max_shift == 6
     with pytest.raises(ValueError, match="max_depth: expected an integer of at least 13, got 12"):
         settings.action_space(13)
 
@@ -96,7 +122,10 @@ def test_each_sample_has_its_own_generator():
     assert numbers[0, "a"] == pytest.approx(0.9327985644569078, abs=1e-15)
 
 
-@pytest.mark.parametrize("name", ["cola", "drllm", "summary", "default"])
+NAMES = ["beam", "cola", "default", "drllm", "exhaustive", "gumbel", "puct", "random", "summary"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_presets_name_every_field_and_parse(name):
     # Oracle: the dataclass's fields; the command line's parser reads the same values as plain YAML.
     path = PRESETS / f"{name}.yaml"
@@ -110,7 +139,7 @@ def test_presets_name_every_field_and_parse(name):
 def test_presets_hold_the_published_numbers():
     # Oracle: CoLa (arXiv 2507.07996), Dr.LLM (arXiv 2510.12773), the summary in shared/DESIGN.md.
     presets = {path.stem: SearchSettings(**yaml.safe_load(path.read_text())) for path in PRESETS.glob("*.yaml")}
-    assert set(presets) == {"cola", "drllm", "summary", "default"}
+    assert sorted(presets) == NAMES
     cola, drllm, summary = presets["cola"], presets["drllm"], presets["summary"]
     assert (cola.simulations, cola.depth_penalty, cola.random_share) == (200, 5, 0.1)
     assert (drllm.simulations, drllm.exploration, drllm.depth_penalty) == (50, 1.8, 3)
@@ -118,3 +147,34 @@ def test_presets_hold_the_published_numbers():
     assert (summary.exploration, summary.depth_penalty) == (2, 0.1)
     assert 50 <= summary.simulations <= 100
     assert presets["default"] == SearchSettings()
+    for name in ("cola", "drllm", "summary"):
+        preset = presets[name]
+        assert (preset.algorithm, preset.backup, preset.depth_in) == ("uct", "mean", "selection")
+
+
+def test_presets_of_the_algorithms_differ_in_what_is_the_algorithms_own():
+    # Oracle: the documented settings of each; cost, rewards and actions as in the default, so they can be compared, but
+    # for the exhaustive search, which is for small spaces. Gumbel's constants: Danihelka et al. 2022.
+    default = SearchSettings()
+    own = {
+        "puct": {"random_share", "root_leap", "leap"},
+        "gumbel": {"random_share"},
+        "random": {"edit_weights", "skip_share"},
+        "beam": {"beam_width", "max_edits"},
+        "exhaustive": {"simulations", "max_edits"},
+    }
+    for name, fields in own.items():
+        preset = SearchSettings(**yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
+        assert preset.algorithm == name
+        changed = {
+            field.name
+            for field in dataclasses.fields(SearchSettings)
+            if getattr(preset, field.name) != getattr(default, field.name)
+        }
+        assert changed - {"algorithm"} <= fields
+    gumbel = SearchSettings(**yaml.safe_load((PRESETS / "gumbel.yaml").read_text()))
+    assert (gumbel.value_visits, gumbel.value_scale) == (50.0, 1.0)
+    exhaustive = SearchSettings(**yaml.safe_load((PRESETS / "exhaustive.yaml").read_text()))
+    full = exhaustive.action_space(30).count(Chain.full(30))
+    assert exhaustive.max_edits == 1
+    assert full < exhaustive.simulations

@@ -19,6 +19,7 @@ from data.task_files import TaskSet, load_task, read_tasks, write_tasks
 from router.command import InputError, run_command
 from search.__main__ import main
 from search.agreement import agreement_of
+from search.verification import chains_to_verify
 from tests.sums import LETTERS, SUMS, sums, write_sums
 from tests.test_data_exact import greedy
 from tests.tiny import tiny_samples
@@ -72,6 +73,12 @@ def test_a_mixture_is_searched_in_each_tasks_mode(project: Path, tmp_path: Path)
     assert 0 < sum(outcomes) < len(outcomes)
 
 
+def kept_of(record: SearchRecord) -> set[int]:
+    """Chains that can become labels, where none fails (tests/test_search_verification.py tests the choice)."""
+    plain = [dataclasses.replace(one, verified=None, verified_by=None) for one in record.results]
+    return {0, *record.pareto, *chains_to_verify(plain, record.prefix_layers)}
+
+
 def test_the_kept_chains_are_verified_by_real_generation(project: Path, tmp_path: Path) -> None:
     # Oracle: uncached greedy decoding up to the line's end, compared by hand; in float32 modes must agree on hits.
     records = [record for record in search(project, tmp_path) if record.task == "sums"]
@@ -79,7 +86,7 @@ def test_the_kept_chains_are_verified_by_real_generation(project: Path, tmp_path
     model, tokenizer = load_model(str(project / "model"))
     scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
     for record in records:
-        kept = {0, *record.pareto}
+        kept = kept_of(record)
         for i, result in enumerate(record.results):
             assert (result.verified is not None) == (i in kept)
             assert result.verified_by == ("generate" if i in kept else None)
@@ -95,7 +102,7 @@ def test_verification_of_letters_runs_them_in_another_batch(project: Path, tmp_p
     # Oracle: float32, where batches do not matter: every chain stands; and without verification none is marked.
     records = [record for record in search(project, tmp_path / "a") if record.task == "arc_easy"]
     marks = [result.verified for record in records for result in record.results if result.verified is not None]
-    assert len(marks) == sum(len({0, *record.pareto}) for record in records)
+    assert len(marks) == sum(len(kept_of(record)) for record in records)
     assert all(marks)
     plain = search(project, tmp_path / "b", verify="false")
     assert {result.verified for record in plain for result in record.results} == {None}

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
-from router.command import InputError
 from router.durable import replacing, sha256_json
 from router.fingerprint import Fingerprints
 
@@ -76,10 +75,7 @@ def compute_states(scorer: ChainScorer, samples: Sequence[Sample], prefix_layers
     Raises:
         InputError: where a sample cannot be asked.
     """
-    try:
-        encoded = [scorer.encode(sample) for sample in samples]
-    except ValueError as error:
-        raise InputError(f"data.data: {error}") from error
+    encoded = scorer.encode_all(samples)
     states: list[Tensor | None] = [None] * len(samples)
     with tqdm(total=len(samples), desc=label, unit="sample") as progress:
         for batch in batches_by_length([sample.length for sample in encoded], BATCH_SAMPLES):

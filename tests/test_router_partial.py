@@ -1,0 +1,244 @@
+"""Layers run on part of a row's tokens, against the same executor made to run whole layers, and against the view."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.executor import ChainExecutor, Job
+from router.rows import Row, Target, pack_row, plain_row, separate_rows
+from router.sharing import LEAST_SHARE, LEAST_TOKENS, shared_prefixes
+from router.states import StateNode
+from router.view import chain_view
+from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
+
+TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
+FULL = Chain.full(NUM_LAYERS)
+CHAINS = (FULL, FULL.skip(2, 2), FULL.skip(4, 1), FULL.repeat(1, 1, 2), FULL.repeat(3, 2, 1), FULL.move(1, 2, 2))
+EXAMPLES = [(11 * i) % 190 + 3 for i in range(22)]
+"""Tokens that rows begin with; the families' sliding windows (4) are far shorter."""
+
+
+@pytest.fixture(params=VARIANTS, ids="-".join)
+def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture
+def model(variant: tuple[str, str]) -> PreTrainedModel:
+    return tiny_model(*variant)
+
+
+def expected_support(variant: tuple[str, str]) -> list[bool]:
+    """Attention layers, but for those that add a bias by the key's place; a convolution has no keys."""
+    config = FAMILIES[variant[0]].config()
+    if variant == ("falcon_alibi", "eager"):
+        return [False] * NUM_LAYERS
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * NUM_LAYERS
+    return ["attention" in kind for kind in kinds]
+
+
+def questions(count: int, *, packed: bool, start: list[int]) -> list[Row]:
+    """Return rows of several lengths after the same tokens."""
+    rng = random.Random(count)
+    rows = []
+    for i in range(count):
+        prompt = [*start, *(rng.randint(3, 200) for _ in range(2 + 3 * i))]
+        choices = [[rng.randint(3, 200) for _ in range(rng.randint(1, 3))] for _ in range(3)]
+        rows += [pack_row(prompt, choices)] if packed else separate_rows(prompt, choices)[:2]
+    return rows
+
+
+def end_of(block: object, row: int, chain: Chain) -> StateNode:
+    node = block.roots[row]  # type: ignore[attr-defined]
+    for layer in chain.layers:
+        node = node.child(layer)
+    return node
+
+
+def held(node: StateNode) -> int:
+    """Return the bytes below a root."""
+    return sum(child.nbytes + held(child) for child in node.children.values())
+
+
+def test_what_is_supported_is_found_out(variant: tuple[str, str], model: PreTrainedModel) -> None:
+    # Oracle: what the layers are, by configuration.
+    executor = ChainExecutor(model)
+    assert executor._layers.supported == expected_support(variant)
+    assert executor.can_share == all(expected_support(variant))
+    assert not any(ChainExecutor(model, partial=False)._layers.supported)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("state_bytes", [0, 20_000, 2**30])
+def test_readouts_alone_equal_the_whole_last_layer(
+    variant: tuple[str, str], model: PreTrainedModel, packed: bool, state_bytes: int
+) -> None:
+    # Oracle: the same executor with whole layers. The readings of both kinds; each chain twice, and after its prefix.
+    if packed and not FAMILIES[variant[0]].packs:
+        return
+    rows = [row for i in range(3) for row in questions(1, packed=packed, start=[30 + i, *EXAMPLES[:15]])]
+    jobs = [Job(i, chain) for chain in (*CHAINS, FULL.skip(3, 2), FULL) for i in range(len(rows))]
+    parts, whole = (ChainExecutor(model, batch_tokens=70, state_bytes=state_bytes, partial=on) for on in (True, False))
+    blocks = [parts.load(rows), whole.load(rows)]
+    for some in (jobs[::2], jobs[1::2], jobs):
+        for one, other in zip(
+            parts.target_readings(blocks[0], some), whole.target_readings(blocks[1], some), strict=True
+        ):
+            torch.testing.assert_close(one, other, **TOLERANCE)
+        assert parts.state_bytes_held <= state_bytes
+    for one, other in zip(parts.logits(blocks[0], jobs), whole.logits(blocks[1], jobs), strict=True):
+        torch.testing.assert_close(one, other, **TOLERANCE)
+
+
+def test_the_end_of_a_chain_may_become_the_middle_of_another() -> None:
+    # Oracle: counting by hand, and the chain view. Layer 4 runs on the one readout; then whole, for its repetition.
+    model = tiny_model("llama")
+    row = Row((*EXAMPLES, 9), tuple(range(23)), (0,) * 23, (Target(22, 5, 0),))
+    executor = ChainExecutor(model)
+    block = executor.load([row])
+    executor.target_logprobs(block, [Job(0, FULL)])
+    end = end_of(block, 0, FULL)
+    assert end.state is None
+    assert end.readout is not None
+    assert end.readout.shape == (1, 32)
+    assert block.executed == [5]
+    executor.target_logprobs(block, [Job(0, FULL)])
+    assert block.executed == [5]
+    twice = FULL.repeat(4, 1, 1)
+    logprobs = executor.target_logprobs(block, [Job(0, twice)])[0]
+    assert block.executed == [7]
+    assert end.state is not None
+    wanted = chain_view(model, twice)(torch.tensor([row.tokens])).logits[0, 22].log_softmax(-1)[5]
+    torch.testing.assert_close(logprobs[0], wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("state_bytes", [0, 30_000, 2**30])
+def test_shared_tokens_run_once_and_change_nothing(
+    variant: tuple[str, str], model: PreTrainedModel, packed: bool, state_bytes: int
+) -> None:
+    # Oracle: the same executor with every row whole; two groups of rows that share, and one row that does not.
+    if packed and not FAMILIES[variant[0]].packs:
+        return
+    rows = questions(3, packed=packed, start=EXAMPLES) + questions(2, packed=packed, start=[201, *EXAMPLES[:17]])
+    rows.append(plain_row(range(40, 52), [Target(11, 7, 0)]))
+    shared = ChainExecutor(model, batch_tokens=60, state_bytes=state_bytes)
+    apart = ChainExecutor(model, state_bytes=state_bytes, partial=False)
+    blocks = [shared.load(rows), apart.load(rows)]
+    assert len(blocks[0].parts) - len(rows) == (2 if shared.can_share else 0)
+    rng = random.Random(0)
+    for _ in range(4):
+        jobs = [Job(rng.randrange(len(rows)), rng.choice(CHAINS)) for _ in range(9)]
+        readings = (shared.target_readings(blocks[0], jobs), apart.target_readings(blocks[1], jobs))
+        for one, other in zip(*readings, strict=True):
+            torch.testing.assert_close(one, other, **TOLERANCE)
+        for one, other in zip(shared.states(blocks[0], jobs), apart.states(blocks[1], jobs), strict=True):
+            torch.testing.assert_close(one, other, **TOLERANCE)
+        assert shared.state_bytes_held <= state_bytes
+        assert shared.state_bytes_held == sum(held(root) for root in blocks[0].roots)
+
+
+def test_shared_tokens_equal_the_view(variant: tuple[str, str], model: PreTrainedModel) -> None:
+    # Oracle: the chain view on each row alone.
+    rows = questions(2, packed=False, start=EXAMPLES)
+    executor = ChainExecutor(model)
+    block = executor.load(rows)
+    assert (len(block.parts) > len(rows)) == all(expected_support(variant))
+    jobs = [Job(i, chain) for chain in CHAINS for i in range(len(rows))]
+    for job, logits in zip(jobs, executor.logits(block, jobs), strict=True):
+        view = chain_view(model, job.chain)(torch.tensor([rows[job.row].tokens])).logits[0]
+        torch.testing.assert_close(logits, view, **TOLERANCE)
+
+
+def test_shared_tokens_are_run_once() -> None:
+    # Oracle: counting by hand: 22 shared tokens once a layer, and what follows them once a row and layer.
+    rows = questions(4, packed=True, start=EXAMPLES)
+    executor = ChainExecutor(tiny_model("llama"))
+    executor.states(executor.load(rows), [Job(i, FULL) for i in range(4)])
+    own = sum(len(row.tokens) - len(EXAMPLES) for row in rows)
+    assert executor.statistics.useful_tokens == NUM_LAYERS * (len(EXAMPLES) + own)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_shared_tokens_where_memory_ends(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    # Oracle: the same jobs with memory enough.
+    rows = questions(5, packed=True, start=EXAMPLES)
+    jobs = [Job(i, chain) for chain in CHAINS for i in range(5)]
+    calm, executor = ChainExecutor(tiny_model("llama")), ChainExecutor(tiny_model("llama"))
+    wanted = calm.target_logprobs(calm.load(rows), jobs)
+    run_layer, block = executor._capture.run_layer, executor.load(rows)
+
+    def scarce(layer, hidden, call):
+        if len(hidden) > limit:
+            raise torch.OutOfMemoryError("injected")
+        return run_layer(layer, hidden, call)
+
+    monkeypatch.setattr(executor._capture, "run_layer", scarce)
+    for one, other in zip(executor.target_logprobs(block, jobs), wanted, strict=True):
+        torch.testing.assert_close(one, other, **TOLERANCE)
+
+
+@pytest.mark.parametrize("manner", ["ignores the cache", "keeps a copy", "refuses it"])
+def test_a_layer_that_uses_its_cache_otherwise_runs_whole(manner: str) -> None:
+    # Oracle: layer 2's attention does not go on with what the cache returns; the view knows nothing of it.
+    model = tiny_model("llama")
+    rows = questions(2, packed=False, start=EXAMPLES)
+    jobs = [Job(i, chain) for chain in CHAINS for i in range(len(rows))]
+    plain = ChainExecutor(model, partial=False)
+    wanted = plain.target_logprobs(plain.load(rows), jobs)
+    attention = model.model.layers[2].self_attn
+    forward = attention.forward
+
+    def other(*args, past_key_values=None, **kwargs):
+        if manner == "keeps a copy" and past_key_values is not None:
+            past_key_values.update(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8), 2)
+        if manner == "refuses it" and past_key_values is not None:
+            raise TypeError("no such cache")
+        return forward(*args, **kwargs)
+
+    attention.forward = other
+    executor = ChainExecutor(model)
+    assert executor._layers.supported == [True, True, False, True, True]
+    for one, target in zip(executor.target_logprobs(executor.load(rows), jobs), wanted, strict=True):
+        torch.testing.assert_close(one, target, **TOLERANCE)
+
+
+@given(st.data())
+def test_shared_prefixes_are_those_found_by_trying(data: st.DataObject) -> None:
+    # Oracle: the properties that define them, tried on every group.
+    starts = [tuple(range(LEAST_TOKENS + extra)) for extra in (-1, 0, 5)]
+    ends = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+    texts = data.draw(st.lists(st.tuples(st.sampled_from(starts), ends), min_size=1, max_size=6))
+    rows = []
+    for start, end in texts:
+        tokens = (*start, *end)
+        rows.append(plain_row(tokens, [Target(data.draw(st.integers(LEAST_TOKENS - 2, len(tokens) - 1)), 0, 0)]))
+    for group in shared_prefixes(rows):
+        members = [rows[i] for i in group.rows]
+        assert len(members) > 1
+        assert group.length >= LEAST_TOKENS
+        assert group.length >= LEAST_SHARE * sum(len(row.tokens) for row in members) / len(members)
+        assert len({row.tokens[: group.length] for row in members}) == 1
+        assert all(group.length <= row.readout[0] and group.length < len(row.tokens) for row in members)
+        longer = group.length + 1
+        assert len({row.tokens[:longer] for row in members}) > 1 or any(longer > row.readout[0] for row in members)
+
+
+def test_packed_choices_and_odd_positions_are_not_shared() -> None:
+    # Oracle: only plain prompt tokens at their own positions can be shared; nothing is read from them.
+    tokens = tuple(range(3, 30))
+    odd = Row(tokens, (1, *range(1, 27)), (0,) * 27)
+    short = pack_row(tokens[:10], [tokens[10:20], tokens[20:]])
+    read = plain_row(tokens, [Target(4, 1, 0)])
+    for row in (odd, short, read):
+        assert shared_prefixes([row, row]) == []
+    assert [(one.rows, one.length) for one in shared_prefixes([plain_row(tokens), odd, plain_row(tokens)])] == [
+        ((0, 2), 26)
+    ]

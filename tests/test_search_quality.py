@@ -1,0 +1,102 @@
+"""Measures of what a search found for its cost, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from search.quality import Trace, found_by, mean_interval
+
+
+def trace(*trials: tuple[int, bool], n: int = 10) -> Trace:
+    return Trace(n, tuple(depth for depth, _ in trials), tuple(right for _, right in trials))
+
+
+def test_hypervolume_is_the_dominated_area() -> None:
+    # Oracle: the area by hand. n = 10, so the reference is (0, 20); a right chain of depth d dominates 20 - d of 20.
+    assert trace((10, True)).hypervolume == pytest.approx(0.5)
+    assert trace((10, False), (8, True), (12, True)).hypervolume == pytest.approx(12 / 20)
+    assert trace((10, False), (5, False)).hypervolume == 0
+    assert trace((10, False), (20, True)).hypervolume == 0
+    assert trace((10, False), (25, True)).hypervolume == 0  # behind the reference point: no negative area
+
+
+def test_hypervolume_is_what_a_monte_carlo_estimate_of_the_area_gives() -> None:
+    # Oracle: points thrown into the rectangle; one is dominated where a right chain is no deeper.
+    rng = random.Random(0)
+    for _ in range(20):
+        found = trace((10, rng.random() < 0.5), *((rng.randint(3, 24), rng.random() < 0.3) for _ in range(6)))
+        right = [depth for depth, ok in zip(found.depths, found.correct, strict=True) if ok]
+        points = [rng.uniform(0, 20) for _ in range(20_000)]
+        inside = sum(any(depth <= point for depth in right) for point in points) / len(points)
+        assert found.hypervolume == pytest.approx(inside, abs=0.015)
+
+
+def test_a_budget_pays_for_the_first_trials_that_fit() -> None:
+    tried = trace((10, False), (8, False), (6, True), (3, True))
+    assert tried.cost == 27
+    assert tried.within(27) == tried
+    assert tried.within(26.9) == trace((10, False), (8, False), (6, True))
+    assert tried.within(24) == trace((10, False), (8, False), (6, True))
+    assert tried.within(23) == trace((10, False), (8, False))
+    # A trial that does not fit ends the search; a cheaper one behind it is not tried.
+    assert trace((10, False), (20, True), (3, True)).within(15) == trace((10, False))
+    assert tried.within(1) == trace((10, False))  # full depth is what everything is compared with
+
+
+def test_what_was_found_is_counted_as_by_hand() -> None:
+    found = found_by(
+        [
+            trace((10, True), (7, True), (6, False)),  # right, shortened
+            trace((10, True), (12, True)),  # right, no shorter one
+            trace((10, False), (11, True)),  # set right
+            trace((10, False), (4, False)),  # never right
+            trace((10, False), (3, False)),
+        ]
+    )
+    assert (found.samples, found.full_right, found.full_wrong) == (5, 2, 3)
+    assert found.cost == pytest.approx((23 + 22 + 21 + 14 + 13) / 5)
+    assert found.hypervolume == pytest.approx((13 / 20 + 10 / 20 + 9 / 20) / 5)
+    assert found.right == pytest.approx(3 / 5)
+    assert found.shortest == pytest.approx((7 + 10 + 11) / 3)
+    assert found.shortened == pytest.approx(1 / 2)
+    assert found.set_right == pytest.approx(1 / 3)
+
+
+def test_shares_of_nothing_are_none() -> None:
+    all_right = found_by([trace((10, True))])
+    assert (all_right.set_right, all_right.shortened) == (None, 0)
+    assert found_by([trace((10, False))]).shortest is None
+
+
+@pytest.mark.parametrize(("depths", "correct"), [((), ()), ((10,), ()), ((9, 10), (True, True)), ((10, 8), (True,))])
+def test_what_is_no_trace_is_refused(depths: tuple[int, ...], correct: tuple[bool, ...]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Trace(10, depths, correct)
+
+
+def test_no_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least one"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="expected at least one"):
+        found_by([])
+
+
+def test_the_interval_holds_the_true_mean_as_often_as_it_says() -> None:
+    # Oracle: a known mean; 95 % nominal, 300 draws of 80 skewed values. A normal one would do; differences are skewed.
+    rng = random.Random(1)
+    held = 0
+    for draw in range(300):
+        values = [rng.expovariate(1.0) * rng.choice([0.0, 1.0]) for _ in range(80)]
+        _, low, high = mean_interval(values, seed=draw)
+        held += low <= 0.5 <= high
+    assert 0.90 <= held / 300 <= 0.98
+
+
+def test_the_interval_is_the_same_each_time() -> None:
+    values = [0.0, 1.0, 0.5, 0.25]
+    assert mean_interval(values) == mean_interval(values)
+    value, low, high = mean_interval(values)
+    assert value == pytest.approx(0.4375)
+    assert low < value < high

@@ -1,0 +1,255 @@
+"""Which chains are judged again, that they run in other batches then, and how flips are counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from data.records import ChainResult, SearchRecord, pareto_front, read_records
+from data.scoring import ChainScorer, EncodedSample, SampleBlock
+from data.statistics import wilson_interval
+from router.capture import LayerCapture
+from router.chain import Chain
+from router.fingerprint import Fingerprints
+from search.__main__ import main
+from search.actions import ActionSpace
+from search.agreement import Agreement
+from search.verification import chains_to_verify, companies, is_per_layer, is_program
+from tests.test_search_run import arguments
+from tests.tiny import write_project
+from train.targets import layer_classes
+
+N = 8
+
+
+def made_up(rng: random.Random, count: int) -> list[ChainResult]:
+    """Return results of random chains behind a prefix of two layers, the full chain first; margins often equal."""
+    space = ActionSpace(N, 2, max_depth=14, action_set="both")
+    chains = {Chain.full(N): None}
+    while len(chains) < count:
+        chain = rng.choice(list(chains))
+        if space.count(chain):
+            chains[space.sample(chain, rng).apply(chain)] = None
+    return [ChainResult.from_scores(chain, (rng.randint(-4, 4) / 2, 0.0), 0) for chain in chains]
+
+
+def record_of(results: list[ChainResult], mode: str = "letter") -> SearchRecord:
+    return SearchRecord(
+        sample_id="0" * 16,
+        task="made_up",
+        split="train",
+        metadata={},
+        mode=mode,
+        num_layers=N,
+        prefix_layers=2,
+        dtype="float32",
+        reward_target="gold",
+        target=0,
+        seed=0,
+        simulations=len(results),
+        nominal_layers=1,
+        executed_layers=1,
+        results=tuple(results),
+        pareto=pareto_front(results),
+        fingerprints=Fingerprints("m", "t", "p"),
+        search="s",
+    )
+
+
+def best(results: list[ChainResult], rule: str) -> ChainResult | None:
+    """The label among some results that were not refused, by the definition."""
+    standing = [result for result in results if result.correct and result.verified is not False]
+    depth_first = lambda one: (one.chain.depth, -one.margin)  # noqa: E731
+    margin_first = lambda one: (-one.margin, one.chain.depth)  # noqa: E731
+    return min(standing, key=depth_first if rule == "shortest" else margin_first, default=None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_label_has_stood_its_verification(seed: int) -> None:
+    # Oracle: training's own choice of labels, and the definition of a label for each kind of chain. Flips are drawn.
+    rng = random.Random(seed)
+    results = made_up(rng, 60)
+    assert 0 in chains_to_verify(results, 2)
+    while places := chains_to_verify(results, 2):
+        for i in places:
+            assert results[i].verified is None
+            results[i] = dataclasses.replace(results[i], verified=rng.random() < 0.5, verified_by="letter")
+    judged = {result.chain.layers: result for result in results}
+    for rule in ("shortest", "margin"):
+        for kind in (lambda _: True, lambda chain: is_per_layer(chain, 2), is_program):
+            label = best([result for result in results if kind(result.chain)], rule)
+            assert label is None or label.verified
+        classes = layer_classes(record_of(results), rule)
+        if classes is not None:
+            assert judged[Chain.from_counts((1, 1, *classes)).layers].verified
+    assert sum(result.verified is not None for result in results) < 30  # and not simply everything was judged
+
+
+def test_what_can_be_written_how() -> None:
+    # Oracle: by hand.
+    def chain(text: str) -> Chain:
+        return Chain.parse(text, N)
+
+    assert is_per_layer(chain("0-2,4,4,6-7"), 2)
+    assert is_program(chain("0-2,4,4,6-7"))
+    assert not is_per_layer(chain("0-3,4*3,5-7"), 2)  # three runs
+    assert is_program(chain("0-3,4*3,5-7"))
+    assert not is_per_layer(chain("0-4,3-7"), 2)  # a block
+    assert is_program(chain("0-4,3-7"))
+    assert not is_per_layer(chain("0*2,1-7"), 1)  # the prefix runs once
+    assert not is_program(chain("0-2,5,3-4,6-7"))  # a moved layer
+
+
+def shapes(lengths: list[list[int]], group: list[int], batch_tokens: int) -> list[set[tuple[int, int]]]:
+    """The first layer's calls of a group, as the executor cuts them, written anew: for each member its shapes."""
+    rows = sorted((length, place) for place, i in enumerate(group) for length in lengths[i])
+    calls: list[list[tuple[int, int]]] = []
+    for row in rows:
+        if calls and row[0] * (len(calls[-1]) + 1) <= batch_tokens:
+            calls[-1].append(row)
+        else:
+            calls.append([row])
+    found: list[set[tuple[int, int]]] = [set() for _ in group]
+    for call in calls:
+        for _, place in call:
+            found[place].add((len(call), call[-1][0]))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_in_its_company_every_row_runs_in_a_call_of_another_shape(seed: int) -> None:
+    # Oracle: the calls written out anew. Rows that run alone in any company are left out: nothing can change there;
+    # so are samples of several rows, of which only the whole is checked.
+    rng = random.Random(seed)
+    n, tokens = rng.choice([1, 2, 3, 8, 32]), rng.choice([100, 256, 1024])
+    same = rng.random() < 0.3
+    lengths = [[40 if same else rng.randint(20, 90)] * rng.choice([1, 1, 4] if seed % 2 else [1]) for _ in range(n)]
+    groups = companies(lengths, tokens)
+    assert sorted({i for group in groups for i in group}) == list(range(n))
+    assert len([i for group in groups for i in set(group)]) == n
+    before = shapes(lengths, list(range(n)), tokens)
+    for group in groups:
+        for place, after in enumerate(shapes(lengths, group, tokens)):
+            i = group[place]
+            if len(lengths[i]) == 1 and 3 * max(lengths[i]) <= tokens:
+                assert not after & before[i], (lengths, groups)
+
+
+@pytest.mark.parametrize("batch_samples", [1, 4])
+def test_layers_run_in_other_batches_when_chains_are_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_samples: int
+) -> None:
+    # Oracle: the shapes in which the layers before every edit really ran: the first `rounds` calls are the search's.
+    project = write_project(tmp_path, train=4)
+    calls: list[tuple[int, ...]] = []
+    loading: list[object] = []
+    run_layer, load = LayerCapture.run_layer, ChainScorer.load
+
+    def noted(self: LayerCapture, layer: int, hidden: Tensor, *arguments: object, **named: object) -> object:
+        if layer == 1 and not loading:
+            calls.append(tuple(hidden.shape[:2]))
+        return run_layer(self, layer, hidden, *arguments, **named)  # type: ignore[arg-type]
+
+    def loaded(self: ChainScorer, samples: Sequence[EncodedSample], *, share: bool = True) -> SampleBlock:
+        loading.append(self)  # which may run layers on rows of its own to learn the masks
+        try:
+            return load(self, samples, share=share)
+        finally:
+            loading.pop()
+
+    monkeypatch.setattr(LayerCapture, "run_layer", noted)
+    monkeypatch.setattr(ChainScorer, "load", loaded)
+    words = {"batch_samples": batch_samples, "prefix_layers": 2}
+    main(arguments(project, tmp_path / "a", verify="false", **words))
+    alone, calls[:] = list(calls), []
+    main(arguments(project, tmp_path / "b", **words))
+    assert len(calls) > len(alone)
+    again = list(calls)
+    for shape in alone:
+        again.remove(shape)  # what is left is the verification's
+    assert again
+    assert not set(again) & set(alone)
+    marks = [one.verified for record in read_records(tmp_path / "b" / "train.jsonl") for one in record.results]
+    assert any(marks)
+    assert not any(mark is False for mark in marks)  # float32
+
+
+def marked(margin: float, verified: bool | None, *, scores: bool = True) -> ChainResult:
+    if not scores:
+        one = ChainResult.from_answer(Chain.full(N), "x", margin > 0)
+        return dataclasses.replace(one, verified=verified, verified_by="generate")
+    one = ChainResult.from_scores(Chain.full(N), (margin, 0.0), 0)
+    return dataclasses.replace(one, verified=verified, verified_by=None if verified is None else "letter")
+
+
+def test_flips_are_counted_by_margin() -> None:
+    # Oracle: made-up marks, counted by hand.
+    results = [
+        *[marked(0.01, True)] * 3,
+        marked(0.049, False),
+        marked(0.05, True),
+        *[marked(0.5, True)] * 5,
+        marked(0.999, False),
+        *[marked(1.0, True)] * 4,
+        marked(7.0, None),
+        marked(-0.3, False),
+        marked(-2.0, True),
+    ]
+    (table,) = Agreement([record_of(results), record_of(results)]).tables()
+    assert (table.mode, table.verified_by, table.unit) == ("letter", "letter", "nats")
+    assert [(one.at_least, one.below, one.chains, one.flipped) for one in table.bins] == [
+        (0.0, 0.05, 8, 2),
+        (0.05, 0.2, 2, 0),
+        (0.2, 1.0, 12, 2),
+        (1.0, None, 8, 0),
+    ]
+    assert table.bins[0].rate == 0.25
+    assert table.bins[0].interval == pytest.approx(wilson_interval(2, 8), abs=1e-6)
+    assert (table.wrong, table.wrong_flipped) == (4, 2)
+    lines = table.lines()
+    assert lines[0].endswith("letter verified by letter, by margin (nats)")
+    assert lines[2].split()[:6] == ["0", "to", "0.05", "8", "2", "0.2500"]
+    assert len(lines) == 6
+
+
+def test_flips_of_generated_answers_have_no_margin_and_empty_bins_no_rate() -> None:
+    results = [*[marked(1, True, scores=False)] * 3, marked(1, False, scores=False), marked(-1, True, scores=False)]
+    (table,) = Agreement([record_of(results, "generate")]).tables()
+    assert [(one.name, one.chains, one.flipped) for one in table.bins] == [("any", 4, 1)]
+    assert table.unit is None
+    (empty,) = Agreement([record_of([marked(-1.0, True)], "exact")]).tables()
+    assert empty.unit == "logits"
+    assert [(one.chains, one.rate, one.interval) for one in empty.bins] == [(0, None, None)] * 4
+    assert Agreement([record_of([marked(1.0, None)])]).tables() == []
+
+
+def test_a_run_writes_and_prints_its_flips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: the marks in the records; the hash of the file.
+    project = write_project(tmp_path)
+    main(arguments(project, tmp_path / "out"))
+    text = capsys.readouterr().out
+    records = read_records(tmp_path / "out" / "train.jsonl")
+    right = [one for record in records for one in record.results if one.correct and one.verified is not None]
+    content = json.loads((tmp_path / "out" / "train.verification.json").read_text())
+    assert content["schema"] == 1
+    assert content["sha256"] == json.loads((tmp_path / "out" / "train.settings.json").read_text())["sha256"]
+    (table,) = content["tables"]
+    assert sum(one["chains"] for one in table["bins"]) == len(right) > 0
+    assert sum(one["flipped"] for one in table["bins"]) == 0
+    head = "train: right chains that were wrong when judged again, continuation verified by continuation, by margin"
+    assert f"{head} (nats)\n" in text
+    for record in records:
+        wanted = {record.results[i].chain for i in chains_to_verify(_unmarked(record), 1)}
+        assert {one.chain for one in record.results if one.verified is not None} == wanted
+    main(arguments(project, tmp_path / "plain", verify="false"))
+    assert not (tmp_path / "plain" / "train.verification.json").exists()
+
+
+def _unmarked(record: SearchRecord) -> list[ChainResult]:
+    return [dataclasses.replace(one, verified=None, verified_by=None) for one in record.results]
