@@ -5,7 +5,8 @@
 SmolLM2-135M-Instruct (bfloat16) on ARC-Easy test questions. Every search runs on every sample with every seed, told
 the right answer and, as the control of luck, a wrong one. Cost is the nominal depth of the evaluated chains, summed;
 reuse of states does not count. Random search draws uniformly over legal actions, with the edit counts of our chains;
-balanced random search draws skips as often as ours and shares its bounds.
+balanced random search draws skips as often as ours and shares its bounds: what is left to ours against it, at half the
+cost as well, is what the tree itself is good for.
 
 Bar: our default at half the cost is no worse than each baseline at full cost (hypervolume of (correct, depth), paired
 over samples, lower end of the 95 % interval at least 0).
@@ -34,7 +35,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from router.chain import Chain
 from router.command import InputError, run_command
-from router.durable import JsonLog, read_json_lines, sha256_json, write_json
+from router.durable import JsonLog, read_json_lines, sha256_json, writable_directory, write_json
 from search.algorithms import Searcher, make_searcher
 from search.beam import BeamSearcher
 from search.mcts import TreeSearcher
@@ -58,6 +59,7 @@ class Plan:
         seeds: seeds of the searches told the right answer.
         luck_seeds: seeds of those told a wrong answer, the first ones.
         prefix_layers: layers that run in every chain.
+        num_layers: layers of the model.
         ours: preset of our search.
         published: presets that it is compared with.
     """
@@ -66,13 +68,17 @@ class Plan:
     seeds: int
     luck_seeds: int
     prefix_layers: int
+    num_layers: int
     ours: str
     published: tuple[str, ...]
 
     def settings(self, arm: str) -> SearchSettings:
         """Return an arm's settings; the budget in layers ends each search, not the number of simulations."""
         values = yaml.safe_load((PRESETS / f"{arm.removesuffix('_balanced')}.yaml").read_text())
-        return replace(SearchSettings(**values), simulations=self.budget)
+        settings = SearchSettings(**values)
+        # What beam and gumbel do depends on the number of simulations; the others are simply stopped.
+        planned = settings.algorithm in ("beam", "gumbel")
+        return replace(settings, simulations=int(self.cost(arm) / self.num_layers) if planned else self.budget)
 
     def cost(self, arm: str) -> float:
         """Return the cost of a sample's search, layers."""
@@ -101,8 +107,9 @@ class Comparison:
         weights = tuple(edits[count] / total for count in range(1, max(edits) + 1))
         # The published action bounds; only the number of edits is ours.
         matched = replace(plan.settings("random"), edit_weights=weights, max_edits=len(weights))
-        ours = arms[plan.ours]
-        balanced = replace(matched, skip_share=ours.skip_share, max_block=ours.max_block, max_depth=ours.max_depth)
+        balanced = replace(
+            arms[plan.ours], algorithm="random", simulations=plan.budget, edit_weights=weights, max_edits=len(weights)
+        )
         more, _ = self._play(block, known, samples, wrong, dict(zip(RANDOM, (matched, balanced), strict=True)))
         return [
             {"sample": sample.id, "traces": {"/".join(map(str, key)): _packed(t) for key, t in (a | b).items()}}
@@ -167,7 +174,7 @@ def _packed(trace: Trace) -> list[list[int]]:
     return [list(trace.depths), [int(right) for right in trace.correct]]
 
 
-def summarise(lines: Sequence[dict[str, Any]], plan: Plan, num_layers: int) -> dict[str, Any]:
+def summarise(lines: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     """Print the tables and return the figures."""
     arms = (plan.ours, *plan.published, *RANDOM)
     traces: dict[str, dict[str, list[list[Trace]]]] = {arm: defaultdict(list) for arm in arms}
@@ -175,25 +182,29 @@ def summarise(lines: Sequence[dict[str, Any]], plan: Plan, num_layers: int) -> d
         of_sample: dict[tuple[str, str], list[Trace]] = defaultdict(list)
         for key, (depths, right) in line["traces"].items():
             arm, told, _ = key.split("/")
-            of_sample[arm, told].append(Trace(num_layers, tuple(depths), tuple(map(bool, right))))
+            of_sample[arm, told].append(Trace(plan.num_layers, tuple(depths), tuple(map(bool, right))))
         for (arm, told), by_seed in of_sample.items():
             traces[arm][told].append(by_seed)
     figures: dict[str, Any] = {"arms": {}, "samples": len(lines), "plan": asdict(plan)}
     print(
         f"{len(lines)} samples, {plan.seeds} seeds ({plan.luck_seeds} told a wrong answer: luck), prefix_layers "
         f"{plan.prefix_layers}, full cost {plan.budget} layers a sample; each figure: gold (luck)\n"
-        f"{'search':>16} {'cost':>6} {'hypervolume':>15} "
+        f"{'search':>20} {'cost':>6} {'hypervolume':>15} "
         f"{'right':>13} {'depth':>13} {'shortened':>13} {'set right':>13}"
     )
-    for arm in arms:
+    half = f"{RANDOM[1]}_half"
+    for told, of_samples in traces[RANDOM[1]].items():
+        cut = [[trace.within(plan.budget / 2) for trace in one] for one in of_samples]
+        traces.setdefault(half, defaultdict(list))[told] = cut
+    for arm in (*arms, half):
         found, lucky = (found_by([t for one in traces[arm][told] for t in one]) for told in ("gold", "wrong"))
         figures["arms"][arm] = {"gold": asdict(found), "luck": asdict(lucky)}
         columns = [
             f"{_number(getattr(found, name))} ({_number(getattr(lucky, name))})"
             for name in ("hypervolume", "right", "shortest", "shortened", "set_right")
         ]
-        print(f"{arm:>16} {found.cost:6.0f} {columns[0]:>15} " + " ".join(f"{column:>13}" for column in columns[1:]))
-    for baseline in arms[1:]:
+        print(f"{arm:>20} {found.cost:6.0f} {columns[0]:>15} " + " ".join(f"{column:>13}" for column in columns[1:]))
+    for baseline in (*arms[1:], half):
         gold = [_mean(a) - _mean(b) for a, b in zip(traces[plan.ours]["gold"], traces[baseline]["gold"], strict=True)]
         luck = [_mean(a) - _mean(b) for a, b in zip(traces[plan.ours]["wrong"], traces[baseline]["wrong"], strict=True)]
         net = [a - b for a, b in zip(gold, luck, strict=True)]
@@ -225,11 +236,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--luck-seeds", type=int, default=1)
-    parser.add_argument("--full-depths", type=int, default=50, help="full cost, in times the model's layers")
+    parser.add_argument("--full-depths", type=int, default=30, help="full cost, in times the model's layers")
     parser.add_argument("--prefix-layers", type=int, default=12)
     parser.add_argument("--ours", default=OURS, help="preset that gets half the cost")
     parser.add_argument("--published", nargs="+", default=list(PUBLISHED), help="presets that it is compared with")
     options = parser.parse_args(argv)
+    for name in ("samples", "seeds", "luck_seeds", "full_depths"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+    if len({options.ours, *options.published, *RANDOM}) < 1 + len(options.published) + len(RANDOM):
+        raise InputError(f"--published: expected other presets than {options.ours} and {RANDOM[0]}, each once")
     if options.quick:
         options.samples, options.seeds, options.full_depths = 16, 1, 12
         options.out = options.out.with_name(options.out.name + "_quick")
@@ -241,13 +257,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds=options.seeds,
         luck_seeds=min(options.luck_seeds, options.seeds),
         prefix_layers=options.prefix_layers,
+        num_layers=scorer.num_layers,
         ours=options.ours,
         published=tuple(options.published),
     )
     arms = {arm: asdict(plan.settings(arm)) for arm in (plan.ours, *plan.published, "random")}
     identity = sha256_json([asdict(plan), arms, [sample.id for sample in samples], asdict(scorer.fingerprints)])
     lines = _run(Comparison(scorer, plan), samples, scorer, options.out, identity)
-    figures = summarise(lines, plan, scorer.num_layers)
+    figures = summarise(lines, plan)
     if options.json:
         write_json(options.json, figures)
 
@@ -256,7 +273,7 @@ def _run(
     comparison: Comparison, samples: Sequence[Sample], scorer: ChainScorer, out: Path, identity: str
 ) -> list[dict[str, Any]]:
     """Run what is not on the disk yet; returns all lines in the samples' order."""
-    path = out / "traces.jsonl"
+    path = writable_directory(out, "--out") / "traces.jsonl"
     wrong = wrong_answers(samples, scorer.means_the_same)
     with JsonLog(path) as log:
         done = {line["sample"]: line for _, line in read_json_lines(path)}

@@ -172,9 +172,9 @@ def published(model: PreTrainedModel, samples: Sequence[EncodedSample], tried: T
         sums = []
         for continuation in samples[i].continuations:
             tokens = torch.tensor([[*samples[i].prompt, *continuation]])
-            logprobs = view(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(dim=-1)
-            first = len(samples[i].prompt)
-            sums.append(sum(logprobs[first - 1 + j, token].item() for j, token in enumerate(continuation)))
+            logits = view(input_ids=tokens, use_cache=False).logits[0, len(samples[i].prompt) - 1 : -1]
+            logprobs = logits.float().log_softmax(dim=-1)
+            sums.append(sum(logprobs[j, token].item() for j, token in enumerate(continuation)))
         predictions.append(predicted(samples[i], sums))
     return predictions
 

@@ -58,6 +58,7 @@ class LayerCapture:
         device: device of the token embeddings.
         vocabulary: size of the vocabulary.
         attention: name of the attention implementation.
+        spans: lengths in the configuration at which attention may begin to do something else (windows, chunks), tokens.
     """
 
     def __init__(self, model: PreTrainedModel, decoder: Decoder) -> None:
@@ -74,6 +75,7 @@ class LayerCapture:
         install_output_hooks(decoder)
         self.attention = getattr(decoder.config, "_attn_implementation", None)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self.spans = _spans(decoder.config, model.config)
         # While layers only record, logits are thrown away: none are made where the output embedding can be left out,
         # else one token's where the family offers that.
         offered = "logits_to_keep" in inspect.signature(type(model).forward).parameters
@@ -225,6 +227,12 @@ def _input_device(model: PreTrainedModel) -> torch.device:
     device = embeddings.weight.device
     assert isinstance(device, torch.device)
     return device
+
+
+def _spans(*configs: Any) -> list[int]:
+    """Return whole numbers above 1 that a configuration calls a window or chunk, ascending."""
+    named = [item for config in configs for item in config.to_dict().items()]
+    return sorted({v for k, v in named if ("window" in k or "chunk" in k) and type(v) is int and v > 1})
 
 
 def _compare(first: torch.Size, second: torch.Size) -> Axes:

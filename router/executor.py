@@ -29,6 +29,8 @@ from router.rows import Row
 from router.states import StateCache, StateNode
 from router.statistics import ExecutorStatistics
 
+KEYS = 8
+"""Keys in one call of a layer, those of shared tokens included, in times `batch_tokens`."""
 READOUT_SHARE = 0.5
 """Share of a row's tokens up to which a last layer runs on the readouts alone: its keys and values cost a pass too."""
 
@@ -112,17 +114,24 @@ class ChainExecutor:
         """
         self._cache.clear()
         with torch.inference_mode():
-            return Block(self._capture, self._rules, rows, share=share and self.can_share)
+            share = share and self.can_share and self._within_reach(max(len(row.tokens) for row in rows))
+            return Block(self._capture, self._rules, rows, share=share)
+
+    def _within_reach(self, tokens: int) -> bool:
+        """Whether rows of so many tokens may run in parts."""
+        return self._layers.reach is None or tokens <= self._layers.reach
 
     @torch.inference_mode()
     def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ d_model"]]:
         """Return the output of each job's last layer, before the final norm; one tensor a job."""
         plan, ends = self._run(block, jobs, whole=True)
         states = []
-        for end in ends:
-            parts = [node.state for node in (end.shared, end) if node is not None]
-            states.append(torch.cat([state for state in parts if state is not None]))
-        plan.keep_ends()
+        try:
+            for end in ends:
+                parts = [node.state for node in (end.shared, end) if node is not None]
+                states.append(torch.cat([state for state in parts if state is not None]))
+        finally:
+            plan.keep_ends()
         return states
 
     @torch.inference_mode()
@@ -147,18 +156,20 @@ class ChainExecutor:
         plan, ends = self._run(block, jobs, whole=False)
         hidden, pairs, counts = [], [], []
         offset = 0
-        for job, end in zip(jobs, ends, strict=True):
-            row, part = block.rows[job.row], block.parts[job.row]
-            if end.state is not None:
-                hidden.append(end.state[list(part.readout)])
-            else:
-                assert end.readout is not None
-                hidden.append(end.readout)
-            at = {index: offset + i for i, index in enumerate(row.readout)}
-            pairs += [(at[target.index], target.token) for target in row.targets]
-            counts.append(len(row.targets))
-            offset += len(part.readout)
-        plan.keep_ends()
+        try:
+            for job, end in zip(jobs, ends, strict=True):
+                row, part = block.rows[job.row], block.parts[job.row]
+                if end.state is not None:
+                    hidden.append(end.state[list(part.readout)])
+                else:
+                    assert end.readout is not None
+                    hidden.append(end.readout)
+                at = {index: offset + i for i, index in enumerate(row.readout)}
+                pairs += [(at[target.index], target.token) for target in row.targets]
+                counts.append(len(row.targets))
+                offset += len(part.readout)
+        finally:
+            plan.keep_ends()
         states = torch.cat(hidden)
         asked = torch.tensor(pairs, device=states.device).reshape(-1, 2)
         return list(torch.split(self._head.read(states, asked, compare=compare), counts))
@@ -166,9 +177,9 @@ class ChainExecutor:
     def _run(self, block: Block, jobs: Sequence[Job], *, whole: bool) -> tuple[Plan, list[StateNode]]:
         """Compute what the jobs need; returns the node at each job's end, held until the plan's `keep_ends`."""
         plan = Plan(block, self._cache)
-        ends = [self._want(plan, block, job, whole) for job in jobs]
-        plan.start()
         try:
+            ends = [self._want(plan, block, job, whole) for job in jobs]
+            plan.start()
             while (waiting := plan.next_layer()) is not None:
                 layer, steps = waiting
                 for kind, alike in self._by_kind(block, plan, layer, steps).items():
@@ -205,15 +216,21 @@ class ChainExecutor:
             whole = plan.is_whole(step.node)
             if step.part < len(block.rows):
                 few = 0 < len(part.readout) <= READOUT_SHARE * part.length
-                whole = whole or not (few and self._layers.supported[layer])
+                possible = self._layers.supported[layer] and self._within_reach(part.start + part.length)
+                whole = whole or not (few and possible)
             kinds.setdefault(_Kind(part.start, step.part >= len(block.rows), whole), []).append(step)
         return kinds
 
     def _batches(self, block: Block, steps: list[Step]) -> Iterable[list[Step]]:
-        """Split steps of one layer into batches of at most `batch_tokens` padded tokens, by length."""
+        """Split steps of one layer into batches of at most `batch_tokens` padded tokens, by length.
+
+        Keys and values of shared tokens stand in front of each row's own: they are bounded too, by KEYS as many.
+        """
         batch: list[Step] = []
         for step in sorted(steps, key=lambda step: block.parts[step.part].length):
-            if batch and block.parts[step.part].length * (len(batch) + 1) > self._batch_tokens:
+            part, rows = block.parts[step.part], len(batch) + 1
+            own, seen = part.length * rows, (part.start + part.length) * rows
+            if batch and (own > self._batch_tokens or seen > KEYS * self._batch_tokens):
                 yield batch
                 batch = []
             batch.append(step)
@@ -246,7 +263,6 @@ class ChainExecutor:
         hidden = pad_sequence([state for state in inputs if state is not None], batch_first=True)
         call = block.arguments.tokens(layer, rows, kind.start, stop)
         before = stacked([node.shared.memory for node in nodes if node.shared is not None])
-        self.statistics.count(hidden.shape[0] * hidden.shape[1], sum(lengths))
         output = memory = None
         with self.statistics.layer():
             if kind.shared and kind.whole:
@@ -259,13 +275,18 @@ class ChainExecutor:
             assert memory is not None
             self._read_out(block, layer, batch, hidden, memory)
             memory = None
-        for i, (node, step) in enumerate(zip(nodes, batch, strict=True)):
-            if output is not None:
-                node.state = output[i, : lengths[i]].clone()
-            if memory is not None:
-                node.memory = memory.map(lambda tensor, i=i: tensor[i, :, : lengths[i]].clone())  # type: ignore[misc]
+        # Memory can end in the copies as well: nothing is set or counted before all of them are made.
+        cut = enumerate(lengths)
+        states = [None if output is None else output[i, :length].clone() for i, length in cut]
+        memories = [None if memory is None else _row_of(memory, i, length) for i, length in enumerate(lengths)]
+        for node, step, state, held in zip(nodes, batch, states, memories, strict=True):
+            if state is not None:
+                node.state = state
+            if held is not None:
+                node.memory = held
             if not kind.shared:
                 block.executed[step.part] += 1
+        self.statistics.count(hidden.shape[0] * hidden.shape[1], sum(lengths))
 
     def _read_out(self, block: Block, layer: int, batch: list[Step], hidden: Tensor, memory: KeyValues) -> None:
         """Run a layer for the readouts of a batch, given the keys and values of all tokens."""
@@ -293,3 +314,8 @@ class _Kind(NamedTuple):
     start: int
     shared: bool
     whole: bool
+
+
+def _row_of(memory: KeyValues, row: int, length: int) -> KeyValues:
+    """Return one row's keys and values, copied."""
+    return memory.map(lambda tensor: tensor[row, :, :length].clone())

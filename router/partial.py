@@ -98,15 +98,19 @@ class PartialLayers:
 
     Attributes:
         supported: for each layer, whether that gives what the whole layer gives.
+        reach: tokens of the longest row for which that was tried or follows; None: any. Attention that looks no further
+            than a window does the same on shorter rows as without one, so rows longer than each window are tried,
+            where that costs little; elsewhere only rows within the window run in parts.
     """
 
     def __init__(self, capture: LayerCapture, num_layers: int, *, allowed: bool = True) -> None:
-        """Try every layer on two short rows; not `allowed`: support none."""
+        """Try every layer on two rows; not `allowed`: support none."""
         self._capture = capture
         self.supported = [False] * num_layers
+        tried, self.reach = _lengths(capture.spans)
         # A hook that moves weights expects each forward that it began to come to its end.
         if allowed and not capture.has_placement_hooks:
-            check = _Check(capture)
+            check = _Check(capture, tried)
             self.supported = [self._passes(check, layer) for layer in range(num_layers)]
 
     def record(self, layer: int, hidden: Tensor, call: LayerCall) -> tuple[Tensor, KeyValues]:
@@ -149,22 +153,33 @@ def _known(memory: KeyValues | None) -> KeyValues:
     return memory
 
 
+LONGEST_TRIAL = 1100
+"""Tokens of the longest row that is tried."""
+
+
+def _lengths(spans: Sequence[int]) -> tuple[int, int | None]:
+    """Return the tokens of the longer row to try, and the reach, for windows of some lengths."""
+    tried = 8 + max((span for span in spans if span + 8 <= LONGEST_TRIAL), default=1)
+    return tried, min((span for span in spans if span + 8 > LONGEST_TRIAL), default=None)
+
+
 class _Check:
-    """Two rows of 9 and 7 tokens that begin with the same 4, run whole and in parts."""
+    """Two rows, one two tokens shorter, that begin with the same 4, run whole and in parts; readouts early and late."""
 
-    LENGTHS, SHARED, READOUTS = (9, 7), 4, ((4, 8), (5, 6))
+    SHARED = 4
 
-    def __init__(self, capture: LayerCapture) -> None:
+    def __init__(self, capture: LayerCapture, length: int) -> None:
         self._capture = capture
-        width = max(self.LENGTHS) + 1  # one column of padding, so that there is a mask
+        self._lengths, self._readouts = (length, length - 2), ((4, length - 1), (5, length - 3))
+        width = length + 1  # one column of padding, so that there is a mask
         row = torch.arange(width, device=capture.device)
         tokens = (
             torch.stack([1 + 7 * row, torch.where(row < self.SHARED, 1 + 7 * row, 2 + 5 * row)]) % capture.vocabulary
         )
-        mask = (row < torch.tensor(self.LENGTHS, device=capture.device)[:, None]).long()
+        mask = (row < torch.tensor(self._lengths, device=capture.device)[:, None]).long()
         captured = capture.capture(tokens * mask, row * mask, mask)
         self._hidden = captured.hidden[:, : width - 1]
-        self._arguments = Arguments(captured.calls, capture, list(self.READOUTS))
+        self._arguments = Arguments(captured.calls, capture, list(self._readouts))
 
     def passes(self, layers: PartialLayers, layer: int) -> bool:
         """Whether a layer's outputs in parts are those of the whole layer."""
@@ -178,11 +193,11 @@ class _Check:
         tail_call = self._arguments.tokens(layer, (0, 1), shared, length)
         tail = layers.run(layer, hidden[:, shared:], tail_call, before)
         memory = layers.memory(layer, hidden[:, shared:], tail_call, before)
-        places = torch.tensor(self.READOUTS, device=hidden.device)
+        places = torch.tensor(self._readouts, device=hidden.device)
         rows = torch.arange(2, device=hidden.device)[:, None]
         asked = hidden[rows, places]
         some = layers.query(layer, asked, self._arguments.readouts(layer, (0, 1), 2, length), memory)
-        real = [slice(shared, count) for count in self.LENGTHS]
+        real = [slice(shared, count) for count in self._lengths]
         return (
             _alike(front[0], whole[0, :shared], hidden[0, :shared])
             and all(_alike(tail[i, : r.stop - shared], whole[i, r], hidden[i, r]) for i, r in enumerate(real))

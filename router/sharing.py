@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,22 +32,32 @@ def shared_prefixes(rows: Sequence[Row]) -> list[SharedPrefix]:
 
     Each row keeps at least one token of its own, and every token after which a target is read.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        if _shareable(row) >= LEAST_TOKENS:
-            groups.setdefault(row.tokens[:LEAST_TOKENS], []).append(i)
-    found = []
-    for members in groups.values():
-        # What the first and the last in the order of the dictionary share, all between them share.
-        texts = [rows[i].tokens for i in members]
-        first, last = min(texts), max(texts)
-        pairs = enumerate(zip(first, last, strict=False))
-        common = next((i for i, (one, other) in pairs if one != other), len(first))
-        length = min(common, *(_shareable(rows[i]) for i in members))
-        mean = sum(map(len, texts)) / len(texts)
-        if len(members) > 1 and length >= LEAST_SHARE * mean:
-            found.append(SharedPrefix(tuple(members), length))
-    return found
+    able = sorted((i for i, row in enumerate(rows) if _shareable(row) >= LEAST_TOKENS), key=lambda i: rows[i].tokens)
+    # Neighbours in the order of the dictionary share most, and what two rows share, all between them share.
+    common = [_common(rows[i], rows[j]) for i, j in itertools.pairwise(able)]
+    most = [_shareable(rows[i]) for i in able]
+
+    def split(start: int, stop: int) -> list[SharedPrefix]:
+        """Return the groups among neighbours that save most: all of them, or what the two sides of a cut save."""
+        if stop - start < 2:
+            return []
+        middle = (start + stop) // 2  # of equal places the middle one, so that halves are halved
+        cut = min(range(start, stop - 1), key=lambda i: (common[i], abs(i - middle))) + 1
+        parts = split(start, cut) + split(cut, stop)
+        length = min(common[cut - 1], *most[start:stop])
+        mean = sum(len(rows[i].tokens) for i in able[start:stop]) / (stop - start)
+        enough = length >= LEAST_TOKENS and length >= LEAST_SHARE * mean
+        if enough and length * (stop - start - 1) >= sum(part.length * (len(part.rows) - 1) for part in parts):
+            return [SharedPrefix(tuple(sorted(able[start:stop])), length)]
+        return parts
+
+    return split(0, len(able))
+
+
+def _common(one: Row, other: Row) -> int:
+    """Return how many first tokens two rows share."""
+    pairs = enumerate(zip(one.tokens, other.tokens, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one.tokens), len(other.tokens)))
 
 
 def _shareable(row: Row) -> int:

@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         search.searcher("any")
     except ValueError as error:
         raise InputError(f"search.{one_line(error)}") from error
+    if search.prior is not None and search.prior.samples and launch.is_main:
+        asked = [sample.id for split in settings.splits for sample in samples[split][: settings.limit]]
+        print(
+            f"prior: {sum(i in search.prior.samples for i in asked)} of {len(asked)} samples have their own", flush=True
+        )
     run = {**provenance(plain), "processes": launch.processes}
     works = [SplitWork(split, search, samples[split], settings.limit, settings.out, run) for split in settings.splits]
     if launch.is_main:

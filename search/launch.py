@@ -1,7 +1,8 @@
 """Which process of a launch this one is, and its device.
 
 `accelerate launch` and `torchrun` start several processes and number them. The search needs no more of them: processes
-meet through files (`search.shards`), there are no collectives, and a process that dies stops no other.
+meet through files (`search.shards`) and there are no collectives, so a process that dies stops no other; a launcher may
+stop all of its own when one fails.
 """
 
 from __future__ import annotations

@@ -131,7 +131,12 @@ class TreeSearcher(AskTell):
         return self._rule(node, self.settings, self._rng) if node.open else None
 
     def _leap(self, node: Node) -> Edge | None:
-        """Return an edge to a chain several actions away, where the settings want that and one is found."""
+        """Return an edge to a chain several actions away, or a shorter one, where that is wanted and one is found.
+
+        With a prior there is none: leaps do not follow it, so it would be asked for nothing once a chain is right.
+        """
+        if self.tree.prior is not None:
+            return None
         most = self.settings.root_leap if node is self.tree.root else self.settings.leap
         depth = self._shortest if self.settings.shorter_first else None
         return self.tree.leap(node, most, depth, self._rng) if most > 1 or depth is not None else None

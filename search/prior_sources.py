@@ -127,7 +127,7 @@ def from_router(router: Router, scorer: ChainScorer, samples: Sequence[Sample]) 
     with tqdm(total=len(samples), desc="router", unit="sample") as progress:
         for batch in batches_by_length([one.length for one in encoded], BATCH_SAMPLES):
             states = scorer.states(scorer.load([encoded[i] for i in batch]), prefix)
-            output: Tensor = router.head(*pad_states(states))
+            output: Tensor = router.head(*pad_states([state.cpu() for state in states]))
             logprobs = output.double().log_softmax(-1).cpu()
             for i, of_sample in zip(batch, logprobs, strict=True):
                 odds = [of_sample[:, kind] - of_sample[:, RUN] for kind in (SKIP, REPEAT)]

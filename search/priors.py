@@ -23,6 +23,9 @@ from router.storage import WEIGHTS_FILE, load_router
 from search.prior_file import ModelPrior, write_prior
 from search.prior_sources import from_records, from_redundancy, from_router
 
+REDUNDANCY_SAMPLES = 128
+"""Samples that tell how redundant layers are, unless the settings say otherwise."""
+
 
 @dataclass(frozen=True)
 class PriorSettings:
@@ -43,7 +46,7 @@ class PriorSettings:
         revision: hub revision of the model.
         dtype: dtype of the model: float32, bfloat16 or float16.
         device: torch device, or auto.
-        limit: samples at most, the first ones; null: all.
+        limit: samples at most, the first ones; null: all, of kind redundancy the first 128.
     """
 
     kind: Literal["redundancy", "records", "router"]
@@ -59,7 +62,7 @@ class PriorSettings:
     revision: str | None = None
     dtype: str = "bfloat16"
     device: str = "auto"
-    limit: int | None = 128
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -71,6 +74,10 @@ class PriorSettings:
             raise ValueError("split: expected train or validation, got test, of which nothing may be learnt")
         if not 0 <= self.strength < float("inf"):
             raise ValueError(f"strength: expected a finite number of at least 0, got {self.strength}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit: expected at least 1, got {self.limit}")
+        if self.data is not None:
+            self.model_settings()  # refuses what it refuses
         if self.known < 0:
             raise ValueError(f"known: expected at least 0, got {self.known}")
 
@@ -85,7 +92,7 @@ class PriorSettings:
             split=self.split,
             dtype=self.dtype,
             device=self.device,
-            limit=self.limit,
+            limit=REDUNDANCY_SAMPLES if self.limit is None and self.kind == "redundancy" else self.limit,
         )
 
 
@@ -102,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _of_records(settings: PriorSettings, source: dict[str, Any]) -> ModelPrior:
     assert settings.records is not None
-    records = read_records(settings.records)
+    records = read_records(settings.records)[: settings.limit]
     if {record.split for record in records} == {"test"}:
         raise InputError("records: expected those of a training split, got the test split's")
     if any(record.reward_target != "gold" for record in records):

@@ -9,7 +9,9 @@ from search.actions import ActionSpace
 from search.base import AskTell
 from search.settings import SearchSettings
 
-TRIES = 100
+LISTED = 20_000
+"""Chains of one number of edits that are listed at most."""
+TRIES = 1000
 """Chains drawn in vain in a row, because they were proposed before, before those left are listed."""
 
 
@@ -66,10 +68,19 @@ class RandomSearcher(AskTell):
         return None
 
     def _list(self, edits: int) -> list[Chain]:
-        """Return the chains that exactly `edits` actions lead to and that were not proposed, in random order."""
+        """Return the chains that exactly `edits` actions lead to and that were not proposed, in random order.
+
+        None where they are too many to list: then draws fail because chains run out of actions on the way, not because
+        nothing is left, and this number of edits is given up.
+        """
         chains = {self._full}
         for _ in range(edits):
-            chains = {action.apply(chain) for chain in chains for action in self.space.legal(chain)}
+            found: set[Chain] = set()
+            for chain in chains:
+                found.update(action.apply(chain) for action in self.space.legal(chain))
+                if len(found) > LISTED:
+                    return []
+            chains = found
         rest = sorted(chains - self._seen, key=lambda chain: chain.layers)
         self._rng.shuffle(rest)
         return rest

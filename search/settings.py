@@ -47,11 +47,11 @@ class SearchSettings:
         skip_share: every algorithm but exhaustive: probability that a drawn action is a skip, above 0 and below 1,
             where there are others too; None: every action is as likely as another, and then four of five are repeats,
             since each block can be repeated 1 to `max_times` times and skipped once.
-        root_leap: uct, puct: actions that a new child of the root may be away, at least 1; their number is drawn
-            uniformly. Several edits at once are less like the full chain, and like each other, than single ones.
-        leap: uct, puct, gumbel below the root: the same for a new child of any other node.
-        shorter_first: uct, puct, gumbel below the root: once a chain is right (its reward is above 0.5), new chains
-            are to be shorter than the shortest right one, as far as ten draws give such a chain.
+        root_leap: uct, puct without a prior: actions that a new child of the root may be away, at least 1; their number
+            is drawn uniformly. Several edits at once are less like full depth, and like each other, than single ones.
+        leap: uct, puct, gumbel below the root, without a prior: the same for a new child of any other node.
+        shorter_first: uct, puct, gumbel below the root, without a prior: once a chain is right (its reward is above
+            0.5), new chains are to be shorter than the shortest right one, as far as ten draws give such a chain.
         widening_constant: uct, puct, gumbel below the root: C, above 0: a node visited `visits` times may have
             ceil(C * visits**alpha) children (progressive widening: Coulom 2007, Chaslot et al. 2008).
         widening_exponent: alpha of the same formula, in 0..1; 1 with a C of hundreds is search without
@@ -89,12 +89,12 @@ class SearchSettings:
     depth_penalty: float = 0.3
     depth_in: DepthIn = "reward"
     backup: Backup = "max"
-    random_share: float = 0.1
+    random_share: float = 0.2
     skip_share: float | None = 0.85
     root_leap: int = 4
     leap: int = 2
     shorter_first: bool = True
-    widening_constant: float = 1.0
+    widening_constant: float = 2.0
     widening_exponent: float = 0.5
     considered: int = 16
     value_visits: float = 50.0

@@ -230,7 +230,11 @@ class SplitRecords:
 
 
 def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:  # not made yet, or another process has merged and removed it
+        return []
+    return sorted((folder / name for name in names if name.endswith(".jsonl")), key=lambda path: int(path.stem))
 
 
 def _is_locked(path: Path) -> bool:

@@ -93,9 +93,14 @@ def verify(
     """
     decoded = [sample.task.judged_mode == "generate" for sample in block.samples]
     lengths = [[len(block.block.rows[row].tokens) for row in rows] for rows in block.rows]
-    together = [list(range(len(lengths)))]  # decoding is another way of running them whatever the company
+    everyone = list(range(len(lengths)))
+    groups = companies(lengths, batch_tokens)
+    if all(decoded):
+        # Decoding is another way of running them, whatever the company; where the search decoded too, halves are.
+        again_alike = any(sample.task.mode == "generate" for sample in block.samples)
+        groups = [half for half in (everyone[::2], everyone[1::2]) if half] if again_alike else [everyone]
     verified = [list(results) for results in found]
-    for company in together if all(decoded) else companies(lengths, batch_tokens):
+    for company in groups:
         alone = scorer.load([block.samples[i] for i in company], share=False)
         while jobs := [
             (place, i, j)

@@ -148,7 +148,9 @@ class SplitWork:
     def _note(self, merged_hash: str | None = None) -> None:
         """Say in the settings file what this run searched, and which file the runs made."""
         path = self.records.path.with_suffix(".settings.json")
-        before = read_json(path) if path.exists() else {"runs": [], "sha256": None}
+        before = read_json(path) if path.exists() else {}
+        if before.get("search") != self.search.settings_hash:
+            before = {"runs": [], "sha256": None}  # none, or left over from another search whose records were removed
         runs = [run for run in before["runs"] if run.get("run") != self._run["run"]]
         if self._run["searched"]:
             runs.append(self._run)

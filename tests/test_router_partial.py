@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
 
 from router.chain import Chain
 from router.executor import ChainExecutor, Job
+from router.partial import _lengths
 from router.rows import Row, Target, pack_row, plain_row, separate_rows
 from router.sharing import LEAST_SHARE, LEAST_TOKENS, shared_prefixes
 from router.states import StateNode
@@ -242,3 +243,48 @@ def test_packed_choices_and_odd_positions_are_not_shared() -> None:
     assert [(one.rows, one.length) for one in shared_prefixes([plain_row(tokens), odd, plain_row(tokens)])] == [
         ((0, 2), 26)
     ]
+
+
+def test_attention_that_changes_behind_a_window_is_run_whole() -> None:
+    # Oracle: whole layers. GPT-Neo cuts its window by places among the keys, as if the queries were the last tokens; on
+    # rows shorter than the window nothing of that shows.
+    config = GPTNeoConfig(
+        vocab_size=211, hidden_size=32, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]],
+        window_size=32, max_position_embeddings=128, intermediate_size=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3)
+    rng = random.Random(0)
+    tokens = [rng.randint(3, 200) for _ in range(90)]
+    row = plain_row(tokens, [Target(index, 7, 0) for index in (20, 45, 89)])
+    jobs = [Job(0, chain) for chain in (Chain.full(4), Chain.full(4).skip(2, 1), Chain.full(4).repeat(1, 1, 1))]
+    executors = [ChainExecutor(model, partial=partial) for partial in (True, False)]
+    assert executors[0]._layers.supported == [True, False, True, False]
+    found, wanted = (executor.target_logprobs(executor.load([row]), jobs) for executor in executors)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_window_too_long_to_be_tried_bounds_the_rows() -> None:
+    # Oracle: by hand; 1,100 tokens are tried at most.
+    assert _lengths([]) == (9, None)
+    assert _lengths([32, 512]) == (520, None)
+    assert _lengths([32, 4096, 2048]) == (40, 2048)
+
+
+def test_rows_that_share_little_do_not_undo_what_others_share() -> None:
+    # Oracle: by hand. Two tasks behind one preamble of 20 tokens, 8 rows each; the first shares 420 tokens, the second
+    # 60; one short row has the preamble alone.
+    rng = random.Random(0)
+
+    def made(*parts: list[int]) -> Row:
+        return plain_row([token for part in parts for token in part])
+
+    preamble, first, second = ([rng.randint(3, 200) for _ in range(size)] for size in (20, 400, 40))
+    ends = [[201 + i, 5, 6 + i] for i in range(8)]
+    rows = [made(preamble, first, end) for end in ends] + [made(preamble, second, end) for end in ends]
+    rows.append(made(preamble, [4, 4]))
+    found = {group.rows: group.length for group in shared_prefixes(rows)}
+    assert found == {tuple(range(8)): 420, tuple(range(8, 16)): 60}

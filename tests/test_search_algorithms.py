@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from router.chain import Chain
 from search.algorithms import make_searcher, search
 from search.prior import SamplePrior
+from search.settings import SearchSettings
 from tests.toys import ALGORITHMS, SMALL, brute_force, constant, noisy, plain, run, smooth, trials
 
 GOLDENS = Path(__file__).parent / "golden" / "searches.json"
@@ -44,6 +45,7 @@ GOLDEN_SEARCHES = {
     ),
     "random": (replace(TREE, algorithm="random", edit_weights=(2.0, 0.0, 1.0)), None),
     "beam": (replace(TREE, algorithm="beam", beam_width=3), PRIOR),
+    "ours": (replace(SearchSettings(), simulations=60, in_flight=3), None),
     "exhaustive": (replace(TREE, algorithm="exhaustive", max_edits=1, simulations=60, max_times=1, max_block=3), None),
 }
 
@@ -79,6 +81,10 @@ def searches(draw, algorithm):
         depth_in=draw(st.sampled_from(["selection", "reward"])),
         backup=draw(st.sampled_from(["mean", "max"])),
         random_share=draw(st.sampled_from([0.0, 0.1, 1.0])),
+        skip_share=draw(st.sampled_from([None, 0.1, 0.9])),
+        root_leap=draw(st.integers(1, 4)),
+        leap=draw(st.integers(1, 3)),
+        shorter_first=draw(st.booleans()),
         widening_constant=draw(st.sampled_from([0.3, 2.0, 500.0])),
         widening_exponent=draw(st.sampled_from([0.0, 0.5, 1.0])),
         considered=draw(st.integers(1, 40)),
@@ -158,7 +164,9 @@ def test_counters_of_the_tree_add_up(algorithm, data):
         assert node.edits <= settings.max_edits
         assert all(node.edits < edge.child.edits for edge in node.open)  # so no walk returns to a chain
         for edge in node.edges:
-            if edge.action is None:
+            if edge.action is None and searcher.tree.prior is None:  # a leap
+                assert settings.root_leap > 1 or settings.leap > 1 or settings.shorter_first
+            elif edge.action is None:
                 assert node is root
                 assert edge.child.chain in {chain for chain, _ in prior.known}
             else:

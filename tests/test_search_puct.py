@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from router.chain import Chain
+from search.algorithms import make_searcher
 from search.prior import SamplePrior
+from search.settings import SearchSettings
 from tests.toys import SMALL, ScriptedRandom, brute_force, ordered, plain, run, smooth, trials
 
 TABLE = {"0-2": 0.5, "0-1": 0.2, "0,2": 0.3, "1-2": 0.4, "0": 0.0, "2": 1.0, "1": 0.7}
@@ -111,3 +113,18 @@ def test_the_uniform_share_keeps_every_action_likely_enough():
     shares = {str(edge.child.chain): edge.prior for edge in searcher.tree.root.edges}
     expected = {"1": 0.6 / 8 + 0.4 / 3, "0": 0.6 * 3 / 8 + 0.4 / 3, "0*2": 0.6 * 4 / 8 + 0.4 / 3}
     assert shares == pytest.approx(expected)
+
+
+def test_a_prior_is_followed_once_a_chain_is_right():
+    # Oracle: counting. Full depth is right, so `shorter_first` holds from the start; the known chain has nearly all the
+    # weight of the root's actions.
+    known = Chain((*range(20), *range(22, 30)), 30)
+    prior = SamplePrior((0.0,) * 30, (0.0,) * 30, ((known, 1e5),))
+    settings = SearchSettings(algorithm="puct", simulations=20, uniform_share=0.0)
+    tried = 0
+    for seed in range(20):
+        searcher = make_searcher(settings.action_space(30), settings, random.Random(seed), prior)
+        while chains := searcher.ask():
+            searcher.tell([0.9] * len(chains))
+        tried += known in searcher.evaluated
+    assert tried == 20

@@ -1,5 +1,6 @@
 """The random search: numbers of edits, uniform actions, and spaces that run out."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
@@ -8,6 +9,7 @@ import pytest
 from scipy.stats import chisquare
 
 from router.chain import Chain
+from search.settings import SearchSettings
 from tests.toys import SMALL, brute_force, constant, noisy, run, trials
 
 RANDOM = replace(SMALL, algorithm="random", simulations=40)
@@ -82,3 +84,12 @@ def test_rewards_change_nothing():
     expected = trials(noisy, RANDOM, 3, 10)
     assert trials(lambda chain: constant([chain])[0], RANDOM, 3, 10) == expected
     assert len(expected) == 40
+
+
+def test_a_small_part_to_edit_ends_soon():
+    # Oracle: the clock, generously. Chains of 8 edits run out of layers on the way; listing them all would never end.
+    settings = SearchSettings(algorithm="random", simulations=100, max_edits=8, skip_share=0.85)
+    start = time.monotonic()
+    found = run(noisy, settings, 0, 30, 28)
+    assert time.monotonic() - start < 30
+    assert len(found.evaluated) > 10
