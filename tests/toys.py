@@ -16,8 +16,8 @@ Reward = Callable[[Chain], float]
 
 ALGORITHMS = ("uct", "puct", "gumbel", "random", "beam", "exhaustive")
 PLAIN = SearchSettings(
-    simulations=100, exploration=0.05, depth_penalty=0.1, depth_in="selection", backup="mean", skip_share=None,
-    root_leap=1, leap=1, shorter_first=False, widening_constant=2.0, max_edits=4,
+    simulations=100, exploration=0.05, random_share=0.1, depth_penalty=0.1, depth_in="selection", backup="mean",
+    skip_share=None, root_leap=1, leap=1, shorter_first=False, widening_constant=2.0, max_edits=4,
 )  # fmt: skip
 """A tree search without our additions, so that toys show one thing at a time."""
 
