@@ -243,6 +243,18 @@ def pareto_front(results: Sequence[ChainResult]) -> tuple[int, ...]:
     return tuple(front)
 
 
+def parse_record(value: dict[str, Any], where: str) -> SearchRecord:
+    """Read one line's object; `where` (file and line) begins the message of a refusal.
+
+    Raises:
+        InputError: where it is no record.
+    """
+    try:
+        return SearchRecord.from_json(value)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
     """Read a record file.
 
@@ -254,10 +266,7 @@ def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
     seen: set[str] = set()
     for number, value in read_json_lines(path):
         where = f"{path}, line {number}"
-        try:
-            record = SearchRecord.from_json(value)
-        except ValueError as error:
-            raise InputError(f"{where}: {error}") from error
+        record = parse_record(value, where)
         if record.sample_id in seen:
             raise InputError(f"{where}: expected each sample once, got {record.sample_id} again")
         seen.add(record.sample_id)

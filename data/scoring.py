@@ -55,6 +55,7 @@ class ChainScorer:
 
     Attributes:
         tasks: the samples' tasks.
+        batch_tokens: tokens in one call of a layer at most.
         num_layers: layers of the model.
         d_model: width of the model's hidden states.
         dtype: dtype of the model, for example "bfloat16".
@@ -89,6 +90,7 @@ class ChainScorer:
         self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes, partial=partial)
         self._generator = Generator(model, tokenizer, batch_tokens=4 * batch_tokens)
         self._grader = Grader()
+        self.batch_tokens = batch_tokens
         self._packed = packed and self._executor.can_pack
         self.num_layers = self._executor.num_layers
         self.d_model = int(model.config.get_text_config(decoder=True).hidden_size)

@@ -168,15 +168,22 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            try:
-                value = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise InputError(
-                    f"{path}, line {number}: expected a JSON object, got a corrupt line ({error})"
-                ) from error
-            if not isinstance(value, dict):
-                raise InputError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
-            yield number, value
+            yield number, parse_json_line(line, f"{path}, line {number}")
+
+
+def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
+    """Read one line of a JSON Lines file; `where` (file and line) begins the message of a refusal.
+
+    Raises:
+        InputError: where it is not a JSON object or not UTF-8.
+    """
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: expected a JSON object, got a corrupt line ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,18 @@ POINTS = 64
 """Operating points kept by calibration, about."""
 
 
+def classes_of(chain: Chain, prefix_layers: int) -> tuple[int, ...] | None:
+    """Return the class of each layer after the prefix; None for a chain that classes cannot say.
+
+    Block repeats, layers out of order or run three times, and edits of the prefix cannot be said so.
+    """
+    try:
+        counts = chain.to_counts()
+    except ValueError:
+        return None
+    return counts[prefix_layers:] if max(counts) <= REPEAT and set(counts[:prefix_layers]) <= {1} else None
+
+
 class LayerwiseHead(Head):
     """Window-pooled states through a bottleneck to three logits for each layer after the prefix."""
 

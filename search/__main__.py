@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings.reward_target,
         settings.batch_samples,
         settings.verify,
-        settings.batch_tokens,
         _prior(settings, scorer),
     )
     try:

@@ -146,8 +146,3 @@ class Agreement:
                     parts.append(f"{agreed} of {agreed + differed} {name} answers")
             lines.append(f"verified by {by}: {' and '.join(parts)} confirmed")
         return "; ".join(lines)
-
-
-def agreement_of(records: Iterable[SearchRecord]) -> str:
-    """Return `Agreement.line` of some records."""
-    return Agreement(records).line()

@@ -35,7 +35,6 @@ class SplitSearch:
         reward_target: "gold", or "wrong": a wrong answer, drawn from the sample's id, counts as right.
         batch_samples: trees that advance together; it changes the speed, not the search.
         verify: whether the chains that can become labels are judged once more (`search.verification`).
-        batch_tokens: tokens in one call of a layer at most, as the scorer has it; it changes the speed only.
         prior: what is known of the actions before the search; None: nothing.
     """
 
@@ -45,7 +44,6 @@ class SplitSearch:
     reward_target: str
     batch_samples: int
     verify: bool = True
-    batch_tokens: int = 1024
     prior: ModelPrior | None = None
 
     @property
@@ -134,7 +132,7 @@ class SplitSearch:
         executed = [block.executed(i) for i in range(len(samples))]
         found = [tuple(of_sample.values()) for of_sample in results]
         if self.verify:
-            found = verify(self.scorer, block, found, self.prefix_layers, self.batch_tokens)
+            found = verify(self.scorer, block, found, self.prefix_layers)
         return [
             self.record(encoded, found[i], rows=len(block.rows[i]), executed=executed[i])
             for i, encoded in enumerate(samples)

@@ -11,7 +11,6 @@ Processes meet through these files alone. All locks are `flock`s: they vanish wi
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,9 +21,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.records import SearchRecord
+from data.records import SearchRecord, parse_record
 from router.command import InputError
-from router.durable import JsonLog, fsync
+from router.durable import JsonLog, fsync, parse_json_line
 
 
 @dataclass
@@ -248,13 +247,4 @@ def _is_locked(path: Path) -> bool:
 
 
 def _parse(line: bytes, where: str) -> SearchRecord:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: expected a JSON object, got a corrupt line ({error})") from error
-    try:
-        if not isinstance(value, dict):
-            raise ValueError(f"expected a JSON object, got {type(value).__name__}")
-        return SearchRecord.from_json(value)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
+    return parse_record(parse_json_line(line, where), where)

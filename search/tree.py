@@ -195,7 +195,7 @@ class Tree:
         """Add an edge to a new chain that several actions lead to at once; None where no draw gives one.
 
         The number of actions is drawn uniformly from 1 to `most` (or what `max_edits` leaves), then each action by
-        `skip_share` and without regard to the prior, of which each chain on the way would need new weights.
+        `skip_share`. For trees without a prior: each chain on the way would need new weights.
 
         Args:
             node: where the edge starts; it must have an untried action.
@@ -212,12 +212,7 @@ class Tree:
                     chain = self.space.sample(chain, rng, self._skip_share).apply(chain)
             if chain.layers in self.nodes or (depth is not None and chain.depth >= depth):
                 continue
-            edge = Edge(None, node, self._add(chain, node.edits + edits), 1 / self.space.count(node.chain))
-            node.edges.append(edge)
-            if not edge.child.closed:
-                node.open.append(edge)
-                edge.child.incoming.append(edge)
-            return edge
+            return _attach(None, node, self._add(chain, node.edits + edits), 1 / self.space.count(node.chain))
         return None
 
     def link(self, node: Node, number: int, prior: float) -> Edge | None:
@@ -242,12 +237,7 @@ class Tree:
                 return None
         elif child.closed or child.edits <= node.edits:
             return None
-        edge = Edge(action, node, child, prior)
-        node.edges.append(edge)
-        if not child.closed:
-            node.open.append(edge)
-            child.incoming.append(edge)
-        return edge
+        return _attach(action, node, child, prior)
 
     def close(self, node: Node) -> None:
         """Close a node if nothing is left to propose, and every node of which that becomes true by it."""
@@ -260,3 +250,13 @@ class Tree:
             for edge in node.incoming:
                 edge.parent.open.remove(edge)
                 waiting.append(edge.parent)
+
+
+def _attach(action: Action | None, node: Node, child: Node, prior: float) -> Edge:
+    """Add an edge; it is open where its child is."""
+    edge = Edge(action, node, child, prior)
+    node.edges.append(edge)
+    if not child.closed:
+        node.open.append(edge)
+        child.incoming.append(edge)
+    return edge

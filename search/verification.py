@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from data.records import ChainResult, pareto_front
 from data.scoring import ChainScorer, SampleBlock
 from router.chain import Chain
+from router.layerwise import classes_of
 
 RULE = 2
 """Version of the rule below, part of the hash of a search's settings: 1 verified the front of all right chains only."""
-MOST_RUNS = 2
-"""Runs of a layer in a row that a per-layer label can say (Dr.LLM, arXiv 2510.12773: skip, run, repeat)."""
 MOST_GROUPS = 8
 """Groups that a batch is split into at most before its samples are run one by one."""
 
@@ -40,22 +39,13 @@ def chains_to_verify(results: Sequence[ChainResult], prefix_layers: int) -> tupl
     wanted = {0}
     kinds: tuple[Callable[[Chain], bool], ...] = (
         lambda _: True,
-        lambda chain: is_per_layer(chain, prefix_layers),
+        lambda chain: classes_of(chain, prefix_layers) is not None,
         is_program,
     )
     for kind in kinds:
         own = [i for i in standing if kind(results[i].chain)]
         wanted.update(own[i] for i in pareto_front([results[i] for i in own]))
     return tuple(sorted(i for i in wanted if results[i].verified is None))
-
-
-def is_per_layer(chain: Chain, prefix_layers: int) -> bool:
-    """Whether a chain can be said by one class a layer: skip, run or repeat once, the prefix run once."""
-    try:
-        counts = chain.to_counts()
-    except ValueError:
-        return False
-    return max(counts) <= MOST_RUNS and set(counts[:prefix_layers]) <= {1}
 
 
 def is_program(chain: Chain) -> bool:
@@ -72,7 +62,6 @@ def verify(
     block: SampleBlock,
     found: Sequence[Sequence[ChainResult]],
     prefix_layers: int,
-    batch_tokens: int,
 ) -> list[tuple[ChainResult, ...]]:
     """Judge every chain that can become a label once more: in the real mode, and in other batches than the search did.
 
@@ -86,7 +75,6 @@ def verify(
         block: the samples, as the search ran them side by side.
         found: for each sample every chain tried.
         prefix_layers: layers that run in every chain.
-        batch_tokens: tokens in one call of a layer at most.
 
     Returns:
         For each sample the same results, with `verified` and `verified_by` set on those that were judged.
@@ -94,7 +82,7 @@ def verify(
     decoded = [sample.task.judged_mode == "generate" for sample in block.samples]
     lengths = [[len(block.block.rows[row].tokens) for row in rows] for rows in block.rows]
     everyone = list(range(len(lengths)))
-    groups = companies(lengths, batch_tokens)
+    groups = companies(lengths, scorer.batch_tokens)
     if all(decoded):
         # Decoding is another way of running them, whatever the company; where the search decoded too, halves are.
         again_alike = any(sample.task.mode == "generate" for sample in block.samples)

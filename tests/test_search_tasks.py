@@ -18,7 +18,7 @@ from data.scoring import ChainScorer
 from data.task_files import TaskSet, load_task, read_tasks, write_tasks
 from router.command import InputError, run_command
 from search.__main__ import main
-from search.agreement import agreement_of
+from search.agreement import Agreement
 from search.verification import chains_to_verify
 from tests.sums import LETTERS, SUMS, sums, write_sums
 from tests.test_data_exact import greedy
@@ -106,7 +106,7 @@ def test_verification_of_letters_runs_them_in_another_batch(project: Path, tmp_p
     assert all(marks)
     plain = search(project, tmp_path / "b", verify="false")
     assert {result.verified for record in plain for result in record.results} == {None}
-    assert agreement_of(plain) == ""
+    assert Agreement(plain).line() == ""
 
 
 def test_a_killed_verified_search_goes_on_with_the_same_records(project: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_agreement_is_counted_by_mode_and_outcome(project: Path, tmp_path: Path)
         marked(True, True, "letter"),
         marked(True, None, None),
     )
-    line = agreement_of([dataclasses.replace(record, results=results)])
+    line = Agreement([dataclasses.replace(record, results=results)]).line()
     assert line == (
         "verified by generate: 3 of 4 right answers and 0 of 1 wrong answers confirmed; "
         "verified by letter: 1 of 1 right answers confirmed"

@@ -17,10 +17,11 @@ from data.statistics import wilson_interval
 from router.capture import LayerCapture
 from router.chain import Chain
 from router.fingerprint import Fingerprints
+from router.layerwise import classes_of
 from search.__main__ import main
 from search.actions import ActionSpace
 from search.agreement import Agreement
-from search.verification import chains_to_verify, companies, is_per_layer, is_program
+from search.verification import chains_to_verify, companies, is_program
 from tests.test_search_run import arguments
 from tests.tiny import write_project
 from train.targets import layer_classes
@@ -82,7 +83,7 @@ def test_every_label_has_stood_its_verification(seed: int) -> None:
             results[i] = dataclasses.replace(results[i], verified=rng.random() < 0.5, verified_by="letter")
     judged = {result.chain.layers: result for result in results}
     for rule in ("shortest", "margin"):
-        for kind in (lambda _: True, lambda chain: is_per_layer(chain, 2), is_program):
+        for kind in (lambda _: True, lambda chain: classes_of(chain, 2) is not None, is_program):
             label = best([result for result in results if kind(result.chain)], rule)
             assert label is None or label.verified
         classes = layer_classes(record_of(results), rule)
@@ -96,13 +97,13 @@ def test_what_can_be_written_how() -> None:
     def chain(text: str) -> Chain:
         return Chain.parse(text, N)
 
-    assert is_per_layer(chain("0-2,4,4,6-7"), 2)
+    assert classes_of(chain("0-2,4,4,6-7"), 2) is not None
     assert is_program(chain("0-2,4,4,6-7"))
-    assert not is_per_layer(chain("0-3,4*3,5-7"), 2)  # three runs
+    assert classes_of(chain("0-3,4*3,5-7"), 2) is None  # three runs
     assert is_program(chain("0-3,4*3,5-7"))
-    assert not is_per_layer(chain("0-4,3-7"), 2)  # a block
+    assert classes_of(chain("0-4,3-7"), 2) is None  # a block
     assert is_program(chain("0-4,3-7"))
-    assert not is_per_layer(chain("0*2,1-7"), 1)  # the prefix runs once
+    assert classes_of(chain("0*2,1-7"), 1) is None  # the prefix runs once
     assert not is_program(chain("0-2,5,3-4,6-7"))  # a moved layer
 
 

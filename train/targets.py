@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from data.records import ChainResult, SearchRecord
-from router.layerwise import REPEAT
+from router.layerwise import classes_of
 
 TargetRule = Literal["shortest", "margin"]
 
@@ -30,7 +30,7 @@ def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[
         for result in record.results
         if result.correct
         and result.verified is not False
-        and (classes := _classes(result, record.prefix_layers)) is not None
+        and (classes := classes_of(result.chain, record.prefix_layers)) is not None
     ]
     if not candidates:
         return None
@@ -41,14 +41,6 @@ def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[
         return (depth, -result.margin) if rule == "shortest" else (-result.margin, depth)
 
     return min(candidates, key=rank)[1]
-
-
-def _classes(result: ChainResult, prefix_layers: int) -> tuple[int, ...] | None:
-    try:
-        counts = result.chain.to_counts()
-    except ValueError:
-        return None
-    return counts[prefix_layers:] if max(counts) <= REPEAT and set(counts[:prefix_layers]) <= {1} else None
 
 
 def class_counts(targets: Sequence[Sequence[int]], classes: int) -> list[int]:
