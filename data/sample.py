@@ -113,13 +113,15 @@ def normalise_question(text: str) -> str:
     questions of the same words.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = re.sub(r"[-*/%^](?=\s*\d)", _as_symbol, folded)
+    kept = _SIGN.sub(_as_symbol, folded)
     words = "".join(
         char if char in _SIGNS.values() or unicodedata.category(char)[0] in "LNMS" else " " for char in kept
     )
-    return " ".join(words.split()) or " ".join(folded.split())
+    # A sign that is a symbol itself (^) can come to stand before a digit only now.
+    return " ".join(_SIGN.sub(_as_symbol, words).split()) or " ".join(folded.split())
 
 
+_SIGN = re.compile(r"[-*/%^](?=\s*\d)")
 _SIGNS = {"-": "\u2212", "*": "\u00d7", "/": "\u00f7", "%": "\u2030", "^": "\u2191"}
 
 
