@@ -15,7 +15,7 @@ from router.durable import read_json_lines, require_file, write_text
 
 SCHEMA = 1
 """Version of the sample file's format."""
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "calibration", "test")
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,8 @@ class PrepareSettings(TaskSettings):
         on_bad_row: at a row that is no question: stop, or skip and count it.
         train: the training split.
         validation: the validation split.
+        calibration: the split of `python -m train.calibrate`; by default none is made, and its questions come from the
+            source's training split.
         test: the test split.
     """
 
@@ -126,6 +128,7 @@ class PrepareSettings(TaskSettings):
     on_bad_row: Literal["stop", "skip"] = "stop"
     train: SplitSettings = field(default_factory=SplitSettings)
     validation: SplitSettings = field(default_factory=SplitSettings)
+    calibration: SplitSettings = field(default_factory=lambda: SplitSettings(size=0, source_split="train"))
     test: SplitSettings = field(default_factory=SplitSettings)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from data.sample import Sample
 from router.command import InputError
 
-ORDER = ("test", "validation", "train")
+ORDER = ("test", "calibration", "validation", "train")
 """Who chooses first: what is held out must not shrink because training data has the same question."""
 
 

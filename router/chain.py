@@ -75,6 +75,14 @@ class Chain:
         return self.layers == tuple(range(self.num_layers))
 
     @property
+    def unedited_prefix(self) -> int:
+        """Number e of layers 0..e-1 with which the chain begins, each once and in order, and which it runs no more."""
+        e = 0
+        while e < min(len(self.layers), self.num_layers) and self.layers[e] == e:
+            e += 1
+        return min([e, *self.layers[e:]])
+
+    @property
     def edits(self) -> int:
         """Jumps: places where the next layer (or the end) is not the successor of the one before (or the start).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from router.budget import BudgetPoint, offset_for
 from router.chain import Chain
+from router.encoder import StateEncoder
 
 
 @dataclass(frozen=True)
@@ -21,35 +22,25 @@ class ScoredChain:
 
     Attributes:
         chain: the chain.
-        score: its log-probability under the head, nats.
+        score: what the head thinks of it, in the head's own terms: a log-probability (nats), or a value.
     """
 
     chain: Chain
     score: float
 
 
-@dataclass(frozen=True)
-class BudgetPoint:
-    """One operating point of a trained head, measured on the validation split.
-
-    Attributes:
-        mean_depth: mean depth that the offset gave, layers.
-        offset: what is added to the head's skip logits.
-    """
-
-    mean_depth: float
-    offset: float
-
-
 class Head(nn.Module, ABC):
     """A small network from the frozen model's early states to chains.
 
     Attributes:
+        encoder: pools and narrows the states; every head has one.
         num_layers: layers of the base model.
         prefix_layers: layers 0..prefix_layers-1 run in every chain; the head reads the last one's output.
         d_model: width of the states.
         budget_points: operating points, by mean depth; empty before calibration.
     """
+
+    encoder: StateEncoder
 
     def __init__(self, num_layers: int, prefix_layers: int, d_model: int) -> None:
         """Set what all heads share.
@@ -65,11 +56,15 @@ class Head(nn.Module, ABC):
         self.d_model = d_model
         self.budget_points: tuple[BudgetPoint, ...] = ()
 
-    @abstractmethod
     def forward(
         self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch ..."]:
         """Return the head's output; row i depends on row i alone, padding (mask False) does not count."""
+        return self.respond(self.encoder(states, mask))
+
+    @abstractmethod
+    def respond(self, features: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch ..."]:
+        """Return the head's output for encoded states."""
 
     @abstractmethod
     def decode(self, output: Float[Tensor, "batch ..."], budget: float | None = None) -> list[list[ScoredChain]]:
@@ -85,30 +80,14 @@ class Head(nn.Module, ABC):
         """Set the operating points from the head's output on a validation split, so that budgets can be met."""
 
     def forward_flops(self, tokens: int) -> int:
-        """Return the floating-point operations of one sample's forward (2 a multiply-add)."""
-        pooled = 4 * tokens * self.d_model
-        return pooled + sum(2 * parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
+        """Return the floating-point operations of one sample's forward (2 a multiply-add), the encoder's included."""
+        behind = {id(parameter) for parameter in self.encoder.parameters()}
+        own = [parameter for parameter in self.parameters() if parameter.ndim == 2 and id(parameter) not in behind]
+        return self.encoder.forward_flops(tokens) + sum(2 * parameter.numel() for parameter in own)
 
     def offset_for(self, budget: float | None) -> float:
-        """Return the skip offset for a mean depth, interpolated between the calibrated points.
-
-        Raises:
-            ValueError: where the head was not calibrated, or the budget lies outside what was measured.
-        """
-        if budget is None:
-            return 0.0
-        points = sorted(self.budget_points, key=lambda point: (point.mean_depth, -point.offset))
-        if not points:
-            raise ValueError("budget: expected a calibrated head, got one without operating points")
-        low, high = points[0].mean_depth, points[-1].mean_depth
-        if not low <= budget <= high:
-            raise ValueError(f"budget: expected a mean depth in {low:.2f}..{high:.2f}, got {budget}")
-        for left, right in itertools.pairwise(points):
-            if left.mean_depth <= budget <= right.mean_depth:
-                width = right.mean_depth - left.mean_depth
-                share = (budget - left.mean_depth) / width if width else 0.0
-                return left.offset + share * (right.offset - left.offset)
-        return points[0].offset
+        """Return the offset for a mean depth; see `router.budget.offset_for`."""
+        return offset_for(self.budget_points, budget)
 
 
 def pad_states(

@@ -7,18 +7,17 @@ decision is made once for a sample and costs one pass.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
+from router.budget import POINTS, BudgetPoint
 from router.chain import Chain
-from router.head import BudgetPoint, Head, ScoredChain
+from router.encoder import Pooling, StateEncoder
+from router.head import Head, ScoredChain
 
 SKIP, RUN, REPEAT = 0, 1, 2
 CLASSES = ("skip", "run", "repeat")
 """Class c of a layer means that it runs c times in a row."""
-POINTS = 64
-"""Operating points kept by calibration, about."""
 
 
 def classes_of(chain: Chain, prefix_layers: int) -> tuple[int, ...] | None:
@@ -43,6 +42,7 @@ class LayerwiseHead(Head):
         d_model: int,
         *,
         hidden: int = 64,
+        pooling: Pooling = "windows",
         windows: int = 8,
         dropout: float = 0.1,
     ) -> None:
@@ -52,23 +52,16 @@ class LayerwiseHead(Head):
             num_layers: layers of the base model.
             prefix_layers: layers that run in every chain.
             d_model: width of the states.
-            hidden: width of the bottleneck.
-            windows: parts that a sample's tokens are split into, each pooled by its mean.
-            dropout: share of the bottleneck dropped in training.
+            hidden: see `router.encoder.StateEncoder`, as for the next three.
+            pooling: how a sample's tokens become one vector.
+            windows: parts that the tokens are split into.
+            dropout: share of the features dropped in training.
 
         Raises:
-            ValueError: where a size is below 1 or the dropout outside 0..1.
+            ValueError: where a setting is out of its bounds.
         """
         super().__init__(num_layers, prefix_layers, d_model)
-        for name, value in (("hidden", hidden), ("windows", windows)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected at least 0 and below 1, got {dropout}")
-        self.windows = windows
-        self.normalise = nn.LayerNorm(d_model, elementwise_affine=False)
-        self.bottleneck = nn.Linear(d_model, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.encoder = StateEncoder(d_model, hidden=hidden, pooling=pooling, windows=windows, dropout=dropout)
         self.classify = nn.Linear(hidden, (num_layers - prefix_layers) * len(CLASSES))
 
     def start_from(self, frequencies: Float[Tensor, "layers classes"]) -> None:
@@ -84,14 +77,9 @@ class LayerwiseHead(Head):
             self.classify.weight.zero_()
             self.classify.bias.copy_(frequencies.log().reshape(-1))
 
-    def forward(
-        self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch layers classes"]:
+    def respond(self, features: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch layers classes"]:
         """Return the logits of the classes for each layer after the prefix."""
-        pooled, filled = pool_windows(self.normalise(states), mask, self.windows)
-        features = functional.gelu(self.bottleneck(pooled)) * filled[..., None]
-        mean = features.sum(1) / filled.sum(1, keepdim=True)
-        logits: Tensor = self.classify(self.dropout(mean))
+        logits: Tensor = self.classify(features)
         return logits.reshape(len(logits), -1, len(CLASSES))
 
     def decode(
@@ -130,15 +118,3 @@ class LayerwiseHead(Head):
             [ScoredChain(Chain.from_counts([*prefix, *row]), score)]
             for row, score in zip(counts.tolist(), scores.tolist(), strict=True)
         ]
-
-
-def pool_windows(
-    states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"], windows: int
-) -> tuple[Float[Tensor, "batch windows d_model"], Float[Tensor, "batch windows"]]:
-    """Return the mean state of each of `windows` equal parts of a row's real tokens, and 1 where a part has any."""
-    rank = mask.cumsum(1) - 1
-    part = (rank * windows).div(mask.sum(1, keepdim=True), rounding_mode="floor").clamp(0, windows - 1)
-    member = functional.one_hot(part, windows).to(states.dtype) * mask[..., None].to(states.dtype)
-    sizes = member.sum(1)
-    pooled = torch.einsum("btw,btd->bwd", member, states) / sizes.clamp(min=1)[..., None]
-    return pooled, (sizes > 0).to(states.dtype)

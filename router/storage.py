@@ -13,14 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from router.budget import BudgetPoint
 from router.command import InputError, one_line
 from router.durable import read_json, replacing, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
-from router.head import BudgetPoint, Head, ScoredChain, pad_states
+from router.head import Head, ScoredChain, pad_states
 from router.layerwise import LayerwiseHead
+from router.menu_head import MenuHead
+from router.program import ProgramHead
 
-SCHEMA = 1
-HEADS: dict[str, type[LayerwiseHead]] = {"layerwise": LayerwiseHead}
+SCHEMA = 2
+HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead, "program": ProgramHead}
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
 TRAINED_ON_FILE = "trained_on.json"
 """Beside a router: hashes of the questions (`Sample.split_hash`) that it was trained and chosen on."""
@@ -65,7 +68,7 @@ class RouterConfig:
         if self.head not in HEADS:
             raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {self.head!r}")
 
-    def build(self) -> LayerwiseHead:
+    def build(self) -> Head:
         """Return an untrained head of this configuration.
 
         Raises:

@@ -13,6 +13,7 @@ again, with as many processes as one likes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from router.command import InputError, one_line, parse_settings, provenance, run
 from router.durable import require_directory, require_file, writable_directory
 from search.estimate import estimate
 from search.launch import this_process
+from search.menu_file import Menu, read_menu
 from search.prior_file import ModelPrior, read_prior
 from search.run import SplitSearch
 from search.run_settings import RunSettings
@@ -48,14 +50,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"prefix_layers: expected fewer than the model's {scorer.num_layers} layers, got {settings.prefix_layers}"
         )
+    menu = _menu(settings, scorer)
     search = SplitSearch(
         scorer,
-        settings.search,
+        settings.search if menu is None else replace(settings.search, simulations=len(menu.chains)),
         settings.prefix_layers,
         settings.reward_target,
         settings.batch_samples,
         settings.verify,
         _prior(settings, scorer),
+        menu,
+        settings.read_layers,
     )
     try:
         search.searcher("any")
@@ -84,6 +89,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch.is_main:
         print("".join(f"note: {note}\n" for note in scorer.notes), end="")
         print(f"records: {settings.out}")
+
+
+def _menu(settings: RunSettings, scorer: ChainScorer) -> Menu | None:
+    """Read the menu, and refuse one of another model or with chains that edit the prefix."""
+    if settings.menu is None:
+        return None
+    menu = read_menu(settings.menu)
+    if menu.num_layers != scorer.num_layers:
+        raise InputError(f"menu: expected chains of {scorer.num_layers} layers, got {menu.num_layers}")
+    if menu.prefix_layers < settings.prefix_layers:
+        raise InputError(
+            f"prefix_layers: expected at most the menu's {menu.prefix_layers}, got {settings.prefix_layers}"
+        )
+    return menu
 
 
 def _prior(settings: RunSettings, scorer: ChainScorer) -> ModelPrior | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from data.controls import wrong_answers
 from data.encoding import EncodedSample
 from data.records import ChainResult, SearchRecord, pareto_front
@@ -16,6 +18,8 @@ from router.chain import Chain
 from router.command import InputError
 from router.durable import sha256_json
 from search.algorithms import Searcher, make_searcher
+from search.menu_file import Menu
+from search.menu_search import MenuSearcher
 from search.prior_file import ModelPrior
 from search.settings import SearchSettings
 from search.verification import RULE, verify
@@ -36,6 +40,8 @@ class SplitSearch:
         batch_samples: trees that advance together; it changes the speed, not the search.
         verify: whether the chains that can become labels are judged once more (`search.verification`).
         prior: what is known of the actions before the search; None: nothing.
+        menu: the chains to run on every sample, in place of a search; None: search.
+        read_layers: layers e whose `hidden_states[e]` are kept for routers to be trained on.
     """
 
     scorer: ChainScorer
@@ -45,6 +51,8 @@ class SplitSearch:
     batch_samples: int
     verify: bool = True
     prior: ModelPrior | None = None
+    menu: Menu | None = None
+    read_layers: tuple[int, ...] = ()
 
     @property
     def settings_hash(self) -> str:
@@ -52,14 +60,19 @@ class SplitSearch:
         real_modes = {name: task.judged_mode for name, task in self.scorer.tasks.tasks.items()}
         return sha256_json(
             {
-                "search": vars(self.settings),
-                "prior": self.prior.sha256 if self.prior else None,
+                **self._plan(),
                 "prefix_layers": self.prefix_layers,
                 "reward_target": self.reward_target,
                 "verify": {"rule": RULE, "modes": real_modes} if self.verify else None,
                 "dtype": self.scorer.dtype,
             }
         )
+
+    def _plan(self) -> dict[str, Any]:
+        """Return what decides which chains are tried."""
+        if self.menu is not None:
+            return {"menu": self.menu.sha256}
+        return {"search": vars(self.settings), "prior": self.prior.sha256 if self.prior else None}
 
     def targets(self, samples: Sequence[Sample]) -> dict[str, int | str]:
         """Return, by sample id, the answer that counts as right where it is not the sample's own.
@@ -108,21 +121,32 @@ class SplitSearch:
         Raises:
             ValueError: where the settings do not fit the model.
         """
+        if self.menu is not None:
+            return MenuSearcher(self.menu.chains, self.settings)
         space = self.settings.action_space(self.scorer.num_layers, self.prefix_layers)
         prior = self.prior.for_sample(sample_id) if self.prior else None
         return make_searcher(space, self.settings, self.settings.rng_for(sample_id), prior)
 
-    def search(self, samples: Sequence[EncodedSample], told: Callable[[int], object]) -> list[SearchRecord]:
+    def search(
+        self,
+        samples: Sequence[EncodedSample],
+        told: Callable[[int], object],
+        keep: Callable[[dict[int, dict[str, Tensor]]], object] | None = None,
+    ) -> list[SearchRecord]:
         """Search samples side by side: each round scores what all their trees ask for.
 
         Args:
             samples: the samples.
             told: called with the number of simulations after each round.
+            keep: takes the states at `read_layers`, by layer and sample id; None: they are not computed.
 
         Returns:
             A record for each sample.
         """
         block = self.scorer.load(samples)
+        if keep is not None and self.read_layers:
+            # Before the search: it starts from these states.
+            keep({e: self._states(block, e) for e in sorted(self.read_layers)})
         searchers = [self.searcher(encoded.sample.id) for encoded in samples]
         results: list[dict[Chain, ChainResult]] = [{} for _ in samples]
         while count := self.advance(block, searchers, results):
@@ -137,6 +161,10 @@ class SplitSearch:
             self.record(encoded, found[i], rows=len(block.rows[i]), executed=executed[i])
             for i, encoded in enumerate(samples)
         ]
+
+    def _states(self, block: SampleBlock, layer: int) -> dict[str, Tensor]:
+        states = self.scorer.states(block, layer)
+        return {one.sample.id: state for one, state in zip(block.samples, states, strict=True)}
 
     def advance(
         self, block: SampleBlock, searchers: Sequence[Searcher], results: Sequence[dict[Chain, ChainResult]]

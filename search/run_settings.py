@@ -37,6 +37,10 @@ class RunSettings:
         batch_samples: samples whose trees advance together; a process takes as many at a time.
         batch_tokens: tokens in one call of a layer at most.
         state_bytes: bytes of computed states kept for reuse.
+        menu: file of `python -m search.menu`: run its chains on every sample in place of a search (a menu table); the
+            settings under `search` then decide nothing; null: search.
+        read_layers: layers e whose `hidden_states[e]` are kept in `<out>/<split>.states` for routers to be trained on,
+            which costs next to no time here and a run of the model later; each at least prefix_layers.
         prior: file of `python -m search.priors`, for the algorithms puct, gumbel and beam; null: none.
         estimate_only: say what the run would cost, and stop.
         search: settings of each sample's search.
@@ -57,6 +61,8 @@ class RunSettings:
     batch_samples: int = 32
     batch_tokens: int = 1024
     state_bytes: int = 2**30
+    menu: Path | None = None
+    read_layers: tuple[int, ...] = ()
     prior: Path | None = None
     estimate_only: bool = False
     search: SearchSettings = field(default_factory=SearchSettings)

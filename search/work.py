@@ -6,6 +6,7 @@ sample always runs in the same company and the records do not depend on how many
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from data.encoding import EncodedSample
 from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import batches_by_length
+from data.state_files import StatesOrigin, write_states
 from router.durable import read_json, sha256_file, sha256_json, write_json
 from search.run import SplitSearch
 from search.shards import SplitRecords
@@ -67,6 +69,8 @@ class SplitWork:
         self.records = SplitRecords(out / f"{name}.jsonl", self._check)
         self.before = frozenset(self.records.finished)
         self._run = {**run, "run": uuid.uuid4().hex[:12], "searched": 0, "seconds": 0.0}
+        self._states = out / f"{name}.states"
+        self._origin = StatesOrigin(search.scorer.fingerprints, search.scorer.dtype)
         self._began: float | None = None
         self.seconds = 0.0
 
@@ -121,7 +125,8 @@ class SplitWork:
                         continue
                     found, start = True, time.monotonic()
                     share = len(missing) / len(batch)  # a batch is searched whole, what is there is not counted again
-                    records = self.search.search(batch, lambda count, share=share: told(count * share))  # type: ignore[misc]
+                    keep = functools.partial(write_states, self._states / f"{name}.safetensors", self._origin)
+                    records = self.search.search(batch, lambda count, share=share: told(count * share), keep)  # type: ignore[misc]
                     self.records.append([record for record in records if record.sample_id in missing])
                     told(-len(missing) * self.search.settings.simulations)  # they are on the disk now
                     self._run["searched"] += len(missing)

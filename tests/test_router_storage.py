@@ -10,9 +10,10 @@ import torch
 
 from router.chain import Chain
 from router.command import InputError
+from router.encoder import pool_windows
 from router.fingerprint import Fingerprints
 from router.head import pad_states
-from router.layerwise import REPEAT, RUN, SKIP, LayerwiseHead, pool_windows
+from router.layerwise import REPEAT, RUN, SKIP, LayerwiseHead
 from router.storage import Router, RouterConfig, load_router, save_router
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)

@@ -27,13 +27,14 @@ from lightning.pytorch.loggers import WandbLogger
 
 from router.command import InputError, one_line, provenance, run_command
 from router.durable import read_json, sha256_file, sha256_json, writable_directory, write_json
-from router.head import pad_states
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
-from train.datamodule import RouterData
-from train.module import RouterModule, measures
+from train.datamodule import Example, Examples, RouterData, collate
+from train.module import RouterModule
 from train.tracking import TrackingSettings, log_files, start_logger
 
 DONE_FILE = "train.json"
+MEASURED_AT_ONCE = 64
+"""Validation samples in one forward of the head."""
 
 
 class TrainCLI(LightningCLI):
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = _plain(cli)
     out = writable_directory(cli.config["out"], "out")
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    data.teach(module.objective)
     data.setup()
     sources = {name: sha256_file(path) for name, path in data.files().items()}
     key = sha256_json({"settings": _deciding(settings), "sources": sources})
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     final = _finish(module, data, out, settings, {"key": key, "sources": sources})
     _log_artifacts(logger, data, out, final)
     # Last of all: a run killed before this line is made again.
-    write_json(out / DONE_FILE, {**provenance(settings), "key": key, "validation": final, "counts": data.counts})
+    write_json(out / DONE_FILE, {**provenance(settings), "key": key, "validation": final})
     print("on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"router: {out}")
 
@@ -156,16 +158,11 @@ def _trained_before(out: Path, key: str) -> bool:
 
 
 def _describe(data: RouterData) -> str:
-    lines = [
-        f"base model {data.base_model}, {data.origin.num_layers} layers, read after layer {data.origin.prefix_layers}"
-    ]
+    lines = [f"base model {data.base_model}, {data.origin.num_layers} layers, read after {data.prefix_layers} of them"]
     for split, examples in data.examples.items():
         lines.append(f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without")
-    shares = [count / sum(data.counts) for count in data.counts]
-    lines.append(
-        "training targets: " + ", ".join(f"{n} {s:.3f}" for n, s in zip(("skip", "run", "repeat"), shares, strict=True))
-    )
-    return "\n".join(lines)
+    told = data.objective.describe(data.examples["train"].targets)
+    return "\n".join([*lines, *([told] if told else [])])
 
 
 @torch.inference_mode()
@@ -175,19 +172,19 @@ def _finish(
     """Measure the best weights on the validation split, calibrate the budget and write the router."""
     head = module.head.eval().cpu()
     validation = data.examples["validation"]
-    output = head(*pad_states(validation.states))
+    output = torch.cat([module(*collate(part)[:2]) for part in _parts(validation)])
     if not output.isfinite().all():
         raise InputError("model.learning_rate: expected training that stays finite, got infinite weights")
     head.calibrate(output)
-    final = measures(head, output, torch.tensor(validation.targets))
-    tokens = max(1, sum(len(state) for state in validation.states) // len(validation))
-    final["head_mflops"] = head.forward_flops(tokens) / 1e6
+    final = module.measures(output, validation.targets)
+    flops = head.forward_flops(validation.tokens)
+    final["head_mflops"] = flops / 1e6
     origin = data.origin
     config = RouterConfig(
-        head="layerwise",
+        head=module.objective.name,
         head_settings=dict(module.head_settings),
         num_layers=origin.num_layers,
-        prefix_layers=origin.prefix_layers,
+        prefix_layers=data.prefix_layers,
         d_model=data.d_model,
         task=data.tasks.name,
         mode=data.tasks.mode,
@@ -201,6 +198,12 @@ def _finish(
     save_router(out, Router(config, head))
     write_json(out / TRAINED_ON_FILE, {"split_hashes": sorted(data.split_hashes)})
     return final
+
+
+def _parts(examples: Examples) -> list[list[Example]]:
+    """Cut examples into batches that fit in memory."""
+    every = [examples[i] for i in range(len(examples))]
+    return [every[start : start + MEASURED_AT_ONCE] for start in range(0, len(every), MEASURED_AT_ONCE)]
 
 
 def _log_artifacts(logger: WandbLogger | None, data: RouterData, out: Path, final: dict[str, float]) -> None:

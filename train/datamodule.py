@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningDataModule
@@ -17,14 +18,20 @@ from data.scoring import ChainScorer
 from data.task_files import TASKS_FILE, TaskSet, read_tasks
 from router.command import InputError
 from router.durable import require_directory
+from router.encoder import StateEncoder
 from router.fingerprint import Fingerprints
 from router.head import pad_states
-from router.layerwise import CLASSES
 from train.features import FeatureKey, cached_states
-from train.targets import TargetRule, class_counts, layer_classes
 
-Example = tuple[Tensor, Tensor]
-Batch = tuple[Tensor, Tensor, Tensor]
+if TYPE_CHECKING:
+    from train.objectives import Objective
+
+Example = tuple[Tensor, Any]
+"""A sample's states, or what pooling made of them, and its target."""
+Batch = tuple[Tensor, Tensor, list[Any]]
+"""Pooled states, which of their places are filled, and targets."""
+POOLED_AT_ONCE = 64
+"""Samples pooled in one step."""
 SPLITS = ("train", "validation")
 
 
@@ -55,24 +62,40 @@ class Origin:
 
 
 class Examples(Dataset[Example]):
-    """States and per-layer classes of the samples that have a target."""
+    """Samples that teach something: states and targets.
 
-    def __init__(self, states: list[Tensor], targets: list[tuple[int, ...]]) -> None:
-        """Keep both, in one order."""
-        self.states = states
-        self.targets = targets
+    Attributes:
+        states: of each sample, `[tokens, d_model]`; after `pool` what the head's encoder pooled them to.
+        targets: what the objective made of each sample's record.
+        sample_ids: the samples.
+        tokens: tokens of a sample, mean.
+    """
+
+    def __init__(self, states: list[Tensor], targets: list[Any], sample_ids: list[str]) -> None:
+        """Keep them, in one order."""
+        self.states, self.targets, self.sample_ids = states, targets, sample_ids
+        self.tokens = max(1, sum(len(state) for state in states) // max(1, len(states)))
 
     def __len__(self) -> int:
         return len(self.states)
 
     def __getitem__(self, index: int) -> Example:
-        return self.states[index], torch.tensor(self.targets[index])
+        return self.states[index], self.targets[index]
+
+    @torch.inference_mode()
+    def pool(self, encoder: StateEncoder) -> None:
+        """Replace the states by what the encoder pools them to, once for the whole training."""
+        pooled: list[Tensor] = []
+        for start in range(0, len(self.states), POOLED_AT_ONCE):
+            values, filled = encoder.pool(*pad_states(self.states[start : start + POOLED_AT_ONCE]))
+            pooled += [value[:count].clone() for value, count in zip(values, filled.sum(1).tolist(), strict=True)]
+        self.states = pooled
 
 
 def collate(examples: list[Example]) -> Batch:
-    """Return states `[batch, tokens, d_model]`, mask `[batch, tokens]` and targets `[batch, layers]`."""
+    """Return pooled states `[batch, places, d_model]`, filled places `[batch, places]` and the targets."""
     states, mask = pad_states([state for state, _ in examples])
-    return states, mask, torch.stack([target for _, target in examples])
+    return states, mask, [target for _, target in examples]
 
 
 class RouterData(LightningDataModule):
@@ -86,9 +109,9 @@ class RouterData(LightningDataModule):
         revision: str | None = None,
         device: str = "auto",
         prefix_layers: int | None = None,
-        target: TargetRule = "shortest",
         batch_size: int = 32,
         features: Path | None = None,
+        limit: int | None = None,
     ) -> None:
         """Set what is read; nothing is read yet.
 
@@ -98,17 +121,20 @@ class RouterData(LightningDataModule):
             base_model: the frozen model: an offline asset, a local directory or a hub id.
             revision: its hub revision.
             device: torch device for the states, or auto.
-            prefix_layers: read layer that the records must have; null: any.
-            target: which right chain is the target, "shortest" or "margin".
+            prefix_layers: the read layer: chains that edit an earlier one are no targets; at least the records' own;
+                null: the records' own.
             batch_size: samples in a training batch.
             features: folder of the states' cache; null: `features` beside the records.
+            limit: training samples to use, drawn by their ids, for learning curves; null: all.
         """
         super().__init__()
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit: expected at least 1, got {limit}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.base_model, self.revision = base_model, revision
         self._data, self._records, self._device = data, records, device
-        self._prefix_layers, self._target, self._batch_size = prefix_layers, target, batch_size
+        self._wanted_prefix, self._batch_size, self._limit = prefix_layers, batch_size, limit
         self._features = features or records / "features"
         self._generator = torch.Generator().manual_seed(0)
         self._scorer: ChainScorer | None = None
@@ -118,8 +144,14 @@ class RouterData(LightningDataModule):
         self.d_model: int
         self.examples: dict[str, Examples] = {}
         self.without_target: dict[str, int] = {}
-        self.counts: list[int] = []
+        self.prefix_layers: int
+        self.head_settings: dict[str, Any] = {}
+        self.objective: Objective
         self.split_hashes: set[str] = set()
+
+    def teach(self, objective: Objective) -> None:
+        """Set what the records are to teach; before `setup`."""
+        self.objective = objective
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Read records and samples, check that they fit each other and the base model, and get the states.
@@ -133,27 +165,37 @@ class RouterData(LightningDataModule):
         require_directory(self._records, "data.records")
         self.tasks = read_tasks(self._data)
         pairs = {split: self._read(split) for split in SPLITS}
+        if self._limit is not None:
+            pairs["train"] = pairs["train"][: self._limit]
         self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
-        self.origin = self._common_origin([record for pair in pairs.values() for record, _ in pair])
+        records = [record for pair in pairs.values() for record, _ in pair]
+        self.origin = self._common_origin(records)
+        self.head_settings = self.objective.settings(records, self.prefix_layers)
         for split, pair in pairs.items():
-            targets = [(sample, layer_classes(record, self._target)) for record, sample in pair]
+            targets = [(sample, self.objective.target(record, self.prefix_layers)) for record, sample in pair]
             kept = [(sample, target) for sample, target in targets if target is not None]
             self.without_target[split] = len(targets) - len(kept)
             if not kept:
                 raise InputError(f"data.records: expected a sample with a right chain in {split}, got none")
             samples = [sample for sample, _ in kept]
-            key = FeatureKey(
-                self.origin.fingerprints,
-                self.origin.dtype,
-                self.origin.prefix_layers,
-                tuple(sample.id for sample in samples),
-            )
-            states = cached_states(self._features, split, samples, key, self._open_scorer)
-            self.examples[split] = Examples(states, [target for _, target in kept])
+            states = self.states(split, samples)
+            self.examples[split] = Examples(states, [target for _, target in kept], [one.id for one in samples])
         self.d_model = self.examples["train"].states[0].shape[1]
-        self.counts = class_counts(self.examples["train"].targets, len(CLASSES))
         self._loaded = True
         self._scorer = None
+
+    def states(self, split: str, samples: list[Sample]) -> list[Tensor]:
+        """Return the samples' states at the read layer: kept by the search, cached here, or from the model."""
+        key = FeatureKey(
+            self.origin.fingerprints, self.origin.dtype, self.prefix_layers, tuple(sample.id for sample in samples)
+        )
+        kept = self._records / f"{split}.states"
+        return cached_states(self._features, split, samples, key, self._open_scorer, kept)
+
+    def pool(self, encoder: StateEncoder) -> None:
+        """Pool the states once for the whole training; see `Examples.pool`."""
+        for examples in self.examples.values():
+            examples.pool(encoder)
 
     def files(self) -> dict[str, Path]:
         """Return the files that decide the examples: records and samples of both splits, and their tasks."""
@@ -186,11 +228,13 @@ class RouterData(LightningDataModule):
                     )
         if first.reward_target != "gold":
             raise InputError(f"data.records: expected the reward target gold, got {first.reward_target}")
-        if self._prefix_layers not in (None, first.prefix_layers):
+        self.prefix_layers = first.prefix_layers if self._wanted_prefix is None else self._wanted_prefix
+        if not first.prefix_layers <= self.prefix_layers < first.num_layers:
             raise InputError(
-                f"data.prefix_layers: expected {first.prefix_layers} as in the records, got {self._prefix_layers}"
+                f"data.prefix_layers: expected {first.prefix_layers} (as in the records) to {first.num_layers - 1}, "
+                f"got {self.prefix_layers}"
             )
-        if first.prefix_layers < 1:
+        if self.prefix_layers < 1:
             raise InputError("data.records: expected prefix_layers of at least 1 for a router to read, got 0")
         if any(record.mode != self.tasks[record.task].mode for record in records):
             raise InputError(f"data.records: expected the modes of {self._data / TASKS_FILE}, got another")

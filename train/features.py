@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
+from data.state_files import StatesOrigin, read_states
 from router.durable import replacing, sha256_json
 from router.fingerprint import Fingerprints
 
@@ -46,7 +47,12 @@ class FeatureKey:
 
 
 def cached_states(
-    folder: Path, split: str, samples: Sequence[Sample], key: FeatureKey, scorer: Callable[[], ChainScorer]
+    folder: Path,
+    split: str,
+    samples: Sequence[Sample],
+    key: FeatureKey,
+    scorer: Callable[[], ChainScorer],
+    kept: Path | None = None,
 ) -> list[Tensor]:
     """Return the states of each sample, `[tokens, d_model]`, from the cache or from the model.
 
@@ -56,7 +62,13 @@ def cached_states(
         samples: the samples, as in `key`.
         key: what the states depend on.
         scorer: makes the scorer; called only where the cache holds nothing.
+        kept: folder of states that the search kept (`data.state_files`), which are taken first.
     """
+    if kept is not None:
+        origin = StatesOrigin(key.fingerprints, key.dtype)
+        found = read_states(kept, origin, key.sample_ids, key.prefix_layers)
+        if found is not None:
+            return found
     path = folder / f"{split}-{key.digest}.safetensors"
     held = _read(path, key)
     if held is not None:

@@ -1,117 +1,177 @@
-"""The Lightning module: trains a router head on per-layer classes."""
+"""The Lightning module: trains a router head of any kind."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from lightning import LightningModule
-from sklearn.metrics import f1_score
 from torch import Tensor
 
-from router.chain import Chain
-from router.layerwise import CLASSES, LayerwiseHead
+from router.encoder import Pooling, StateEncoder
+from router.head import Head
+from router.storage import HEADS
 from train.datamodule import Batch, RouterData
-from train.losses import effective_number_weights, focal_loss
-from train.targets import layer_frequencies
+from train.losses import effective_number_weights
+from train.menu_objective import MenuObjective
+from train.objectives import HeadName, LayerwiseObjective, Objective, collapse
+from train.program_objective import ProgramObjective
+from train.targets import TargetRule
+
+
+@dataclass(frozen=True)
+class LayerwiseSettings:
+    """How a layerwise head is trained.
+
+    Attributes:
+        target: which right chain is the target: "shortest", or "margin", the one with the greatest margin.
+        gamma: focusing exponent of the focal loss; 0: cross-entropy.
+        beta: class balancing by effective number, 0..1 (1 excluded); 0: none. Classes of more than about
+            1 / (1 - beta) examples weigh alike.
+    """
+
+    target: TargetRule = "shortest"
+    gamma: float = 2.0
+    beta: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds."""
+        if self.gamma < 0:
+            raise ValueError(f"gamma: expected at least 0, got {self.gamma}")
+        effective_number_weights([1], self.beta)
+
+
+@dataclass(frozen=True)
+class MenuSettings:
+    """How a menu head is trained (on a menu table).
+
+    Attributes:
+        agreement: weight, 0..1, of agreement with full depth in a chain's value; the rest weighs being right.
+        auxiliary: weight of the loss of full depth's confidence and entropy, at least 0.
+        softness: nats; above 0 a right answer by a margin m counts as sigmoid(m / softness) right.
+    """
+
+    agreement: float = 0.5
+    auxiliary: float = 0.1
+    softness: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProgramSettings:
+    """How a program head is trained.
+
+    Attributes:
+        shorter: a right chain that is one model's depth shorter weighs e^shorter times as much; 0: all alike.
+        max_block: layers of a segment at most.
+        max_times: how many more times a segment runs at most.
+        beam: chains that decoding looks at.
+    """
+
+    shorter: float = 4.0
+    max_block: int = 4
+    max_times: int = 2
+    beam: int = 16
 
 
 class RouterModule(LightningModule):
-    """A layerwise head with a class-balanced focal loss."""
+    """A head, what it is taught, and how."""
 
-    head: LayerwiseHead
+    head: Head
 
     def __init__(
         self,
+        kind: HeadName = "layerwise",
         hidden: int = 64,
+        pooling: Pooling = "windows",
         windows: int = 8,
         dropout: float = 0.1,
         learning_rate: float = 3e-4,
         weight_decay: float = 0.1,
-        gamma: float = 2.0,
-        beta: float = 0.99,
+        layerwise: LayerwiseSettings = LayerwiseSettings(),
+        menu: MenuSettings = MenuSettings(),
+        program: ProgramSettings = ProgramSettings(),
     ) -> None:
         """Set the training; the head is built when the data are known.
 
         Args:
+            kind: the head: "layerwise", "menu" or "program" (docs/concepts.md).
             hidden: width of the head's bottleneck.
-            windows: parts of a sample's tokens, each pooled by its mean.
+            pooling: how a sample's tokens become one vector: "windows", "ends" (last token and mean) or "attention".
+            windows: parts of a sample's tokens, each pooled by its mean; or weightings of them.
             dropout: share of the bottleneck dropped in training.
             learning_rate: AdamW's, per optimizer step.
             weight_decay: AdamW's.
-            gamma: focusing exponent of the focal loss; 0: cross-entropy.
-            beta: class balancing by effective number, 0..1 (1 excluded); 0: none. Classes of more than about
-                1 / (1 - beta) examples weigh alike.
+            layerwise: what only a layerwise head needs.
+            menu: what only a menu head needs.
+            program: what only a program head needs.
         """
         super().__init__()
         if learning_rate <= 0:
             raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
-        if gamma < 0 or weight_decay < 0:
-            raise ValueError(f"gamma and weight_decay: expected at least 0, got {gamma} and {weight_decay}")
-        self.head_settings = {"hidden": hidden, "windows": windows, "dropout": dropout}
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay: expected at least 0, got {weight_decay}")
+        self.encoder_settings = {"hidden": hidden, "pooling": pooling, "windows": windows, "dropout": dropout}
         # Built once here for its checks: bad sizes are refused before any data is read.
-        LayerwiseHead(2, 1, 1, hidden=hidden, windows=windows, dropout=dropout)
-        effective_number_weights([1], beta)
-        self._learning_rate, self._weight_decay, self._gamma, self._beta = learning_rate, weight_decay, gamma, beta
-        self._validated: list[tuple[Tensor, Tensor]] = []
+        StateEncoder(1, hidden=hidden, pooling=pooling, windows=windows, dropout=dropout)
+        self.objective = _objective(kind, layerwise, menu, program)
+        self.head_settings: dict[str, Any] = dict(self.encoder_settings)
+        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        self._validated: list[tuple[Tensor, list[Any]]] = []
 
     def build(self, data: RouterData) -> None:
-        """Build the head for the data's base model, and weigh the classes by the training targets."""
+        """Build the head for the data's base model, and let it start from what the training targets say on average."""
         origin = data.origin
-        self.head = LayerwiseHead(origin.num_layers, origin.prefix_layers, data.d_model, **self.head_settings)  # type: ignore[arg-type]
-        self.head.start_from(torch.tensor(layer_frequencies(data.examples["train"].targets, len(CLASSES))))
-        self.register_buffer("class_weights", effective_number_weights(data.counts, self._beta), persistent=False)
+        self.head_settings = {**self.encoder_settings, **data.head_settings}
+        kind = HEADS[self.objective.name]
+        self.head = kind(origin.num_layers, data.prefix_layers, data.d_model, **self.head_settings)
+        self.objective.start(self.head, data.examples["train"].targets)
+        data.pool(self.head.encoder)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Return the head's output."""
-        output: Tensor = self.head(states, mask)
+    def forward(self, pooled: Tensor, filled: Tensor) -> Tensor:
+        """Return the head's output for pooled states (`StateEncoder.pool`)."""
+        output: Tensor = self.head.respond(self.head.encoder.narrow(pooled, filled))
         return output
-
-    def _loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        weights = self.get_buffer("class_weights")
-        return focal_loss(output, targets, weights, self._gamma)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
-        states, mask, targets = batch
-        loss = self._loss(self(states, mask), targets)
-        self.log("train/loss", loss, batch_size=len(targets), on_step=False, on_epoch=True)
+        pooled, filled, targets = batch
+        loss = self.objective.loss(self.head, self(pooled, filled), self.objective.collate(targets))
+        self.log("train/loss", loss, batch_size=len(pooled), on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Keep a batch's outputs for the epoch's measures."""
-        states, mask, targets = batch
-        output = self(states, mask)
-        self.log("validation/loss", self._loss(output, targets), batch_size=len(targets), prog_bar=True)
-        self._validated.append((output.detach().cpu(), targets.cpu()))
+        pooled, filled, targets = batch
+        output = self(pooled, filled)
+        loss = self.objective.loss(self.head, output, self.objective.collate(targets))
+        self.log("validation/loss", loss, batch_size=len(pooled), prog_bar=True)
+        self._validated.append((output.detach().cpu(), targets))
 
     def on_validation_epoch_end(self) -> None:
-        """Log F1 by class, and how far the router has collapsed."""
-        output, targets = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
+        """Log how good the head is on held-out samples, and how far it has collapsed."""
+        output = torch.cat([part for part, _ in self._validated])
+        targets = [target for _, part in self._validated for target in part]
         self._validated.clear()
-        self.log_dict({f"validation/{name}": value for name, value in measures(self.head, output, targets).items()})
+        self.log_dict({f"validation/{name}": value for name, value in self.measures(output, targets).items()})
+
+    def measures(self, output: Tensor, targets: list[Any]) -> dict[str, float]:
+        """Return the head's measures on samples with these targets."""
+        return {
+            **self.objective.measures(self.head, output, self.objective.collate(targets)),
+            **collapse(self.head, output),
+        }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=self._learning_rate, weight_decay=self._weight_decay)
 
 
-def measures(head: LayerwiseHead, output: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return F1 of each class over all layers and the collapse measures of the decoded chains.
-
-    Args:
-        head: the head that made the output.
-        output: its output, `[batch, layers, classes]`.
-        targets: classes, `[batch, layers]`.
-
-    Returns:
-        `f1_<class>`, `full_share` (chains that are full depth), `distinct_chains`, `mean_depth` (layers).
-    """
-    predicted = output.argmax(-1).reshape(-1).numpy()
-    scores = f1_score(
-        targets.reshape(-1).numpy(), predicted, labels=list(range(len(CLASSES))), average=None, zero_division=0.0
+def _objective(kind: HeadName, layerwise: LayerwiseSettings, menu: MenuSettings, program: ProgramSettings) -> Objective:
+    if kind == "layerwise":
+        return LayerwiseObjective(layerwise.target, layerwise.gamma, layerwise.beta)
+    if kind == "menu":
+        return MenuObjective(agreement=menu.agreement, auxiliary=menu.auxiliary, softness=menu.softness)
+    return ProgramObjective(
+        shorter=program.shorter, max_block=program.max_block, max_times=program.max_times, beam=program.beam
     )
-    chains: list[Chain] = [ranked[0].chain for ranked in head.decode(output)]
-    return {f"f1_{name}": float(score) for name, score in zip(CLASSES, scores, strict=True)} | {
-        "full_share": sum(chain.is_full for chain in chains) / len(chains),
-        "distinct_chains": float(len(set(chains))),
-        "mean_depth": sum(chain.depth for chain in chains) / len(chains),
-    }

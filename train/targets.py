@@ -11,7 +11,7 @@ from router.layerwise import classes_of
 TargetRule = Literal["shortest", "margin"]
 
 
-def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[int, ...] | None:
+def layer_classes(record: SearchRecord, prefix_layers: int, rule: TargetRule = "shortest") -> tuple[int, ...] | None:
     """Return a record's target as one class (skip, run, repeat) for each layer after the prefix.
 
     Only right chains that skip layers or run them once or twice in a row can be written so; block repeats and layers
@@ -19,6 +19,7 @@ def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[
 
     Args:
         record: what the search found.
+        prefix_layers: layers that every chain begins with.
         rule: "shortest": the shortest such chain, greatest margin among equals (the target of Dr.LLM,
             arXiv 2510.12773); "margin": the one with the greatest margin.
 
@@ -30,7 +31,7 @@ def layer_classes(record: SearchRecord, rule: TargetRule = "shortest") -> tuple[
         for result in record.results
         if result.correct
         and result.verified is not False
-        and (classes := classes_of(result.chain, record.prefix_layers)) is not None
+        and (classes := classes_of(result.chain, prefix_layers)) is not None
     ]
     if not candidates:
         return None

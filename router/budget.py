@@ -1,0 +1,119 @@
+"""One knob for any budget: a price on depth, and the prices measured to give which mean depth."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+POINTS = 64
+"""Operating points kept by calibration, about."""
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """One operating point of a trained head, measured on the validation split.
+
+    Attributes:
+        mean_depth: mean depth that the offset gave, layers.
+        offset: the price of a layer, in units of the head's values; a layerwise head adds it to its skip logits.
+    """
+
+    mean_depth: float
+    offset: float
+
+
+def offset_for(points: Sequence[BudgetPoint], budget: float | None) -> float:
+    """Return the offset for a mean depth, interpolated between operating points; 0 without a budget.
+
+    Raises:
+        ValueError: where there are no points, or the budget lies outside what was measured.
+    """
+    if budget is None:
+        return 0.0
+    if not points:
+        raise ValueError("budget: expected a calibrated head, got one without operating points")
+    ordered = sorted(points, key=lambda point: (point.mean_depth, -point.offset))
+    low, high = ordered[0].mean_depth, ordered[-1].mean_depth
+    if not low <= budget <= high:
+        raise ValueError(f"budget: expected a mean depth in {low:.2f}..{high:.2f}, got {budget}")
+    for left, right in itertools.pairwise(ordered):
+        if left.mean_depth <= budget <= right.mean_depth:
+            width = right.mean_depth - left.mean_depth
+            share = (budget - left.mean_depth) / width if width else 0.0
+            return left.offset + share * (right.offset - left.offset)
+    return ordered[0].offset
+
+
+def priced_choice(
+    values: Float[Tensor, "batch options"], depths: Float[Tensor, "batch options"], price: float
+) -> Int[Tensor, " batch"]:
+    """Return each row's option of greatest value - price * depth; among equals the shallower, then the first.
+
+    Of all choices of that mean depth it is the one of greatest mean value (Lagrange).
+    """
+    worth = values - price * depths
+    best = worth.max(1, keepdim=True).values
+    return torch.where(worth >= best, depths, depths.max() + 1).argmin(1)
+
+
+def operating_points(
+    values: Float[Tensor, "batch options"], depths: Float[Tensor, "batch options"]
+) -> tuple[BudgetPoint, ...]:
+    """Return prices of a layer and the mean depths that they give on these rows, deepest first.
+
+    Prices at which some row changes its mind lie dense; of them about `POINTS` are kept, evenly spread over depth.
+
+    Args:
+        values: value of each option of each row; -inf: no option.
+        depths: its depth, layers.
+    """
+    values, depths = values.double(), depths.double()
+    prices = _changes(values, depths)
+    between = [0.0, *((left + right) / 2 for left, right in itertools.pairwise(prices))]
+    between.append((prices[-1] if prices else 0.0) * 2 + 1.0)
+    found: dict[float, float] = {}
+    low, high = (_mean_depth(values, depths, price) for price in (between[-1], 0.0))
+    step = (high - low) / POINTS
+    stack = [(0, len(between) - 1)]
+    found[high], found[low] = 0.0, between[-1]
+    while stack:  # halve where the mean depth still jumps
+        left, right = stack.pop()
+        above, below = (_mean_depth(values, depths, between[i]) for i in (left, right))
+        found.setdefault(above, between[left])
+        found.setdefault(below, between[right])
+        if above - below > step and right - left > 1:
+            middle = (left + right) // 2
+            stack += [(left, middle), (middle, right)]
+    return tuple(BudgetPoint(depth, price) for depth, price in sorted(found.items(), reverse=True))
+
+
+def _mean_depth(values: Tensor, depths: Tensor, price: float) -> float:
+    chosen = priced_choice(values, depths, price)
+    return float(depths.gather(1, chosen[:, None]).mean())
+
+
+def _changes(values: Tensor, depths: Tensor) -> list[float]:
+    """Return the prices above 0 at which some row's choice changes, ascending, each once.
+
+    Row by row along the upper hull of (depth, value): from the best option at price 0, the next one is the shallower
+    option that overtakes it first.
+    """
+    prices: set[float] = set()
+    now = priced_choice(values, depths, 0.0)
+    while True:
+        value, depth = values.gather(1, now[:, None]), depths.gather(1, now[:, None])
+        shallower = (depths < depth) & values.isfinite()
+        at = torch.where(shallower, (value - values) / (depth - depths).clamp(min=1e-12), torch.inf)
+        least = at.min(1, keepdim=True).values
+        moving = least[:, 0].isfinite()
+        if not moving.any():
+            return sorted(prices)
+        prices.update(least[moving, 0].clamp(min=0).tolist())
+        # Of several that overtake at the same price the shallowest wins.
+        following = torch.where(at <= least + 1e-15, depths, torch.inf).argmin(1)
+        now = torch.where(moving, following, now)
