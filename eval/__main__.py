@@ -84,7 +84,9 @@ def evaluate(settings: EvalSettings, resolved: dict[str, Any], inputs: Inputs, i
     write_run(settings.out, identity, describe_run(settings, resolved, inputs, scorer))
     n = scorer.num_layers
     router = RouterPolicy(scorer, inputs.router, settings.budget)
-    static = best_static(inputs.records["train"], inputs.samples, router, scorer, settings)
+    static = best_static(
+        inputs.records["train"], inputs.records.get("validation", []), inputs.samples, router, scorer, settings
+    )
     policies: list[Policy] = [
         FullDepth(n),
         router,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import SearchRecord, read_records
-from data.sample import SPLITS, Sample, read_samples
+from data.sample import Sample, read_samples
 from data.task_files import TASKS_FILE, TaskSet, read_tasks
 from eval.settings import EvalSettings
 from router.base_model import resolve_device
@@ -19,8 +19,12 @@ from router.fingerprint import Fingerprints
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router
 
 MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+"""Splits that an evaluation reads."""
+CALIBRATION = "calibration"
+"""A split that it only checks: its questions must not be test's."""
 RECORD_SPLITS = ("train", "test")
-"""Splits whose search records are read: train for the static pool, test for the oracle."""
+"""Splits whose search records are needed: train for the static pool, test for the oracle."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,11 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     tasks = read_tasks(settings.data)
     samples = {split: _read_split(settings.data, split, tasks) for split in SPLITS}
     _check_vouched(settings.data)
-    _check_unseen(samples)
-    records = {split: _read_records(settings.records, split, tasks, samples[split]) for split in RECORD_SPLITS}
+    calibration = settings.data / f"{CALIBRATION}.jsonl"
+    others = {CALIBRATION: read_samples(calibration, "data")} if calibration.exists() else {}
+    _check_unseen(samples | others)
+    present = [split for split in SPLITS if split in RECORD_SPLITS or (settings.records / f"{split}.jsonl").exists()]
+    records = {split: _read_records(settings.records, split, tasks, samples[split]) for split in present}
     router = load_router(settings.router)
     _check_router_has_not_seen(settings.router, samples["test"])
     _check_agreement(records, router, settings)
@@ -78,7 +85,7 @@ def read_inputs(settings: EvalSettings) -> Inputs:
         raise InputError(str(error)) from error
     files = {f"data/{split}": settings.data / f"{split}.jsonl" for split in SPLITS}
     files["data/tasks"] = settings.data / TASKS_FILE
-    files |= {f"records/{split}": settings.records / f"{split}.jsonl" for split in RECORD_SPLITS}
+    files |= {f"records/{split}": settings.records / f"{split}.jsonl" for split in records}
     files |= {f"router/{name}": settings.router / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
     return Inputs(tasks, samples, records, router, {name: sha256_file(path) for name, path in files.items()}, device)
 
@@ -120,9 +127,9 @@ def _check_vouched(folder: Path) -> None:
 
 
 def _check_unseen(samples: dict[str, list[Sample]]) -> None:
-    """Refuse test questions that also stand in train or validation."""
+    """Refuse test questions that also stand in another split."""
     held_out = {sample.split_key: sample for sample in samples["test"]}
-    for split in ("train", "validation"):
+    for split in [name for name in samples if name != "test"]:
         for sample in samples[split]:
             if sample.split_key in held_out:
                 raise InputError(
@@ -164,6 +171,21 @@ def _read_records(folder: Path, split: str, tasks: TaskSet, samples: Sequence[Sa
     return records
 
 
+def require_unseen_by(folder: Path, test_ids: set[str], data: Path) -> None:
+    """Refuse a router that was trained, or stopped early, on a test question.
+
+    Args:
+        folder: the router's folder.
+        test_ids: ids of the test samples in question.
+        data: folder with test.jsonl.
+
+    Raises:
+        InputError: where it was.
+    """
+    samples = read_samples(data / "test.jsonl", "data: test")
+    _check_router_has_not_seen(folder, [sample for sample in samples if sample.id in test_ids])
+
+
 def _check_router_has_not_seen(folder: Path, test: Sequence[Sample]) -> None:
     """Refuse a router that was trained, or stopped early, on a test question."""
     path = folder / TRAINED_ON_FILE
@@ -185,8 +207,15 @@ def _check_prompt(fingerprints: Fingerprints, tasks: TaskSet, what: str) -> None
 def _check_agreement(records: dict[str, list[SearchRecord]], router: Router, settings: EvalSettings) -> None:
     """Refuse records and a router that disagree on the model's layers or on where chains may be edited."""
     for split, of_split in records.items():
-        for name in ("num_layers", "prefix_layers"):
-            got, wanted = getattr(of_split[0], name), getattr(router.config, name)
-            if got != wanted:
-                path = settings.records / f"{split}.jsonl"
-                raise InputError(f"records: expected {name} {wanted} in {path}, as the router has it, got {got}")
+        path = settings.records / f"{split}.jsonl"
+        first, config = of_split[0], router.config
+        if first.num_layers != config.num_layers:
+            raise InputError(
+                f"records: expected num_layers {config.num_layers} in {path}, as the router has it, "
+                f"got {first.num_layers}"
+            )
+        if first.prefix_layers > config.prefix_layers:
+            raise InputError(
+                f"records: expected prefix_layers of at most {config.prefix_layers} in {path}, where the router reads, "
+                f"got {first.prefix_layers}"
+            )

@@ -4,7 +4,8 @@ Candidates come from the pool that the router was taught with, the chains that t
 for each depth those with the best share of right answers, by Wilson's lower bound. The chains that the router gives
 most often on validation join them: they say whether choosing by sample is worth anything, and one of them is always
 as shallow as the router, whose chains can lie far below those of the search. Each candidate is then really run on
-every train and validation sample, because a search tries a chain on samples that suit it. It is judged there as the
+every train and validation sample, because a search tries a chain on samples that suit it (a menu table has run it on
+all already). It is judged there as the
 search judges, in the cheap mode of the sample's task (`Task.mode`); only the chosen chain is run on test, in the real
 mode like every arm.
 
@@ -105,6 +106,7 @@ def choose_static(candidates: Sequence[Candidate], max_depth: float) -> Candidat
 
 def best_static(
     records: Sequence[SearchRecord],
+    validation: Sequence[SearchRecord],
     samples: dict[str, list[Sample]],
     router: Policy,
     scorer: ChainScorer,
@@ -114,6 +116,8 @@ def best_static(
 
     Args:
         records: search records of training samples.
+        validation: those of validation samples, where there are any; where both are menu tables that hold every
+            candidate, nothing needs to run.
         samples: samples by split; train and validation are used.
         router: the routing policy, whose mean depth on validation bounds the choice.
         scorer: runs the chains.
@@ -131,14 +135,41 @@ def best_static(
     searched = candidate_pool(records, pool=size, trials=settings.static_trials, max_depth=max_depth)
     pool = dict.fromkeys([*searched, *common_chains(routed, pool=size, max_depth=max_depth)])
     seen = [*samples["train"], *samples["validation"]]
+    candidates = from_tables([*records, *validation], seen, list(pool))
+    if candidates is None:
+        candidates = _run_candidates(list(pool), seen, scorer, settings)
+    chosen = choose_static(candidates, max_depth)
+    write_json(path, describe(chosen, candidates, max_depth, set(searched)) | {"mode": scorer.tasks.mode})
+    return read_static(path, scorer.num_layers)
+
+
+def from_tables(
+    records: Sequence[SearchRecord], samples: Sequence[Sample], chains: Sequence[Chain]
+) -> list[Candidate] | None:
+    """Count right answers in menu tables, which have run every chain on every sample.
+
+    Args:
+        records: records of the samples.
+        samples: the samples.
+        chains: the candidates.
+
+    Returns:
+        The candidates; None where a record lacks a chain, or a sample a record: then they must be run.
+    """
+    by_sample = {record.sample_id: {one.chain: one.correct for one in record.results} for record in records}
+    if not all(by_sample.get(sample.id, {}).keys() >= set(chains) for sample in samples):
+        return None
+    return [Candidate(chain, sum(by_sample[one.id][chain] for one in samples), len(samples)) for chain in chains]
+
+
+def _run_candidates(
+    pool: Sequence[Chain], seen: Sequence[Sample], scorer: ChainScorer, settings: EvalSettings
+) -> list[Candidate]:
     policies = [StaticChain(chain, name=str(chain)) for chain in pool]
     file = settings.out / CANDIDATES_FILE
     results = run_policies(policies, seen, scorer, scorer.score, file, settings.batch_samples, "static chains")
     names = {policy.name for policy in policies}
-    candidates = tally(result for result in results if result.policy in names)
-    chosen = choose_static(candidates, max_depth)
-    write_json(path, describe(chosen, candidates, max_depth, set(searched)) | {"mode": scorer.tasks.mode})
-    return read_static(path, scorer.num_layers)
+    return tally(result for result in results if result.policy in names)
 
 
 def routed_chains(policy: Policy, samples: Sequence[Sample], scorer: ChainScorer, batch_samples: int) -> list[Chain]:

@@ -80,7 +80,8 @@ def operating_points(
     low, high = (_mean_depth(values, depths, price) for price in (between[-1], 0.0))
     step = (high - low) / POINTS
     stack = [(0, len(between) - 1)]
-    found[high], found[low] = 0.0, between[-1]
+    found[low] = between[-1]
+    found[high] = 0.0  # the last word, where no price changes anything
     while stack:  # halve where the mean depth still jumps
         left, right = stack.pop()
         above, below = (_mean_depth(values, depths, between[i]) for i in (left, right))

@@ -6,6 +6,8 @@ decision is made once for a sample and costs one pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -82,11 +84,17 @@ class LayerwiseHead(Head):
         logits: Tensor = self.classify(features)
         return logits.reshape(len(logits), -1, len(CLASSES))
 
-    def decode(
-        self, output: Float[Tensor, "batch layers classes"], budget: float | None = None
-    ) -> list[list[ScoredChain]]:
-        """Return for each row the chain of the likeliest classes, skip logits shifted to meet the budget."""
-        return self._decode(output, self.offset_for(budget))
+    def scores_of(
+        self, output: Float[Tensor, "batch layers classes"], chains: Sequence[Chain]
+    ) -> Float[Tensor, "batch chains"]:
+        """Return the log-probability of each chain's classes."""
+        logprobs = output.detach().float().log_softmax(-1)
+        scores = logprobs.new_full((len(output), len(chains)), float("-inf"))
+        for i, chain in enumerate(chains):
+            classes = classes_of(chain, self.prefix_layers)
+            if classes is not None:
+                scores[:, i] = logprobs[:, torch.arange(len(classes)), list(classes)].sum(1)
+        return scores
 
     def calibrate(self, output: Float[Tensor, "batch layers classes"]) -> None:
         """Set the operating points: which skip offset gives which mean depth on these (validation) outputs.
@@ -107,7 +115,8 @@ class LayerwiseHead(Head):
         chosen = sorted({*possible[::step].tolist(), int(possible[-1])}, reverse=True)
         self.budget_points = tuple(BudgetPoint(float(depths[i]), float((below[i] + above[i]) / 2)) for i in chosen)
 
-    def _decode(self, output: Tensor, offset: float) -> list[list[ScoredChain]]:
+    def decode_at(self, output: Float[Tensor, "batch layers classes"], offset: float) -> list[list[ScoredChain]]:
+        """Return for each row the chain of the likeliest classes, skip logits shifted by the offset."""
         logprobs = output.detach().float().log_softmax(-1)
         shifted = logprobs.clone()
         shifted[..., SKIP] += offset

@@ -103,10 +103,9 @@ class MenuHead(Head):
         chance = self.outcome_logits(output.detach()).float().sigmoid()
         return (1 - self.agreement) * chance[..., CORRECT] + self.agreement * chance[..., AGREE]
 
-    def decode(self, output: Float[Tensor, "batch outputs"], budget: float | None = None) -> list[list[ScoredChain]]:
-        """Return for each row the menu, best first; the score is the value, without the price."""
-        values = self.values(output)
-        price = self.offset_for(budget)
+    def decode_at(self, output: Float[Tensor, "batch outputs"], offset: float) -> list[list[ScoredChain]]:
+        """Return for each row the menu, best first at that price of a layer; the score is the value without it."""
+        values, price = self.values(output), offset
         depths = self.depths.to(values)
         first = priced_choice(values, depths, price).tolist()
         orders = (values - price * depths).argsort(dim=1, descending=True, stable=True).tolist()
@@ -115,6 +114,15 @@ class MenuHead(Head):
             places = [best, *(i for i in order if i != best)]
             ranked.append([ScoredChain(self.chains[i], row[i]) for i in places])
         return ranked
+
+    def scores_of(
+        self, output: Float[Tensor, "batch outputs"], chains: Sequence[Chain]
+    ) -> Float[Tensor, "batch chains"]:
+        """Return the value of each chain of the menu."""
+        values = self.values(output)
+        places = {chain: i for i, chain in enumerate(self.chains)}
+        absent = values.new_full((len(values),), float("-inf"))
+        return torch.stack([values[:, places[chain]] if chain in places else absent for chain in chains], dim=1)
 
     def calibrate(self, output: Float[Tensor, "batch outputs"]) -> None:
         """Set the operating points: which price of a layer gives which mean depth on these (validation) outputs."""

@@ -146,17 +146,12 @@ class ProgramHead(Head):
         padded = padded.index_put((torch.tensor(rows), places), totals)
         return (self.lattice.log_partition(output) - padded.logsumexp(1)).mean()
 
-    def decode(self, output: Float[Tensor, "batch segments"], budget: float | None = None) -> list[list[ScoredChain]]:
-        """Return for each row its `beam` likeliest chains, best first; exact.
+    def decode_at(self, output: Float[Tensor, "batch segments"], offset: float) -> list[list[ScoredChain]]:
+        """Return for each row the `beam` chains of greatest log-probability - price * depth, best first; exact.
 
-        With a budget the chains of greatest log-probability - price * depth, best first by that. Scores are
-        log-probabilities without the price.
-
-        Raises:
-            ValueError: where there is a budget and the head is not calibrated, or it lies outside what was measured.
+        The offset is the price of a layer; scores are log-probabilities without it.
         """
-        output = output.detach().double()
-        price = self.offset_for(budget)
+        output, price = output.detach().double(), offset
         # Depth adds up over segments, so the search itself is exact at any price.
         ranked = self.lattice.k_best(output - price * self.lattice.depths.to(output), self.beam)
         partitions = self.lattice.log_partition(output).tolist()
@@ -164,6 +159,18 @@ class ProgramHead(Head):
             [self._scored(program, value - partition, price) for program, value in row]
             for row, partition in zip(ranked, partitions, strict=True)
         ]
+
+    def scores_of(
+        self, output: Float[Tensor, "batch segments"], chains: Sequence[Chain]
+    ) -> Float[Tensor, "batch chains"]:
+        """Return the log-probability of each chain's program."""
+        output = output.detach()
+        scores = output.new_full((len(output), len(chains)), float("-inf"), dtype=torch.float64)
+        for i, chain in enumerate(chains):
+            program = self.program_of(chain)
+            if program is not None:
+                scores[:, i] = self.log_probability(output, [program] * len(output))
+        return scores
 
     def calibrate(self, output: Float[Tensor, "batch segments"]) -> None:
         """Set the operating points: which price of a layer gives which mean depth on these (validation) outputs.

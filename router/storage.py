@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from router.budget import BudgetPoint
+from router.chain import Chain
 from router.command import InputError, one_line
 from router.durable import read_json, replacing, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
+from router.guarantee import Guarantee, read_guarantee
 from router.head import Head, ScoredChain, pad_states
 from router.layerwise import LayerwiseHead
 from router.menu_head import MenuHead
@@ -101,16 +103,55 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class Router:
-    """A trained head with its configuration."""
+    """A trained head with its configuration, and what was certified of it."""
 
     config: RouterConfig
     head: Head
+    guarantee: Guarantee | None = None
 
     @torch.inference_mode()
+    def outputs(self, states: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor, "batch ..."]:
+        """Return the head's output for each sample; batch partners do not matter."""
+        output: Tensor = self.head(*pad_states(states))
+        return output
+
     def route(self, states: Sequence[Float[Tensor, "_ d_model"]], budget: float | None = None) -> list[ScoredChain]:
-        """Return one chain for each sample, from its `hidden_states[prefix_layers]`; batch partners do not matter."""
-        output = self.head(*pad_states(states))
-        return [chains[0] for chains in self.head.decode(output, budget)]
+        """Return one chain for each sample, from its `hidden_states[prefix_layers]`; batch partners do not matter.
+
+        Args:
+            states: the states of each sample's tokens.
+            budget: mean depth wanted, layers; None: the router's own choice.
+
+        Raises:
+            ValueError: where the budget lies outside what was measured in training.
+        """
+        return [ranked[0] for ranked in self.head.decode(self.outputs(states), budget)]
+
+    def route_at(
+        self, output: Float[Tensor, "batch ..."], offset: float | None, least_score: float | None
+    ) -> list[ScoredChain]:
+        """Return one chain for each row of the head's output, at an operating point and with fallback to full depth.
+
+        Args:
+            output: what `outputs` returned.
+            offset: the operating point; None: full depth for all.
+            least_score: chains that score less give way to full depth; None: none do.
+        """
+        full = ScoredChain(Chain.full(self.config.num_layers), 0.0)
+        if offset is None:
+            return [full] * len(output)
+        best = [ranked[0] for ranked in self.head.decode_at(output, offset)]
+        return [full if least_score is not None and one.score < least_score else one for one in best]
+
+    def route_guaranteed(self, states: Sequence[Float[Tensor, "_ d_model"]]) -> list[ScoredChain]:
+        """Return one chain for each sample, at the certified operating point.
+
+        Raises:
+            ValueError: where the router was not calibrated (`python -m train.calibrate`).
+        """
+        if self.guarantee is None:
+            raise ValueError("guarantee: expected a router with one (python -m train.calibrate), got none")
+        return self.route_at(self.outputs(states), self.guarantee.offset, self.guarantee.least_score)
 
 
 def save_router(folder: Path, router: Router) -> None:
@@ -151,4 +192,4 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
         raise
     except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"router: expected a router in {str(folder)!r}, got {one_line(error)}") from error
-    return Router(config, head.eval())
+    return Router(config, head.eval(), read_guarantee(folder, hashed))

@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"prefix_layers: expected fewer than the model's {scorer.num_layers} layers, got {settings.prefix_layers}"
         )
+    if max(settings.read_layers, default=0) >= scorer.num_layers:
+        raise InputError(
+            f"read_layers: expected fewer than the model's {scorer.num_layers} layers, got {max(settings.read_layers)}"
+        )
     menu = _menu(settings, scorer)
     search = SplitSearch(
         scorer,
@@ -110,7 +114,9 @@ def _prior(settings: RunSettings, scorer: ChainScorer) -> ModelPrior | None:
     if settings.prior is None:
         return None
     prior = read_prior(require_file(settings.prior, "prior"))
-    prior.require(scorer.fingerprints, scorer.num_layers, settings.prefix_layers)
+    prior.require(
+        scorer.fingerprints, scorer.num_layers, settings.prefix_layers, other_task=settings.prior_of_other_task
+    )
     return prior
 
 

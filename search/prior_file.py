@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,8 @@ class ModelPrior:
         source: how it was made, for a reader: a JSON object.
         skip: log weight of skipping each layer, natural logarithm, common to all samples; see `SamplePrior`.
         repeat: log weight of repeating each layer, likewise.
-        known: known chains with their weights; see `SamplePrior`.
+        known: known chains with their weights (on how many samples each was right, or chosen by the router); see
+            `SamplePrior`.
         samples: by sample id: log weights of skip and of repeat, which are added to the common ones.
         sha256: SHA-256 of everything that the file holds, in hex.
 
@@ -94,13 +95,22 @@ class ModelPrior:
             return SamplePrior(self.skip, self.repeat, self.known)
         return SamplePrior(_sum(self.skip, own[0]), _sum(self.repeat, own[1]), self.known)
 
-    def require(self, fingerprints: Fingerprints, num_layers: int, prefix_layers: int) -> None:
+    def require(
+        self, fingerprints: Fingerprints, num_layers: int, prefix_layers: int, *, other_task: bool = False
+    ) -> None:
         """Check that this prior was made for a model, tokenizer, prompt and prefix.
+
+        Args:
+            fingerprints: of the search's model, tokenizer and prompt.
+            num_layers: layers of the unedited model.
+            prefix_layers: layers that run unedited in every chain.
+            other_task: whether the prompt may be another one.
 
         Raises:
             InputError: at the first that differs; the message names it and both values.
         """
-        self.fingerprints.require(fingerprints, "prior")
+        allowed = replace(fingerprints, prompt=self.fingerprints.prompt) if other_task else fingerprints
+        self.fingerprints.require(allowed, "prior")
         for name, wanted in (("num_layers", num_layers), ("prefix_layers", prefix_layers)):
             if getattr(self, name) != wanted:
                 raise InputError(f"prior: expected it to be made with {name} {wanted}, got {getattr(self, name)}")

@@ -5,7 +5,7 @@
     python -m search.priors --kind router --router runs/demo/router --data runs/demo/data --out runs/prior.json
 
 The file is frozen: a search names it (`--prior`), its SHA-256 is part of the search's settings, and a search of another
-model, prompt or prefix refuses it.
+model, prompt or prefix refuses it; another prompt it takes where it is told so (`--prior_of_other_task true`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from typing import Any, Literal
 
 from data.measured import ModelSettings, open_scorer
 from data.records import read_records
+from data.sample import SPLITS, read_samples
 from router.command import InputError, parse_settings, provenance, run_command
 from router.durable import sha256_file, writable_directory
 from router.storage import WEIGHTS_FILE, load_router
 from search.prior_file import ModelPrior, write_prior
-from search.prior_sources import from_records, from_redundancy, from_router
+from search.prior_sources import (
+    LayerWeights,
+    chosen_chains,
+    from_records,
+    from_redundancy,
+    router_outputs,
+    split_common,
+    weights_of_output,
+)
 
 REDUNDANCY_SAMPLES = 128
 """Samples that tell how redundant layers are, unless the settings say otherwise."""
@@ -33,20 +42,29 @@ class PriorSettings:
 
     Attributes:
         kind: "redundancy": how often skipping or repeating a single layer keeps full depth's answer; "records": how
-            often chains of an earlier search were right; "router": a trained router's probabilities for each sample.
+            often chains of an earlier search were right; "router": what a trained router of any head thinks of each
+            sample.
         out: the file to write.
         strength: factor on all log weights; 0 makes layers alike, above 1 sharpens.
         records: record file of the earlier search, of a training split (kind records).
-        known: chains that solved most samples to keep, at most (kind records).
+        known: chains to keep as known, at most: those that solved most samples (kind records), or those that the router
+            chooses for most (kind router).
         router: folder of the router (kind router).
         data: folder of `python -m data prepare` (kinds redundancy and router).
         split: split to measure or to route; never the test split for redundancy.
-        prefix_layers: layers that run unedited in every chain (kind redundancy; the others know it).
+        more_splits: further splits to route into the same file, since a search has one prior (kind router).
+        budget: mean depth at which the router ranks chains and chooses the known ones, layers; null: its own choice,
+            which of a menu head is mostly full depth (kind router).
+        common: give all samples the mean of the routed samples' weights, and each routed sample its difference from it,
+            so that the prior says something of samples of another task too; otherwise samples that were not routed have
+            neutral weights (kind router).
+        prefix_layers: layers that run unedited in every chain: of kind redundancy; of kind router at most the router's,
+            null: the router's. Records know it.
         model: base model: an offline asset, a local directory or a hub id.
         revision: hub revision of the model.
         dtype: dtype of the model: float32, bfloat16 or float16.
         device: torch device, or auto.
-        limit: samples at most, the first ones; null: all, of kind redundancy the first 128.
+        limit: samples of a split at most, the first ones; null: all, of kind redundancy the first 128.
     """
 
     kind: Literal["redundancy", "records", "router"]
@@ -57,6 +75,9 @@ class PriorSettings:
     router: Path | None = None
     data: Path | None = None
     split: str = "train"
+    more_splits: tuple[str, ...] = ()
+    budget: float | None = None
+    common: bool = False
     prefix_layers: int | None = None
     model: str = "smollm2-135m-instruct"
     revision: str | None = None
@@ -80,6 +101,9 @@ class PriorSettings:
             self.model_settings()  # refuses what it refuses
         if self.known < 0:
             raise ValueError(f"known: expected at least 0, got {self.known}")
+        splits = (self.split, *self.more_splits)
+        if not set(splits) <= set(SPLITS) or len(set(splits)) < len(splits):
+            raise ValueError(f"more_splits: expected others of {', '.join(SPLITS)}, got {list(self.more_splits)}")
 
     def model_settings(self) -> ModelSettings:
         """Return the model and samples that are named."""
@@ -151,27 +175,41 @@ def _of_redundancy(settings: PriorSettings, source: dict[str, Any]) -> ModelPrio
 
 def _of_router(settings: PriorSettings, source: dict[str, Any]) -> ModelPrior:
     assert settings.router is not None
+    assert settings.data is not None
     scorer, samples = open_scorer(settings.model_settings())
+    for split in settings.more_splits:
+        samples += read_samples(settings.data / f"{split}.jsonl", f"data: {split}")[: settings.limit]
     router = load_router(settings.router, scorer.fingerprints)
-    own = from_router(router, scorer, samples)
+    head, prefix = router.head, router.config.prefix_layers
+    if settings.prefix_layers is not None and not 0 <= settings.prefix_layers <= prefix:
+        raise InputError(f"prefix_layers: expected 0..{prefix}, where the router reads, got {settings.prefix_layers}")
+    try:
+        offset = head.offset_for(settings.budget)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    output = router_outputs(router, scorer, samples)
+    own = [weights.scaled(settings.strength) for weights in weights_of_output(head, output, offset)]
     neutral = (0.0,) * scorer.num_layers
-    scaled = {sample_id: weights.scaled(settings.strength) for sample_id, weights in own.items()}
+    common = LayerWeights(neutral, neutral)
+    if settings.common:
+        common, own = split_common(own)
     return ModelPrior(
         kind="router",
         num_layers=scorer.num_layers,
-        prefix_layers=router.config.prefix_layers,
+        prefix_layers=prefix if settings.prefix_layers is None else settings.prefix_layers,
         fingerprints=scorer.fingerprints,
         source=source | {"weights_sha256": sha256_file(settings.router / WEIGHTS_FILE), "samples": len(samples)},
-        skip=neutral,
-        repeat=neutral,
-        samples={sample_id: (weights.skip, weights.repeat) for sample_id, weights in scaled.items()},
+        skip=common.skip,
+        repeat=common.repeat,
+        known=chosen_chains(head, output, offset, settings.known),
+        samples={sample.id: (one.skip, one.repeat) for sample, one in zip(samples, own, strict=True)},
     )
 
 
 def _summary(prior: ModelPrior) -> str:
     """Return what the prior prefers, in a line."""
     if prior.samples:
-        return f"{prior.kind}: log weights of {len(prior.samples)} samples"
+        return f"{prior.kind}: log weights of {len(prior.samples)} samples; {len(prior.known)} known chains"
     editable = range(prior.prefix_layers, prior.num_layers)
     best = sorted(editable, key=lambda layer: -prior.skip[layer])[:5]
     liked = ", ".join(f"{layer} ({prior.skip[layer]:+.2f})" for layer in best)

@@ -15,10 +15,11 @@ import torch
 import data.sample
 from data.models import load_model
 from data.records import SearchRecord, pareto_front
-from data.sample import SPLITS, Sample, write_samples
+from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.task_files import TASKS_FILE, TaskSet, load_task, write_tasks
 from eval.__main__ import main
+from eval.inputs import SPLITS
 from router.chain import Chain
 from router.durable import sha256_file
 from router.head import pad_states

@@ -229,7 +229,7 @@ def test_ones_own_free_answers_need_a_yaml_only(tmp_path: Path) -> None:
     sizes = {split: {"size": 5, "source_split": "all"} for split in SPLITS}
     out = prepare(tmp_path, task=str(tmp_path / "doubles.yaml"), path=str(tmp_path / "mine"), shots=1, **sizes)
     samples = [sample for found in splits_of(out).values() for sample in found]
-    assert len(samples) == 15
+    assert len(samples) == 20
     for sample in samples:
         i = int(sample.question.split()[0])
         assert (sample.answer, sample.metadata) == (str(2 * i), {"difficulty": i % 4})
@@ -239,6 +239,20 @@ def test_ones_own_free_answers_need_a_yaml_only(tmp_path: Path) -> None:
     assert asked.startswith("Reckon: ")
     assert answered == f"Answer: <{task.examples[0].answer}>"
     assert (query.lead, query.continuations) == ("Answer: <", (f"{samples[0].answer}>",))
+
+
+def test_a_calibration_split_is_made_on_demand_from_training_rows(tmp_path: Path) -> None:
+    # Oracle: the source ids: its rows come from train's source split, test is as without it, and no question is shared.
+    for split, (start, stop) in {"train": (0, 40), "validation": (40, 55), "test": (55, 70)}.items():
+        science(tmp_path / "rows" / f"{split}.jsonl", start, stop)
+    rows = str(tmp_path / "rows")
+    without = splits_of(prepare(tmp_path / "without", path=rows))
+    found = splits_of(prepare(tmp_path / "with", path=rows, calibration={"size": 9}))
+    assert sorted(without) == ["test", "train", "validation"]
+    ids = {split: {int(one.metadata["source_id"][1:]) for one in samples} for split, samples in found.items()}
+    assert (len(ids["calibration"]), max(ids["calibration"]) < 40) == (9, True)
+    assert len(set.union(*ids.values())) == 12 + 6 + 9 + 8
+    assert (found["test"], found["validation"]) == (without["test"], without["validation"])
 
 
 def test_settings_take_the_place_of_the_tasks_own(tmp_path: Path) -> None:

@@ -90,6 +90,25 @@ def test_several_splits_draw_on_one_source() -> None:
     assert counts["train"].used_elsewhere == 50
 
 
+def test_a_calibration_split_comes_after_test_and_before_the_others() -> None:
+    # Oracle: sets. Test is as without it; no question stands twice; what it takes, train lacks, if there is no more.
+    source = numbered(0, 60)
+    sizes: dict[str, int | None] = {"train": None, "validation": 10, "calibration": 15, "test": 20}
+    splits, counts = of_one(dict.fromkeys(sizes, source), sizes)
+    without, _ = of_one(dict.fromkeys(("train", "validation", "test"), source), sizes)
+    keys = {name: {one.split_key for one in samples} for name, samples in splits.items()}
+    assert {name: len(found) for name, found in keys.items()} == {
+        "train": 15,
+        "validation": 10,
+        "calibration": 15,
+        "test": 20,
+    }
+    assert len(set.union(*keys.values())) == 60
+    assert splits["test"] == without["test"]
+    assert {one.split for one in splits["calibration"]} == {"calibration"}
+    assert (counts["calibration"].used_elsewhere, counts["validation"].used_elsewhere) == (20, 35)
+
+
 def test_another_seed_takes_other_questions_and_a_smaller_size_the_first_of_them() -> None:
     # Oracle: the lists themselves.
     def ids(seed: int, size: int) -> list[str]:

@@ -273,3 +273,19 @@ def test_a_space_inside_a_number_is_refused():
     # Oracle: two numbers without a comma are no item.
     with pytest.raises(ValueError, match="expected items"):
         Chain.parse("1 2", 20)
+
+
+@given(st.one_of(chains(), edited_chains()))
+def test_the_unedited_prefix_is_the_longest_that_runs_once_and_first(chain):
+    # Oracle: all prefixes tried, by the definition.
+    fits = [
+        e
+        for e in range(chain.num_layers + 1)
+        if chain.layers[:e] == tuple(range(e)) and not set(chain.layers[e:]) & set(range(e))
+    ]
+    assert chain.unedited_prefix == max(fits)
+
+
+def test_the_unedited_prefix_by_hand():
+    wanted = {"0-5": 6, "0-4": 5, "0-2,4-5": 3, "1-5": 0, "0-5,3": 3, "0*2,1-5": 0, "0-3,2-5": 2, "0,1,2*2,3": 2}
+    assert {text: Chain.parse(text, 6).unedited_prefix for text in wanted} == wanted

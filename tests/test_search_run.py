@@ -170,8 +170,11 @@ BAD = {
     "shuffled cloze": ({"shuffle": 1}, "shuffle: expected 0 for arc_easy, whose prompt lists no choices, got 1"),
     "unknown setting": ({"search__simulation": 3}, "search.simulation"),
     "value out of range": ({"search__simulations": 0}, "simulations: expected an integer of at least 1, got 0"),
-    "unknown split": ({"splits": "[dev]"}, "splits: expected some of train, validation, test"),
-    "a split twice": ({"splits": "[train,train]"}, "splits: expected some of train, validation, test, each once"),
+    "unknown split": ({"splits": "[dev]"}, "splits: expected some of train, validation, calibration, test"),
+    "a split twice": (
+        {"splits": "[train,train]"},
+        "splits: expected some of train, validation, calibration, test, each once",
+    ),
     "prefix too long": ({"prefix_layers": 5}, "prefix_layers: expected fewer than the model's 5 layers, got 5"),
     "missing directory": ({"data": "/nonexistent"}, "data: expected an existing directory, got '/nonexistent'"),
     "missing model": ({"model": "./nowhere"}, "model: expected a directory with config.json, got './nowhere'"),

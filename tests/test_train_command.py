@@ -244,7 +244,7 @@ def damage(project: Path, name: str) -> dict[str, object]:
     elif name == "learning rate out of all bounds":
         return {"model.learning_rate": 1e30}
     elif name == "another read layer wanted":
-        return {"data.prefix_layers": 3}
+        return {"data.prefix_layers": 1}
     elif name == "missing directory":
         return {"data.records": project / "nowhere"}
     elif name == "unwritable output":
@@ -277,7 +277,7 @@ BAD = {
     "no tasks": "data: expected an existing file",
     "unknown setting": "hiden",
     "bad size": "hidden: expected at least 1, got 0",
-    "another read layer wanted": "data.prefix_layers: expected 2 as in the records, got 3",
+    "another read layer wanted": "data.prefix_layers: expected 2 (as in the records) to 4, got 1",
     "missing directory": "data.records: expected an existing directory",
     "unwritable output": "out: expected a directory that can be written",
 }

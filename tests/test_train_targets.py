@@ -35,8 +35,8 @@ def test_the_shortest_right_chain_is_the_target_and_the_margin_breaks_ties() -> 
     short, shorter, wrong = FULL.skip(3, 1), FULL.skip(2, 2), FULL.skip(2, 3)
     other = FULL.skip(4, 2)
     found = record((FULL, True, 0.1), (short, True, 9.0), (shorter, True, 0.2), (other, True, 0.5), (wrong, False, -1))
-    assert layer_classes(found) == (RUN, RUN, SKIP, SKIP)
-    assert layer_classes(found, "margin") == (RUN, SKIP, RUN, RUN)
+    assert layer_classes(found, 2) == (RUN, RUN, SKIP, SKIP)
+    assert layer_classes(found, 2, "margin") == (RUN, SKIP, RUN, RUN)
 
 
 def test_chains_that_counts_cannot_say_are_passed_over() -> None:
@@ -45,9 +45,9 @@ def test_chains_that_counts_cannot_say_are_passed_over() -> None:
         (FULL, False, -1.0), (FULL.repeat(2, 2, 1), True, 3.0), (FULL.repeat(3, 1, 2), True, 2.0),
         (FULL.repeat(5, 1, 1), True, 1.0),
     )  # fmt: skip
-    assert layer_classes(found) == (RUN, RUN, RUN, REPEAT)
-    assert layer_classes(record((FULL, False, -1.0), (FULL.repeat(2, 2, 1), True, 3.0))) is None
-    assert layer_classes(record((FULL, False, -1.0))) is None
+    assert layer_classes(found, 2) == (RUN, RUN, RUN, REPEAT)
+    assert layer_classes(record((FULL, False, -1.0), (FULL.repeat(2, 2, 1), True, 3.0)), 2) is None
+    assert layer_classes(record((FULL, False, -1.0)), 2) is None
 
 
 def test_the_pareto_front_gives_depth_only_for_margin() -> None:
@@ -95,5 +95,14 @@ def test_a_chain_that_did_not_stand_its_verification_is_no_target() -> None:
         results = [dataclasses.replace(r, verified=verified) if r.chain == chain else r for r in found.results]
         return dataclasses.replace(found, results=tuple(results))
 
-    assert layer_classes(marked(shortest, True)) == layer_classes(found)
-    assert layer_classes(marked(shortest, False)) == layer_classes(record((FULL, True, 0.3), (other, True, 0.4)))
+    assert layer_classes(marked(shortest, True), 2) == layer_classes(found, 2)
+    assert layer_classes(marked(shortest, False), 2) == layer_classes(record((FULL, True, 0.3), (other, True, 0.4)), 2)
+
+
+def test_a_later_read_layer_passes_over_the_chains_that_edit_before_it() -> None:
+    # Oracle: by hand; of the three right chains the shortest skips layer 2, which a router that reads layer 3 cannot.
+    found = record(
+        (FULL, True, 0.3), (FULL.skip(2, 3), True, 0.2), (FULL.skip(3, 1), True, 0.1), (FULL.skip(2, 1), True, 0.4)
+    )
+    assert layer_classes(found, 3) == (SKIP, RUN, RUN)
+    assert layer_classes(found, 4) == (RUN, RUN)

@@ -5,7 +5,7 @@
 
 Writes the router (`<out>/config.json`, `router.safetensors`, `trained_on.json`), `train.json` (settings, measures)
 and the W&B run under `<out>/wandb`. With other settings or records the same folder is trained anew; with the same ones
-nothing is left to do.
+nothing is left to do. `--warm_start ROUTER` starts from another router's weights; its task may be another.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, R
 from train.datamodule import Example, Examples, RouterData, collate
 from train.module import RouterModule
 from train.tracking import TrackingSettings, log_files, start_logger
+from train.warm_start import WarmStart
 
 DONE_FILE = "train.json"
 MEASURED_AT_ONCE = 64
@@ -43,6 +44,9 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings that belong to neither model nor data."""
         parser.add_argument("--out", type=Path, required=True, help="directory for the router")
+        parser.add_argument(
+            "--warm_start", type=Path | None, default=None, help="folder of a router to start from; null: none"
+        )
         parser.add_class_arguments(TrackingSettings, "tracking")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults({"early_stopping.monitor": "validation/loss", "early_stopping.patience": 10})
@@ -55,14 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = _plain(cli)
     out = writable_directory(cli.config["out"], "out")
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    start = None if cli.config["warm_start"] is None else WarmStart.read(cli.config["warm_start"], out)
     data.teach(module.objective)
     data.setup()
     sources = {name: sha256_file(path) for name, path in data.files().items()}
+    if start is not None:
+        sources["warm_start"] = start.weights_sha256
     key = sha256_json({"settings": _deciding(settings), "sources": sources})
     if _trained_before(out, key):
         print(f"router: {out} was trained with these settings on these records already; remove it to train anew")
         return
-    module.build(data)
+    module.build(data, start)
     print(_describe(data))
     logger = start_logger(cli.config_init["tracking"], out, settings)
     trainer.loggers = [] if logger is None else [logger]
@@ -74,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not best.best_model_path:
         raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
-    final = _finish(module, data, out, settings, {"key": key, "sources": sources})
+    seen = data.split_hashes | (start.split_hashes if start else frozenset())
+    final = _finish(module, data, out, settings, {"key": key, "sources": sources}, seen)
     _log_artifacts(logger, data, out, final)
     # Last of all: a run killed before this line is made again.
     write_json(out / DONE_FILE, {**provenance(settings), "key": key, "validation": final})
@@ -142,7 +150,7 @@ def _plain(cli: TrainCLI) -> dict[str, Any]:
 
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide the router: not where things lie or are tracked."""
-    plain = {name: value for name, value in settings.items() if name not in ("out", "tracking")}
+    plain = {name: value for name, value in settings.items() if name not in ("out", "tracking", "warm_start")}
     plain["data"] = {k: v for k, v in plain["data"].items() if k not in ("data", "records", "features", "device")}
     return plain
 
@@ -167,7 +175,12 @@ def _describe(data: RouterData) -> str:
 
 @torch.inference_mode()
 def _finish(
-    module: RouterModule, data: RouterData, out: Path, settings: dict[str, Any], training: dict[str, Any]
+    module: RouterModule,
+    data: RouterData,
+    out: Path,
+    settings: dict[str, Any],
+    training: dict[str, Any],
+    seen: set[str],
 ) -> dict[str, float]:
     """Measure the best weights on the validation split, calibrate the budget and write the router."""
     head = module.head.eval().cpu()
@@ -196,7 +209,7 @@ def _finish(
         training={**training, "settings": settings, "search": origin.search, "validation": final},
     )
     save_router(out, Router(config, head))
-    write_json(out / TRAINED_ON_FILE, {"split_hashes": sorted(data.split_hashes)})
+    write_json(out / TRAINED_ON_FILE, {"split_hashes": sorted(seen)})
     return final
 
 

@@ -88,7 +88,7 @@ class Examples(Dataset[Example]):
         pooled: list[Tensor] = []
         for start in range(0, len(self.states), POOLED_AT_ONCE):
             values, filled = encoder.pool(*pad_states(self.states[start : start + POOLED_AT_ONCE]))
-            pooled += [value[:count].clone() for value, count in zip(values, filled.sum(1).tolist(), strict=True)]
+            pooled += [value[places] for value, places in zip(values, filled, strict=True)]
         self.states = pooled
 
 

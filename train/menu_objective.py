@@ -38,11 +38,13 @@ class MenuObjective(Objective):
             chains: the menu; none: all chains that every record has tried and that keep the prefix.
 
         Raises:
-            ValueError: where a number is below 0.
+            ValueError: where a number is out of its bounds.
         """
         for name, value in (("auxiliary", auxiliary), ("softness", softness)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+        if not 0 <= agreement <= 1:
+            raise ValueError(f"agreement: expected 0..1, got {agreement}")
         self._agreement, self._auxiliary, self._softness = agreement, auxiliary, softness
         self._chains = tuple(chains)
 

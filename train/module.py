@@ -18,6 +18,7 @@ from train.menu_objective import MenuObjective
 from train.objectives import HeadName, LayerwiseObjective, Objective, collapse
 from train.program_objective import ProgramObjective
 from train.targets import TargetRule
+from train.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,24 @@ class RouterModule(LightningModule):
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
         self._validated: list[tuple[Tensor, list[Any]]] = []
 
-    def build(self, data: RouterData) -> None:
-        """Build the head for the data's base model, and let it start from what the training targets say on average."""
+    def build(self, data: RouterData, warm_start: WarmStart | None = None) -> None:
+        """Build the head for the data's base model, and let it start from what the training targets say on average.
+
+        Args:
+            data: the data, set up.
+            warm_start: a router whose weights the head takes over instead; None: none.
+
+        Raises:
+            InputError: where the head cannot start from that router.
+        """
         origin = data.origin
         self.head_settings = {**self.encoder_settings, **data.head_settings}
         kind = HEADS[self.objective.name]
         self.head = kind(origin.num_layers, data.prefix_layers, data.d_model, **self.head_settings)
         self.objective.start(self.head, data.examples["train"].targets)
+        if warm_start is not None:
+            warm_start.require(self.objective.name, self.head_settings, data.prefix_layers, origin.fingerprints)
+            print(warm_start.give(self.head))
         data.pool(self.head.encoder)
 
     def forward(self, pooled: Tensor, filled: Tensor) -> Tensor:

@@ -1,0 +1,310 @@
+"""Accuracy against mean depth on a dense test table: routers of any head and seed, and every baseline.
+
+    python -m eval.curves --data runs/qwen/data --records runs/qwen/table --out runs/qwen/curves \
+        --routers '{menu: [runs/qwen/router-0, runs/qwen/router-1, runs/qwen/router-2]}' --budgets '[23, 23.5, 24]'
+
+Needs menu tables of train, validation and test with the states that the routers read (`python -m search --menu ...
+--read_layers ...`); no model runs. Operating points come from validation, static baselines from train+validation, the
+test table is only looked up. Writes `curves.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from data.records import SearchRecord, read_records
+from data.state_files import StatesOrigin, read_states
+from eval.dense import (
+    DenseTable,
+    best_mixture,
+    best_static,
+    bootstrap_difference,
+    early_exit,
+    permutation_p,
+    random_of_depth,
+    same_menu,
+)
+from eval.inputs import require_unseen_by
+from router.budget import offset_for, operating_points, priced_choice
+from router.command import InputError, parse_settings, provenance, run_command
+from router.durable import require_directory, sha256_file, writable_directory, write_json
+from router.storage import WEIGHTS_FILE, Router, load_router
+
+SCHEMA = 1
+CURVES_FILE = "curves.json"
+ROUTED_AT_ONCE = 256
+"""Samples whose states are held in memory at once."""
+
+
+@dataclass(frozen=True)
+class CurvesSettings:
+    """Settings of `python -m eval.curves`.
+
+    Attributes:
+        data: folder of `python -m data prepare`.
+        records: folder of the menu tables: train.jsonl, validation.jsonl, test.jsonl and their `.states` folders.
+        routers: folders of trained routers by the name of their kind; those of one name are seeds of the same.
+        out: folder for curves.json.
+        budgets: mean depths to ask for, layers.
+        tasks: test samples of these tasks only; none: all.
+        seed: seed of bootstrap and permutations.
+    """
+
+    data: Path
+    records: Path
+    routers: dict[str, list[Path]]
+    out: Path
+    budgets: list[float] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty question."""
+        if not self.budgets or not self.routers or not all(self.routers.values()):
+            raise ValueError("budgets and routers: expected at least one each, got none")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one menu.
+
+    Attributes:
+        known: train and validation: what baselines are chosen on.
+        validation: what routers' operating points are set on.
+        test: what is measured.
+    """
+
+    known: DenseTable
+    validation: DenseTable
+    test: DenseTable
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    settings, plain = parse_settings(CurvesSettings, argv, "eval.curves", "Accuracy against depth on dense tables.")
+    require_directory(settings.records, "records")
+    writable_directory(settings.out, "out")
+    records = {split: _records(settings, split) for split in ("train", "validation", "test")}
+    points: list[dict[str, Any]] = []
+    for name, folders in settings.routers.items():
+        for folder in folders:
+            router = load_router(require_directory(folder, "routers"))
+            points += _curve(name, folder, router, records, settings)
+    content = {
+        "schema": SCHEMA,
+        **provenance(plain),
+        "n": len(records["test"]),
+        "inputs": {f"{split}.jsonl": sha256_file(settings.records / f"{split}.jsonl") for split in records},
+        "full": _full(records["test"]),
+        "points": points,
+        "summary": _summary(points),
+    }
+    write_json(settings.out / CURVES_FILE, content)
+    print(_table(content))
+    print(f"written to {settings.out / CURVES_FILE}")
+
+
+def _records(settings: CurvesSettings, split: str) -> list[SearchRecord]:
+    records = read_records(settings.records / f"{split}.jsonl", f"records: {split}")
+    if settings.tasks:
+        unknown = set(settings.tasks) - {record.task for record in records}
+        if unknown:
+            raise InputError(f"tasks: expected tasks of the records, got {', '.join(sorted(unknown))}")
+        records = [record for record in records if record.task in settings.tasks]
+    if any(record.split != split or record.reward_target != "gold" for record in records):
+        raise InputError(f"records: expected a menu table of {split} told the right answers, got another")
+    return records
+
+
+def _full(records: Sequence[SearchRecord]) -> dict[str, float]:
+    return {
+        "accuracy": sum(record.full.correct for record in records) / len(records),
+        "depth": float(records[0].num_layers),
+    }
+
+
+def _curve(
+    name: str, folder: Path, router: Router, records: dict[str, list[SearchRecord]], settings: CurvesSettings
+) -> list[dict[str, Any]]:
+    """Measure one router at every budget."""
+    e = router.config.prefix_layers
+    require_unseen_by(folder, {record.sample_id for record in records["test"]}, settings.data)
+    every = DenseTable.of([*records["train"], *records["validation"]])
+    kept = [chain for chain in every.chains if chain.unedited_prefix >= e]
+    tables = Tables(
+        every, DenseTable.of(records["validation"], every.chains), DenseTable.of(records["test"], every.chains)
+    )
+    columns = np.array([every.place(chain) for chain in kept])
+    values = {
+        split: torch.cat(
+            [
+                router.head.scores_of(router.outputs(part), kept).double()
+                for part in _states(router, records[split], settings.records / f"{split}.states", split)
+            ]
+        )
+        for split in ("validation", "test")
+    }
+    depths = torch.tensor(every.depths[columns]).double()
+    points = operating_points(values["validation"], depths.expand_as(values["validation"]))
+    low, high = points[-1].mean_depth, points[0].mean_depth
+    found = []
+    for budget in settings.budgets:
+        if not low <= budget <= high:
+            continue
+        price = offset_for(points, budget)
+        chosen = {
+            split: columns[priced_choice(of_split, depths.expand_as(of_split), price).numpy()]
+            for split, of_split in values.items()
+        }
+        measured = measure(tables, chosen["validation"], chosen["test"], budget, settings.seed)
+        found.append({"name": name, "router": str(folder), "weights": sha256_file(folder / WEIGHTS_FILE), **measured})
+    return found
+
+
+def _states(router: Router, records: Sequence[SearchRecord], folder: Path, split: str) -> list[list[torch.Tensor]]:
+    """Give the states that the router reads, in parts."""
+    origin = StatesOrigin(router.config.fingerprints, router.config.dtype)
+    ids = [record.sample_id for record in records]
+    parts = []
+    for start in range(0, len(ids), ROUTED_AT_ONCE):
+        states = read_states(folder, origin, ids[start : start + ROUTED_AT_ONCE], router.config.prefix_layers)
+        if states is None:
+            raise InputError(
+                f"records: expected the states that the router reads (hidden_states[{router.config.prefix_layers}]) "
+                f"of {split} in {folder}, got none for some; run python -m search with "
+                f"--read_layers '[{router.config.prefix_layers}]'"
+            )
+        parts.append(states)
+    return parts
+
+
+def measure(
+    tables: Tables,
+    validation: Int[np.ndarray, " samples"],
+    test: Int[np.ndarray, " samples"],
+    budget: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure a policy and its baselines.
+
+    Args:
+        tables: the tables.
+        validation: the policy's column for each validation sample.
+        test: its column for each test sample.
+        budget: the mean depth that was asked for, layers.
+        seed: seed of bootstrap and permutations.
+
+    Returns:
+        Accuracy and mean depth of the policy, each baseline's accuracy and mean depth, the paired differences with
+        their 95 % intervals, and the permutation test's p.
+    """
+    right = tables.test.right(test)
+    depth = float(tables.test.depths[test].mean())
+    full = tables.test.right(np.zeros(len(test), dtype=int))
+    arms: dict[str, tuple[np.ndarray, float] | None] = {"full": (full, float(tables.test.depths[0]))}
+    bound = float(tables.validation.depths[validation].mean())
+    static = best_static(tables.known, bound)
+    if static is not None:
+        arms["static"] = (tables.test.correct[:, static].astype(float), float(tables.test.depths[static]))
+    # At the router's own depth on test, so that the mixture never runs fewer layers than it is compared with.
+    mixture = best_mixture(tables.known, depth)
+    if mixture is not None:
+        arms["mixture"] = (mixture.right(tables.test), mixture.depth(tables.test))
+    arms["same_menu"] = (same_menu(tables.test, test), depth)
+    arms["random"] = (random_of_depth(tables.test, test), depth)
+    leaving = early_exit(tables.known, budget)
+    if leaving is not None:
+        columns = leaving.choices(tables.test)
+        arms["early_exit"] = (tables.test.right(columns), float(tables.test.depths[columns].mean()))
+    p, permuted = permutation_p(tables.test, test, seed)
+    against = {}
+    for name, arm in arms.items():
+        if arm is not None:
+            difference, low, high = bootstrap_difference(right, arm[0], seed)
+            against[name] = {
+                "accuracy": float(arm[0].mean()),
+                "depth": arm[1],
+                "difference": difference,
+                "interval": [low, high],
+            }
+    return {
+        "budget": budget,
+        "accuracy": float(right.mean()),
+        "depth": depth,
+        "validation_accuracy": float(tables.validation.right(validation).mean()),
+        "validation_depth": bound,
+        "against": against,
+        "permutation_p": p,
+        "permuted_accuracy": permuted,
+        "distinct_chains": len(set(test.tolist())),
+        "full_share": float((test == 0).mean()),
+        "static_chain": None if static is None else str(tables.test.chains[static]),
+    }
+
+
+def _summary(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the seeds of each kind and budget."""
+    found = []
+    for name, budget in dict.fromkeys((point["name"], point["budget"]) for point in points):
+        own = [point for point in points if (point["name"], point["budget"]) == (name, budget)]
+        accuracies = [point["accuracy"] for point in own]
+        found.append(
+            {
+                "name": name,
+                "budget": budget,
+                "seeds": len(own),
+                "accuracy": float(np.mean(accuracies)),
+                "spread": [min(accuracies), max(accuracies)],
+                "depth": float(np.mean([point["depth"] for point in own])),
+                "against": {
+                    arm: float(np.mean([point["against"][arm]["difference"] for point in own]))
+                    for arm in own[0]["against"]
+                    if all(arm in point["against"] for point in own)
+                },
+                "worst_p": max(point["permutation_p"] for point in own),
+            }
+        )
+    return found
+
+
+def _table(content: dict[str, Any]) -> str:
+    full = content["full"]
+    lines = [f"full depth {full['accuracy']:.4f} at {full['depth']:g}, n = {content['n']}"]
+    arms = ("full", "static", "mixture", "same_menu", "random", "early_exit")
+    lines.append(
+        f"{'kind':<14}{'budget':>7}{'depth':>7}{'accuracy':>9}"
+        + "".join(f"{arm:>28}" for arm in arms)
+        + f"{'perm. p':>9}"
+    )
+    for point in content["points"]:
+        cells = []
+        for arm in arms:
+            one = point["against"].get(arm)
+            cells.append(
+                f"{'':>28}"
+                if one is None
+                else f"{one['difference']:>+11.4f} ({one['interval'][0]:+.3f}..{one['interval'][1]:+.3f})"
+            )
+        lines.append(
+            f"{point['name']:<14}{point['budget']:>7g}{point['depth']:>7.2f}{point['accuracy']:>9.4f}"
+            + "".join(cells)
+            + f"{point['permutation_p']:>9.4f}"
+        )
+    for one in content["summary"]:
+        against = ", ".join(f"{arm} {value:+.4f}" for arm, value in one["against"].items())
+        lines.append(
+            f"{one['name']}, budget {one['budget']:g}, {one['seeds']} seeds: {one['accuracy']:.4f} "
+            f"({one['spread'][0]:.4f}..{one['spread'][1]:.4f}) at {one['depth']:.2f}; against {against}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,240 @@
+"""A dense table of outcomes: every chain of a menu on every sample, and what policies are worth on it.
+
+On such a table a policy costs nothing to evaluate, so curves over budgets, seeds and permutations can be had. The
+table's chains ran in the search's cheap mode; `python -m eval` runs a router's own chains, in the real mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+
+from data.records import SearchRecord
+from router.chain import Chain
+from router.command import InputError
+
+PERMUTATIONS = 10_000
+"""Permutations of a router's chains among samples of one task."""
+
+
+@dataclass(frozen=True)
+class DenseTable:
+    """What every chain of a menu answered on every sample.
+
+    Attributes:
+        chains: the chains, the full one first.
+        sample_ids: the samples.
+        tasks: each sample's task.
+        correct: `[samples, chains]`.
+        confidence: `[samples, chains]`: the greatest probability among the choices, 0..1; nan: a free answer.
+    """
+
+    chains: tuple[Chain, ...]
+    sample_ids: tuple[str, ...]
+    tasks: tuple[str, ...]
+    correct: Bool[np.ndarray, "samples chains"]
+    confidence: Float[np.ndarray, "samples chains"]
+
+    @classmethod
+    def of(cls, records: Sequence[SearchRecord], chains: Sequence[Chain] | None = None) -> DenseTable:
+        """Gather the chains that all records have (or those given), in the first record's order.
+
+        Raises:
+            InputError: where a record lacks a chain that was asked for.
+        """
+        by_sample = [{result.chain: result for result in record.results} for record in records]
+        if chains is None:
+            common = set.intersection(*(set(known) for known in by_sample))
+            chains = [result.chain for result in records[0].results if result.chain in common]
+        for record, known in zip(records, by_sample, strict=True):
+            missing = [chain for chain in chains if chain not in known]
+            if missing:
+                raise InputError(f"records: expected {missing[0]} for every sample, got none for {record.sample_id}")
+        rows = [[known[chain] for chain in chains] for known in by_sample]
+        return cls(
+            chains=tuple(chains),
+            sample_ids=tuple(record.sample_id for record in records),
+            tasks=tuple(record.task for record in records),
+            correct=np.array([[result.correct for result in row] for row in rows], dtype=bool),
+            confidence=np.array([[_confidence(result.scores, result.prediction) for result in row] for row in rows]),
+        )
+
+    @cached_property
+    def depths(self) -> Int[np.ndarray, " chains"]:
+        """Depth of each chain, layers."""
+        return np.array([chain.depth for chain in self.chains])
+
+    @property
+    def accuracy(self) -> Float[np.ndarray, " chains"]:
+        """Share of samples that each chain answers rightly."""
+        result: NDArray[np.float64] = self.correct.mean(0)
+        return result
+
+    def place(self, chain: Chain) -> int:
+        """Return a chain's column.
+
+        Raises:
+            InputError: where it is not in the table.
+        """
+        try:
+            return self.chains.index(chain)
+        except ValueError:
+            raise InputError(f"records: expected a table with the chain {chain}, got one without") from None
+
+    def right(self, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+        """Return 1 for each sample that its chosen chain answers rightly, else 0."""
+        found: NDArray[np.float64] = self.correct[np.arange(len(choices)), choices].astype(float)
+        return found
+
+
+def _confidence(scores: Sequence[float], prediction: object) -> float:
+    if not isinstance(prediction, int) or len(scores) < 2:
+        return float("nan")
+    values = np.exp(np.array(scores) - max(scores))
+    return float(values.max() / values.sum())
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A randomised static policy: one chain with probability `share`, else the other.
+
+    Attributes:
+        first: column of the shallower chain.
+        second: column of the deeper one.
+        share: probability of the first.
+    """
+
+    first: int
+    second: int
+    share: float
+
+    def right(self, table: DenseTable) -> Float[np.ndarray, " samples"]:
+        """Return each sample's probability of a right answer."""
+        correct = table.correct.astype(float)
+        result: NDArray[np.float64] = self.share * correct[:, self.first] + (1 - self.share) * correct[:, self.second]
+        return result
+
+    def depth(self, table: DenseTable) -> float:
+        """Return its mean depth, layers."""
+        return float(self.share * table.depths[self.first] + (1 - self.share) * table.depths[self.second])
+
+
+def best_mixture(table: DenseTable, depth: float) -> Mixture | None:
+    """Return the static mixture of greatest accuracy on a table whose mean depth is at most `depth`; None: none is.
+
+    The best mixture under one bound has at most two chains (the upper hull of depth and accuracy).
+    """
+    accuracy, depths = table.accuracy, table.depths
+    options: list[tuple[float, float, Mixture]] = []
+    for i in np.flatnonzero(depths <= depth):
+        options.append((accuracy[i], -depths[i], Mixture(int(i), int(i), 1.0)))
+        deeper = np.flatnonzero(depths > depth)
+        for j in deeper:
+            share = float((depths[j] - depth) / (depths[j] - depths[i]))
+            options.append((share * accuracy[i] + (1 - share) * accuracy[j], -depth, Mixture(int(i), int(j), share)))
+    return max(options, key=lambda option: option[:2])[2] if options else None
+
+
+def best_static(table: DenseTable, depth: float) -> int | None:
+    """Return the column of the most accurate chain of depth at most `depth`, the shallower among equals; None: none."""
+    within = [int(i) for i in np.flatnonzero(table.depths <= depth)]
+    return min(within, key=lambda i: (-table.accuracy[i], table.depths[i]), default=None)
+
+
+def same_menu(table: DenseTable, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Return each sample's probability of a right answer under a static menu.
+
+    Its chain is drawn as often as the router chose it for the sample's task, but whatever the sample: what this lacks
+    against the router is what the router read of a sample beyond its task.
+    """
+    result = np.empty(len(choices))
+    tasks = np.array(table.tasks)
+    for task in np.unique(tasks):
+        own = np.flatnonzero(tasks == task)
+        shares = np.bincount(choices[own], minlength=len(table.chains)) / len(own)
+        result[own] = table.correct[own].astype(float) @ shares
+    return result
+
+
+def random_of_depth(table: DenseTable, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Return each sample's probability of a right answer when its chain is any of the menu's of the same depth."""
+    means = {
+        int(depth): table.correct[:, table.depths == depth].astype(float).mean(1) for depth in np.unique(table.depths)
+    }
+    return np.array([means[int(table.depths[choice])][row] for row, choice in enumerate(choices)])
+
+
+def permutation_p(table: DenseTable, choices: Int[np.ndarray, " samples"], seed: int) -> tuple[float, float]:
+    """Permute chains among samples of the same task, `PERMUTATIONS` times.
+
+    Returns:
+        The share of permutations (the given choice counted as one of them) that answer at least as many samples
+        rightly, and the mean accuracy over permutations.
+    """
+    rng = np.random.default_rng(seed)
+    tasks = np.array(table.tasks)
+    groups = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
+    own = table.right(choices).sum()
+    totals = np.zeros(PERMUTATIONS)
+    for group in groups:
+        rows = table.correct[group]
+        for i in range(PERMUTATIONS):
+            totals[i] += rows[np.arange(len(group)), rng.permutation(choices[group])].sum()
+    p = (1 + int((totals >= own).sum())) / (PERMUTATIONS + 1)
+    return p, float(totals.mean() / len(choices))
+
+
+def bootstrap_difference(
+    one: Float[np.ndarray, " samples"], other: Float[np.ndarray, " samples"], seed: int, resamples: int = 10_000
+) -> tuple[float, float, float]:
+    """Return the mean difference of two policies on the same samples and its 95 % percentile bootstrap interval.
+
+    Values may be probabilities of a right answer (a randomised policy's expectation).
+    """
+    difference = one - other
+    values, counts = np.unique(difference, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(difference), counts / len(difference), size=resamples)
+    means = draws @ values / len(difference)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(difference.mean()), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """Stop after the first of some layers at which the model is confident (logit lens, no training).
+
+    Attributes:
+        exits: columns of the chains 0..k-1, k rising; the last is the full chain.
+        threshold: confidence from which it stops, 0..1.
+    """
+
+    exits: tuple[int, ...]
+    threshold: float
+
+    def choices(self, table: DenseTable) -> Int[np.ndarray, " samples"]:
+        """Return each sample's column."""
+        chosen = np.full(len(table.sample_ids), self.exits[-1])
+        for column in reversed(self.exits[:-1]):
+            chosen[table.confidence[:, column] >= self.threshold] = column
+        return chosen
+
+
+def early_exit(table: DenseTable, depth: float) -> EarlyExit | None:
+    """Return the early exit whose mean depth on a table is nearest below `depth`; None: the table holds no exits."""
+    n = table.chains[0].num_layers
+    exits = sorted(
+        (i for i, chain in enumerate(table.chains) if chain.layers == tuple(range(chain.depth))),
+        key=lambda i: int(table.depths[i]),
+    )
+    if len(exits) < 2 or table.depths[exits[-1]] != n or np.isnan(table.confidence[:, exits]).any():
+        return None
+    for threshold in [*np.unique(np.quantile(table.confidence[:, exits], np.linspace(0, 1, 201)))[::-1], 0.0]:
+        policy = EarlyExit(tuple(exits), float(threshold))
+        if table.depths[policy.choices(table)].mean() <= depth:
+            return policy
+    return None

@@ -1,0 +1,38 @@
+"""Made-up search records for the tests of menus: a model of six layers, chains in text form, right or wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.records import ChainResult, SearchRecord, pareto_front
+from router.chain import Chain
+from router.fingerprint import Fingerprints
+
+N = 6
+FULL = Chain.full(N)
+
+
+def chain(text: str) -> Chain:
+    return Chain.parse(text, N)
+
+
+def record(name: str, rights: dict[str, bool], prefix: int = 2, **changes: Any) -> SearchRecord:
+    """A record of the full chain and others; a wrong chain answers 1, a right one 0."""
+    made = tuple(
+        ChainResult(chain(text), (1.0, 0.0) if right else (0.0, 1.0), 0 if right else 1, right, 1.0 if right else -1.0)
+        for text, right in rights.items()
+    )
+    one = SearchRecord(
+        name, "arc_easy", "train", {}, "continuation", N, prefix, "float32", "gold", 0, 0, len(made), 1, 1, made,
+        pareto_front(made), Fingerprints("m", "t", "p"), "s",
+    )  # fmt: skip
+    return dataclasses.replace(one, **changes)
+
+
+def write_records(path: Path, records: Sequence[SearchRecord]) -> Path:
+    path.write_text("".join(json.dumps(one.to_json()) + "\n" for one in records))
+    return path

@@ -1,0 +1,214 @@
+"""`python -m search --menu`: the table of all its chains, and the states that are kept beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.models import load_model
+from data.records import SearchRecord, read_records
+from data.scoring import ChainScorer, batches_by_length
+from data.state_files import StatesOrigin, read_states, write_states
+from data.task_files import load_task
+from router.chain import Chain
+from router.command import run_command
+from search.__main__ import main
+from search.menu_file import Menu, write_menu
+from tests.test_search_run import arguments, assert_same
+from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples, write_project
+from train.features import FeatureKey, cached_states
+
+TEXTS = ["0-4", "0-3", "0-2,4", "0-1,3-4", "0-2", "0-1,4", "0-4,3-4", "0-1"]
+CHAINS = [Chain.parse(text, NUM_LAYERS) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project, a menu, and `table/`: the menu's table with the states of layers 2 and 3."""
+    folder = write_project(tmp_path_factory.mktemp("project"))
+    write_menu(folder / "menu.json", Menu(tuple(CHAINS), 2))
+    main(table_arguments(folder, folder / "table", read_layers="[3,2]"))
+    return folder
+
+
+def table_arguments(project: Path, out: Path, **changes: object) -> list[str]:
+    return arguments(project, out, **({"menu": project / "menu.json", "prefix_layers": 2} | changes))
+
+
+def open_scorer(project: Path, **settings: object) -> ChainScorer:
+    model, tokenizer = load_model(str(project / "model"), dtype="float32")
+    return ChainScorer(model, tokenizer, load_task("arc_easy"), **settings)
+
+
+def table_of(folder: Path) -> list[SearchRecord]:
+    return read_records(folder / "train.jsonl")
+
+
+def test_the_table_holds_what_each_chain_alone_scores(project: Path) -> None:
+    # Oracle: the scorer on one sample and one chain at a time, plain rows, no reuse of states.
+    scorer = open_scorer(project, packed=False, state_bytes=0, batch_tokens=1)
+    records = table_of(project / "table")
+    assert [record.sample_id for record in records] == [sample.id for sample in tiny_samples("train", 8)]
+    for record, sample in zip(records, tiny_samples("train", 8), strict=True):
+        assert [result.chain for result in record.results] == CHAINS
+        assert (record.simulations, record.prefix_layers) == (len(CHAINS), 2)
+        for result in record.results:
+            (alone,) = scorer.score(scorer.load([scorer.encode(sample)]), [(0, result.chain)])
+            assert (result.prediction, result.correct) == (alone.prediction, alone.correct)
+            assert result.scores == pytest.approx(alone.scores, abs=1e-4)
+    assert len({result.correct for record in records for result in record.results}) == 2
+
+
+def test_a_table_goes_on_where_it_stopped(project: Path, tmp_path: Path) -> None:
+    # Oracle: the table made in one go. First three samples only; then one record is lost; then all is there.
+    main(table_arguments(project, tmp_path, limit=3))
+    assert len(table_of(tmp_path)) == 3
+    main(table_arguments(project, tmp_path))
+    assert_same(table_of(tmp_path), table_of(project / "table"))
+    lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:4] + lines[5:]))
+    main(table_arguments(project, tmp_path))
+    assert_same(table_of(tmp_path), table_of(project / "table"))
+    assert [run["searched"] for run in json.loads((tmp_path / "train.settings.json").read_text())["runs"]] == [3, 5, 1]
+
+
+def test_the_settings_of_the_search_do_not_decide_a_table_but_the_menu_does(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: a table that is there already is taken for the same one, or refused.
+    shutil.copytree(project / "table", tmp_path / "table")
+    before = (tmp_path / "table" / "train.jsonl").read_bytes()
+    main(table_arguments(project, tmp_path / "table", search__simulations=99, search__seed=5))
+    assert "nothing to search" in capsys.readouterr().out
+    write_menu(tmp_path / "menu.json", Menu(tuple(CHAINS[:-1]), 2))
+    assert run_command(main, table_arguments(project, tmp_path / "table", menu=tmp_path / "menu.json")) == 2
+    assert "expected no records or records of the same search settings" in capsys.readouterr().err
+    assert (tmp_path / "table" / "train.jsonl").read_bytes() == before
+
+
+def origin_of(scorer: ChainScorer) -> StatesOrigin:
+    return StatesOrigin(scorer.fingerprints, scorer.dtype)
+
+
+def ids_of(count: int = 8) -> list[str]:
+    return [sample.id for sample in tiny_samples("train", count)]
+
+
+def test_kept_states_are_the_scorers_own_and_the_stock_models(project: Path) -> None:
+    # Oracle: the scorer in the same company, to the bit; and hidden_states of the stock model, prompt by prompt.
+    scorer = open_scorer(project)
+    encoded = scorer.encode_all(tiny_samples("train", 8))
+    (order,) = batches_by_length([one.length for one in encoded], 32)
+    model, _ = load_model(str(project / "model"), dtype="float32")
+    for layer in (2, 3):
+        kept = read_states(project / "table" / "train.states", origin_of(scorer), ids_of(), layer)
+        assert kept is not None
+        own = scorer.states(scorer.load([encoded[i] for i in order]), layer)
+        assert all(torch.equal(kept[i], state) for i, state in zip(order, own, strict=True))
+        for one, state in zip(encoded, kept, strict=True):
+            hidden = model(torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[layer][0]
+            assert torch.allclose(state[: len(one.prompt)], hidden, atol=1e-4)
+            assert len(state) == len(one.prompt) + sum(len(tokens) - 1 for tokens in one.continuations)
+
+
+def test_states_of_something_else_are_not_used(project: Path, tmp_path: Path) -> None:
+    # Oracle: None, where the origin, a sample or the layer is another; the order is the one asked for.
+    folder, origin = project / "table" / "train.states", origin_of(open_scorer(project))
+    straight, reverse = (read_states(folder, origin, ids, 2) for ids in (ids_of(), ids_of()[::-1]))
+    assert straight is not None
+    assert reverse is not None
+    assert all(torch.equal(one, other) for one, other in zip(straight, reverse[::-1], strict=True))
+    prints = dataclasses.replace(origin.fingerprints, model="another")
+    assert read_states(folder, StatesOrigin(prints, origin.dtype), ids_of(), 2) is None
+    assert read_states(folder, StatesOrigin(origin.fingerprints, "bfloat16"), ids_of(), 2) is None
+    assert read_states(folder, origin, [*ids_of(), "0" * 16], 2) is None
+    assert read_states(folder, origin, ids_of(), 4) is None
+    assert read_states(tmp_path / "none", origin, ids_of(), 2) is None
+
+
+def test_a_damaged_file_of_states_counts_as_none(project: Path, tmp_path: Path) -> None:
+    # Oracle: the whole files; samples in the other file are still found.
+    origin = origin_of(open_scorer(project))
+    made = {name: torch.randn(3, 4) for name in "abcd"}
+    write_states(tmp_path / "s" / "0.safetensors", origin, {2: {name: made[name] for name in "ab"}})
+    write_states(tmp_path / "s" / "1.safetensors", origin, {2: {name: made[name] for name in "cd"}})
+    found = read_states(tmp_path / "s", origin, list("dacb"), 2)
+    assert found is not None
+    assert all(torch.equal(state, made[name]) for state, name in zip(found, "dacb", strict=True))
+    path = tmp_path / "s" / "0.safetensors"
+    for content in (path.read_bytes()[:70], b"", b"junk" * 50):
+        path.write_bytes(content)
+        assert read_states(tmp_path / "s", origin, ["a", "c"], 2) is None
+        assert read_states(tmp_path / "s", origin, ["c", "d"], 2) is not None
+
+
+def test_training_takes_kept_states_and_computes_those_of_another_layer(project: Path, tmp_path: Path) -> None:
+    # Oracle: the kept ones; the scorer must not be opened for them, and must be for layer 4.
+    scorer, samples = open_scorer(project), tiny_samples("train", 8)
+    kept, opened = project / "table" / "train.states", []
+
+    def once() -> ChainScorer:
+        opened.append(True)
+        return scorer
+
+    for layer in (2, 3, 4):
+        key = FeatureKey(scorer.fingerprints, scorer.dtype, layer, tuple(ids_of()))
+        states = cached_states(tmp_path / "features", "train", samples, key, once, kept)
+        assert len(opened) == int(layer == 4)
+        wanted = scorer.states(scorer.load(scorer.encode_all(samples)), layer)
+        assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(states, wanted, strict=True))
+
+
+def refused(project: Path, tmp_path: Path, name: str) -> dict[str, object]:
+    """Return the settings that are to be refused."""
+    menu = tmp_path / "menu.json"
+    if name == "menu of another model":
+        write_menu(menu, Menu((Chain.full(6), Chain.parse("0-4", 6)), 2))
+    elif name == "damaged menu":
+        menu.write_text("{")
+    elif name == "menu that edits its own prefix":
+        menu.write_text((project / "menu.json").read_text().replace('"0-3"', '"1-4"'))
+    changes: dict[str, dict[str, object]] = {
+        "menu that edits the prefix": {"menu": project / "menu.json", "prefix_layers": 3},
+        "read layer before the first": {"menu": project / "menu.json", "read_layers": "[0,2]"},
+        "read layer of no model": {"menu": project / "menu.json", "read_layers": "[2,5]"},
+    }
+    return {"menu": menu} | changes.get(name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("menu of another model", "menu: expected chains of 5 layers, got 6"),
+        ("damaged menu", "menu.json"),
+        ("missing menu", "menu: expected an existing file"),
+        ("menu that edits its own prefix", "chains: expected chains that begin with layers 0..1, got 1-4"),
+        ("menu that edits the prefix", "prefix_layers: expected at most the menu's 2, got 3"),
+        ("read layer before the first", "read_layers: expected layers of at least 1, got [0, 2]"),
+        ("read layer of no model", "read_layers: expected fewer than the model's 5 layers, got 5"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    changes = refused(project, tmp_path, name)
+    assert run_command(main, table_arguments(project, tmp_path / "out", **changes)) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in error
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_another_models_table_is_not_mixed_in(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the refusal, and the table unchanged.
+    shutil.copytree(project / "table", tmp_path / "table")
+    other = save_tiny(tmp_path / "other", seed=3)
+    assert run_command(main, table_arguments(project, tmp_path / "table", model=other)) == 2
+    assert "expected it to be made for the model" in capsys.readouterr().err
+    assert (tmp_path / "table" / "train.jsonl").read_bytes() == (project / "table" / "train.jsonl").read_bytes()

@@ -1,0 +1,375 @@
+"""Priors from routers of every head, priors and weights taken to another task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.models import load_model
+from data.records import read_records
+from data.sample import read_samples, write_samples
+from data.scoring import ChainScorer
+from data.task_files import TaskSet, load_task, write_tasks
+from router.chain import Chain
+from router.command import run_command
+from router.head import Head
+from router.layerwise import LayerwiseHead
+from router.menu_head import MenuHead
+from router.program import ProgramHead
+from router.storage import Router, RouterConfig, load_router, save_router
+from search.__main__ import main as search
+from search.prior import LOG_LIMIT, SamplePrior
+from search.prior_file import read_prior
+from search.prior_sources import LEAST_SHARE, MENU_TEMPERATURE, chosen_chains, from_router, weights_of_output
+from search.priors import main as make_prior
+from tests.tiny import NUM_LAYERS, tiny_samples, write_project
+from train.__main__ import main as train
+
+PREFIX = 2
+MENU = ("0-4", "0-2,4", "0-3", "0-2,3*2,4", "0,1,3,4")
+OTHER_MENU = ("0-4", "0,1,3,4", "0-1", "0-3")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "layerwise": {"windows": 2},
+    "menu": {"chains": list(MENU), "agreement": 0.25},
+    "program": {"max_block": 2, "max_times": 1, "beam": 400},
+}
+HEADS = list(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, samples, their menu table, and another task: other questions, asked otherwise."""
+    folder = write_project(tmp_path_factory.mktemp("project"), train=20)
+    (folder / "other").mkdir()
+    write_tasks(folder / "other", TaskSet.of(load_task("arc_easy", "letter")))
+    for split, count in (("train", 12), ("validation", 4)):
+        write_samples(folder / "other" / f"{split}.jsonl", tiny_samples(split, 60)[-count:])
+    for name, chains in (("menu", MENU), ("other_menu", OTHER_MENU)):
+        value = {"schema": 1, "num_layers": NUM_LAYERS, "prefix_layers": PREFIX, "chains": chains}
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    for data, out, menu in (("data", "table", "menu"), ("other", "other_table", "other_menu")):
+        search(run_arguments(folder, folder / out, data=data, menu=folder / f"{menu}.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(project: Path) -> ChainScorer:
+    model, tokenizer = load_model(str(project / "model"))
+    return ChainScorer(model, tokenizer, load_task("arc_easy"))
+
+
+def run_arguments(project: Path, out: Path, data: str = "data", **changes: object) -> list[str]:
+    settings = {
+        "data": project / data, "out": out, "model": project / "model", "splits": "[train,validation]",
+        "prefix_layers": PREFIX, "dtype": "float32", "search.simulations": 8, "search.algorithm": "puct",
+    } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def prior_arguments(project: Path, out: Path, **changes: object) -> list[str]:
+    values = {
+        "kind": "router", "out": out, "router": project / "router", "data": project / "data",
+        "model": project / "model", "dtype": "float32",
+    }  # fmt: skip
+    return [f"--{name}={value}" for name, value in (values | changes).items()]
+
+
+def train_arguments(project: Path, out: Path, kind: str, **changes: object) -> list[str]:
+    settings = {
+        "out": out, "data.data": project / "data", "data.records": project / "table",
+        "data.base_model": project / "model", "model.kind": kind, "model.hidden": 8, "trainer.max_epochs": 3,
+        "trainer.enable_progress_bar": "false", "tracking.mode": "disabled",
+    } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def make_router(scorer: ChainScorer, kind: str) -> Router:
+    """A router whose weights are wide enough that samples get different chains."""
+    config = RouterConfig(
+        kind, {"hidden": 8, "dropout": 0.0, **SETTINGS[kind]}, NUM_LAYERS, PREFIX, scorer.d_model, "arc_easy",
+        "continuation", "tiny", None, "float32", scorer.fingerprints,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    head = config.build()
+    for parameter in head.parameters():
+        parameter.data.normal_(0, 1, generator=generator)
+    return Router(config, head.eval())
+
+
+def shares_by_counting(head: Head, row: torch.Tensor, price: float) -> list[list[float]]:
+    """p(skip), p(run), p(repeat) of each layer: all chains of the head one by one, weighed by exp(score)."""
+    found = [[0.0, 0.0, 0.0] for _ in range(PREFIX, NUM_LAYERS)]
+    total = 0.0
+    for one in head.decode_at(row[None], price)[0]:
+        scale = 0.05 if isinstance(head, MenuHead) else 1.0
+        weight = math.exp((one.score - price * one.chain.depth) / scale)
+        total += weight
+        for i, layer in enumerate(range(PREFIX, NUM_LAYERS)):
+            found[i][min(2, one.chain.layers.count(layer))] += weight
+    return [[(x / total + LEAST_SHARE) / (1 + 3 * LEAST_SHARE) for x in layer] for layer in found]
+
+
+@pytest.mark.parametrize("kind", ["menu", "program"])
+@pytest.mark.parametrize("price", [0.0, 0.3])
+def test_weights_are_the_centred_log_odds_of_the_ranked_chains(scorer: ChainScorer, kind: str, price: float) -> None:
+    # Oracle: chains counted one by one, in plain Python.
+    head = make_router(scorer, kind).head
+    output = head.respond(torch.randn(5, 8, generator=torch.Generator().manual_seed(1))).detach()
+    assert MENU_TEMPERATURE == 0.05
+    for row, weights in zip(output, weights_of_output(head, output, price), strict=True):
+        shares = shares_by_counting(head, row, price)
+        for c, given in ((0, weights.skip), (2, weights.repeat)):
+            odds = [math.log(layer[c] / layer[1]) for layer in shares]
+            mean = sum(odds) / len(odds)
+            assert given == pytest.approx((0.0,) * PREFIX + tuple(o - mean for o in odds), abs=1e-6)
+            assert any(abs(value) > 0.01 for value in given)
+
+
+def test_a_program_heads_shares_are_its_exact_marginals_where_the_beam_holds_all_programs(scorer: ChainScorer) -> None:
+    # Oracle: the gradient of the log-partition is each segment's probability; summed over skips that cover a layer.
+    head = make_router(scorer, "program").head
+    assert isinstance(head, ProgramHead)
+    output = head.respond(torch.randn(1, 8, generator=torch.Generator().manual_seed(2))).detach().double()
+    assert len(head.decode_at(output, 0.0)[0]) < 400
+    output.requires_grad_(True)
+    (chance,) = torch.autograd.grad(head.lattice.log_partition(output).sum(), output)
+    odds = []
+    for layer in range(PREFIX, NUM_LAYERS):
+        shares = [0.0, 0.0, 0.0]
+        for segment, p in zip(head.lattice.segments, chance[0].tolist(), strict=True):
+            if segment.start <= layer < segment.stop:
+                shares[min(2, segment.times)] += p
+        assert sum(shares) == pytest.approx(1)
+        odds.append(math.log((shares[0] + LEAST_SHARE) / (shares[1] + LEAST_SHARE)))
+    weights = weights_of_output(head, output.detach())[0]
+    assert weights.skip[PREFIX:] == pytest.approx([o - sum(odds) / len(odds) for o in odds], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_weights_of_a_head_that_is_certain_stay_within_a_priors_bounds(scorer: ChainScorer, kind: str) -> None:
+    head = make_router(scorer, kind).head
+    if isinstance(head, LayerwiseHead):
+        return  # as large as its logits: cut when scaled
+    output = 1e4 * head.respond(torch.randn(4, 8, generator=torch.Generator().manual_seed(1))).detach()
+    for weights in weights_of_output(head, output):
+        values = [*weights.skip, *weights.repeat]
+        assert max(map(abs, values)) < LOG_LIMIT / 2
+        SamplePrior(weights.skip, weights.repeat)  # takes them
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_router_of_every_head_becomes_a_prior_that_a_search_takes_up(
+    project: Path, scorer: ChainScorer, tmp_path: Path, kind: str
+) -> None:
+    # Oracle: the router's routes sample by sample; the searches' own records.
+    router = make_router(scorer, kind)
+    save_router(tmp_path / "router", router)
+    path = tmp_path / "prior.json"
+    make_prior(prior_arguments(project, path, router=tmp_path / "router", more_splits="[validation]", known=3))
+    prior = read_prior(path)
+    samples = [s for split in ("train", "validation") for s in read_samples(project / "data" / f"{split}.jsonl")]
+    assert list(prior.samples) == [sample.id for sample in samples]
+    alone = [scorer.states(scorer.load([scorer.encode(sample)]), PREFIX)[0] for sample in samples]
+    counts = Counter(one.chain for one in router.route(alone) if not one.chain.is_full)
+    assert len(counts) > 1
+    known = dict(prior.known)
+    assert len(known) == min(3, len(counts))
+    assert all(counts[chain] == times for chain, times in known.items())
+    assert sorted(known.values(), reverse=True) == sorted(counts.values(), reverse=True)[: len(known)]
+    expected = from_router(router, scorer, samples)
+    for name, (skip, repeat) in prior.samples.items():
+        assert (skip, repeat) == pytest.approx((expected[name].skip, expected[name].repeat), abs=1e-6)
+    for name, given in (("with", {"prior": path}), ("without", {})):
+        search(run_arguments(project, tmp_path / name, splits="[train]", **given))
+    one, other = (
+        [[x.chain for x in r.results] for r in read_records(tmp_path / name / "train.jsonl")]
+        for name in ("with", "without")
+    )
+    assert one != other
+
+
+def test_chosen_chains_hang_on_the_operating_point(scorer: ChainScorer) -> None:
+    # Oracle: at a price beyond all values every sample gets the shallowest chain.
+    head = make_router(scorer, "menu").head
+    output = head.respond(torch.randn(40, 8, generator=torch.Generator().manual_seed(1))).detach()
+    assert chosen_chains(head, output, 1e3, 5) == ((Chain.parse("0-3", NUM_LAYERS), 40.0),) or {
+        chain.depth for chain, _ in chosen_chains(head, output, 1e3, 5)
+    } == {min(chain.depth for chain in head.chains)}
+    counts = Counter(ranked[0].chain for ranked in head.decode_at(output, 0.0))
+    assert dict(chosen_chains(head, output, 0.0, 9)) == {c: n for c, n in counts.items() if not c.is_full}
+    assert chosen_chains(head, output, 0.0, 0) == ()
+
+
+def test_common_weights_change_no_routed_sample_and_reach_the_others(
+    project: Path, scorer: ChainScorer, tmp_path: Path
+) -> None:
+    # Oracle: the same prior without common weights, and the mean over its samples.
+    save_router(tmp_path / "router", make_router(scorer, "menu"))
+    priors = []
+    for common in (False, True):
+        make_prior(prior_arguments(project, tmp_path / "p.json", router=tmp_path / "router", common=common))
+        priors.append(read_prior(tmp_path / "p.json"))
+    plain, common = priors
+    for name in plain.samples:
+        one, other = plain.for_sample(name), common.for_sample(name)
+        assert (one.skip, one.repeat) == pytest.approx((other.skip, other.repeat), abs=1e-9)
+    mean = [sum(skip[i] for skip, _ in plain.samples.values()) / len(plain.samples) for i in range(NUM_LAYERS)]
+    assert plain.for_sample("unknown").skip == (0.0,) * NUM_LAYERS
+    assert common.for_sample("unknown").skip == pytest.approx(mean)
+    assert any(mean)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budget": 99}, "budget: expected"),
+        ({"prefix_layers": 3}, "prefix_layers: expected 0..2, where the router reads, got 3"),
+        ({"more_splits": "[train]"}, "more_splits: expected others"),
+        ({"data": "other"}, "expected it to be made for the prompt"),
+    ],
+)
+def test_bad_input_is_one_line(
+    project: Path, scorer: ChainScorer, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object], said: str,
+) -> None:  # fmt: skip
+    save_router(tmp_path / "router", make_router(scorer, "program"))
+    if "data" in changes:
+        changes = {"data": project / "other"}
+    arguments = prior_arguments(project, tmp_path / "prior.json", router=tmp_path / "router", **changes)
+    assert run_command(make_prior, arguments) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_prior_of_another_task_is_taken_only_when_asked_for(
+    project: Path, scorer: ChainScorer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the messages; another prior of the other task is another search, so its hash counts.
+    save_router(tmp_path / "router", make_router(scorer, "menu"))
+    paths = [tmp_path / f"{strength}.json" for strength in (1, 2)]
+    for path, strength in zip(paths, (1, 2), strict=True):
+        make_prior(prior_arguments(project, path, router=tmp_path / "router", strength=strength, common=True))
+    named = {"data": "other", "splits": "[train]"}
+    assert run_command(search, run_arguments(project, tmp_path / "out", prior=paths[0], **named)) == 2
+    assert "prior: expected it to be made for the prompt" in capsys.readouterr().err
+    told = {**named, "prior_of_other_task": True}
+    search(run_arguments(project, tmp_path / "out", prior=paths[0], **told))
+    assert "0 of 12 samples have their own" in capsys.readouterr().out
+    search(run_arguments(project, tmp_path / "without", **named))
+    one, other = (
+        [[x.chain for x in r.results] for r in read_records(tmp_path / name / "train.jsonl")]
+        for name in ("out", "without")
+    )
+    assert one != other
+    assert run_command(search, run_arguments(project, tmp_path / "out", prior=paths[1], **told)) == 2
+    assert "the same search settings" in capsys.readouterr().err
+    value = json.loads(paths[0].read_text())
+    value["fingerprints"]["tokenizer"] = "e" * 64
+    paths[0].write_text(json.dumps(value))
+    assert run_command(search, run_arguments(project, tmp_path / "new", prior=paths[0], **told)) == 2
+    assert "made for the tokenizer" in capsys.readouterr().err
+    assert run_command(search, run_arguments(project, tmp_path / "new", **told)) == 2
+    assert "prior_of_other_task: expected a prior with it, got none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_training_starts_from_another_routers_weights(project: Path, tmp_path: Path, kind: str) -> None:
+    # Oracle: with a learning rate of next to nothing the new router is the old one; the hashes of both tasks' questions.
+    train(train_arguments(project, tmp_path / "old", kind))
+    records = "table" if kind != "menu" else "other_table"
+    changes: dict[str, object] = {"data__data": project / "other", "data__records": project / "other_table"}
+    if kind != "menu":
+        search(run_arguments(project, tmp_path / "records", data="other", search__simulations=16))
+        changes["data__records"] = tmp_path / "records"
+    assert records
+    still = {**changes, "model__learning_rate": 1e-12, "warm_start": tmp_path / "old"}
+    train(train_arguments(project, tmp_path / "new", kind, **still))
+    old, new = (load_router(tmp_path / name).head for name in ("old", "new"))
+    one, other = old.state_dict(), new.state_dict()
+    if isinstance(new, MenuHead):
+        rows = [[*(2 * MENU.index(c) + k for c in ("0-4", "0,1,3,4", "0-3") for k in (0, 1)), 10, 11],
+                [*(2 * OTHER_MENU.index(c) + k for c in ("0-4", "0,1,3,4", "0-3") for k in (0, 1)), 8, 9]]  # fmt: skip
+        fresh = 2 * OTHER_MENU.index("0-1")
+        assert other["predict.weight"][fresh : fresh + 2].abs().max() < 1e-6  # its rates, whatever it reads
+        table = read_records(project / "other_table" / "train.jsonl")
+        right = sum(r.correct for record in table for r in record.results if str(r.chain) == "0-1")
+        rate = (right + 1) / (len(table) + 2)
+        assert other["predict.bias"][fresh].sigmoid() == pytest.approx(rate, abs=1e-4)
+        for name in ("predict.weight", "predict.bias"):
+            one[name], other[name] = one[name][rows[0]], other[name][rows[1]]
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], atol=1e-6), name
+    seen = {name: set(json.loads((tmp_path / name / "trained_on.json").read_text())["split_hashes"])
+            for name in ("old", "new")}  # fmt: skip
+    own = {
+        s.split_hash for split in ("train", "validation") for s in read_samples(project / "other" / f"{split}.jsonl")
+    }
+    assert seen["new"] == seen["old"] | own
+    assert own - seen["old"]
+
+
+def test_the_weights_to_start_from_belong_to_the_trainings_key(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: what the command says, and the routers' files.
+    for seed in (0, 1):
+        train(train_arguments(project, tmp_path / f"old{seed}", "menu", seed_everything=seed))
+    shutil.copytree(tmp_path / "old0", tmp_path / "copy")
+
+    def warm(start: str) -> bytes:
+        train(train_arguments(project, tmp_path / "new", "menu", warm_start=tmp_path / start))
+        return (tmp_path / "new" / "router.safetensors").read_bytes()
+
+    first = warm("old0")
+    capsys.readouterr()
+    assert warm("copy") == first
+    assert "already" in capsys.readouterr().out
+    assert warm("old1") != first
+    train(train_arguments(project, tmp_path / "new", "menu"))
+    assert (tmp_path / "new" / "router.safetensors").read_bytes() == (
+        tmp_path / "old0" / "router.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("other head", "warm_start: expected a router with head program, as set here, got menu"),
+        ("other width", "warm_start: expected a router with hidden 9, as set here, got 8"),
+        ("other weighting", "warm_start: expected a router with agreement 0.1, as set here, got 0.5"),
+        ("other model", "warm_start: expected it to be made for the model"),
+        ("other read layer", "warm_start: expected a router with prefix_layers 3, as set here, got 2"),
+        ("no questions", "warm_start: expected a router with trained_on.json"),
+        ("itself", "warm_start: expected another folder than out"),
+        ("nowhere", "router: expected an existing directory"),
+    ],
+)
+def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    old = tmp_path / "old"
+    train(train_arguments(project, old, "menu", trainer__max_epochs=1))
+    changes: dict[str, dict[str, object]] = {
+        "other width": {"model__hidden": 9},
+        "other weighting": {"model__menu__agreement": 0.1},
+        "other read layer": {"data__prefix_layers": 3},
+        "nowhere": {"warm_start": tmp_path / "nowhere"},
+        "itself": {"out": old},
+    }
+    if name == "other model":
+        router = load_router(old)
+        prints = dataclasses.replace(router.config.fingerprints, model="d" * 64)
+        save_router(old, Router(dataclasses.replace(router.config, fingerprints=prints), router.head))
+    if name == "no questions":
+        (old / "trained_on.json").unlink()
+    kind = "program" if name == "other head" else "menu"
+    arguments = train_arguments(project, tmp_path / "new", kind, **{"warm_start": old, **changes.get(name, {})})
+    assert run_command(train, arguments) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]

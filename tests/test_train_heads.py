@@ -1,0 +1,230 @@
+"""`python -m train` of menu and program heads, end to end on a tiny project: a menu table and the states beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.models import load_model
+from data.records import ChainResult, SearchRecord, pareto_front, read_records
+from data.sample import Sample, read_samples, write_samples
+from data.scoring import ChainScorer
+from data.task_files import load_task
+from router.chain import Chain
+from router.command import run_command
+from router.storage import Router, load_router
+from search.__main__ import main as search
+from search.menu_file import Menu, write_menu
+from tests.menus import write_records
+from tests.test_train_command import arguments
+from tests.tiny import NUM_LAYERS, tiny_samples, write_project
+from train.__main__ import main
+from train.features import compute_states
+
+FULL = Chain.full(NUM_LAYERS)
+LATE = ["0-4", "0-3", "0-2,4", "0-2"]  # what a router may choose that reads layer 3
+EARLY = ["0-1,3-4", "0-1,4"]
+READ = 3
+KINDS = ["menu", "program"]
+SIZES = {"train": 90, "validation": 40, "test": 60}
+
+
+@pytest.fixture(scope="module")
+def tabled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose menu table was made with prefix 2, the states of layer 3 kept beside it."""
+    folder = write_project(tmp_path_factory.mktemp("tabled"))
+    pool, start = tiny_samples("train", sum(SIZES.values())), 0
+    random.Random(0).shuffle(pool)  # later numbers have more digits
+    for split, size in SIZES.items():  # of one distribution, unlike those of `write_project`, which name their split
+        own = [dataclasses.replace(sample, split=split) for sample in pool[start : start + size]]
+        write_samples(folder / "data" / f"{split}.jsonl", own)
+        start += size
+    chains = [Chain.parse(text, NUM_LAYERS) for text in LATE + EARLY]
+    write_menu(folder / "menu.json", Menu(tuple(chains), 2))
+    search(
+        [
+            f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
+            f"--menu={folder / 'menu.json'}", f"--read_layers=[{READ}]", "--splits=[train,validation]",
+            "--prefix_layers=2", "--dtype=float32",
+        ]
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def project(tabled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tabled, tmp_path / "project"))
+
+
+def settings(project: Path, kind: str, **changes: object) -> list[str]:
+    own = {"model.kind": kind, "model.pooling": "ends", "model.hidden": 16, "data.prefix_layers": READ}
+    return arguments(project, **(own | {name.replace("__", "."): value for name, value in changes.items()}))
+
+
+def states_of(project: Path, split: str) -> tuple[list[Sample], list[torch.Tensor]]:
+    model, tokenizer = load_model(str(project / "model"), dtype="float32")
+    samples = read_samples(project / "data" / f"{split}.jsonl")
+    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    return samples, compute_states(scorer, samples, READ, split)
+
+
+def rewrite(project: Path, results: Callable[[str, SearchRecord], Sequence[ChainResult]]) -> None:
+    """Give every record other results."""
+    for split in ("train", "validation"):
+        path = project / "records" / f"{split}.jsonl"
+        made = [(one, tuple(results(split, one))) for one in read_records(path)]
+        write_records(path, [dataclasses.replace(one, results=own, pareto=pareto_front(own)) for one, own in made])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_is_trained_on_a_table_at_a_later_read_layer(project: Path, kind: str) -> None:
+    # Oracle: the records' fingerprints, the laws of the routes, and the kept states: none had to be computed.
+    main(settings(project, kind))
+    record = read_records(project / "records" / "train.jsonl")[0]
+    router = load_router(project / "router", record.fingerprints)
+    assert (router.config.head, router.config.prefix_layers, record.prefix_layers) == (kind, READ, 2)
+    assert not (project / "records" / "features").exists()
+    if kind == "menu":
+        assert router.config.head_settings["chains"] == LATE
+    samples, states = states_of(project, "test")
+    for budget in (None, *(point.mean_depth for point in router.config.budget_points)):
+        chains = [one.chain for one in router.route(states, budget)]
+        assert len(chains) == len(samples)
+        assert all(chain.unedited_prefix >= READ for chain in chains)
+    told = json.loads((project / "router" / "train.json").read_text())["validation"]
+    names = {"menu": {"auc_correct", "auc_agree", "accuracy", "full_accuracy"}, "program": {"known_right"}}[kind]
+    assert told.keys() >= names | {"full_share", "distinct_chains", "mean_depth", "head_mflops"}
+    assert all(0 <= told[name] <= 1 for name in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_router(project: Path, kind: str) -> None:
+    # Oracle: the bytes; states from the model in place of the kept ones give the same route, if not the same bits.
+    weights = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        main(settings(project, kind, out=project / name, seed_everything=seed))
+        weights[name] = (project / name / "router.safetensors").read_bytes()
+    assert weights["a"] == weights["b"]
+    assert weights["a"] != weights["c"]
+    for split in ("train", "validation"):
+        shutil.rmtree(project / "records" / f"{split}.states")
+    main(settings(project, kind, out=project / "d"))
+    assert len(list((project / "records" / "features").iterdir())) == 2
+    (one, other), (_, states) = (load_router(project / name) for name in "ad"), states_of(project, "test")
+    assert [x.score for x in one.route(states)] == pytest.approx([x.score for x in other.route(states)], abs=1e-2)
+
+
+def test_a_limit_takes_the_first_training_samples_by_id_and_all_of_validation(project: Path) -> None:
+    # Oracle: the sorted ids; the questions that the router remembers.
+    main(settings(project, "menu", data__limit=7))
+    samples = {split: read_samples(project / "data" / f"{split}.jsonl") for split in ("train", "validation")}
+    wanted = [*sorted(samples["train"], key=lambda sample: sample.id)[:7], *samples["validation"]]
+    told = json.loads((project / "router" / "trained_on.json").read_text())
+    assert set(told["split_hashes"]) == {sample.split_hash for sample in wanted}
+
+
+class Rule:
+    """Which of the chains "0-3" and "0-2,4" is right: on which side a sample lies along the widest spread of states."""
+
+    def __init__(self, project: Path) -> None:
+        self.skips_4: dict[str, bool] = {}
+        centre = direction = None
+        for split in SIZES:
+            samples, states = states_of(project, split)
+            pooled = torch.stack([torch.nn.functional.layer_norm(s, s.shape[-1:]).mean(0) for s in states])
+            if centre is None or direction is None:  # set on the training samples
+                centre = pooled.median(0).values
+                direction = torch.linalg.svd(pooled - pooled.mean(0)).Vh[0]
+            side = (pooled - centre) @ direction > 0
+            self.skips_4 |= {sample.id: bool(one) for sample, one in zip(samples, side, strict=True)}
+
+    def right(self, sample_id: str, chain: Chain) -> bool:
+        return chain.is_full or str(chain) == ("0-3" if self.skips_4[sample_id] else "0-2,4")
+
+    def results(self, record: SearchRecord) -> list[ChainResult]:
+        found = []
+        for one in record.results:
+            right = self.right(record.sample_id, one.chain)
+            found.append(ChainResult(one.chain, (3.0, 0.0) if right else (0.0, 3.0), 1 - right, right, 6 * right - 3.0))
+        return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_learns_a_rule_that_the_states_carry_and_beats_every_static_chain(project: Path, kind: str) -> None:
+    # Oracle: the rule itself, on samples that the training never saw. At depth 4 a static chain is right on about half.
+    rule = Rule(project)
+    rewrite(project, lambda _, record: rule.results(record))
+    long = {"trainer__max_epochs": 120, "early_stopping__patience": 120, "model__learning_rate": 0.01}
+    main(settings(project, kind, model__pooling="windows", model__windows=1, **long))
+    router = load_router(project / "router")
+    samples, states = states_of(project, "test")
+
+    def routed(router: Router, budget: float | None) -> tuple[float, float]:
+        chains = [one.chain for one in router.route(states, budget)]
+        right = [rule.right(sample.id, chain) for sample, chain in zip(samples, chains, strict=True)]
+        return sum(right) / len(right), sum(chain.depth for chain in chains) / len(chains)
+
+    static = max(
+        sum(rule.right(sample.id, Chain.parse(text, NUM_LAYERS)) for sample in samples) / len(samples)
+        for text in LATE[1:]
+    )
+    assert 0.4 < static < 0.7
+    accuracy, depth = routed(router, 4.0 if kind == "menu" else None)
+    assert depth == pytest.approx(4.0, abs=0.2)
+    assert accuracy > static + 0.3
+    if kind == "menu":
+        full, deep = routed(router, 5.0)
+        assert (full, deep) == (1.0, 5.0)
+
+
+def refused(project: Path, name: str) -> dict[str, object]:
+    """Make one thing wrong; returns the changed settings."""
+    if name == "no menu table":  # full depth is all that the samples have in common
+        rewrite(project, lambda _, one: [one.full, one.results[1 + int(one.sample_id, 16) % 2]])
+    elif name == "a sample without a chain":  # some chains are common to all, of training samples not to validation's
+        rewrite(project, lambda split, one: one.results if split == "train" else one.results[:1])
+    elif name == "no right chain":
+        rewrite(project, lambda _, one: [dataclasses.replace(r, correct=False, margin=-1.0) for r in one.results])
+        return {"model.kind": "program"}
+    changes: dict[str, dict[str, object]] = {
+        "read layer of no model": {"data.prefix_layers": 5},
+        "limit of none": {"data.limit": 0},
+        "unknown kind": {"model.kind": "oracle"},
+        "weight above 1": {"model.menu.agreement": 1.5},
+        "softness below 0": {"model.menu.softness": -1},
+        "beam of none": {"model.kind": "program", "model.program.beam": 0},
+        "block of none": {"model.kind": "program", "model.program.max_block": 0},
+        "shorter below 0": {"model.kind": "program", "model.program.shorter": -1},
+    }
+    return changes.get(name, {})
+
+
+BAD = {
+    "no menu table": "data.records: expected a menu table (python -m search --menu ...)",
+    "a sample without a chain": "data.records: expected a menu table (python -m search --menu ...)",
+    "no right chain": "data.records: expected a sample with a right chain in train, got none",
+    "read layer of no model": "data.prefix_layers: expected 2 (as in the records) to 4, got 5",
+    "limit of none": "limit: expected at least 1, got 0",
+    "unknown kind": "model.kind",
+    "weight above 1": "agreement: expected 0..1, got 1.5",
+    "softness below 0": "softness: expected a finite number of at least 0, got -1",
+    "beam of none": "beam: expected at least 1, got 0",
+    "block of none": "max_block: expected at least 1, got 0",
+    "shorter below 0": "shorter: expected at least 0 and below 100, got -1",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(project: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    changes = refused(project, name)
+    assert run_command(main, settings(project, "menu", **changes)) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert BAD[name] in error
+    assert not (project / "router" / "config.json").exists()

@@ -1,0 +1,162 @@
+"""What the heads are taught: targets, losses and measures against values by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from data.records import ChainResult, SearchRecord, pareto_front
+from router.chain import Chain
+from router.command import InputError
+from router.menu_head import MenuHead
+from router.program import ProgramHead
+from tests.menus import N, chain, record
+from train.menu_objective import MenuObjective, confidence_of
+from train.objectives import collapse
+from train.program_objective import ProgramObjective
+
+PREFIX = 2
+
+
+def menu_objective(**changes: Any) -> MenuObjective:
+    return MenuObjective(**({"agreement": 0.5, "auxiliary": 0.0, "softness": 0.0} | changes))
+
+
+def test_a_menu_is_what_all_records_tried_and_keeps_the_prefix() -> None:
+    # Oracle: by hand; "1-5" edits the prefix, "0-2" was not tried on b, "0,2-5" is allowed by a shorter prefix only.
+    records = [
+        record("a", {"0-5": True, "0-3": True, "1-5": True, "0-2": True, "0,2-5": True, "0-4": False}),
+        record("b", {"0-5": True, "0-4": True, "1-5": True, "0-3": False, "0,2-5": True}),
+    ]
+    assert menu_objective().settings(records, 2) == {"chains": ["0-5", "0-3", "0-4"], "agreement": 0.5}
+    assert menu_objective(agreement=0.0).settings(records, 1)["chains"] == ["0-5", "0-3", "0,2-5", "0-4"]
+    with pytest.raises(InputError, match=r"expected a menu table .* layers 0\.\.4, got 1 chains"):
+        menu_objective().settings([records[0]] * 2 + [record("c", {"0-5": True})], 5)
+
+
+def test_a_menus_target_is_right_and_agrees_chain_by_chain() -> None:
+    # Oracle: by hand; a wrong answer that full depth gives too agrees. Full depth's margin is 1 nat of scores (1, 0).
+    objective = menu_objective()
+    one = record("a", {"0-5": False, "0-4": True, "0-3": False})
+    objective.settings([one], PREFIX)
+    target = objective.target(one, PREFIX)
+    assert target[:6].tolist() == [0, 1, 1, 0, 0, 1]
+    p = math.e / (1 + math.e)
+    entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert target[6:].tolist() == pytest.approx([0.25, entropy])
+    with pytest.raises(InputError, match="expected every chain of the menu for every sample, got none of 0-3 for b"):
+        objective.target(record("b", {"0-5": True, "0-4": True}), PREFIX)
+
+
+def test_soft_targets_are_the_chance_at_the_margin() -> None:
+    # Oracle: sigmoid(margin / softness); margins are 1 and -1 here, and one is beyond all bounds.
+    objective = menu_objective(softness=0.5)
+    one = record("a", {"0-5": True, "0-4": False, "0-3": True})
+    far = dataclasses.replace(one.results[2], margin=1e9)
+    one = dataclasses.replace(one, results=(*one.results[:2], far))
+    objective.settings([one], PREFIX)
+    assert objective.target(one, PREFIX)[:6:2].tolist() == pytest.approx(
+        [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2)), 1.0]
+    )
+
+
+def test_the_confidence_of_a_free_answer_is_its_mean_log_probability() -> None:
+    # Oracle: by hand, in units of 4 nats; an answer that was only generated has no scores.
+    free = ChainResult(Chain.full(N), (-1.0, -3.0), "42", True, 0.5)
+    assert confidence_of(free) == (-0.5, 0.0)
+    assert confidence_of(dataclasses.replace(free, scores=())) == (0.0, 0.0)
+    sure = ChainResult(Chain.full(N), (0.0, -100.0, -200.0), 0, True, 100.0)
+    assert confidence_of(sure) == pytest.approx((4.0, 0.0), abs=1e-6)  # the margin counts up to 4 units
+
+
+def small_menu(objective: MenuObjective, records: list[SearchRecord]) -> tuple[MenuHead, torch.Tensor]:
+    settings = objective.settings(records, PREFIX)
+    head = MenuHead(N, PREFIX, 4, hidden=4, **settings).eval()
+    return head, objective.collate([objective.target(one, PREFIX) for one in records])
+
+
+def test_the_start_of_a_menu_head_is_the_rates_of_its_outcomes() -> None:
+    # Oracle: (count + 1) / (samples + 2) by hand.
+    objective = menu_objective()
+    records = [record(f"s{i}", {"0-5": i < 3, "0-4": i < 1}) for i in range(4)]
+    head, targets = small_menu(objective, records)
+    objective.start(head, list(targets))
+    rates = head.outcome_logits(head.predict.bias[None]).sigmoid()[0]
+    assert torch.allclose(rates, torch.tensor([[4 / 6, 5 / 6], [2 / 6, 3 / 6]]))
+    assert "full depth right on 0.750" in objective.describe(list(targets))
+    assert "the best chain (0-5) on 0.750, some chain on 0.750" in objective.describe(list(targets))
+
+
+def test_the_loss_of_a_menu_head_is_cross_entropy_and_the_weighted_squared_error() -> None:
+    # Oracle: both sums written out in plain floats.
+    records = [record("a", {"0-5": True, "0-4": False}), record("b", {"0-5": False, "0-4": False})]
+    output = torch.tensor([[0.5, 1.0, -2.0, 0.3, 0.1, 0.2], [1.0, -1.0, 0.0, 2.0, -0.4, 0.9]])
+    for weight in (0.0, 0.7):
+        objective = menu_objective(auxiliary=weight)
+        head, targets = small_menu(objective, records)
+        cross = square = 0.0
+        for row, wanted in zip(output.tolist(), targets.tolist(), strict=True):
+            for logit, y in zip(row[:4], wanted[:4], strict=True):
+                p = 1 / (1 + math.exp(-logit))
+                cross -= (y * math.log(p) + (1 - y) * math.log(1 - p)) / 8
+            square += sum((x - y) ** 2 for x, y in zip(row[4:], wanted[4:], strict=True)) / 4
+        assert objective.loss(head, output, targets).item() == pytest.approx(cross + weight * square, rel=1e-5)
+
+
+def test_the_measures_of_a_menu_head() -> None:
+    # Oracle: by hand. Of "0-4" two are right: one of four pairs (right, wrong) is in the wrong order, one is a tie.
+    objective = menu_objective(agreement=0.0)
+    records = [record(f"s{i}", {"0-5": True, "0-4": i < 2}) for i in range(4)]
+    head, targets = small_menu(objective, records)
+    output = torch.zeros(4, 6)
+    output[:, 0] = torch.tensor([0.0, 3.0, 3.0, 0.0])  # full depth's value against that of "0-4"
+    output[:, 2] = torch.tensor([2.0, 1.0, 1.0, 1.5])
+    measured = objective.measures(head, output, targets)
+    assert measured["auc_correct"] == pytest.approx((2 + 0.5) / 4)
+    assert (measured["accuracy"], measured["full_accuracy"]) == (0.75, 1.0)  # row 3 takes "0-4", which is wrong there
+    assert collapse(head, output) == {"full_share": 0.5, "distinct_chains": 2.0, "mean_depth": 5.5}
+
+
+def program_objective(shorter: float = 3.0) -> ProgramObjective:
+    return ProgramObjective(shorter=shorter, max_block=2, max_times=1, beam=4)
+
+
+def test_a_programs_target_is_all_right_chains_that_can_be_written_weighted_by_depth() -> None:
+    # Oracle: by hand. "1-5" edits the prefix, "0-4,3" is no program, "0-3" was refuted, "0-4" is wrong.
+    one = record("a", {"0-5": True, "0-2,4-5": True, "1-5": True, "0-4,3": True, "0-3": True, "0-4": False})
+    results = [dataclasses.replace(r, verified=False) if r.chain == chain("0-3") else r for r in one.results]
+    one = dataclasses.replace(one, results=tuple(results), pareto=pareto_front(results))
+    objective = program_objective()
+    programs, weights = objective.target(one, PREFIX)
+    head = ProgramHead(N, PREFIX, 4, **objective.settings([one], PREFIX))
+    assert [str(head.lattice.chain_of(program)) for program in programs] == ["0-5", "0-2,4-5"]
+    assert weights == pytest.approx([1 / (1 + math.exp(0.5)), math.exp(0.5) / (1 + math.exp(0.5))])
+    # A later read layer leaves out the chains that edit before it; where none is left the sample teaches nothing.
+    programs, weights = objective.target(one, 4)
+    assert (len(programs), weights) == (1, [1.0])
+    assert objective.target(record("b", {"0-5": False, "0-4": False}), PREFIX) is None
+
+
+def test_the_loss_and_measure_of_a_program_head() -> None:
+    # Oracle: -log of the weighted sum of the programs' probabilities; the own choice is the likeliest of all programs.
+    objective = program_objective()
+    records = [record("a", {"0-5": True, "0-2,4-5": True}), record("b", {"0-5": False, "0-4": True})]
+    targets = objective.collate([objective.target(one, PREFIX) for one in records])
+    torch.manual_seed(0)
+    head = ProgramHead(N, PREFIX, 4, **objective.settings(records, PREFIX)).eval()
+    output = torch.randn(2, len(head.lattice.segments))
+    rows = []
+    for row, (programs, weights) in zip(output, targets, strict=True):
+        chances = [math.exp(head.log_probability(row[None], [program]).item()) for program in programs]
+        rows.append(-math.log(sum(w * p for w, p in zip(weights, chances, strict=True))))
+    assert objective.loss(head, output, targets).item() == pytest.approx(sum(rows) / 2, rel=1e-5)
+    for place, known in ((0, 0.5), (1, 1.0)):  # let the rows' own choices be right ones, one after the other
+        output[place] = -9.0
+        output[place, list(targets[place][0][0])] = 9.0
+        assert objective.measures(head, output, targets)["known_right"] == known
+    objective.start(head, targets)
+    assert {str(ranked[0].chain) for ranked in head.decode(head.score.bias[None])} <= {"0-5", "0-4", "0-2,4-5"}

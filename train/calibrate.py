@@ -1,0 +1,227 @@
+"""Certify a router: the cheapest operating point whose loss against full depth is below epsilon, surely enough.
+
+    python -m train.calibrate --router runs/qwen/router --data runs/qwen/data --model qwen2.5-coder-1.5b-instruct \
+        --epsilon 0.02 --delta 0.1
+
+Learn then Test (Angelopoulos et al., arXiv 2110.01052; `train.guarantee`) on a split that neither training nor the
+choice of settings has seen. Writes `guarantee.json` beside the router; with too few data it says what they would have
+been enough for, and the router falls back to full depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.measured import ModelSettings, claim, open_scorer
+from data.records import SearchRecord, read_records
+from data.sample import Sample
+from router.chain import Chain
+from router.command import InputError, parse_settings, plain_values, provenance, run_command
+from router.durable import read_json, require_directory, sha256_file
+from router.guarantee import GUARANTEE_FILE, Guarantee, write_guarantee
+from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, load_router
+from train.calibration import Calibration, Setting, run_settings, settings_of, static_settings
+from train.guarantee import Certificate, certify
+
+RESULTS_FILE = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class CalibrateSettings:
+    """Settings of `python -m train.calibrate`.
+
+    Attributes:
+        router: folder of the trained router; the guarantee is written there.
+        data: folder of `python -m data prepare`, with the split.
+        epsilon: loss allowed against full depth, at least 0 and below 1.
+        delta: probability of being wrong, above 0 and below 1.
+        loss: "accuracy": accuracy lost against full depth; "disagreement": share of samples answered otherwise.
+        split: the calibration split; no question of it may have been trained on.
+        points: operating points to test, evenly spread over the router's.
+        least_scores: tries each of these fallbacks too: samples whose chain scores less run at full depth (of a menu
+            head the score is a value in 0..1); delta is shared among them. None: the price alone decides.
+        static: folder of menu tables (train.jsonl and validation.jsonl): their best chain of each depth is certified
+            in the same way, as the baseline; null: no baseline.
+        out: folder for the results; a run that was stopped goes on there; null: `calibration` in the router's folder.
+        model: base model: an offline asset, a local directory or a hub id.
+        revision: hub revision of the model.
+        dtype: dtype of the model.
+        device: torch device, or auto.
+        limit: samples at most, the first ones; null: all.
+        batch_samples: samples run at once.
+        batch_tokens: tokens in one call of a layer at most.
+    """
+
+    router: Path
+    data: Path
+    epsilon: float = 0.02
+    delta: float = 0.1
+    loss: Literal["accuracy", "disagreement"] = "accuracy"
+    split: str = "calibration"
+    points: int = 24
+    least_scores: tuple[float, ...] = ()
+    static: Path | None = None
+    out: Path | None = None
+    model: str = "smollm2-135m-instruct"
+    revision: str | None = None
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    limit: int | None = None
+    batch_samples: int = 32
+    batch_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds."""
+        if not 0 <= self.epsilon < 1:
+            raise ValueError(f"epsilon: expected at least 0 and below 1, got {self.epsilon}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta: expected above 0 and below 1, got {self.delta}")
+        if self.points < 1:
+            raise ValueError(f"points: expected at least 1, got {self.points}")
+        self.measured()  # refuses what it refuses
+
+    def measured(self) -> ModelSettings:
+        """Return the model and samples that are named."""
+        return ModelSettings(
+            data=self.data,
+            out=self.out or self.router / "calibration",
+            model=self.model,
+            revision=self.revision,
+            split=self.split,
+            dtype=self.dtype,
+            device=self.device,
+            limit=self.limit,
+            batch_samples=self.batch_samples,
+            batch_tokens=self.batch_tokens,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    description = "Certify a router's loss against full depth."
+    settings, plain = parse_settings(CalibrateSettings, argv, "train.calibrate", description)
+    require_directory(settings.router, "router")
+    router = load_router(settings.router)
+    tried = settings_of(router.head.budget_points, settings.points, settings.least_scores)
+    measured = settings.measured()
+    scorer, samples = open_scorer(measured)
+    router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
+    _require_unseen(settings.router, samples)
+    weights = sha256_file(settings.router / WEIGHTS_FILE)
+    # The settings may change from run to run: a chain's result on a sample does not hang on them.
+    claim(measured, scorer, samples, {"batch_samples": settings.batch_samples, "batch_tokens": settings.batch_tokens})
+    path = measured.out / RESULTS_FILE
+    fixed = [] if settings.static is None else static_settings(_table_records(settings.static))
+    done = run_settings(router, scorer, samples, [*tried, *fixed], path, settings.batch_samples)
+    n = scorer.num_layers
+    own, static = done.part(slice(len(tried))), done.part(slice(len(tried), None))
+    found = _certify(own, settings, starts=max(1, len(settings.least_scores)))
+    guarantee = _guarantee(settings, tried, own, found)
+    print(_table([_name(one) for one in tried], own, found))
+    more: dict[str, Any] = {"settings": plain_values([asdict(one) for one in tried]), "certificate": asdict(found)}
+    if fixed:
+        of_static = _certify(static, settings, starts=1)
+        print(_table([_name(one) for one in fixed], static, of_static))
+        chosen = of_static.chosen
+        depth = float(n) if chosen is None else float(static.depths[chosen])
+        more["static"] = {
+            "chain": str(Chain.full(n) if chosen is None else fixed[chosen].chain),
+            "depth": depth,
+            "certificate": asdict(of_static),
+        }
+        print(f"best static chain with the same guarantee: {more['static']['chain']}, depth {depth:g}")
+    weights = sha256_file(settings.router / WEIGHTS_FILE)
+    more |= {"depths": [float(depth) for depth in own.depths], **provenance(plain)}
+    write_guarantee(settings.router, guarantee, weights, plain_values(more))
+    print(_told(guarantee, own, n))
+    print(f"guarantee: {settings.router / GUARANTEE_FILE}")
+
+
+def _table_records(folder: Path) -> list[SearchRecord]:
+    require_directory(folder, "static")
+    return [record for split in ("train", "validation") for record in read_records(folder / f"{split}.jsonl", "static")]
+
+
+def _certify(done: Calibration, settings: CalibrateSettings, starts: int) -> Certificate:
+    depths = [float(depth) for depth in done.depths]
+    losses = done.losses(settings.loss)
+    try:
+        return certify(losses, depths, settings.epsilon, settings.delta, kind=settings.loss, starts=starts)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _name(setting: Setting) -> str:
+    if setting.chain is not None:
+        return str(setting.chain)
+    least = "" if setting.least_score is None else f", least score {setting.least_score:g}"
+    return f"price {setting.offset:.4g}{least}"
+
+
+def _require_unseen(folder: Path, samples: Sequence[Sample]) -> None:
+    """Refuse samples that the router was trained or chosen on."""
+    path = folder / TRAINED_ON_FILE
+    if not path.exists():
+        print(f"note: {path} is missing, so it could not be checked that the router never saw these questions")
+        return
+    seen = set(read_json(path).get("split_hashes", ()))
+    known = [sample for sample in samples if sample.split_hash in seen]
+    if known:
+        raise InputError(
+            f"split: expected questions that the router was not trained on, got {len(known)} that it was, "
+            f"for example {known[0].id}"
+        )
+
+
+def _guarantee(
+    settings: CalibrateSettings, tried: Sequence[Setting], done: Calibration, found: Certificate
+) -> Guarantee:
+    chosen = found.chosen
+    return Guarantee(
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        loss=settings.loss,
+        offset=None if chosen is None else tried[chosen].offset,
+        least_score=None if chosen is None else tried[chosen].least_score,
+        samples=found.samples,
+        mean_loss=found.mean_loss,
+        mean_depth=float(done.full[0].chain.depth if chosen is None else done.depths[chosen]),
+        smallest_epsilon=found.smallest_epsilon,
+    )
+
+
+def _table(names: Sequence[str], done: Calibration, found: Certificate) -> str:
+    width = max(20, *(len(name) + 2 for name in names))
+    lines = [f"{'setting':<{width}}{'mean depth':>10}{'loss':>9}{'p':>9}{'alone at':>10}"]
+    for i, name in enumerate(names):
+        p, alone = found.p_values[i], found.smallest_epsilons[i]
+        mark = "  certified" if i in found.certified else ""
+        shown = "" if p is None else f"{p:.4f}"
+        lines.append(
+            f"{name:<{width}}{done.depths[i]:>10.2f}{found.mean_losses[i]:>+9.4f}{shown:>9}"
+            f"{'' if alone is None else f'{alone:.4f}':>10}{mark}"
+        )
+    return "\n".join(lines)
+
+
+def _told(guarantee: Guarantee, done: Calibration, num_layers: int) -> str:
+    right = sum(result.correct for result in done.full) / len(done.full)
+    claim = f"{guarantee.loss} loss of at most {guarantee.epsilon:g} with probability {1 - guarantee.delta:g}"
+    if guarantee.offset is not None:
+        return (
+            f"certified on {guarantee.samples} samples: {claim}, at mean depth {guarantee.mean_depth:.2f} of "
+            f"{num_layers} (full depth right on {right:.3f}; loss here {guarantee.mean_loss:+.4f})"
+        )
+    least = guarantee.smallest_epsilon
+    could = "no epsilon below 1" if least is None else f"epsilon {least:.4f} or more"
+    return (
+        f"not certified on {guarantee.samples} samples: {claim}; they are enough for {could}. "
+        "With the guarantee the router runs full depth."
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
