@@ -1,4 +1,5 @@
 # make demo   set up, then search, train and evaluate on real data (runs/demo)
+# make demo-qwen   the same with a 1.5B model, where routing pays (runs/qwen; over an hour on 2 cores, 8 GiB of memory)
 # make test   set up, then run the test suite
 # make test-gpu   the same invariants on a GPU
 # make test-slow   set up, then run the tests with a 1.5B model (7 GiB of memory; downloads 1 GB once)
@@ -9,7 +10,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow test-gpu lint clean-demo
+.PHONY: setup demo demo-qwen test test-slow test-gpu lint clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -26,6 +27,16 @@ demo: $(READY)
 	$(PY) -m search --config configs/search/demo.yaml
 	$(PY) -m train --config configs/train/demo.yaml
 	$(PY) -m eval --config configs/eval/demo.yaml
+
+demo-qwen: $(READY)
+	$(PY) -m data prepare --config configs/data/qwen.yaml
+	$(PY) -m search --config configs/search/qwen.yaml
+	for seed in 0 1 2; do \
+	  $(PY) -m train --config configs/train/qwen.yaml --seed_everything $$seed --out runs/qwen/router-$$seed || exit $$?; \
+	done
+	$(PY) -m train.calibrate --config configs/train/qwen_calibrate.yaml
+	$(PY) -m eval.curves --config configs/eval/qwen_curves.yaml
+	$(PY) -m eval --config configs/eval/qwen.yaml
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"

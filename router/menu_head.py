@@ -64,6 +64,8 @@ class MenuHead(Head):
         self.chains = tuple(Chain.parse(text, num_layers) for text in chains)
         if not self.chains or not self.chains[0].is_full:
             raise ValueError("chains: expected the full chain as the first, got another or none")
+        if len(set(self.chains)) != len(self.chains):
+            raise ValueError("chains: expected every chain once, got one twice")
         for chain in self.chains:
             if chain.unedited_prefix < prefix_layers:
                 raise ValueError(f"chains: expected chains that begin with layers 0..{prefix_layers - 1}, got {chain}")

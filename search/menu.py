@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         menu = Menu.of(list(subsets(settings)), settings.prefix_layers, made)
     else:
         menu = _chosen(settings, made)
+    if len(menu.chains) < 2:
+        raise InputError("records: expected a chain worth choosing besides the full one, got none")
     write_menu(settings.out, menu)
     depths = [chain.depth for chain in menu.chains]
     print(f"menu: {len(menu.chains)} chains of depth {min(depths)}..{max(depths)}, {settings.out} ({menu.sha256[:16]})")

@@ -99,8 +99,8 @@ def make_router(scorer: ChainScorer, kind: str) -> Router:
     )  # fmt: skip
     generator = torch.Generator().manual_seed(3)
     head = config.build()
-    for parameter in head.parameters():
-        parameter.data.normal_(0, 1, generator=generator)
+    for name, parameter in head.named_parameters():
+        parameter.data.normal_(0, 0.1 if name.endswith("bias") else 1, generator=generator)
     return Router(config, head.eval())
 
 
@@ -186,7 +186,7 @@ def test_a_router_of_every_head_becomes_a_prior_that_a_search_takes_up(
     assert sorted(known.values(), reverse=True) == sorted(counts.values(), reverse=True)[: len(known)]
     expected = from_router(router, scorer, samples)
     for name, (skip, repeat) in prior.samples.items():
-        assert (skip, repeat) == pytest.approx((expected[name].skip, expected[name].repeat), abs=1e-6)
+        assert (*skip, *repeat) == pytest.approx((*expected[name].skip, *expected[name].repeat), abs=1e-6)
     for name, given in (("with", {"prior": path}), ("without", {})):
         search(run_arguments(project, tmp_path / name, splits="[train]", **given))
     one, other = (
@@ -200,9 +200,9 @@ def test_chosen_chains_hang_on_the_operating_point(scorer: ChainScorer) -> None:
     # Oracle: at a price beyond all values every sample gets the shallowest chain.
     head = make_router(scorer, "menu").head
     output = head.respond(torch.randn(40, 8, generator=torch.Generator().manual_seed(1))).detach()
-    assert chosen_chains(head, output, 1e3, 5) == ((Chain.parse("0-3", NUM_LAYERS), 40.0),) or {
-        chain.depth for chain, _ in chosen_chains(head, output, 1e3, 5)
-    } == {min(chain.depth for chain in head.chains)}
+    shallowest = Counter(ranked[0].chain for ranked in head.decode_at(output, 1e3))
+    assert {chain.depth for chain in shallowest} == {4}
+    assert chosen_chains(head, output, 1e3, 5) == tuple((c, float(n)) for c, n in shallowest.most_common(5))
     counts = Counter(ranked[0].chain for ranked in head.decode_at(output, 0.0))
     assert dict(chosen_chains(head, output, 0.0, 9)) == {c: n for c, n in counts.items() if not c.is_full}
     assert chosen_chains(head, output, 0.0, 0) == ()
@@ -220,7 +220,7 @@ def test_common_weights_change_no_routed_sample_and_reach_the_others(
     plain, common = priors
     for name in plain.samples:
         one, other = plain.for_sample(name), common.for_sample(name)
-        assert (one.skip, one.repeat) == pytest.approx((other.skip, other.repeat), abs=1e-9)
+        assert (*one.skip, *one.repeat) == pytest.approx((*other.skip, *other.repeat), abs=1e-9)
     mean = [sum(skip[i] for skip, _ in plain.samples.values()) / len(plain.samples) for i in range(NUM_LAYERS)]
     assert plain.for_sample("unknown").skip == (0.0,) * NUM_LAYERS
     assert common.for_sample("unknown").skip == pytest.approx(mean)
@@ -281,14 +281,12 @@ def test_a_prior_of_another_task_is_taken_only_when_asked_for(
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_training_starts_from_another_routers_weights(project: Path, tmp_path: Path, kind: str) -> None:
-    # Oracle: with a learning rate of next to nothing the new router is the old one; the hashes of both tasks' questions.
+    # Oracle: with next to no learning rate the new router is the old one; the hashes of both tasks' questions.
     train(train_arguments(project, tmp_path / "old", kind))
-    records = "table" if kind != "menu" else "other_table"
     changes: dict[str, object] = {"data__data": project / "other", "data__records": project / "other_table"}
     if kind != "menu":
         search(run_arguments(project, tmp_path / "records", data="other", search__simulations=16))
         changes["data__records"] = tmp_path / "records"
-    assert records
     still = {**changes, "model__learning_rate": 1e-12, "warm_start": tmp_path / "old"}
     train(train_arguments(project, tmp_path / "new", kind, **still))
     old, new = (load_router(tmp_path / name).head for name in ("old", "new"))
@@ -332,10 +330,10 @@ def test_the_weights_to_start_from_belong_to_the_trainings_key(
     assert warm("copy") == first
     assert "already" in capsys.readouterr().out
     assert warm("old1") != first
+    # Without one again: as if nothing had been in the folder.
     train(train_arguments(project, tmp_path / "new", "menu"))
-    assert (tmp_path / "new" / "router.safetensors").read_bytes() == (
-        tmp_path / "old0" / "router.safetensors"
-    ).read_bytes()
+    cold = [(tmp_path / name / "router.safetensors").read_bytes() for name in ("new", "old0")]
+    assert cold[0] == cold[1]
 
 
 @pytest.mark.parametrize(
@@ -370,6 +368,7 @@ def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
     if name == "no questions":
         (old / "trained_on.json").unlink()
     kind = "program" if name == "other head" else "menu"
-    arguments = train_arguments(project, tmp_path / "new", kind, **{"warm_start": old, **changes.get(name, {})})
+    named = {"warm_start": old, **changes.get(name, {})}
+    arguments = train_arguments(project, Path(str(named.pop("out", tmp_path / "new"))), kind, **named)
     assert run_command(train, arguments) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1]

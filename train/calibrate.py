@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = _certify(own, settings, starts=max(1, len(settings.least_scores)))
     guarantee = _guarantee(settings, tried, own, found)
     print(_table([_name(one) for one in tried], own, found))
-    more: dict[str, Any] = {"settings": plain_values([asdict(one) for one in tried]), "certificate": asdict(found)}
+    more: dict[str, Any] = {"tried": plain_values([asdict(one) for one in tried]), "certificate": asdict(found)}
     if fixed:
         of_static = _certify(static, settings, starts=1)
         print(_table([_name(one) for one in fixed], static, of_static))
@@ -158,7 +158,7 @@ def _name(setting: Setting) -> str:
     if setting.chain is not None:
         return str(setting.chain)
     least = "" if setting.least_score is None else f", least score {setting.least_score:g}"
-    return f"price {setting.offset:.4g}{least}"
+    return f"offset {setting.offset:.4g}{least}"
 
 
 def _require_unseen(folder: Path, samples: Sequence[Sample]) -> None:

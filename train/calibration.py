@@ -145,28 +145,27 @@ def run_settings(
     Raises:
         InputError: where the file is corrupt.
     """
-    known = _read(log_path, scorer.num_layers)
     encoded = scorer.encode_all(samples)
     routes: dict[str, list[Chain]] = {}
     full = Chain.full(scorer.num_layers)
     with JsonLog(log_path) as log, tqdm(total=len(samples), desc="calibrate", unit="sample") as bar:
+        known = _read(log_path, scorer.num_layers)  # the log has cut off what a killed run left torn
         for batch in batches_by_length([one.length for one in encoded], batch_samples):
             block = scorer.load([encoded[i] for i in batch])
             states = [state.cpu() for state in scorer.states(block, router.config.prefix_layers)]
             output = router.outputs(states)
             by_setting = [one.chains(router, output) for one in settings]
-            jobs, lines = [], []
+            jobs: list[tuple[int, Chain]] = []
             for place, i in enumerate(batch):
-                name = samples[i].id
-                routes[name] = [chains[place] for chains in by_setting]
-                for chain in dict.fromkeys([full, *routes[name]]):
-                    if (name, chain) not in known:
-                        jobs.append((place, chain))
-            for (place, _), result in zip(jobs, scorer.judge(block, jobs), strict=True):
-                name = samples[batch[place]].id
-                known[name, result.chain] = result
-                lines.append({"sample_id": name, **result.to_json()})
-            log.append(*lines)
+                routes[samples[i].id] = [chains[place] for chains in by_setting]
+                jobs += [(place, chain) for chain in dict.fromkeys([full, *routes[samples[i].id]])]
+            names = [samples[i].id for i in batch]
+            if any((names[place], chain) not in known for place, chain in jobs):
+                # The batch runs whole, so that a chain runs in the same company as in an unbroken run.
+                results = zip(jobs, scorer.judge(block, jobs), strict=True)
+                fresh = [(names[place], one) for (place, chain), one in results if (names[place], chain) not in known]
+                log.append(*({"sample_id": name, **one.to_json()} for name, one in fresh))
+                known.update({(name, one.chain): one for name, one in fresh})
             bar.update(len(batch))
     return Calibration(
         full=tuple(known[sample.id, full] for sample in samples),

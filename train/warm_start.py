@@ -45,7 +45,8 @@ class WarmStart:
         """
         if folder.resolve() == out.resolve():
             raise InputError(f"warm_start: expected another folder than out, got {str(folder)!r}")
-        router = load_router(folder)
+        with torch.random.fork_rng(devices=[]):  # a head draws when it is built; the new one draws as without this one
+            router = load_router(folder)
         if not (folder / TRAINED_ON_FILE).is_file():
             raise InputError(
                 f"warm_start: expected a router with {TRAINED_ON_FILE}, so that nobody evaluates on questions that it "
