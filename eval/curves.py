@@ -23,12 +23,13 @@ from data.records import SearchRecord, read_records
 from data.state_files import StatesOrigin, read_states
 from eval.dense import (
     DenseTable,
-    best_mixture,
     best_static,
+    best_static_mixture,
     bootstrap_difference,
     early_exit,
     permutation_p,
     random_of_depth,
+    right_of_mixture,
     same_menu,
 )
 from eval.inputs import require_unseen_by
@@ -214,9 +215,12 @@ def measure(
     if static is not None:
         arms["static"] = (tables.test.correct[:, static].astype(float), float(tables.test.depths[static]))
     # At the router's own depth on test, so that the mixture never runs fewer layers than it is compared with.
-    mixture = best_mixture(tables.known, depth)
+    mixture = best_static_mixture(tables.known, depth)
     if mixture is not None:
-        arms["mixture"] = (mixture.right(tables.test), mixture.depth(tables.test))
+        arms["mixture"] = (
+            right_of_mixture(tables.test, mixture),
+            mixture.mean(tables.test.depths.astype(float).tolist()),
+        )
     arms["same_menu"] = (same_menu(tables.test, test), depth)
     arms["random"] = (random_of_depth(tables.test, test), depth)
     leaving = early_exit(tables.known, budget)

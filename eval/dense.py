@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from data.records import SearchRecord
+from router.budget import Mixture, best_mixture
 from router.chain import Chain
 from router.command import InputError
 
@@ -99,45 +100,18 @@ def _confidence(scores: Sequence[float], prediction: object) -> float:
     return float(values.max() / values.sum())
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """A randomised static policy: one chain with probability `share`, else the other.
-
-    Attributes:
-        first: column of the shallower chain.
-        second: column of the deeper one.
-        share: probability of the first.
-    """
-
-    first: int
-    second: int
-    share: float
-
-    def right(self, table: DenseTable) -> Float[np.ndarray, " samples"]:
-        """Return each sample's probability of a right answer."""
-        correct = table.correct.astype(float)
-        result: NDArray[np.float64] = self.share * correct[:, self.first] + (1 - self.share) * correct[:, self.second]
-        return result
-
-    def depth(self, table: DenseTable) -> float:
-        """Return its mean depth, layers."""
-        return float(self.share * table.depths[self.first] + (1 - self.share) * table.depths[self.second])
+def best_static_mixture(table: DenseTable, depth: float) -> Mixture | None:
+    """Return the static mixture of greatest accuracy on a table with mean depth of at most `depth`; None: none is."""
+    return best_mixture(table.accuracy.tolist(), table.depths.astype(float).tolist(), depth)
 
 
-def best_mixture(table: DenseTable, depth: float) -> Mixture | None:
-    """Return the static mixture of greatest accuracy on a table whose mean depth is at most `depth`; None: none is.
-
-    The best mixture under one bound has at most two chains (the upper hull of depth and accuracy).
-    """
-    accuracy, depths = table.accuracy, table.depths
-    options: list[tuple[float, float, Mixture]] = []
-    for i in np.flatnonzero(depths <= depth):
-        options.append((accuracy[i], -depths[i], Mixture(int(i), int(i), 1.0)))
-        deeper = np.flatnonzero(depths > depth)
-        for j in deeper:
-            share = float((depths[j] - depth) / (depths[j] - depths[i]))
-            options.append((share * accuracy[i] + (1 - share) * accuracy[j], -depth, Mixture(int(i), int(j), share)))
-    return max(options, key=lambda option: option[:2])[2] if options else None
+def right_of_mixture(table: DenseTable, mixture: Mixture) -> Float[np.ndarray, " samples"]:
+    """Return each sample's probability of a right answer under a mixture of two columns."""
+    correct = table.correct.astype(float)
+    result: NDArray[np.float64] = (
+        mixture.share * correct[:, mixture.first] + (1 - mixture.share) * correct[:, mixture.second]
+    )
+    return result
 
 
 def best_static(table: DenseTable, depth: float) -> int | None:

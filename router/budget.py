@@ -61,6 +61,47 @@ def priced_choice(
     return torch.where(worth >= best, depths, depths.max() + 1).argmin(1)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """A randomised static policy: one option with probability `share`, else the other.
+
+    Attributes:
+        first: index of the shallower option.
+        second: index of the deeper one.
+        share: probability of the first.
+    """
+
+    first: int
+    second: int
+    share: float
+
+    def mean(self, values: Sequence[float]) -> float:
+        """Return the mean of a value under the mixture, given each option's."""
+        return float(self.share * values[self.first] + (1 - self.share) * values[self.second])
+
+
+def best_mixture(values: Sequence[float], depths: Sequence[float], depth: float) -> Mixture | None:
+    """Return the static mixture of greatest value whose mean depth is at most `depth`; None: none is so shallow.
+
+    The best mixture under one bound has at most two options (the upper hull of depth and value).
+
+    Args:
+        values: value of each option.
+        depths: its depth, layers.
+        depth: the bound, layers.
+    """
+    options: list[tuple[float, float, Mixture]] = []
+    for i, shallow in enumerate(depths):
+        if shallow > depth:
+            continue
+        options.append((float(values[i]), -float(shallow), Mixture(i, i, 1.0)))
+        for j, deep in enumerate(depths):
+            if deep > depth:
+                mixture = Mixture(i, j, float((deep - depth) / (deep - shallow)))
+                options.append((mixture.mean(values), -depth, mixture))
+    return max(options, key=lambda option: option[:2])[2] if options else None
+
+
 def operating_points(
     values: Float[Tensor, "batch options"], depths: Float[Tensor, "batch options"]
 ) -> tuple[BudgetPoint, ...]:

@@ -109,7 +109,7 @@ class MenuHead(Head):
         """Return for each row the menu, best first at that price of a layer; the score is the value without it."""
         values, price = self.values(output), offset
         depths = self.depths.to(values)
-        first = priced_choice(values, depths, price).tolist()
+        first = priced_choice(values, depths.expand_as(values), price).tolist()
         orders = (values - price * depths).argsort(dim=1, descending=True, stable=True).tolist()
         ranked = []
         for row, best, order in zip(values.tolist(), first, orders, strict=True):

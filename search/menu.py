@@ -22,7 +22,7 @@ from router.chain import Chain
 from router.command import InputError, parse_settings, provenance, run_command
 from router.decoder import find_decoder
 from router.durable import sha256_file, writable_directory
-from search.menu_choice import Outcomes, ValueKind, best_of_each_depth, choose_chains, outcomes_of, shrunk
+from search.menu_choice import Outcomes, ValueKind, best_of_each_depth, chain_means, choose_chains, outcomes_of
 from search.menu_file import Menu, write_menu
 
 MOST_SUBSETS = 2**12
@@ -172,13 +172,13 @@ def _outcomes(settings: MenuSettings) -> Outcomes:
             known = records.get(record.sample_id)
             records[record.sample_id] = record if known is None else _joined(known, record)
     kept = outcomes_of(records.values(), settings.value, settings.prefix_layers, settings.tried)
-    means = shrunk(kept.values, 0.0)[0]
+    means = chain_means(kept.values)
     allowed = [
         i
         for i, chain in enumerate(kept.chains)
         if chain.is_full or (settings.allows(chain) and means[i] >= settings.least * means[0])
     ]
-    return Outcomes(tuple(kept.chains[i] for i in allowed), kept.values[:, allowed])
+    return kept.only(allowed)
 
 
 def _joined(one: SearchRecord, other: SearchRecord) -> SearchRecord:

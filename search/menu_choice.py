@@ -1,12 +1,13 @@
 """Which chains make a good menu: a greedy choice by what a router could gain with them.
 
 A router that knew every outcome would gain the most from chains that are right by luck; one that knew nothing, from
-those that are best on average. What a router can know lies between, so each outcome is shrunk towards its chain's mean:
-a value v of chain k on sample s counts as (1 - p) * mean_k + p * v, where p, the *predictable share*, says how much
-of the difference between samples a router is expected to foresee (1: coverage; 0: the static frontier). At a price
-per layer a menu is worth the mean over samples of its best priced value; the sum over prices from 0 up serves several
-budgets at once. This worth is monotone and submodular in the menu, so the greedy choice reaches at least 1 - 1/e of the
-best (Nemhauser, Wolsey and Fisher 1978), and a chain that does what another one does gains nothing: diversity follows.
+those that are best on average. What a router can know lies between, so each outcome is shrunk towards its chain's mean
+on the sample's task: a value v of chain k on sample s counts as (1 - p) * mean + p * v, where p, the *predictable
+share*, says how much of the difference between samples a router is expected to foresee (1: coverage; 0: the static
+frontier of each task). At a price per layer a menu is worth the mean over samples of its best priced value; the sum
+over prices from 0 up serves several budgets at once. This worth is monotone and submodular in the menu, so the greedy
+choice reaches at least 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and a chain that does what another one
+does gains nothing: diversity follows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from data.records import ChainResult, SearchRecord
 from router.chain import Chain
 
+TASK_TRUST = 16.0
+"""Samples' worth of a chain's mean over all tasks that is added to its mean on one task."""
 LEAST_GAIN = 1e-9
 """Mean worth that a chain must add to be chosen."""
 ValueKind = Literal["correct", "agree", "both"]
@@ -35,10 +38,33 @@ class Outcomes:
     Attributes:
         chains: the chains, the full one first.
         values: `[samples, chains]`, each in 0..1; nan: not tried.
+        tasks: each sample's task; none: all are of one.
     """
 
     chains: tuple[Chain, ...]
     values: Float[np.ndarray, "samples chains"]
+    tasks: tuple[str, ...] = ()
+
+    def only(self, columns: Sequence[int]) -> Outcomes:
+        """Return the outcomes of some of the chains."""
+        return Outcomes(tuple(self.chains[i] for i in columns), self.values[:, list(columns)], self.tasks)
+
+    def shrunk(self, predictable: float) -> Float[np.ndarray, "samples chains"]:
+        """Return the values shrunk towards their chain's mean on the sample's task: a router can tell tasks apart.
+
+        Args:
+            predictable: p of the module's text, 0..1.
+        """
+        overall = chain_means(self.values)
+        means = np.tile(overall, (len(self.values), 1))
+        known = ~np.isnan(self.values)
+        filled = np.where(known, self.values, 0.0)
+        names = np.array(self.tasks)
+        for task in dict.fromkeys(self.tasks):
+            own = names == task
+            means[own] = (filled[own].sum(0) + TASK_TRUST * overall) / (known[own].sum(0) + TASK_TRUST)
+        result: NDArray[np.float64] = np.where(known, (1 - predictable) * means + predictable * filled, means)
+        return result
 
 
 def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, prefix_layers: int, tried: int = 1) -> Outcomes:
@@ -55,6 +81,7 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, prefix_layers
         ValueError: where there are no records.
     """
     rows: list[dict[Chain, float]] = []
+    tasks: list[str] = []
     counts: dict[Chain, int] = defaultdict(int)
     full: Chain | None = None
     for record in records:
@@ -67,6 +94,7 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, prefix_layers
         for chain in row:
             counts[chain] += 1
         rows.append(row)
+        tasks.append(record.task)
     if full is None:
         raise ValueError("records: expected at least one, got none")
     others = sorted(
@@ -75,7 +103,7 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, prefix_layers
     )
     chains = (full, *others)
     values = np.array([[row.get(chain, np.nan) for chain in chains] for row in rows])
-    return Outcomes(chains, values)
+    return Outcomes(chains, values, tuple(tasks))
 
 
 def _value(result: ChainResult, full: ChainResult, kind: ValueKind) -> float:
@@ -83,21 +111,17 @@ def _value(result: ChainResult, full: ChainResult, kind: ValueKind) -> float:
     return {"correct": float(result.correct), "agree": agrees, "both": (result.correct + agrees) / 2}[kind]
 
 
-def shrunk(
-    values: Float[np.ndarray, "samples chains"], predictable: float, trust: float = 4.0
-) -> Float[np.ndarray, "samples chains"]:
-    """Return values shrunk towards their chain's mean; a chain tried seldom, its mean towards all others'.
+def chain_means(values: Float[np.ndarray, "samples chains"], trust: float = 4.0) -> Float[np.ndarray, " chains"]:
+    """Return the mean value of each chain; a chain tried seldom, drawn towards the mean of all.
 
     Args:
         values: see `Outcomes`.
-        predictable: p of the module's text, 0..1.
         trust: samples' worth of the mean of all chains that is added to each chain's own.
     """
     known = ~np.isnan(values)
     filled = np.where(known, values, 0.0)
     overall = filled.sum() / known.sum()
-    means = (filled.sum(0) + trust * overall) / (known.sum(0) + trust)
-    result: NDArray[np.float64] = np.where(known, (1 - predictable) * means + predictable * filled, means)
+    result: NDArray[np.float64] = (filled.sum(0) + trust * overall) / (known.sum(0) + trust)
     return result
 
 
@@ -130,7 +154,7 @@ def choose_chains(
     if strangers:
         raise ValueError(f"keep: expected candidates, got {strangers[0]}")
     shares = np.array([chain.depth / chain.num_layers for chain in outcomes.chains])
-    values = shrunk(outcomes.values, predictable)
+    values = outcomes.shrunk(predictable)
     worths = np.stack([values - price * shares for price in prices])  # [prices, samples, chains]
     held = worths[:, :, 0].copy()
     chosen = [(outcomes.chains[0], float(held.mean()))]
@@ -158,7 +182,7 @@ def _gains(worths: NDArray[np.float64], held: NDArray[np.float64]) -> NDArray[np
 
 def best_of_each_depth(outcomes: Outcomes, trust: float = 4.0) -> list[Chain]:
     """Return for each depth the chain of greatest (shrunk) mean value: the static frontier's candidates."""
-    means = shrunk(outcomes.values, 0.0, trust)[0]
+    means = chain_means(outcomes.values, trust)
     best: dict[int, int] = {}
     for i, chain in enumerate(outcomes.chains):
         if chain.depth not in best or means[i] > means[best[chain.depth]]:

@@ -11,15 +11,16 @@ from data.records import ChainResult, SearchRecord, pareto_front
 from eval.curves import Tables, measure
 from eval.dense import (
     DenseTable,
-    Mixture,
-    best_mixture,
     best_static,
+    best_static_mixture,
     bootstrap_difference,
     early_exit,
     permutation_p,
     random_of_depth,
+    right_of_mixture,
     same_menu,
 )
+from router.budget import Mixture
 from router.chain import Chain
 from router.command import InputError
 from router.fingerprint import Fingerprints
@@ -48,16 +49,16 @@ def random_table(seed: int, n: int = 40) -> DenseTable:
 def test_the_best_mixture_beats_every_other_mixture_of_that_depth(seed: int, depth: float) -> None:
     # Oracle: all pairs on a fine grid of shares.
     one = random_table(seed)
-    found = best_mixture(one, depth)
+    found = best_static_mixture(one, depth)
     assert found is not None
-    assert found.depth(one) <= depth + 1e-9
+    assert found.mean(one.depths.astype(float).tolist()) <= depth + 1e-9
     best = max(
         (share * one.accuracy[i] + (1 - share) * one.accuracy[j])
         for i, j in itertools.product(range(len(CHAINS)), repeat=2)
         for share in np.linspace(0, 1, 101)
         if share * one.depths[i] + (1 - share) * one.depths[j] <= depth + 1e-9
     )
-    assert found.right(one).mean() >= best - 1e-9
+    assert right_of_mixture(one, found).mean() >= best - 1e-9
 
 
 def test_static_choices_keep_their_bound() -> None:
@@ -65,8 +66,8 @@ def test_static_choices_keep_their_bound() -> None:
     assert best_static(one, 6.0) == 3  # 3 of 3 right, 5 layers
     assert best_static(one, 4.9) == 2  # 1 of 3 like column 4, the first of equals
     assert best_static(one, 3.9) is None
-    assert best_mixture(one, 3.9) is None
-    assert Mixture(2, 3, 0.25).right(one).tolist() == [1.0, 0.75, 0.75]
+    assert best_static_mixture(one, 3.9) is None
+    assert right_of_mixture(one, Mixture(2, 3, 0.25)).tolist() == [1.0, 0.75, 0.75]
 
 
 def test_the_same_menu_and_random_chains_by_hand() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from data.records import read_records
 from data.sample import read_samples, write_samples
@@ -39,7 +38,7 @@ def arguments(world: Path, out: Path, head: str, **changes: object) -> list[str]
     settings = {
         "data": world / "data", "out": out, "prefix_layers": 2, "rounds": 2, "head": head, "model": world / "model",
         "dtype": "float32", "device": "cpu", "search_args": "[--search.simulations=12]", "train_args": QUICK,
-        "menu_args": "[--tried=1,--size=6,--least=0.0]",
+        "menu_args": "[--tried=1,--size=6,--least=0.0,--max_depth=4]",
     } | changes  # fmt: skip
     return [f"--{name}={value}" for name, value in settings.items()]
 
@@ -156,12 +155,23 @@ def test_transfer_compares_starts_on_the_same_records_and_measures_the_old_task_
     if head == "menu":
         table = read_records(folder / "records" / "train.jsonl")
         assert [result.chain for result in table[0].results] == list(old.head.chains)
-        new = entries[-1]["new_task"]
-        right = torch.tensor([[r.correct for r in record.results] for record in table]).double().mean(0)
-        depths = torch.tensor([chain.depth for chain in old.head.chains])
-        best = max(range(len(depths)), key=lambda i: (float(right[i]) if depths[i] <= 4.5 else -1.0, -int(depths[i])))
-        assert new["static_depth"] == float(depths[best])
-        assert new["priced_depth"] == pytest.approx(4.5, abs=1.0)
+        known = sorted(table, key=lambda record: record.sample_id)
+        held_out = read_records(folder / "records" / "validation.jsonl")
+        for entry in entries[1:]:
+            new, size = entry["new_task"], entry["samples"]
+            right = {
+                chain: sum(record.results[i].correct for record in known[:size])
+                for i, chain in enumerate(old.head.chains)
+                if chain.depth <= 4.5
+            }
+            best = [chain for chain in right if right[chain] == max(right.values())]
+            shares = {
+                (chain.depth, sum(r.correct for record in held_out for r in record.results if r.chain == chain) / 6)
+                for chain in best
+            }
+            assert (new["static_depth"], new["static_accuracy"]) in shares
+        assert any("priced_depth" in one["new_task"] for one in entries)
+        assert all(one["new_task"].get("priced_depth", 4.5) <= 5 for one in entries)
 
 
 def test_sizes_beyond_the_new_tasks_records_are_refused(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.menu_choice import Outcomes, best_of_each_depth, choose_chains, outcomes_of, shrunk
+from search.menu_choice import Outcomes, best_of_each_depth, choose_chains, outcomes_of
 from tests.menus import FULL, N, chain, record
 
 
@@ -61,7 +61,7 @@ def test_the_greedy_choice_against_all_subsets(seed: int, predictable: float) ->
     # Oracle: the worth of every subset by the text's formula, in loops.
     outcomes, prices = random_outcomes(seed), (0.0, 0.2, 1.0)
     values = by_hand(outcomes.values, predictable)
-    np.testing.assert_allclose(shrunk(outcomes.values, predictable), values)
+    np.testing.assert_allclose(outcomes.shrunk(predictable), values)
 
     def worth(menu: Sequence[int]) -> float:
         total = 0.0
@@ -112,3 +112,12 @@ def test_the_best_of_each_depth_are_kept_in_any_case() -> None:
 def test_bad_bounds_of_the_choice_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_chains(random_outcomes(0), **({"size": 3, "predictable": 0.5, "prices": [0.0]} | changes))
+
+
+def test_values_are_drawn_towards_the_mean_on_the_samples_task() -> None:
+    # Oracle: by hand, with 16 samples' worth of the chain's overall mean, itself with 4 of the mean of all (0.5).
+    values = np.array([[1.0, 0.0]] * 8 + [[0.0, 1.0]] * 8)
+    outcomes = Outcomes((chain("0-5"), chain("0-4")), values, ("a",) * 8 + ("b",) * 8)
+    high, low = (8 + 16 * 0.5) / 24, (0 + 16 * 0.5) / 24
+    np.testing.assert_allclose(outcomes.shrunk(0.0), [[high, low]] * 8 + [[low, high]] * 8)
+    assert outcomes.shrunk(0.5)[0].tolist() == [(high + 1) / 2, low / 2]

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
 from data.records import ChainResult, SearchRecord
+from router.budget import best_mixture, operating_points, priced_choice
 from router.chain import Chain
 from router.command import InputError
 from router.head import Head
@@ -123,6 +125,7 @@ class MenuObjective(Objective):
         places = {chain: i for i, chain in enumerate(head.chains)}
         chosen = torch.tensor([places[ranked[0].chain] for ranked in head.decode(output)])
         right = truth[:, CORRECT :: len(OUTCOMES)]
+        measured["gain"] = frontier_gain(head.values(output), right, head.depths)
         measured["accuracy"] = float(right.gather(1, chosen[:, None]).mean())
         measured["full_accuracy"] = float(right[:, 0].mean())
         return measured
@@ -137,6 +140,31 @@ class MenuObjective(Objective):
             f"menu of {len(self._chains)} chains: full depth right on {means[0]:.3f} of the training samples, "
             f"the best chain ({self._chains[best]}) on {means[best]:.3f}, some chain on {right.amax(1).mean():.3f}"
         )
+
+
+def frontier_gain(
+    values: Float[Tensor, "samples chains"], right: Float[Tensor, "samples chains"], depths: Float[Tensor, " chains"]
+) -> float:
+    """Return what choosing by sample adds to accuracy over the best static mixture of the same mean depth.
+
+    The mean over operating points, up to the depth of the most accurate chain. The mixtures are the best for these
+    very samples, which favours them a little.
+
+    Args:
+        values: value of each chain, as the head thinks.
+        right: 1 where a chain answers rightly.
+        depths: depth of each chain, layers.
+    """
+    rates = right.mean(0)
+    most = float(depths[rates == rates.max()].min())
+    gains = []
+    for point in operating_points(values, depths.expand_as(values)):
+        chosen = priced_choice(values, depths.expand_as(values), point.offset)
+        depth = float(depths[chosen].mean())
+        static = best_mixture(rates.tolist(), depths.tolist(), depth)
+        if static is not None and depth <= most:
+            gains.append(float(right.gather(1, chosen[:, None]).mean()) - static.mean(rates.tolist()))
+    return sum(gains) / len(gains) if gains else 0.0
 
 
 def confidence_of(full: ChainResult) -> tuple[float, float]:
