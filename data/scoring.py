@@ -25,6 +25,7 @@ from data.tasks import CHOICE_MODES, Task
 from router.block import Block
 from router.chain import Chain
 from router.command import InputError
+from router.decoder import find_decoder
 from router.executor import ChainExecutor, Job
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.rows import Row, pack_row, plain_row, separate_rows
@@ -60,6 +61,8 @@ class ChainScorer:
         d_model: width of the model's hidden states.
         dtype: dtype of the model, for example "bfloat16".
         fingerprints: what the scores are valid for.
+        layer_parameters: parameters of all layers; a token's forward through them takes about twice as many
+            operations (a mixture of experts uses a part of them).
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class ChainScorer:
         self.num_layers = self._executor.num_layers
         self.d_model = int(model.config.get_text_config(decoder=True).hidden_size)
         self.dtype = str(model.dtype).removeprefix("torch.")
+        self.layer_parameters = sum(p.numel() for layer in find_decoder(model).layers for p in layer.parameters())
         self.fingerprints = Fingerprints(
             model=model_fingerprint(model),
             tokenizer=tokenizer_fingerprint(tokenizer),

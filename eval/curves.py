@@ -5,7 +5,7 @@
 
 Needs menu tables of train, validation and test with the states that the routers read (`python -m search --menu ...
 --read_layers ...`); no model runs. Operating points come from validation, static baselines from train+validation, the
-test table is only looked up. Writes `curves.json`.
+test table is only looked up. Writes `curves.json` and a figure.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jaxtyping import Int
 
 from data.records import SearchRecord, read_records
 from data.state_files import StatesOrigin, read_states
+from eval.curves_figure import write_curves_figure
 from eval.dense import (
     DenseTable,
     best_static,
@@ -104,12 +105,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "n": len(records["test"]),
         "inputs": {f"{split}.jsonl": sha256_file(settings.records / f"{split}.jsonl") for split in records},
         "full": _full(records["test"]),
+        "static": _static(records),
         "points": points,
         "summary": _summary(points),
     }
     write_json(settings.out / CURVES_FILE, content)
+    figures = write_curves_figure(content, settings.out)
     print(_table(content))
-    print(f"written to {settings.out / CURVES_FILE}")
+    print("written to " + ", ".join(str(path) for path in (settings.out / CURVES_FILE, *figures)))
 
 
 def _records(settings: CurvesSettings, split: str) -> list[SearchRecord]:
@@ -129,6 +132,18 @@ def _full(records: Sequence[SearchRecord]) -> dict[str, float]:
         "accuracy": sum(record.full.correct for record in records) / len(records),
         "depth": float(records[0].num_layers),
     }
+
+
+def _static(records: dict[str, list[SearchRecord]]) -> list[dict[str, Any]]:
+    """Return the best static chain of each depth, chosen on train and validation, with its accuracy on test."""
+    known = DenseTable.of([*records["train"], *records["validation"]])
+    test = DenseTable.of(records["test"], known.chains)
+    found = []
+    for depth in sorted(set(known.depths.tolist())):
+        column = max(np.flatnonzero(known.depths == depth), key=lambda i: known.accuracy[i])
+        accuracy = float(test.accuracy[column])
+        found.append({"chain": str(test.chains[column]), "depth": int(depth), "accuracy": accuracy})
+    return found
 
 
 def _curve(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from data.records import read_records
+from data.sample import read_samples
 from eval.dense import DenseTable, best_static
 from examples.stages import Iteration, claim, search_for, told, train_on
 from router.command import InputError, provenance
@@ -24,6 +25,7 @@ from train.__main__ import MEASURED_AT_ONCE
 from train.datamodule import SPLITS, RouterData
 from train.module import LayerwiseSettings, MenuSettings, ProgramSettings, RouterModule
 from train.objectives import collapse
+from train.warm_start import WarmStart
 
 
 class Task:
@@ -100,6 +102,10 @@ def transfer(settings: Iteration, new_task: Path, plain: dict[str, Any]) -> None
     task = Task(settings, taught, new_task, records)
     if max(settings.sizes) > len(task.train):
         raise InputError(f"sizes: expected at most the new task's {len(task.train)} records, got {max(settings.sizes)}")
+    asked = {sample.split_hash for sample in read_samples(new_task / "validation.jsonl")}
+    known = len(asked & WarmStart.read(old, folder).split_hashes)
+    if known:
+        print(f"caution: the old router saw {known} of the new task's {len(asked)} validation questions in training")
     entries: list[dict[str, Any]] = []
 
     def log(start: str, size: int, seed: int | None, made: Path) -> None:
@@ -116,7 +122,8 @@ def transfer(settings: Iteration, new_task: Path, plain: dict[str, Any]) -> None
                 chosen = [f"--data.limit={size}", f"--seed_everything={seed}", *given]
                 train_on(settings, new_task, records, made, *_flags("model", taught), *settings.train_args, *chosen)
                 log(start, size, seed, made)
-    write_json(folder / "transfer.json", {**provenance(plain), "old_router": weights, "entries": entries})
+    content = {"old_router": weights, "validation_questions_seen_by_old_router": known, "entries": entries}
+    write_json(folder / "transfer.json", {**provenance(plain), **content})
     print(f"transfer: {folder / 'transfer.json'}")
 
 

@@ -84,7 +84,7 @@ class Iteration:
         return self.out / f"round-{number}"
 
 
-FREE = ("out", "rounds", "device", "new_task", "sizes", "seeds", "budget", "old_router", "old_records", "new_records")
+FREE = ("out", "rounds", "device", "new_task", "sizes", "seeds", "budget", "old_router", "old_records")
 """Settings that may change between runs in one folder."""
 
 

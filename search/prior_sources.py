@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from router.chain import Chain
-from router.head import Head
+from router.head import Head, ScoredChain
 from router.layerwise import CLASSES, REPEAT, RUN, SKIP, LayerwiseHead
 from router.menu_head import MenuHead
 from router.storage import Router
@@ -186,7 +186,7 @@ def _shares(head: Head, output: Tensor, offset: float) -> Float[Tensor, "samples
     scale = MENU_TEMPERATURE if isinstance(head, MenuHead) else 1.0
     classes: dict[Chain, Tensor] = {}
     rows = []
-    for ranked in head.decode_at(output, offset):
+    for ranked in _ranked(head, output, offset):
         for one in ranked:
             if one.chain not in classes:
                 runs = Counter(one.chain.layers)
@@ -209,9 +209,15 @@ def chosen_chains(
         offset: operating point (`Head.decode_at`); 0: the router's own choice.
         most: chains at most; of chains chosen alike the shallower come first.
     """
-    counts = Counter(ranked[0].chain for ranked in head.decode_at(output, offset) if not ranked[0].chain.is_full)
+    counts = Counter(ranked[0].chain for ranked in _ranked(head, output, offset) if not ranked[0].chain.is_full)
     best = sorted(counts, key=lambda chain: (-counts[chain], chain.depth, chain.layers))[:most]
     return tuple((chain, float(counts[chain])) for chain in best)
+
+
+def _ranked(head: Head, output: Tensor, offset: float) -> Iterator[list[ScoredChain]]:
+    """Give each row's chains; a few rows at once, since a menu may have thousands of chains."""
+    for part in output.split(BATCH_SAMPLES):
+        yield from head.decode_at(part, offset)
 
 
 def split_common(weights: Sequence[LayerWeights]) -> tuple[LayerWeights, list[LayerWeights]]:
@@ -221,7 +227,10 @@ def split_common(weights: Sequence[LayerWeights]) -> tuple[LayerWeights, list[La
     own = []
     for one in weights:
         pairs = ((one.skip, common.skip), (one.repeat, common.repeat))
-        own.append(LayerWeights(*(tuple(_bounded(a - b) for a, b in zip(*p, strict=True)) for p in pairs)))
+        # By a hair within the bounds, so that adding up again cannot leave them by rounding.
+        own.append(
+            LayerWeights(*(tuple(_bounded(a * (1 - 1e-12) - b) for a, b in zip(*p, strict=True)) for p in pairs))
+        )
     return common, own
 
 

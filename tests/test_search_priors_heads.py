@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,15 @@ from router.storage import Router, RouterConfig, load_router, save_router
 from search.__main__ import main as search
 from search.prior import LOG_LIMIT, SamplePrior
 from search.prior_file import read_prior
-from search.prior_sources import LEAST_SHARE, MENU_TEMPERATURE, chosen_chains, from_router, weights_of_output
+from search.prior_sources import (
+    LEAST_SHARE,
+    MENU_TEMPERATURE,
+    LayerWeights,
+    chosen_chains,
+    from_router,
+    split_common,
+    weights_of_output,
+)
 from search.priors import main as make_prior
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
 from train.__main__ import main as train
@@ -228,6 +237,21 @@ def test_common_weights_change_no_routed_sample_and_reach_the_others(
     assert plain.for_sample("unknown").skip == (0.0,) * NUM_LAYERS
     assert common.for_sample("unknown").skip == pytest.approx(mean)
     assert any(mean)
+
+
+def test_common_and_own_weights_add_up_within_a_priors_bounds() -> None:
+    # Oracle: the sums, at the bounds themselves, where rounding could leave them.
+    rng = random.Random(0)
+    weights = [LayerWeights(*(tuple(rng.choice([20.0, -20.0, rng.uniform(-20, 20)]) for _ in range(9)) for _ in "ab"))
+               for _ in range(50)]  # fmt: skip
+    common, own = split_common(weights)
+    for before, one in zip(weights, own, strict=True):
+        for first, second, wanted in ((common.skip, one.skip, before.skip), (common.repeat, one.repeat, before.repeat)):
+            for a, b, c in zip(first, second, wanted, strict=True):
+                assert abs(a) <= LOG_LIMIT
+                assert abs(b) <= LOG_LIMIT
+                assert abs(a + b) <= LOG_LIMIT
+                assert a + b == pytest.approx(c, abs=1e-9) or abs(c - a) > LOG_LIMIT
 
 
 @pytest.mark.parametrize(

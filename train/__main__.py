@@ -193,6 +193,8 @@ def _finish(
     final = module.measures(output, validation.targets)
     flops = head.forward_flops(validation.tokens)
     final["head_mflops"] = flops / 1e6
+    # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.
+    final["head_share_of_forward"] = flops / (2 * data.layer_parameters * validation.tokens)
     origin = data.origin
     config = RouterConfig(
         head=module.objective.name,

@@ -35,6 +35,10 @@ POOLED_AT_ONCE = 64
 SPLITS = ("train", "validation")
 
 
+_SEEN: dict[tuple[str, str | None, str, str], tuple[Fingerprints, int]] = {}
+"""Fingerprints and parameters of the layers by base model, revision, dtype and prompt: a sweep loads the model once."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """What the records were made with; a router trained on them inherits it.
@@ -142,6 +146,7 @@ class RouterData(LightningDataModule):
         self.tasks: TaskSet
         self.origin: Origin
         self.d_model: int
+        self.layer_parameters: int
         self.examples: dict[str, Examples] = {}
         self.without_target: dict[str, int] = {}
         self.prefix_layers: int
@@ -242,8 +247,12 @@ class RouterData(LightningDataModule):
         return first
 
     def _check_model(self, origin: Origin) -> None:
-        scorer = self._open_scorer(origin.dtype)
-        origin.fingerprints.require(scorer.fingerprints, f"records in {self._records}")
+        key = (self.base_model, self.revision, origin.dtype, self.tasks.prompt_hash())
+        if key not in _SEEN:
+            scorer = self._open_scorer(origin.dtype)
+            _SEEN[key] = scorer.fingerprints, scorer.layer_parameters
+        fingerprints, self.layer_parameters = _SEEN[key]
+        origin.fingerprints.require(fingerprints, f"records in {self._records}")
 
     def _open_scorer(self, dtype: str | None = None) -> ChainScorer:
         if self._scorer is None:
