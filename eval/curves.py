@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for folder in folders:
             router = load_router(require_directory(folder, "routers"))
             points += _curve(name, folder, router, records, settings)
+    if not points:
+        raise InputError(f"budgets: expected one that a router can meet on validation, got {settings.budgets}")
     content = {
         "schema": SCHEMA,
         **provenance(plain),
