@@ -216,7 +216,7 @@ def chosen_chains(
 
 def _ranked(head: Head, output: Tensor, offset: float) -> Iterator[list[ScoredChain]]:
     """Give each row's chains; a few rows at once, since a menu may have thousands of chains."""
-    for part in output.split(BATCH_SAMPLES):
+    for part in torch.split(output, BATCH_SAMPLES):
         yield from head.decode_at(part, offset)
 
 

@@ -125,12 +125,24 @@ def test_a_stopped_run_goes_on_and_other_settings_use_what_was_run(project: Path
     results = project / "router" / "calibration" / "results.jsonl"
     lines = results.read_text().splitlines(keepends=True)
     results.write_text("".join(lines[: len(lines) // 3]) + lines[-1][:20])  # killed in the middle of a line
+    (project / "router" / GUARANTEE_FILE).unlink()
     main(arguments(project))
     again = json.loads((project / "router" / GUARANTEE_FILE).read_text())
     assert again["certificate"] == json.loads(whole)["certificate"]
     assert sorted(results.read_text().splitlines()) == sorted(line.rstrip("\n") for line in lines)
     main(arguments(project, loss="disagreement", delta=0.2))
     assert sorted(results.read_text().splitlines()) == sorted(line.rstrip("\n") for line in lines)
+
+
+def test_a_finished_calibration_is_not_made_again(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments(project))
+    before = (project / "router" / GUARANTEE_FILE).read_bytes()
+    capsys.readouterr()
+    main(arguments(project))
+    assert "calibrated already" in capsys.readouterr().out
+    assert (project / "router" / GUARANTEE_FILE).read_bytes() == before
+    main(arguments(project, delta=0.2))
+    assert "already" not in capsys.readouterr().out
 
 
 def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path) -> None:

@@ -18,11 +18,12 @@ from typing import Any, Literal
 from data.measured import ModelSettings, claim, open_scorer
 from data.records import SearchRecord, read_records
 from data.sample import Sample
+from data.task_files import TASKS_FILE
 from router.chain import Chain
 from router.command import InputError, parse_settings, plain_values, provenance, run_command
-from router.durable import read_json, require_directory, sha256_file
+from router.durable import read_json, require_directory, require_file, sha256_file, sha256_json
 from router.guarantee import GUARANTEE_FILE, Guarantee, write_guarantee
-from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, load_router
+from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, load_router
 from train.calibration import Calibration, Setting, run_settings, settings_of, static_settings
 from train.guarantee import Certificate, certify
 
@@ -105,6 +106,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, plain = parse_settings(CalibrateSettings, argv, "train.calibrate", description)
     require_directory(settings.router, "router")
     router = load_router(settings.router)
+    key = _key(settings)
+    if router.guarantee is not None and read_json(settings.router / GUARANTEE_FILE).get("key") == key:
+        print(f"calibrated already, with these settings and samples: {settings.router / GUARANTEE_FILE}")
+        print(_told(router.guarantee, router.config.num_layers))
+        return
     tried = settings_of(router.head.budget_points, settings.points, settings.least_scores)
     measured = settings.measured()
     scorer, samples = open_scorer(measured)
@@ -134,10 +140,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         print(f"best static chain with the same guarantee: {more['static']['chain']}, depth {depth:g}")
     weights = sha256_file(settings.router / WEIGHTS_FILE)
-    more |= {"depths": [float(depth) for depth in own.depths], **provenance(plain)}
+    more |= {"depths": [float(depth) for depth in own.depths], "key": key, **provenance(plain)}
     write_guarantee(settings.router, guarantee, weights, plain_values(more))
-    print(_told(guarantee, own, n))
+    print(f"full depth is right on {sum(result.correct for result in own.full) / len(own.full):.4f}")
+    print(_told(guarantee, n))
     print(f"guarantee: {settings.router / GUARANTEE_FILE}")
+
+
+def _key(settings: CalibrateSettings) -> str:
+    """Return a hash of everything that decides the guarantee."""
+    files = {"weights": settings.router / WEIGHTS_FILE, "config": settings.router / CONFIG_FILE}
+    files |= {name: settings.data / name for name in (TASKS_FILE, f"{settings.split}.jsonl")}
+    if settings.static is not None:
+        files |= {f"static/{split}": settings.static / f"{split}.jsonl" for split in ("train", "validation")}
+    hashes = {name: sha256_file(require_file(path, name)) for name, path in files.items()}
+    places = ("router", "data", "out", "device", "static")
+    decisive = {name: value for name, value in plain_values(settings).items() if name not in places}
+    return sha256_json({"settings": decisive, "files": hashes})
 
 
 def _table_records(folder: Path) -> list[SearchRecord]:
@@ -207,13 +226,12 @@ def _table(names: Sequence[str], done: Calibration, found: Certificate) -> str:
     return "\n".join(lines)
 
 
-def _told(guarantee: Guarantee, done: Calibration, num_layers: int) -> str:
-    right = sum(result.correct for result in done.full) / len(done.full)
+def _told(guarantee: Guarantee, num_layers: int) -> str:
     claim = f"{guarantee.loss} loss of at most {guarantee.epsilon:g} with probability {1 - guarantee.delta:g}"
     if guarantee.offset is not None:
         return (
             f"certified on {guarantee.samples} samples: {claim}, at mean depth {guarantee.mean_depth:.2f} of "
-            f"{num_layers} (full depth right on {right:.3f}; loss here {guarantee.mean_loss:+.4f})"
+            f"{num_layers} (loss here {guarantee.mean_loss:+.4f})"
         )
     least = guarantee.smallest_epsilon
     could = "no epsilon below 1" if least is None else f"epsilon {least:.4f} or more"
