@@ -152,7 +152,11 @@ def test_a_profile_killed_between_chunks_goes_on(project: Path, tmp_path: Path) 
 
 BAD = {
     "no data": ("accuracy", {"data": "/nowhere"}, "data: expected an existing directory, got '/nowhere'"),
-    "no split": ("accuracy", {"split": "dev"}, "split: expected one of train, validation, test, got 'dev'"),
+    "no split": (
+        "accuracy",
+        {"split": "dev"},
+        "split: expected one of train, validation, calibration, test, got 'dev'",
+    ),
     "no test split": ("accuracy", {"split": "test"}, "data: test: expected an existing file"),
     "no sample": ("accuracy", {"limit": 0}, "limit: expected at least 1, got 0"),
     "no dtype": ("accuracy", {"dtype": "int3"}, "dtype: expected one of"),

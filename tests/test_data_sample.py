@@ -81,7 +81,7 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
     [
         ({"task": " "}, "task: expected text"),
         ({"question": ""}, "question: expected text"),
-        ({"split": "dev"}, "split: expected one of train, validation, test, got 'dev'"),
+        ({"split": "dev"}, "split: expected one of train, validation, calibration, test, got 'dev'"),
         ({"choices": ("yes",)}, "choices: expected at least two"),
         ({"choices": ("yes", "yes")}, "choices: expected at least two different"),
         ({"choices": ("yes", " ")}, r"choices\[1\]: expected text"),

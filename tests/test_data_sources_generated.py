@@ -58,7 +58,9 @@ def test_a_generator_that_refuses_is_one_line(stand_in: None) -> None:
         task = load_task("chain_sum", reasoning_gym={**SETTINGS, **changes})
         with pytest.raises(InputError, match=message):
             list(read_rows(task, "reasoning_gym", "train"))
-    with pytest.raises(InputError, match="source_split: expected one of train, validation, test with source reason"):
+    with pytest.raises(
+        InputError, match="source_split: expected one of train, validation, calibration, test with source"
+    ):
         list(read_rows(load_task("chain_sum"), "reasoning_gym", "dev"))
 
 
