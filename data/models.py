@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.assets import model_directory
 from data.catalogue import read_catalogue
-from router.base_model import load_base_model
+from router.base_model import count_layers, load_base_model
 
 
 def load_model(
@@ -23,6 +23,15 @@ def load_model(
     Raises:
         InputError: where it cannot be loaded.
     """
+    return load_base_model(_source(name), dtype=dtype, device=device, revision=revision)
+
+
+def layers_of(name: str, revision: str | None = None) -> int:
+    """Return the number of a base model's layers, without its weights; `name` and errors as in `load_model`."""
+    return count_layers(_source(name), revision=revision)
+
+
+def _source(name: str) -> str:
+    """Return the directory of an offline asset, which is fetched if need be, or the name as it is."""
     _, assets = read_catalogue()
-    source = str(model_directory(name)) if name in assets else name
-    return load_base_model(source, dtype=dtype, device=device, revision=revision)
+    return str(model_directory(name)) if name in assets else name

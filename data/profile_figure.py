@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data.figures import save_figure
 from data.layer_profile import CHANCE, LayerProfile, Measure, Profile
-from router.durable import replacing
 
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
 PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -35,14 +34,7 @@ def draw_profile(profile: Profile, title: str, path: Path) -> list[Path]:
         The files.
     """
     paths = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    # The salt and the missing date make the same profile the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "profile", "font.size": 9.0}):
-        figure = draw(profile, title)
-        for one in paths:
-            metadata = {"Date": None} if one.suffix == ".svg" else None
-            with replacing(one) as aside:
-                figure.savefig(aside, dpi=200, metadata=metadata)
-    return paths
+    return save_figure(lambda: draw(profile, title), paths, "profile")
 
 
 def draw(profile: Profile, title: str) -> Figure:

@@ -243,6 +243,16 @@ def pareto_front(results: Sequence[ChainResult]) -> tuple[int, ...]:
     return tuple(front)
 
 
+def shared_chains(records: Sequence[SearchRecord]) -> list[Chain]:
+    """Return the chains that every record has tried, in the first record's order: of menu tables, the menu.
+
+    Args:
+        records: at least one.
+    """
+    common = set.intersection(*({result.chain for result in record.results} for record in records))
+    return [result.chain for result in records[0].results if result.chain in common]
+
+
 def parse_record(value: dict[str, Any], where: str) -> SearchRecord:
     """Read one line's object; `where` (file and line) begins the message of a refusal.
 

@@ -10,7 +10,7 @@ test table is only looked up. Writes `curves.json` and a figure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from data.dense_table import DenseTable
 from data.records import SearchRecord, read_records
 from data.state_files import StatesOrigin, read_states
 from eval.curves_figure import write_curves_figure
 from eval.curves_summary import summary_of, table_of
 from eval.dense import (
-    DenseTable,
     best_static,
     best_static_mixture,
     bootstrap_difference,
@@ -95,11 +95,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_directory(settings.records, "records")
     writable_directory(settings.out, "out")
     records = {split: _records(settings, split) for split in ("train", "validation", "test")}
+    known = DenseTable.of([*records["train"], *records["validation"]])
+    validation, test = (DenseTable.of(records[split], known.chains) for split in ("validation", "test"))
+    tables = Tables(known, validation, test)
     points: list[dict[str, Any]] = []
     for name, folders in settings.routers.items():
         for folder in folders:
             router = load_router(require_directory(folder, "routers"))
-            points += _curve(name, folder, router, records, settings)
+            points += _curve(name, folder, router, tables, settings)
     if not points:
         raise InputError(f"budgets: expected one that a router can meet on validation, got {settings.budgets}")
     content = {
@@ -108,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "n": len(records["test"]),
         "inputs": {f"{split}.jsonl": sha256_file(settings.records / f"{split}.jsonl") for split in records},
         "full": _full(records["test"]),
-        "static": _static(records),
+        "static": _static(tables),
         "points": points,
         "summary": summary_of(points),
     }
@@ -137,40 +140,35 @@ def _full(records: Sequence[SearchRecord]) -> dict[str, float]:
     }
 
 
-def _static(records: dict[str, list[SearchRecord]]) -> list[dict[str, Any]]:
+def _static(tables: Tables) -> list[dict[str, Any]]:
     """Return the best static chain of each depth, chosen on train and validation, with its accuracy on test."""
-    known = DenseTable.of([*records["train"], *records["validation"]])
-    test = DenseTable.of(records["test"], known.chains)
-    found = []
-    for depth in sorted(set(known.depths.tolist())):
-        column = max(np.flatnonzero(known.depths == depth), key=lambda i: known.accuracy[i])
-        accuracy = float(test.accuracy[column])
-        found.append({"chain": str(test.chains[column]), "depth": int(depth), "accuracy": accuracy})
-    return found
+    test = tables.test
+    return [
+        {
+            "chain": str(test.chains[column]),
+            "depth": test.chains[column].depth,
+            "accuracy": float(test.accuracy[column]),
+        }
+        for column in tables.known.best_of_each_depth()
+    ]
 
 
-def _curve(
-    name: str, folder: Path, router: Router, records: dict[str, list[SearchRecord]], settings: CurvesSettings
-) -> list[dict[str, Any]]:
+def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: CurvesSettings) -> list[dict[str, Any]]:
     """Measure one router at every budget."""
     e = router.config.prefix_layers
-    require_unseen_by(folder, {record.sample_id for record in records["test"]}, settings.data)
-    every = DenseTable.of([*records["train"], *records["validation"]])
-    kept = [chain for chain in every.chains if chain.unedited_prefix >= e]
-    tables = Tables(
-        every, DenseTable.of(records["validation"], every.chains), DenseTable.of(records["test"], every.chains)
-    )
-    columns = np.array([every.place(chain) for chain in kept])
+    require_unseen_by(folder, set(tables.test.sample_ids), settings.data)
+    kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= e]
+    columns = np.array([tables.known.place(chain) for chain in kept])
     values = {
         split: torch.cat(
             [
                 router.head.scores_of(router.outputs(part), kept).double()
-                for part in _states(router, records[split], settings.records / f"{split}.states", split)
+                for part in _states(router, table.sample_ids, settings.records / f"{split}.states", split)
             ]
         )
-        for split in ("validation", "test")
+        for split, table in (("validation", tables.validation), ("test", tables.test))
     }
-    depths = torch.tensor(every.depths[columns]).double()
+    depths = torch.tensor(tables.known.depths[columns]).double()
     points = operating_points(values["validation"], depths.expand_as(values["validation"]))
     low, high = points[-1].mean_depth, points[0].mean_depth
     found = []
@@ -187,11 +185,9 @@ def _curve(
     return found
 
 
-def _states(router: Router, records: Sequence[SearchRecord], folder: Path, split: str) -> list[list[torch.Tensor]]:
-    """Give the states that the router reads, in parts."""
+def _states(router: Router, ids: Sequence[str], folder: Path, split: str) -> Iterator[list[torch.Tensor]]:
+    """Give the states that the router reads, in parts, so that they need not fit in memory."""
     origin = StatesOrigin(router.config.fingerprints, router.config.dtype)
-    ids = [record.sample_id for record in records]
-    parts = []
     for start in range(0, len(ids), ROUTED_AT_ONCE):
         states = read_states(folder, origin, ids[start : start + ROUTED_AT_ONCE], router.config.prefix_layers)
         if states is None:
@@ -200,8 +196,7 @@ def _states(router: Router, records: Sequence[SearchRecord], folder: Path, split
                 f"of {split} in {folder}, got none for some; run python -m search with "
                 f"--read_layers '[{router.config.prefix_layers}]'"
             )
-        parts.append(states)
-    return parts
+        yield states
 
 
 def measure(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from router.durable import replacing
+from data.figures import save_figure
 
 FIGURE_FILES = ("curves.png", "curves.svg")
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -20,15 +19,7 @@ MARKERS = "osDv^"
 
 def write_curves_figure(content: dict[str, Any], out: Path) -> list[Path]:
     """Draw `curves.json` as PNG and SVG, each complete or absent; returns the files."""
-    paths = [out / name for name in FIGURE_FILES]
-    # The salt and the missing date make the same curves the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "eval", "font.size": 9.0}):
-        figure = draw(content)
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            with replacing(path) as aside:
-                figure.savefig(aside, dpi=200, metadata=metadata)
-    return paths
+    return save_figure(lambda: draw(content), [out / name for name in FIGURE_FILES], "eval")
 
 
 def draw(content: dict[str, Any]) -> Figure:

@@ -1,4 +1,4 @@
-"""A dense table of outcomes: every chain of a menu on every sample, and what policies are worth on it.
+"""What policies are worth on a dense table (`data.dense_table`).
 
 On such a table a policy costs nothing to evaluate, so curves over budgets, seeds and permutations can be had. The
 table's chains ran in the search's cheap mode; `python -m eval` runs a router's own chains, in the real mode.
@@ -6,98 +6,17 @@ table's chains ran in the search's cheap mode; `python -m eval` runs a router's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from data.records import SearchRecord
+from data.dense_table import DenseTable
 from router.budget import Mixture, best_mixture
-from router.chain import Chain
-from router.command import InputError
 
 PERMUTATIONS = 10_000
 """Permutations of a router's chains among samples of one task."""
-
-
-@dataclass(frozen=True)
-class DenseTable:
-    """What every chain of a menu answered on every sample.
-
-    Attributes:
-        chains: the chains, the full one first.
-        sample_ids: the samples.
-        tasks: each sample's task.
-        correct: `[samples, chains]`.
-        confidence: `[samples, chains]`: the greatest probability among the choices, 0..1; nan: a free answer.
-    """
-
-    chains: tuple[Chain, ...]
-    sample_ids: tuple[str, ...]
-    tasks: tuple[str, ...]
-    correct: Bool[np.ndarray, "samples chains"]
-    confidence: Float[np.ndarray, "samples chains"]
-
-    @classmethod
-    def of(cls, records: Sequence[SearchRecord], chains: Sequence[Chain] | None = None) -> DenseTable:
-        """Gather the chains that all records have (or those given), in the first record's order.
-
-        Raises:
-            InputError: where a record lacks a chain that was asked for.
-        """
-        by_sample = [{result.chain: result for result in record.results} for record in records]
-        if chains is None:
-            common = set.intersection(*(set(known) for known in by_sample))
-            chains = [result.chain for result in records[0].results if result.chain in common]
-        for record, known in zip(records, by_sample, strict=True):
-            missing = [chain for chain in chains if chain not in known]
-            if missing:
-                raise InputError(f"records: expected {missing[0]} for every sample, got none for {record.sample_id}")
-        rows = [[known[chain] for chain in chains] for known in by_sample]
-        return cls(
-            chains=tuple(chains),
-            sample_ids=tuple(record.sample_id for record in records),
-            tasks=tuple(record.task for record in records),
-            correct=np.array([[result.correct for result in row] for row in rows], dtype=bool),
-            confidence=np.array([[_confidence(result.scores, result.prediction) for result in row] for row in rows]),
-        )
-
-    @cached_property
-    def depths(self) -> Int[np.ndarray, " chains"]:
-        """Depth of each chain, layers."""
-        return np.array([chain.depth for chain in self.chains])
-
-    @property
-    def accuracy(self) -> Float[np.ndarray, " chains"]:
-        """Share of samples that each chain answers rightly."""
-        result: NDArray[np.float64] = self.correct.mean(0)
-        return result
-
-    def place(self, chain: Chain) -> int:
-        """Return a chain's column.
-
-        Raises:
-            InputError: where it is not in the table.
-        """
-        try:
-            return self.chains.index(chain)
-        except ValueError:
-            raise InputError(f"records: expected a table with the chain {chain}, got one without") from None
-
-    def right(self, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
-        """Return 1 for each sample that its chosen chain answers rightly, else 0."""
-        found: NDArray[np.float64] = self.correct[np.arange(len(choices)), choices].astype(float)
-        return found
-
-
-def _confidence(scores: Sequence[float], prediction: object) -> float:
-    if not isinstance(prediction, int) or len(scores) < 2:
-        return float("nan")
-    values = np.exp(np.array(scores) - max(scores))
-    return float(values.max() / values.sum())
 
 
 def best_static_mixture(table: DenseTable, depth: float) -> Mixture | None:

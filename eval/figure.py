@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data.figures import save_figure
 from eval.policies import FULL, ORACLE, RANDOM, ROUTER, STATIC
-from router.durable import replacing
 
 FIGURE_FILES = ("accuracy_by_depth.png", "accuracy_by_depth.svg")
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); the marker says the same once more.
@@ -34,15 +33,7 @@ def write_figure(report: dict[str, Any], out: Path) -> list[Path]:
     Returns:
         The files.
     """
-    paths = [out / name for name in FIGURE_FILES]
-    # The salt and the missing date make the same report the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "eval", "font.size": 9.0}):
-        figure = draw(report)
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            with replacing(path) as aside:
-                figure.savefig(aside, dpi=200, metadata=metadata)
-    return paths
+    return save_figure(lambda: draw(report), [out / name for name in FIGURE_FILES], "eval")
 
 
 def draw(report: dict[str, Any]) -> Figure:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.dense_table import DenseTable
 from data.records import read_records
 from data.sample import read_samples
-from eval.dense import DenseTable, best_static
+from eval.dense import best_static
 from examples.stages import Iteration, claim, search_for, told, train_on
 from router.command import InputError, provenance
 from router.durable import sha256_file, writable_directory, write_json

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from router.command import InputError, one_line
+from router.decoder import find_decoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,11 +37,7 @@ def load_base_model(
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     device = resolve_device(device)
-    looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
-    path = Path(name).expanduser()
-    if looks_local and not (path / "config.json").is_file():
-        raise InputError(f"model: expected a directory with config.json, got {name!r}")
-    source = str(path) if looks_local else name
+    source = _source(name)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
     try:
@@ -55,6 +52,37 @@ def load_base_model(
     if "device_map" not in options:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def count_layers(name: str, *, revision: str | None = None) -> int:
+    """Return the number of a model's layers, from its configuration alone: no weights are read.
+
+    Args:
+        name: a local directory or a hub id.
+        revision: hub revision.
+
+    Raises:
+        InputError: where there is no such model.
+    """
+    source = _source(name)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        with torch.device("meta"):
+            return find_decoder(AutoModelForCausalLM.from_config(config)).num_layers
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
+        ) from error
+
+
+def _source(name: str) -> str:
+    """Return what the library loads a model from: a directory's path, or the hub id as it is."""
+    path = Path(name).expanduser()
+    if not (name.startswith((".", "/", "~")) or Path(name).exists()):
+        return name
+    if not (path / "config.json").is_file():
+        raise InputError(f"model: expected a directory with config.json, got {name!r}")
+    return str(path)
 
 
 def resolve_device(name: str) -> str:

@@ -165,6 +165,21 @@ def save_router(folder: Path, router: Router) -> None:
     write_json(folder / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **asdict(router.config)})
 
 
+def trained_questions(folder: Path) -> frozenset[str] | None:
+    """Return the questions (`Sample.split_hash`) that a router was trained and chosen on; None: it does not say.
+
+    Raises:
+        InputError: where the file that says so is corrupt.
+    """
+    path = folder / TRAINED_ON_FILE
+    if not path.is_file():
+        return None
+    seen = read_json(path).get("split_hashes")
+    if not isinstance(seen, list):
+        raise InputError(f"router: expected split_hashes in {path}, got none")
+    return frozenset(seen)
+
+
 def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
     """Read a router.
 

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data.models import load_model
+from data.models import layers_of
 from data.records import SearchRecord, read_records
 from router.chain import Chain
 from router.command import InputError, parse_settings, provenance, run_command
-from router.decoder import find_decoder
 from router.durable import sha256_file, writable_directory
 from search.menu_choice import Outcomes, ValueKind, best_of_each_depth, chain_means, choose_chains, outcomes_of
 from search.menu_file import Menu, write_menu
@@ -121,8 +120,7 @@ def subsets(settings: MenuSettings) -> Iterator[Chain]:
     Raises:
         InputError: where there would be too many.
     """
-    model, _ = load_model(settings.model, dtype="bfloat16", device="cpu", revision=settings.revision)
-    n = find_decoder(model).num_layers
+    n = layers_of(settings.model, settings.revision)
     if not 1 <= settings.prefix_layers < n:
         raise InputError(f"prefix_layers: expected 1..{n - 1}, got {settings.prefix_layers}")
     editable = range(settings.prefix_layers, n)

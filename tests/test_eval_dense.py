@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
+from data.dense_table import DenseTable
 from data.records import ChainResult, SearchRecord, pareto_front
 from eval.curves import Tables, measure
 from eval.dense import (
-    DenseTable,
     best_static,
     best_static_mixture,
     bootstrap_difference,

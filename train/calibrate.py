@@ -23,7 +23,7 @@ from router.chain import Chain
 from router.command import InputError, parse_settings, plain_values, provenance, run_command
 from router.durable import read_json, require_directory, require_file, sha256_file, sha256_json
 from router.guarantee import GUARANTEE_FILE, Guarantee, write_guarantee
-from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, load_router
+from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, load_router, trained_questions
 from train.calibration import Calibration, Setting, run_settings, settings_of, static_settings
 from train.guarantee import Certificate, certify
 
@@ -182,11 +182,11 @@ def _name(setting: Setting) -> str:
 
 def _require_unseen(folder: Path, samples: Sequence[Sample]) -> None:
     """Refuse samples that the router was trained or chosen on."""
-    path = folder / TRAINED_ON_FILE
-    if not path.exists():
+    seen = trained_questions(folder)
+    if seen is None:
+        path = folder / TRAINED_ON_FILE
         print(f"note: {path} is missing, so it could not be checked that the router never saw these questions")
         return
-    seen = set(read_json(path).get("split_hashes", ()))
     known = [sample for sample in samples if sample.split_hash in seen]
     if known:
         raise InputError(

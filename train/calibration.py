@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from data.dense_table import DenseTable
 from data.records import ChainResult, SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
@@ -107,19 +108,12 @@ def static_settings(records: Sequence[SearchRecord]) -> list[Setting]:
     Raises:
         InputError: where the records have no chain in common but the full one.
     """
-    common = set.intersection(*({result.chain for result in record.results} for record in records))
-    right: dict[Chain, int] = dict.fromkeys(common, 0)
-    for record in records:
-        for result in record.results:
-            if result.chain in right:
-                right[result.chain] += result.correct
-    best: dict[int, Chain] = {}
-    for chain in sorted(common, key=lambda chain: (-right[chain], chain.layers)):
-        if chain.depth < chain.num_layers:
-            best.setdefault(chain.depth, chain)
-    if not best:
+    table = DenseTable.of(records)
+    best = [table.chains[column] for column in table.best_of_each_depth()]
+    shorter = [chain for chain in reversed(best) if chain.depth < chain.num_layers]
+    if not shorter:
         raise InputError("static: expected menu tables with chains shorter than the full one, got none in common")
-    return [Setting(None, chain=best[depth]) for depth in sorted(best, reverse=True)]
+    return [Setting(None, chain=chain) for chain in shorter]
 
 
 def run_settings(

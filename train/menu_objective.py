@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from data.records import ChainResult, SearchRecord
+from data.records import ChainResult, SearchRecord, shared_chains
 from router.budget import best_mixture, operating_points, priced_choice
 from router.chain import Chain
 from router.command import InputError
@@ -29,7 +29,7 @@ class MenuObjective(Objective):
 
     name: HeadName = "menu"
 
-    def __init__(self, *, agreement: float, auxiliary: float, softness: float, chains: Sequence[Chain] = ()) -> None:
+    def __init__(self, *, agreement: float, auxiliary: float, softness: float) -> None:
         """Set the training.
 
         Args:
@@ -37,7 +37,6 @@ class MenuObjective(Objective):
             auxiliary: weight of the loss of the auxiliary targets, at least 0.
             softness: nats; above 0 a right answer by a small margin m counts as sigmoid(m / softness) right and not as
                 1, since it could as well have been wrong.
-            chains: the menu; none: all chains that every record has tried and that keep the prefix.
 
         Raises:
             ValueError: where a number is out of its bounds.
@@ -48,20 +47,15 @@ class MenuObjective(Objective):
         if not 0 <= agreement <= 1:
             raise ValueError(f"agreement: expected 0..1, got {agreement}")
         self._agreement, self._auxiliary, self._softness = agreement, auxiliary, softness
-        self._chains = tuple(chains)
+        self._chains: tuple[Chain, ...] = ()
 
     def settings(self, records: Sequence[SearchRecord], prefix_layers: int) -> dict[str, Any]:
-        """Return the menu: the chains given, or all that every record tried.
+        """Return the menu: all chains that every record tried and that keep the prefix.
 
         Raises:
             InputError: where a record lacks a chain of the menu, or the menu is the full chain alone.
         """
-        if not self._chains:
-            tried = [chain for chain in _chains(records[0]) if chain.unedited_prefix >= prefix_layers]
-            for record in records:
-                known = set(_chains(record))
-                tried = [chain for chain in tried if chain in known]
-            self._chains = tuple(tried)
+        self._chains = tuple(chain for chain in shared_chains(records) if chain.unedited_prefix >= prefix_layers)
         if len(self._chains) < 2:
             raise InputError(
                 "data.records: expected a menu table (python -m search --menu ...) with chains that begin with layers "
@@ -179,7 +173,3 @@ def confidence_of(full: ChainResult) -> tuple[float, float]:
     chances = torch.tensor(full.scores).softmax(0)
     entropy = float(-(chances * chances.clamp(min=1e-12).log()).sum())
     return min((ordered[0] - ordered[1]) / CONFIDENCE_SCALE, 4.0), entropy
-
-
-def _chains(record: SearchRecord) -> list[Chain]:
-    return [result.chain for result in record.results]

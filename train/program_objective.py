@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from data.records import SearchRecord
 from router.chain import Chain
 from router.head import Head
 from router.program import ProgramHead
-from router.program_lattice import Program
+from router.program_lattice import Program, ProgramLattice
 from train.objectives import HeadName, Objective
 
 WeightedPrograms = tuple[list[Program], list[float]]
@@ -39,8 +40,8 @@ class ProgramObjective(Objective):
             raise ValueError(f"shorter: expected at least 0 and below 100, got {shorter}")
         self._shorter = shorter
         self._settings: dict[str, Any] = {"max_block": max_block, "max_times": max_times, "beam": beam}
-        self._reader = ProgramHead(2, 1, 1, **self._settings)
-        self._prefix = (2, 1)
+        ProgramHead(2, 1, 1, **self._settings)  # refuses what it refuses, before any data is read
+        self._bounds = (max_block, max_times)
 
     def settings(self, records: Sequence[SearchRecord], prefix_layers: int) -> dict[str, Any]:  # noqa: ARG002
         """Return the head's bounds."""
@@ -48,13 +49,11 @@ class ProgramObjective(Objective):
 
     def target(self, record: SearchRecord, prefix_layers: int) -> WeightedPrograms | None:
         """Return the programs of a record's right chains that can be written so, and their weights (sum 1)."""
-        if self._prefix != (record.num_layers, prefix_layers):
-            self._reader = ProgramHead(record.num_layers, prefix_layers, 1, **self._settings)
-            self._prefix = (record.num_layers, prefix_layers)
+        lattice = _lattice(record.num_layers, prefix_layers, *self._bounds)
         found: list[tuple[Program, Chain]] = []
         for result in record.results:
             if result.correct and result.verified is not False:
-                program = self._reader.program_of(result.chain)
+                program = lattice.program_of(result.chain)
                 if program is not None:
                     found.append((program, result.chain))
         if not found:
@@ -85,3 +84,9 @@ class ProgramObjective(Objective):
             for ranked, (programs, _) in zip(head.decode(output), targets, strict=True)
         ]
         return {"known_right": sum(hits) / len(hits)}
+
+
+@lru_cache(maxsize=1)
+def _lattice(num_layers: int, prefix_layers: int, max_block: int, max_times: int) -> ProgramLattice:
+    """Return the programs of a model's layers; one training asks for the same ones for every record."""
+    return ProgramLattice(num_layers, prefix_layers, max_block, max_times)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from router.command import InputError
-from router.durable import read_json, sha256_file
+from router.durable import sha256_file
 from router.fingerprint import Fingerprints
 from router.head import Head
 from router.menu_head import OUTCOMES, MenuHead
-from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router
+from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,13 @@ class WarmStart:
             raise InputError(f"warm_start: expected another folder than out, got {str(folder)!r}")
         with torch.random.fork_rng(devices=[]):  # a head draws when it is built; the new one draws as without this one
             router = load_router(folder)
-        if not (folder / TRAINED_ON_FILE).is_file():
+        seen = trained_questions(folder)
+        if seen is None:
             raise InputError(
                 f"warm_start: expected a router with {TRAINED_ON_FILE}, so that nobody evaluates on questions that it "
                 f"has seen, got {str(folder)!r} without"
             )
-        seen = read_json(folder / TRAINED_ON_FILE).get("split_hashes")
-        if not isinstance(seen, list):
-            raise InputError(f"warm_start: expected split_hashes in {folder / TRAINED_ON_FILE}, got none")
-        return cls(router, sha256_file(folder / WEIGHTS_FILE), frozenset(seen))
+        return cls(router, sha256_file(folder / WEIGHTS_FILE), seen)
 
     def require(
         self, name: str, head_settings: Mapping[str, Any], prefix_layers: int, fingerprints: Fingerprints
