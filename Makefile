@@ -1,5 +1,5 @@
 # make demo   set up, then search, train and evaluate on real data (runs/demo)
-# make demo-qwen   the same with a 1.5B model, where routing pays (runs/qwen; over an hour on 2 cores, 8 GiB of memory)
+# make demo-qwen   the same with a 1.5B model, where routing pays (runs/qwen; 45 minutes on 2 cores, 8 GiB of memory)
 # make test   set up, then run the test suite
 # make test-gpu   the same invariants on a GPU
 # make test-slow   set up, then run the tests with a 1.5B model (7 GiB of memory; downloads 1 GB once)
@@ -25,8 +25,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(PY) -m data prepare --config configs/data/demo.yaml
 	$(PY) -m search --config configs/search/demo.yaml
+	$(PY) -m search --config configs/search/demo_wrong.yaml
+	$(PY) -m search --config configs/search/demo_random.yaml
 	$(PY) -m train --config configs/train/demo.yaml
 	$(PY) -m eval --config configs/eval/demo.yaml
+	$(PY) -m eval.latency --config configs/eval/demo_latency.yaml
 
 demo-qwen: $(READY)
 	$(PY) -m data prepare --config configs/data/qwen.yaml

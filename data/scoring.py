@@ -193,7 +193,7 @@ class ChainScorer:
         for run, names in (
             (self._compare_choices, CHOICE_MODES),
             (self._force_answers, ("exact",)),
-            (self._generate_answers, ("generate",)),
+            (self.generate_answers, ("generate",)),
         ):
             places = [i for i, mode in enumerate(modes) if mode in names]
             if places:
@@ -239,8 +239,8 @@ class ChainScorer:
     def _not_finite(self, encoded: EncodedSample, error: ValueError) -> InputError:
         return InputError(f"dtype: sample {encoded.sample.id} in {self.dtype}: {error}")
 
-    def _generate_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
-        """Decode an answer for each job under its chain's view, and grade it."""
+    def generate_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
+        """Decode each job's answer under its chain's view and grade it, whatever its task's mode; choices by letter."""
         requests = []
         for index, chain in jobs:
             encoded = block.samples[index]
@@ -253,6 +253,14 @@ class ChainScorer:
             results.append(ChainResult.from_answer(chain, *judged))
         return results
 
+    def first_token_logits(
+        self, block: SampleBlock, samples: Sequence[int], chain: Chain
+    ) -> list[Float[Tensor, " vocabulary"]]:
+        """Return for each of some samples of the block the logits of an answer's first token under a chain."""
+        jobs = [Job(block.rows[i][0], chain) for i in samples]
+        ends = [len(block.samples[i].prompt) - 1 for i in samples]
+        return [logits[0] for logits in self._executor.logits(block.block, jobs, ends)]
+
     def states(self, block: SampleBlock, prefix_layers: int) -> list[Float[Tensor, "_ d_model"]]:
         """Return `hidden_states[prefix_layers]` of each sample: of its prompt and then of each choice's continuation.
 
@@ -260,10 +268,10 @@ class ChainScorer:
         what the router reads, here and in deployment: prompt and choices, never the answer.
 
         Raises:
-            ValueError: where `prefix_layers` is not in 1..num_layers-1.
+            ValueError: where `prefix_layers` is not in 1..num_layers (the last layer's output, before the final norm).
         """
-        if not 1 <= prefix_layers < self.num_layers:
-            raise ValueError(f"prefix_layers: expected 1..{self.num_layers - 1}, got {prefix_layers}")
+        if not 1 <= prefix_layers <= self.num_layers:
+            raise ValueError(f"prefix_layers: expected 1..{self.num_layers}, got {prefix_layers}")
         prefix = Chain(tuple(range(prefix_layers)), self.num_layers)
         jobs = [Job(row, prefix) for rows in block.rows for row in rows]
         states = iter(self._executor.states(block.block, jobs))

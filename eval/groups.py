@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.arms import FULL
 from eval.metrics import arm_of, chance_accuracy
-from eval.policies import FULL
 from eval.results import PolicyResult
 
 KINDS = ("task", "difficulty", "subject")

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.task_files import TASKS_FILE, TaskSet, read_tasks
+from eval.control_searches import require_random_search, require_same_search
 from eval.settings import EvalSettings
 from router.base_model import resolve_device
 from router.command import InputError
 from router.durable import read_json, require_directory, require_file, sha256_file
 from router.fingerprint import Fingerprints
+from router.guarantee import GUARANTEE_FILE
 from router.storage import CONFIG_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
 
 MANIFEST = "manifest.json"
@@ -35,14 +39,18 @@ class Inputs:
         tasks: the tasks that the samples were prepared with.
         samples: samples of each split.
         records: search records of `RECORD_SPLITS`, by split.
+        random_search: records of a random search on test; None: not given.
+        wrong: records of the search told wrong answers on test; None: not given.
         router: the trained router.
         hashes: SHA-256 of every file that was read, by a name that does not hang on where it lies.
-        device: torch device.
+        device: type of the torch device, "cpu" or "cuda".
     """
 
     tasks: TaskSet
     samples: dict[str, list[Sample]]
     records: dict[str, list[SearchRecord]]
+    random_search: list[SearchRecord] | None
+    wrong: list[SearchRecord] | None
     router: Router
     hashes: dict[str, str]
     device: str
@@ -55,6 +63,9 @@ class Inputs:
         """
         for split, records in self.records.items():
             records[0].fingerprints.require(expected, f"records {settings.records / f'{split}.jsonl'}")
+        for name, others in (("random_search", self.random_search), ("wrong_records", self.wrong)):
+            if others is not None:
+                others[0].fingerprints.require(expected, f"{name} {getattr(settings, name)}")
         self.router.config.fingerprints.require(expected, f"router {settings.router}")
 
 
@@ -64,7 +75,7 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     Raises:
         InputError: where something is missing, corrupt, or does not belong to the rest.
     """
-    device = resolve_device(settings.device)
+    device = torch.device(resolve_device(settings.device)).type
     for name in ("data", "records", "router"):
         require_directory(getattr(settings, name), name)
     tasks = read_tasks(settings.data)
@@ -75,19 +86,40 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     _check_unseen(samples | others)
     present = [split for split in SPLITS if split in RECORD_SPLITS or (settings.records / f"{split}.jsonl").exists()]
     records = {split: _read_records(settings.records, split, tasks, samples[split]) for split in present}
+    extra = {
+        name: None if folder is None else _read_records(folder, "test", tasks, samples["test"], name, target)
+        for name, folder, target in (
+            ("random_search", settings.random_search, "gold"),
+            ("wrong_records", settings.wrong_records, "wrong"),
+        )
+    }
+    if settings.wrong_records is not None:
+        require_same_search(settings.records / "test.jsonl", settings.wrong_records / "test.jsonl")
+    if settings.random_search is not None:
+        require_random_search(settings.random_search / "test.jsonl")
     router = load_router(settings.router)
     _check_router_has_not_seen(settings.router, samples["test"])
     _check_agreement(records, router, settings)
     _check_prompt(router.config.fingerprints, tasks, f"router {settings.router}")
     try:
-        router.head.offset_for(settings.budget)
+        for budget in (settings.budget, *settings.budgets):
+            router.head.offset_for(budget)
     except ValueError as error:
         raise InputError(str(error)) from error
     files = {f"data/{split}": settings.data / f"{split}.jsonl" for split in SPLITS}
     files["data/tasks"] = settings.data / TASKS_FILE
     files |= {f"records/{split}": settings.records / f"{split}.jsonl" for split in records}
     files |= {f"router/{name}": settings.router / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    return Inputs(tasks, samples, records, router, {name: sha256_file(path) for name, path in files.items()}, device)
+    if router.guarantee is not None:
+        files[f"router/{GUARANTEE_FILE}"] = settings.router / GUARANTEE_FILE
+    files |= {
+        f"{name}/test": folder / "test.jsonl"
+        for name in extra
+        for folder in [getattr(settings, name)]
+        if folder is not None
+    }
+    hashes = {name: sha256_file(path) for name, path in files.items()}
+    return Inputs(tasks, samples, records, extra["random_search"], extra["wrong_records"], router, hashes, device)
 
 
 def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
@@ -97,9 +129,11 @@ def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
     """
     own = {
         name: getattr(settings, name)
-        for name in ("model", "revision", "dtype", "batch_samples", "batch_tokens", "budget", "seed")
+        for name in ("model", "revision", "dtype", "batch_samples", "batch_tokens", "budget", "budgets", "seed")
     }
-    pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials")}
+    own["budgets"] = list(settings.budgets)
+    pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials", "control_samples", "reshuffles")}
+    pool["baselines"] = sorted(settings.baselines)
     asked = {name: getattr(inputs.tasks, name) for name in ("mode", "judged_mode")}
     asked = {"task": inputs.tasks.name, **asked, "prompt": inputs.tasks.prompt_hash()}
     return {**own, **pool, **asked, "device": inputs.device, "inputs": inputs.hashes}
@@ -138,36 +172,44 @@ def _check_unseen(samples: dict[str, list[Sample]]) -> None:
                 )
 
 
-def _read_records(folder: Path, split: str, tasks: TaskSet, samples: Sequence[Sample]) -> list[SearchRecord]:
+def _read_records(
+    folder: Path,
+    split: str,
+    tasks: TaskSet,
+    samples: Sequence[Sample],
+    setting: str = "records",
+    reward_target: str = "gold",
+) -> list[SearchRecord]:
     path = folder / f"{split}.jsonl"
-    records = read_records(path, "records")
+    records = read_records(path, setting)
     first = records[0]
     common = {name: getattr(first, name) for name in ("num_layers", "prefix_layers", "fingerprints")}
     known = {sample.id: sample for sample in samples}
     for record in records:
-        wanted: dict[str, Any] = {"split": split, "reward_target": "gold", **common}
+        wanted: dict[str, Any] = {"split": split, "reward_target": reward_target, **common}
         sample = known.get(record.sample_id)
         if sample is not None:
             wanted |= {"task": sample.task, "mode": tasks[sample.task].mode}
         for name, value in wanted.items():
             if getattr(record, name) != value:
                 raise InputError(
-                    f"records: expected {name} {value} in {path}, "
+                    f"{setting}: expected {name} {value} in {path}, "
                     f"got {getattr(record, name)} (sample {record.sample_id})"
                 )
         if sample is None:
-            raise InputError(f"records: expected only samples of the {split} split in {path}, got {record.sample_id}")
-        if record.target != sample.answer:
+            raise InputError(f"{setting}: expected only samples of the {split} split in {path}, got {record.sample_id}")
+        if (record.target == sample.answer) != (reward_target == "gold"):
             raise InputError(
-                f"records: expected the samples' answers as targets in {path}, got another (sample {record.sample_id})"
+                f"{setting}: expected {reward_target} answers of the samples as targets in {path}, "
+                f"got another (sample {record.sample_id})"
             )
     missing = known.keys() - {record.sample_id for record in records}
     if split == "test" and missing:
         raise InputError(
-            f"records: expected a record in {path} for each of {len(known)} test samples, "
+            f"{setting}: expected a record in {path} for each of {len(known)} test samples, "
             f"got none for {len(missing)} of them (such as {min(missing)})"
         )
-    _check_prompt(first.fingerprints, tasks, f"records {path}")
+    _check_prompt(first.fingerprints, tasks, f"{setting} {path}")
     return records
 
 

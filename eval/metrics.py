@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from data.statistics import CONFIDENCE, wilson_interval
 from eval.results import PolicyResult
@@ -25,6 +26,7 @@ class Paired:
         wrong_to_right: samples that the baseline answers wrongly and the arm rightly.
         right_to_wrong: samples that the baseline answers rightly and the arm wrongly.
         mcnemar_p: two-sided exact McNemar p-value of these two counts (1 where both are 0).
+        mcnemar_p_holm: the same, corrected by Holm's method for all comparisons of the report; None: not one of them.
         difference: accuracy of the arm minus the baseline's, in -1..1.
         difference_interval: its 95 % percentile bootstrap interval over samples.
     """
@@ -34,10 +36,11 @@ class Paired:
     mcnemar_p: float
     difference: float
     difference_interval: tuple[float, float]
+    mcnemar_p_holm: float | None = None
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmMeasures:
     """One policy's measures.
 
     Attributes:
@@ -48,6 +51,9 @@ class Arm:
         no_answer: samples in whose generated text no answer could be read (format failures); they count as wrong.
         mean_depth: layers executed, mean over samples.
         depth_ratio: mean depth by the model's layers.
+        rescued_share: of the samples that full depth answers wrongly the share that the arm answers rightly (error
+            correction rate); None where there are none, and for full depth itself.
+        rescued_interval: its 95 % Wilson score interval.
         against_full: the comparison with full depth; None for full depth itself.
     """
 
@@ -58,6 +64,8 @@ class Arm:
     no_answer: int
     mean_depth: float
     depth_ratio: float
+    rescued_share: float | None
+    rescued_interval: tuple[float, float] | None
     against_full: Paired | None
 
 
@@ -80,7 +88,7 @@ class Collapse:
     entropy_bits: float
 
 
-def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: int) -> Arm:
+def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: int) -> ArmMeasures:
     """Measure one policy.
 
     Args:
@@ -95,7 +103,10 @@ def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: 
     n = len(results)
     correct = sum(result.correct for result in results)
     depth = sum(result.chain.depth for result in results) / n
-    return Arm(
+    against = None if results is full else paired(results, full, seed)
+    wrong = 0 if against is None else n - sum(result.correct for result in full)
+    rescued = against.wrong_to_right if against is not None and wrong else None
+    return ArmMeasures(
         n=n,
         correct=correct,
         accuracy=correct / n,
@@ -103,24 +114,32 @@ def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: 
         no_answer=sum(result.prediction is None for result in results),
         mean_depth=depth,
         depth_ratio=depth / results[0].chain.num_layers,
-        against_full=None if results is full else paired(results, full, seed),
+        rescued_share=None if rescued is None else rescued / wrong,
+        rescued_interval=None if rescued is None else wilson_interval(rescued, wrong),
+        against_full=against,
     )
 
 
 def paired(results: Sequence[PolicyResult], baseline: Sequence[PolicyResult], seed: int) -> Paired:
     """Compare two policies on the same samples.
 
-    Of the samples' differences (-1, 0, 1) a bootstrap resample needs their counts only, which are multinomial;
-    it is drawn so, exactly as if samples were drawn with replacement.
-
     Raises:
         ValueError: where the samples differ or there are none.
     """
     _check_aligned(results, baseline)
-    n = len(results)
-    gained = sum(one.correct and not other.correct for one, other in zip(results, baseline, strict=True))
-    lost = sum(other.correct and not one.correct for one, other in zip(results, baseline, strict=True))
-    both = sum(one.correct and other.correct for one, other in zip(results, baseline, strict=True))
+    return paired_outcomes([one.correct for one in results], [one.correct for one in baseline], seed)
+
+
+def paired_outcomes(ours: Sequence[bool], theirs: Sequence[bool], seed: int) -> Paired:
+    """Compare two series of outcomes of the same samples, `theirs` being the baseline.
+
+    Of the samples' differences (-1, 0, 1) a bootstrap resample needs their counts only, which are multinomial;
+    it is drawn so, exactly as if samples were drawn with replacement.
+    """
+    n = len(ours)
+    gained = sum(one and not other for one, other in zip(ours, theirs, strict=True))
+    lost = sum(other and not one for one, other in zip(ours, theirs, strict=True))
+    both = sum(one and other for one, other in zip(ours, theirs, strict=True))
     table = [[both, lost], [gained, n - both - lost - gained]]
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=RESAMPLES)
@@ -133,6 +152,14 @@ def paired(results: Sequence[PolicyResult], baseline: Sequence[PolicyResult], se
         difference=(gained - lost) / n,
         difference_interval=(float(low), float(high)),
     )
+
+
+def corrected(comparisons: Sequence[Paired]) -> list[Paired]:
+    """Return comparisons with their p-values corrected for each other (Holm 1979)."""
+    if not comparisons:
+        return []
+    p_values = multipletests([one.mcnemar_p for one in comparisons], method="holm")[1]
+    return [replace(one, mcnemar_p_holm=float(p)) for one, p in zip(comparisons, p_values, strict=True)]
 
 
 def collapse_of(results: Sequence[PolicyResult]) -> Collapse:

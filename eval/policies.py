@@ -7,20 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from data.records import ChainResult, SearchRecord
 from data.scoring import ChainScorer, SampleBlock
+from eval.arms import FULL, ORACLE, RANDOM, ROUTER, STATIC
 from router.chain import Chain
 from router.storage import Router
-
-FULL, ROUTER, STATIC, RANDOM, ORACLE = "full", "router", "static", "random", "oracle"
-ARMS = {
-    FULL: "full depth",
-    ROUTER: "router",
-    STATIC: "best static chain",
-    RANDOM: "random chain of the router's depth",
-    ORACLE: "oracle: upper bound, has seen the answer",
-}
-"""Name and label of every arm of a report, in its order."""
 
 
 class Policy(Protocol):
@@ -29,10 +24,6 @@ class Policy(Protocol):
     @property
     def name(self) -> str:
         """The policy's name in results files."""
-
-    @property
-    def label(self) -> str:
-        """Its name for readers."""
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return one chain for each sample of a loaded block, in order; the samples' batch does not matter."""
@@ -45,12 +36,10 @@ class StaticChain:
     Attributes:
         chain: the chain.
         name: the policy's name.
-        label: its name for readers.
     """
 
     chain: Chain
     name: str = STATIC
-    label: str = ARMS[STATIC]
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return the chain for each sample."""
@@ -64,12 +53,10 @@ class FullDepth:
     Attributes:
         num_layers: layers of the model.
         name: the policy's name.
-        label: its name for readers.
     """
 
     num_layers: int
     name: str = FULL
-    label: str = ARMS[FULL]
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return the full chain for each sample."""
@@ -77,35 +64,53 @@ class FullDepth:
 
 
 @dataclass(frozen=True)
-class RouterPolicy:
-    """The trained router, which reads `hidden_states[prefix_layers]` of prompt and choices, never a free answer.
+class RouterReading:
+    """What a router's head says of each sample: it reads `hidden_states[prefix_layers]` of prompt and choices.
 
-    A sample is routed once; its chain is kept, so that every arm that asks sees the same one.
+    A free answer is never among what it reads. A sample is read once, whatever number of policies ask.
 
     Attributes:
         scorer: runs the base model's first layers.
         router: the router.
-        budget: mean depth wanted, layers; None: the router's own choice.
-        name: the policy's name.
-        label: its name for readers.
     """
 
     scorer: ChainScorer
     router: Router
+    _read: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def outputs(self, samples: SampleBlock) -> Float[Tensor, "batch ..."]:
+        """Return the head's output for each sample of a loaded block."""
+        ids = [encoded.sample.id for encoded in samples.samples]
+        if not all(sample_id in self._read for sample_id in ids):
+            states = self.scorer.states(samples, self.router.config.prefix_layers)
+            outputs = self.router.outputs([state.cpu() for state in states])
+            for sample_id, output in zip(ids, outputs, strict=True):
+                self._read.setdefault(sample_id, output)
+        return torch.stack([self._read[sample_id] for sample_id in ids])
+
+
+@dataclass(frozen=True)
+class RouterPolicy:
+    """The trained router at one operating point.
+
+    Attributes:
+        reading: what its head says.
+        budget: mean depth wanted, layers; None: the router's own choice.
+        guaranteed: take the certified operating point, with fallback to full depth, in place of a budget.
+        name: the policy's name.
+    """
+
+    reading: RouterReading
     budget: float | None = None
+    guaranteed: bool = False
     name: str = ROUTER
-    label: str = ARMS[ROUTER]
-    _routed: dict[str, Chain] = field(default_factory=dict, repr=False, compare=False)
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return the router's chain for each sample."""
-        ids = [encoded.sample.id for encoded in samples.samples]
-        if not all(sample_id in self._routed for sample_id in ids):
-            states = self.scorer.states(samples, self.router.config.prefix_layers)
-            routed = self.router.route([state.cpu() for state in states], self.budget)
-            for sample_id, scored in zip(ids, routed, strict=True):
-                self._routed.setdefault(sample_id, scored.chain)
-        return [self._routed[sample_id] for sample_id in ids]
+        outputs, router = self.reading.outputs(samples), self.reading.router
+        if self.guaranteed:
+            return [one.chain for one in router.guaranteed(outputs)]
+        return [ranked[0].chain for ranked in router.head.decode(outputs, self.budget)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,6 @@ class RandomChain:
         prefix_layers: layers that are never edited.
         seed: seed of the draws.
         name: the policy's name.
-        label: its name for readers.
     """
 
     router: Policy
@@ -131,7 +135,6 @@ class RandomChain:
     prefix_layers: int
     seed: int
     name: str = RANDOM
-    label: str = ARMS[RANDOM]
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return a random chain for each sample, of the router's depth."""
@@ -183,13 +186,11 @@ class Oracle:
         records: the samples' search records, by sample id.
         num_layers: layers of the model.
         name: the policy's name.
-        label: its name for readers.
     """
 
     records: Mapping[str, SearchRecord]
     num_layers: int
     name: str = ORACLE
-    label: str = ARMS[ORACLE]
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return each sample's shortest right chain, or the full chain where none is known."""

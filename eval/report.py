@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from data.flops import ForwardFlops
+from eval.arms import ALWAYS, FULL, LABELS, ORACLE, ROUTER, SAW_ANSWERS, is_routed
+from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE
+from eval.caveats import caveats_of
+from eval.controls import controls_block
 from eval.groups import groups_of
-from eval.metrics import arm_of, chance_accuracy, collapse_of, paired
-from eval.policies import ARMS, FULL, ORACLE, RANDOM, ROUTER, STATIC
+from eval.latency_file import LATENCY_FILE, read_latency
+from eval.layer_use import layer_use
+from eval.metrics import ArmMeasures, Paired, arm_of, chance_accuracy, collapse_of, corrected, paired
 from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
+from eval.schema import validate_report
 from eval.static import STATIC_FILE, read_static
 from router.command import InputError, plain_values
 from router.durable import read_json, require_file, sha256_file, write_json
 
-SCHEMA = 2
-"""Version of the report's format."""
+SCHEMA = 3
+"""Version of the report's format (docs/report.md)."""
 REPORT_FILE = "report.json"
-SAMPLE_FIELDS = ("task", "difficulty", "subject", "choices")
+SAMPLE_FIELDS = ("task", "difficulty", "subject", "choices", "tokens")
 """Fields of a result that are the sample's, whatever the arm."""
-
-CAVEATS = (
-    "The oracle is an upper bound that has seen the answer: for each test sample it takes the shortest chain that the "
-    "search found to be right. With few choices many tries hit the right one by luck, so part of it is no skill that "
-    "a router could learn; the controls that measure this part (a search told a wrong answer) are not in this report.",
-    "Depth counts layers executed, not time; what the router itself costs is not in it.",
-    "Intervals and p-values speak of other samples of this task, for this one trained router; they do not cover "
-    "another training seed, and p-values are not corrected for the number of arms.",
-    "A bootstrap interval of a difference has no width where both arms answer every sample alike.",
-    "Groups (task, difficulty, subject) are small and many: their intervals are not corrected for their number.",
-)
-JUDGED_CAVEAT = (
-    "Every arm's answers are judged in mode {judged_mode}; the search looked for right chains in mode {mode}, in which "
-    "the static chain was chosen too. A chain that is right in the first mode only is unknown to the oracle."
-)
-"""Added where the two modes differ."""
+BASELINE_FILES = {"mixture": MIXTURE_FILE, "early_exit": EXIT_FILE, "pruned": PRUNED_FILE}
 
 
 def write_report(out: Path) -> dict[str, Any]:
@@ -47,6 +40,7 @@ def write_report(out: Path) -> dict[str, Any]:
         InputError: where a file is missing or corrupt, or an arm's results are not complete.
     """
     report = build_report(out)
+    validate_report(report, str(out))
     write_json(out / REPORT_FILE, report)
     return report
 
@@ -60,54 +54,107 @@ def build_report(out: Path) -> dict[str, Any]:
         keys = ("provenance", "task", "mode", "judged_mode", "split", "model", "fingerprints")
         described = {key: run[key] for key in keys}
         inputs, notes, oracle_found = run["identity"]["inputs"], run["notes"], run["oracle_found"]
-    except (KeyError, TypeError) as error:
+        labels = {arm["name"]: arm["label"] for arm in run["arms"]}
+        flops, router_flops = ForwardFlops.from_json(run["flops"]), float(run["flops"]["router"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
-    by_arm = arms_of(read_results(path, num_layers), n, path)
+    results = read_results(path, num_layers)
+    by_arm = arms_of(results, list(labels), n, path)
     read_static(out / STATIC_FILE, num_layers)  # refuses a file without a chain
-    static = read_json(out / STATIC_FILE)
-    full = by_arm[FULL]
-    budget = run["identity"].get("budget")
-    labels = ARMS if budget is None else ARMS | {ROUTER: f"{ARMS[ROUTER]}, budget {budget:g} layers"}
-    arms = [
-        {"name": name, "label": label, **asdict(arm_of(by_arm[name], full, seed))} for name, label in labels.items()
-    ]
-    caveats = list(CAVEATS)
-    if run["mode"] != run["judged_mode"]:
-        caveats.append(JUDGED_CAVEAT.format(mode=run["mode"], judged_mode=run["judged_mode"]))
+    measures, against, comparisons = compared(by_arm, seed)
+    costs = {name: cost_of(by_arm[name], flops, router_flops if is_routed(name) else 0.0) for name in labels}
+    controls = controls_block(out, results, num_layers)
+    hashed = sha256_file(path)
+    latency = read_latency(out / LATENCY_FILE)
+    if latency is not None and latency.get("results_sha256") != hashed:
+        raise InputError(
+            f"{out / LATENCY_FILE}: expected times of these results, got those of others; remove it, or run "
+            "python -m eval.latency again"
+        )
     report: dict[str, Any] = {
         "schema": SCHEMA,
         **described,
         "inputs": inputs,
-        "results_sha256": sha256_file(path),
+        "results_sha256": hashed,
         "n": n,
-        "chance_accuracy": chance_accuracy(full),
-        "arms": arms,
+        "chance_accuracy": chance_accuracy(by_arm[FULL]),
+        "arms": [
+            {
+                "name": name,
+                "label": label,
+                "saw_answers": name in SAW_ANSWERS,
+                **asdict(measures[name]),
+                "flops_ratio": costs[name] / costs[FULL],
+            }
+            for name, label in labels.items()
+        ],
         "groups": [asdict(group) for group in groups_of(by_arm, seed)],
-        "router_against": {name: asdict(paired(by_arm[ROUTER], by_arm[name], seed)) for name in (STATIC, RANDOM)},
+        "router_against": {name: asdict(one) for name, one in against.items()},
         "router_collapse": asdict(collapse_of(by_arm[ROUTER])),
+        "layer_use": {name: asdict(layer_use([one.chain for one in by_arm[name]])) for name in labels},
         "oracle": {
-            "label": ARMS[ORACLE],
+            "label": LABELS[ORACLE],
             "right_chain_in_records": oracle_found,
             "right_when_run_again": sum(result.correct for result in by_arm[ORACLE]),
         },
-        "static": static,
-        "caveats": caveats,
+        "static": read_json(out / STATIC_FILE),
+        "baselines": {name: read_json(out / file) if name in labels else None for name, file in BASELINE_FILES.items()},
+        "comparisons": comparisons,
+        "controls": controls,
+        "latency": latency,
+        "caveats": caveats_of(run["mode"], run["judged_mode"], set(labels), controls, latency),
         "notes": notes,
     }
     plain: dict[str, Any] = plain_values(report)  # tuples as lists: the same as what is read back
     return plain
 
 
-def arms_of(results: list[PolicyResult], n: int, path: Path) -> dict[str, list[PolicyResult]]:
+def compared(
+    by_arm: Mapping[str, Sequence[PolicyResult]], seed: int
+) -> tuple[dict[str, ArmMeasures], dict[str, Paired], dict[str, Any]]:
+    """Measure every arm, compare it with full depth and the router with it, and correct the p-values together.
+
+    Arms that saw the answers are compared with full depth, but not tested: their p-values are not corrected and
+    do not count.
+
+    Returns:
+        Measures of each arm, the router against each other policy, and what was corrected.
+    """
+    full = by_arm[FULL]
+    measures = {name: arm_of(results, full, seed) for name, results in by_arm.items()}
+    policies = [name for name in by_arm if name not in SAW_ANSWERS and name != FULL]
+    others = [name for name in policies if name != ROUTER]
+    against = [paired(by_arm[ROUTER], by_arm[name], seed) for name in others]
+    with_full = [one for name in policies for one in [measures[name].against_full] if one is not None]
+    tested = corrected([*with_full, *against])
+    for name, one in zip(policies, tested, strict=False):
+        measures[name] = replace(measures[name], against_full=one)
+    comparisons = {
+        "method": "Holm",
+        "count": len(tested),
+        "text": f"{len(tested)} McNemar tests: {len(with_full)} policies against full depth and the router against "
+        f"{len(against)} others. mcnemar_p_holm is corrected for all of them, mcnemar_p and intervals for none.",
+    }
+    return measures, dict(zip(others, tested[len(with_full) :], strict=True)), comparisons
+
+
+def cost_of(results: Sequence[PolicyResult], flops: ForwardFlops, router: float) -> float:
+    """Return the operations of an arm, mean over samples: chain, output head for one token, and router."""
+    return sum(flops.of(result.chain, result.tokens) for result in results) / len(results) + router
+
+
+def arms_of(results: list[PolicyResult], names: Sequence[str], n: int, path: Path) -> dict[str, list[PolicyResult]]:
     """Return each arm's results by sample id, complete and on the same samples.
 
     Raises:
         InputError: where results are missing, or belong to no arm.
     """
-    by_arm: dict[str, list[PolicyResult]] = {name: [] for name in ARMS}
+    by_arm: dict[str, list[PolicyResult]] = {name: [] for name in names}
+    if missing := [name for name in ALWAYS if name not in by_arm]:
+        raise InputError(f"{path}: expected the arms {', '.join(ALWAYS)} in run.json, got none of {missing[0]}")
     for result in results:
         if result.policy not in by_arm:
-            raise InputError(f"{path}: expected the policies {', '.join(ARMS)}, got {result.policy!r}")
+            raise InputError(f"{path}: expected the policies {', '.join(names)}, got {result.policy!r}")
         by_arm[result.policy].append(result)
     for name, of_arm in by_arm.items():
         of_arm.sort(key=lambda result: result.sample_id)

@@ -1,34 +1,29 @@
-"""Per-sample results: run policies over samples, durably and resumably, and read what they left.
+"""Per-sample results: what stands in a folder of them, and what it was made from.
 
 A folder of results holds `run.json` (what was run on what) and JSON Lines of one (policy, sample) each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data.records import ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, SampleBlock, batches_by_length
-from eval.policies import Policy
 from router.chain import Chain
 from router.command import InputError
-from router.durable import JsonLog, read_json, read_json_lines, sha256_json, write_json
+from router.durable import read_json, read_json_lines, sha256_json, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of `run.json` and of the results' lines."""
 RUN_FILE, RESULTS_FILE = "run.json", "results.jsonl"
-JOBS_PER_CALL = 256
-"""Chains run at once over a batch, which bounds the memory of their last states; shared prefixes stay cached."""
-Judge = Callable[[SampleBlock, Sequence[tuple[int, Chain]]], list[ChainResult]]
-"""`ChainScorer.judge` (the real mode) or `ChainScorer.score` (the cheap one)."""
 Label = str | int | float | None
 """A difficulty or subject, as the sample's metadata has it."""
+
+
+_TOLD = ("policy", "sample_id", "task", "difficulty", "subject", "choices", "tokens")
+"""Fields of a line that are not the chain's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +37,7 @@ class PolicyResult:
         difficulty: what its metadata says of it; None: nothing.
         subject: what its metadata says of it; None: nothing.
         choices: number of its choices; 0: the answer is free.
+        tokens: tokens of its prompt and choices, which every chain reads.
         chain: the chain that was run.
         prediction: what was answered, as in `ChainResult`: a choice's index, text, or None, where no answer could be
             read in what was generated (a format failure).
@@ -56,6 +52,7 @@ class PolicyResult:
     difficulty: Label
     subject: Label
     choices: int
+    tokens: int
     chain: Chain
     prediction: int | str | None
     correct: bool
@@ -63,8 +60,8 @@ class PolicyResult:
     margin: float
 
     @classmethod
-    def from_chain_result(cls, policy: str, sample: Sample, result: ChainResult) -> PolicyResult:
-        """Join what the scorer found and what is known of the sample."""
+    def from_chain_result(cls, policy: str, sample: Sample, tokens: int, result: ChainResult) -> PolicyResult:
+        """Join what the scorer found and what is known of the sample, which has so many tokens."""
         return cls(
             policy=policy,
             sample_id=sample.id,
@@ -72,6 +69,7 @@ class PolicyResult:
             difficulty=sample.label("difficulty"),
             subject=sample.label("subject"),
             choices=len(sample.choices),
+            tokens=tokens,
             chain=result.chain,
             prediction=result.prediction,
             correct=result.correct,
@@ -88,6 +86,7 @@ class PolicyResult:
             "difficulty": self.difficulty,
             "subject": self.subject,
             "choices": self.choices,
+            "tokens": self.tokens,
             "chain": self.chain.to_json(),
             "depth": self.chain.depth,
             "prediction": self.prediction,
@@ -105,7 +104,7 @@ class PolicyResult:
         """
         try:
             answered = ChainResult.from_json({**value, "verified": None, "verified_by": None}, num_layers)
-            told = {name: value[name] for name in ("policy", "sample_id", "task", "difficulty", "subject", "choices")}
+            told = {name: value[name] for name in _TOLD}
         except KeyError as error:
             raise ValueError(f"expected the field {error}, got none") from error
         except TypeError as error:
@@ -116,23 +115,24 @@ class PolicyResult:
         for name in ("difficulty", "subject"):
             if not isinstance(told[name], Label):
                 raise ValueError(f"{name}: expected text, a number or null, got {told[name]!r}")
-        if type(told["choices"]) is not int or told["choices"] < 0:
-            raise ValueError(f"choices: expected a number of choices, got {told['choices']!r}")
+        for name, least in (("choices", 0), ("tokens", 1)):
+            if type(told[name]) is not int or told[name] < least:
+                raise ValueError(f"{name}: expected a number of at least {least}, got {told[name]!r}")
         if value.get("depth") != answered.chain.depth:
             raise ValueError(f"depth: expected {answered.chain.depth}, got {value.get('depth')!r}")
         found = {name: getattr(answered, name) for name in ("chain", "prediction", "correct", "scores", "margin")}
         return cls(**told, **found)
 
 
-def read_results(path: Path, num_layers: int) -> list[PolicyResult]:
-    """Read a results file.
+def read_results(path: Path, num_layers: int, *, torn: bool = False) -> list[PolicyResult]:
+    """Read a results file; with `torn` a last line without an end, still being written, does not count.
 
     Raises:
         InputError: where a line is corrupt, or a sample stands twice for one policy; names file and line.
     """
     results: list[PolicyResult] = []
     seen: set[tuple[str, str]] = set()
-    for number, value in read_json_lines(path):
+    for number, value in read_json_lines(path, torn=torn):
         try:
             result = PolicyResult.from_json(value, num_layers)
         except ValueError as error:
@@ -187,72 +187,3 @@ def check_identity(out: Path, identity: dict[str, Any]) -> None:
         f"out: expected results of the same settings and inputs, got {path} made with another "
         f"{', '.join(differing) or 'version'}; {remedy}"
     )
-
-
-def run_policies(
-    policies: Sequence[Policy],
-    samples: Sequence[Sample],
-    scorer: ChainScorer,
-    judge: Judge,
-    path: Path,
-    batch_samples: int,
-    description: str,
-) -> list[PolicyResult]:
-    """Run each policy's chain on each sample and append the results to a file; what stands there is not run again.
-
-    Every chain really runs through the executor. Where policies agree on a sample's chain, it runs once. Batches
-    are the same in a resumed run as in an unbroken one: a batch of which a result is missing runs whole.
-
-    Args:
-        policies: policies with different names.
-        samples: the samples.
-        scorer: encodes and loads the samples.
-        judge: runs the chains: the scorer's `judge` in the real mode, or `score` in the cheap one.
-        path: the results file.
-        batch_samples: samples loaded at once.
-        description: name of the progress bar.
-
-    Returns:
-        All results of the file, those of earlier runs included.
-
-    Raises:
-        InputError: where the file is corrupt, or the model's scores are no finite numbers.
-    """
-    with JsonLog(path) as log:
-        results = read_results(path, scorer.num_layers)
-        done = {(result.policy, result.sample_id) for result in results}
-        encoded = scorer.encode_all(samples)
-        wanted = [(policy.name, sample.id) for policy in policies for sample in samples]
-        with tqdm(
-            total=len(wanted), initial=sum(key in done for key in wanted), desc=description, unit="answer"
-        ) as bar:
-            for indices in batches_by_length([one.length for one in encoded], batch_samples):
-                ids = [samples[i].id for i in indices]
-                missing = [
-                    (p, i)
-                    for p, policy in enumerate(policies)
-                    for i, k in enumerate(ids)
-                    if (policy.name, k) not in done
-                ]
-                if not missing:
-                    continue
-                block = scorer.load([encoded[i] for i in indices])
-                chosen = [policy.chains(block) for policy in policies]
-                jobs = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
-                answered: dict[tuple[int, Chain], ChainResult] = {}
-                for part in _parts(sorted(jobs, key=lambda job: (job[1].layers, job[0]))):
-                    answered |= dict(zip(part, judge(block, part), strict=True))
-                    bar.set_postfix(chains=f"{len(answered)}/{len(jobs)}", refresh=True)
-                fresh = [
-                    PolicyResult.from_chain_result(policies[p].name, block.samples[i].sample, answered[i, chosen[p][i]])
-                    for p, i in missing
-                ]
-                log.append(*(result.to_json() for result in fresh))
-                results += fresh
-                bar.update(len(fresh))
-    return results
-
-
-def _parts(jobs: list[tuple[int, Chain]]) -> Iterable[list[tuple[int, Chain]]]:
-    for start in range(0, len(jobs), JOBS_PER_CALL):
-        yield jobs[start : start + JOBS_PER_CALL]

@@ -21,13 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.launch import Launch
 from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from data.statistics import wilson_interval
+from eval.baselines import write_mixture
 from eval.policies import Policy, StaticChain
-from eval.results import PolicyResult, run_policies
+from eval.results import PolicyResult
+from eval.running import run_policies
 from eval.settings import EvalSettings
+from eval.shared_results import ALONE
 from router.chain import Chain
 from router.command import InputError
 from router.durable import read_json, write_json
@@ -111,6 +115,7 @@ def best_static(
     router: Policy,
     scorer: ChainScorer,
     settings: EvalSettings,
+    launch: Launch = ALONE,
 ) -> Chain:
     """Choose the best static chain, or read the choice of an earlier run, and keep it in `static.json`.
 
@@ -122,6 +127,7 @@ def best_static(
         router: the routing policy, whose mean depth on validation bounds the choice.
         scorer: runs the chains.
         settings: the run's settings.
+        launch: this process among those that share the work.
 
     Raises:
         InputError: where a file of an earlier run is corrupt.
@@ -131,14 +137,16 @@ def best_static(
         return read_static(path, scorer.num_layers)
     routed = routed_chains(router, samples["validation"], scorer, settings.batch_samples)
     max_depth = sum(chain.depth for chain in routed) / len(routed)
-    size = settings.static_pool
-    searched = candidate_pool(records, pool=size, trials=settings.static_trials, max_depth=max_depth)
-    pool = dict.fromkeys([*searched, *common_chains(routed, pool=size, max_depth=max_depth)])
+    size, deepest = settings.static_pool, max(max_depth, scorer.num_layers)  # a mixture may use deeper ones
+    searched = candidate_pool(records, pool=size, trials=settings.static_trials, max_depth=deepest)
+    pool = dict.fromkeys([*searched, *common_chains(routed, pool=size, max_depth=deepest)])
     seen = [*samples["train"], *samples["validation"]]
     candidates = from_tables([*records, *validation], seen, list(pool))
     if candidates is None:
-        candidates = _run_candidates(list(pool), seen, scorer, settings)
+        candidates = _run_candidates(list(pool), seen, scorer, settings, launch)
     chosen = choose_static(candidates, max_depth)
+    chains, correct = [one.chain for one in candidates], [one.correct for one in candidates]
+    write_mixture(settings.out, chains, correct, candidates[0].n, max_depth)
     write_json(path, describe(chosen, candidates, max_depth, set(searched)) | {"mode": scorer.tasks.mode})
     return read_static(path, scorer.num_layers)
 
@@ -163,11 +171,12 @@ def from_tables(
 
 
 def _run_candidates(
-    pool: Sequence[Chain], seen: Sequence[Sample], scorer: ChainScorer, settings: EvalSettings
+    pool: Sequence[Chain], seen: Sequence[Sample], scorer: ChainScorer, settings: EvalSettings, launch: Launch
 ) -> list[Candidate]:
     policies = [StaticChain(chain, name=str(chain)) for chain in pool]
     file = settings.out / CANDIDATES_FILE
-    results = run_policies(policies, seen, scorer, scorer.score, file, settings.batch_samples, "static chains")
+    size, label = settings.batch_samples, "static chains"
+    results = run_policies(policies, seen, scorer, scorer.score, file, size, label, launch)
     names = {policy.name for policy in policies}
     return tally(result for result in results if result.policy in names)
 
@@ -215,6 +224,18 @@ def describe(
             for one in sorted(candidates, key=lambda one: (one.chain.depth, -one.correct, one.chain.layers))
         ],
     }
+
+
+def read_static_depth(path: Path) -> float:
+    """Return the router's mean depth on validation, layers, from `static.json`.
+
+    Raises:
+        InputError: where the file is missing or corrupt.
+    """
+    depth = read_json(path).get("router_validation_depth")
+    if not isinstance(depth, int | float):
+        raise InputError(f"{path}: expected a number router_validation_depth, got {depth!r}")
+    return float(depth)
 
 
 def read_static(path: Path, num_layers: int) -> Chain:

@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.policies import FULL, ORACLE, ROUTER
+from eval.arms import FULL, ORACLE, ROUTER
+from eval.control_lines import control_lines
 
 PIPE_WIDTH = 1000
 """Columns of a pipe, wider than any line of the report, so that nothing is cut or wrapped."""
@@ -18,8 +19,8 @@ GROUP_ROWS = 60
 """Groups shown at most."""
 
 
-def print_report(report: dict[str, Any], stream: TextIO) -> None:
-    """Print a report's arms and what a reader must know with them."""
+def console_for(stream: TextIO) -> tuple[Console, box.Box]:
+    """Return a console and a style of tables for a terminal, or for a file or pipe."""
     terminal = stream.isatty()
     console = Console(
         file=stream,
@@ -29,7 +30,12 @@ def print_report(report: dict[str, Any], stream: TextIO) -> None:
         highlight=False,
         markup=False,
     )
-    style = box.SIMPLE if terminal else box.ASCII2
+    return console, box.SIMPLE if terminal else box.ASCII2
+
+
+def print_report(report: dict[str, Any], stream: TextIO) -> None:
+    """Print a report's arms and what a reader must know with them."""
+    console, style = console_for(stream)
     model, mode = report["model"], report["judged_mode"]
     searched = "" if report["mode"] == mode else f", searched by {report['mode']}"
     console.print(
@@ -49,7 +55,7 @@ def print_report(report: dict[str, Any], stream: TextIO) -> None:
 def _arms(report: dict[str, Any], style: box.Box) -> Table:
     table = Table(box=style)
     table.add_column("arm", overflow="fold")
-    names = ["accuracy", "95 % (Wilson)", "mean depth", "of full", "wrong->right", "right->wrong", "McNemar p"]
+    names = ["accuracy", "95 % (Wilson)", "mean depth", "of full", "FLOPs", "wrong->right", "right->wrong", "p (Holm)"]
     failures = any(arm["no_answer"] for arm in report["arms"])
     for name in (*names, "against full depth, 95 %", *(["no answer"] if failures else [])):
         table.add_column(name, justify="right", overflow="fold")
@@ -89,6 +95,7 @@ def _cells(arm: dict[str, Any]) -> list[str]:
         f"{low:.3f}..{high:.3f}",
         f"{arm['mean_depth']:.2f}",
         f"{arm['depth_ratio']:.3f}",
+        f"{arm['flops_ratio']:.3f}",
     ]
     against = arm["against_full"]
     if against is None:
@@ -98,7 +105,7 @@ def _cells(arm: dict[str, Any]) -> list[str]:
         *cells,
         str(against["wrong_to_right"]),
         str(against["right_to_wrong"]),
-        probability(against["mcnemar_p"]),
+        "-" if against["mcnemar_p_holm"] is None else probability(against["mcnemar_p_holm"]),
         f"{against['difference']:+.3f} ({low:+.3f}..{high:+.3f})",
     ]
 
@@ -114,13 +121,14 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"router: {collapse['distinct_chains']} different chains ({collapse['entropy_bits']:.2f} bits), full depth for "
         f"{collapse['share_full']:.1%}, most common {collapse['most_common']} ({collapse['share_most_common']:.1%})"
     ]
-    for name, label in (("static", "the best static chain"), ("random", "random chains")):
-        pair = report["router_against"][name]
+    labels = {arm["name"]: arm["label"] for arm in report["arms"]}
+    for name, pair in report["router_against"].items():
         low, high = pair["difference_interval"]
         lines.append(
-            f"router against {label}: {pair['difference']:+.3f} ({low:+.3f}..{high:+.3f}), "
-            f"McNemar p {probability(pair['mcnemar_p'])}"
+            f"router against {labels[name]}: {pair['difference']:+.3f} ({low:+.3f}..{high:+.3f}), "
+            f"p {probability(pair['mcnemar_p_holm'])}"
         )
+    lines.append(f"p: {report['comparisons']['method']}, {report['comparisons']['count']} comparisons")
     lines.append(
         f"static chain: {static['text']} (depth {static['depth']}), best of {len(static['candidates'])} on "
         f"{static['chosen_on']} ({static['mode']}) at depth <= {static['router_validation_depth']:.2f}, "
@@ -130,6 +138,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"oracle: a right chain stands in the records of {oracle['right_chain_in_records']} samples (the others run at "
         f"full depth), {oracle['right_when_run_again']} are right when run again"
     )
+    lines += control_lines(report["controls"])
     if any(arm["no_answer"] for arm in report["arms"]):
         lines.append("no answer: none could be read in what was generated, a format failure; it counts as wrong")
     return [*lines, *(f"note: {note}" for note in report["notes"])]

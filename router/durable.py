@@ -160,14 +160,18 @@ class JsonLog:
         self.close()
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for each line of a JSON Lines file.
+
+    With `torn` a last line without an end is left out: another process is writing it, or was killed.
 
     Raises:
         InputError: at a line that is not a JSON object or not UTF-8; the message names file and line.
     """
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
+            if torn and not line.endswith(b"\n"):
+                return
             yield number, parse_json_line(line, f"{path}, line {number}")
 
 

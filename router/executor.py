@@ -135,9 +135,14 @@ class ChainExecutor:
         return states
 
     @torch.inference_mode()
-    def logits(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ vocabulary"]]:
-        """Return the logits of each job at every token of its row."""
-        return [self._capture.head(state) for state in self.states(block, jobs)]
+    def logits(
+        self, block: Block, jobs: Sequence[Job], tokens: Sequence[int] | None = None
+    ) -> list[Float[Tensor, "_ vocabulary"]]:
+        """Return the logits of each job at every token of its row, or at one token of each (one line)."""
+        states = self.states(block, jobs)
+        if tokens is not None:
+            states = [state[token : token + 1] for state, token in zip(states, tokens, strict=True)]
+        return [self._capture.head(state) for state in states]
 
     def target_logprobs(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, " _"]]:
         """Return the log-probability (nats, float32) of each target of each job's row."""

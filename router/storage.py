@@ -149,9 +149,13 @@ class Router:
         Raises:
             ValueError: where the router was not calibrated (`python -m train.calibrate`).
         """
+        return self.guaranteed(self.outputs(states))
+
+    def guaranteed(self, output: Float[Tensor, "batch ..."]) -> list[ScoredChain]:
+        """Do as `route_guaranteed` does, from what `outputs` returned."""
         if self.guarantee is None:
             raise ValueError("guarantee: expected a router with one (python -m train.calibrate), got none")
-        return self.route_at(self.outputs(states), self.guarantee.offset, self.guarantee.least_score)
+        return self.route_at(output, self.guarantee.offset, self.guarantee.least_score)
 
 
 def save_router(folder: Path, router: Router) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from data.launch import this_process
 from data.models import load_model
 from data.records import read_records
 from data.sample import Sample, read_samples
@@ -29,7 +30,6 @@ from router.chain import Chain
 from router.command import InputError, parse_settings, provenance, run_command
 from router.durable import require_directory, sha256_file, sha256_json, writable_directory, write_json
 from search.algorithms import Searcher
-from search.launch import this_process
 from search.menu_search import MenuSearcher
 from search.polar_file import polar_sample, predictor_writes, read_polar, verdict, write_polar
 from search.polar_match import Matches, TheirChains, agreement, match_samples

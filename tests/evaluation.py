@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import data.sample
+from data.controls import wrong_answers
 from data.models import load_model
 from data.records import SearchRecord, pareto_front
 from data.sample import Sample, write_samples
@@ -22,16 +23,41 @@ from eval.__main__ import main
 from eval.inputs import SPLITS
 from router.chain import Chain
 from router.durable import sha256_file
+from router.guarantee import Guarantee, write_guarantee
 from router.head import pad_states
-from router.storage import Router, save_router
+from router.storage import WEIGHTS_FILE, Router, save_router
 from tests.tiny import NUM_LAYERS, random_router, save_tiny
 
 ROOT = Path(data.sample.__file__).parent.parent
 PREFIX = 2
+INPUTS = ("data", "records", "random", "wrong", "router")
+"""Folders that an evaluation reads."""
 SIZES = {"train": 20, "validation": 8, "test": 14}
 FULL = Chain.full(NUM_LAYERS)
+OTHERS = [
+    FULL,
+    *(FULL.repeat(i, 1, 1 + i % 2) for i in range(PREFIX, NUM_LAYERS)),
+    *(FULL.skip(i, 1) for i in (2, 3, 4)),
+]
+"""Chains that a "random search" has tried."""
 TRIED = [FULL, *(FULL.skip(i, k) for k in (1, 2) for i in range(PREFIX, NUM_LAYERS + 1 - k)), FULL.repeat(3, 1, 1)]
 WORDS = ("ice", "tea", "oil", "ash", "mud", "fog")
+
+
+ARM_NAMES = [
+    "full",
+    "router",
+    "router@4.5",
+    "guarantee",
+    "static",
+    "mixture",
+    "random",
+    "early_exit",
+    "pruned",
+    "random_search",
+    "oracle",
+]
+"""Arms of the evaluation, in the order of its report."""
 
 
 def make_samples() -> dict[str, list[Sample]]:
@@ -62,13 +88,19 @@ def vouch(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
 
 
-def make_records(scorer: ChainScorer, samples: list[Sample], split: str) -> list[SearchRecord]:
-    """Records of the chains `TRIED` in the cheap mode, all verified in the real one."""
-    block = scorer.load([scorer.encode(sample) for sample in samples])
+def make_records(
+    scorer: ChainScorer,
+    samples: list[Sample],
+    split: str,
+    tried: list[Chain] = TRIED,
+    targets: dict[str, int | str] | None = None,
+) -> list[SearchRecord]:
+    """Records of the tried chains in the cheap mode, all verified in the real one; targets: wrong answers told."""
+    block = scorer.load(scorer.encode_all(samples, targets))
     records = []
     for i, encoded in enumerate(block.samples):
         sample = encoded.sample
-        jobs = [(i, chain) for chain in TRIED]
+        jobs = [(i, chain) for chain in tried]
         results = tuple(
             dataclasses.replace(cheap, verified=cheap.correct == real.correct, verified_by=encoded.task.judged_mode)
             for cheap, real in zip(scorer.score(block, jobs), scorer.judge(block, jobs), strict=True)
@@ -83,11 +115,11 @@ def make_records(scorer: ChainScorer, samples: list[Sample], split: str) -> list
                 num_layers=NUM_LAYERS,
                 prefix_layers=PREFIX,
                 dtype="float32",
-                reward_target="gold",
-                target=sample.answer,
+                reward_target="wrong" if targets else "gold",
+                target=encoded.target,
                 seed=0,
-                simulations=len(TRIED),
-                nominal_layers=sum(chain.depth for chain in TRIED),
+                simulations=len(tried),
+                nominal_layers=sum(chain.depth for chain in tried),
                 executed_layers=block.executed(i),
                 results=results,
                 pareto=pareto_front(results),
@@ -98,9 +130,13 @@ def make_records(scorer: ChainScorer, samples: list[Sample], split: str) -> list
     return records
 
 
-def write_records(path: Path, records: list[SearchRecord]) -> None:
+def write_records(path: Path, records: list[SearchRecord], algorithm: str = "uct") -> None:
+    """Write records, and beside them the settings of a search that would have made them."""
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
+    settings = {"search": {"algorithm": algorithm}, "reward_target": records[0].reward_target}
+    beside = path.with_suffix(".settings.json")
+    beside.write_text(json.dumps({"runs": [{"settings": settings}], "sha256": sha256_file(path)}))
 
 
 def make_router(scorer: ChainScorer, samples: list[Sample], folder: Path) -> None:
@@ -116,6 +152,8 @@ def make_router(scorer: ChainScorer, samples: list[Sample], folder: Path) -> Non
         budget_points=router.head.budget_points,
     )
     save_router(folder, Router(config, router.head))
+    promised = Guarantee(0.5, 0.1, "accuracy", config.budget_points[-1].offset, None, 8, 0.1, 4.0, 0.4)
+    write_guarantee(folder, promised, sha256_file(folder / WEIGHTS_FILE), {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +169,12 @@ class World:
             "device": "cpu",
             "batch_samples": 5,
             "budget": 4.2,
+            "budgets": "[4.5]",
+            "random_search": self.folder / "random",
+            "wrong_records": self.folder / "wrong",
+            "control_samples": 6,
+            "reshuffles": 2,
+            "tracking.mode": "disabled",
             "static_pool": 2,
             "static_trials": 4,
         }
@@ -145,6 +189,9 @@ class World:
         values = [json.loads(line) for line in path.read_text().splitlines()]
         change(values)
         path.write_text("".join(json.dumps(value) + "\n" for value in values))
+        beside = path.with_suffix(".settings.json")
+        if beside.exists():
+            beside.write_text(json.dumps(json.loads(beside.read_text()) | {"sha256": sha256_file(path)}))
 
     def edit_config(self, **changed: object) -> None:
         path = self.folder / "router" / "config.json"
@@ -158,6 +205,10 @@ def prepared(folder: Path, tasks: TaskSet, samples: dict[str, list[Sample]]) -> 
     make_data(folder / "data", samples, tasks)
     for split in ("train", "test"):
         write_records(folder / "records" / f"{split}.jsonl", make_records(scorer, samples[split], split))
+    test = samples["test"]
+    write_records(folder / "random" / "test.jsonl", make_records(scorer, test, "test", OTHERS), "random")
+    told = wrong_answers(test, scorer.means_the_same)
+    write_records(folder / "wrong" / "test.jsonl", make_records(scorer, test, "test", TRIED, told))
     make_router(scorer, samples["validation"], folder / "router")
     return World(folder)
 
@@ -175,7 +226,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture
 def world(finished: World, tmp_path: Path) -> World:
     """A copy without results, to be changed."""
-    for name in ("data", "records", "router"):
+    for name in INPUTS:
         shutil.copytree(finished.folder / name, tmp_path / name)
     (tmp_path / "model").symlink_to(finished.folder / "model")
     return World(tmp_path)

@@ -16,16 +16,18 @@ from data.records import SearchRecord
 from data.scoring import ChainScorer
 from data.task_files import load_task
 from eval.__main__ import main
+from eval.arms import LABELS
+from eval.baselines import MIXTURE_FILE
+from eval.controls import CONTROL_RESULTS_FILE, PLAN_FILE
 from eval.figure import spread
 from eval.metrics import arm_of, paired
-from eval.policies import ARMS
-from eval.report import REPORT_FILE, write_report
+from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.chain import Chain
 from router.durable import read_json, sha256_file
 from router.storage import load_router
-from tests.evaluation import FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
+from tests.evaluation import ARM_NAMES, FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS
 
 
@@ -35,7 +37,7 @@ def test_every_arm_answers_every_test_sample(finished: World) -> None:
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"), packed=False)
     samples = {sample.id: sample for sample in make_samples()["test"]}
     results = read_results(finished.out / RESULTS_FILE, NUM_LAYERS)
-    assert {(one.policy, one.sample_id) for one in results} == {(arm, key) for arm in ARMS for key in samples}
+    assert {(one.policy, one.sample_id) for one in results} == {(arm, key) for arm in ARM_NAMES for key in samples}
     for one in results:
         block = scorer.load([scorer.encode(samples[one.sample_id])])
         (expected,) = scorer.score(block, [(0, one.chain)])
@@ -50,7 +52,7 @@ def test_chains_are_those_of_their_policies(finished: World) -> None:
     model, tokenizer = load_model(str(finished.folder / "model"), dtype="float32", device="cpu")
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
     router = load_router(finished.folder / "router")
-    chains: dict[str, dict[str, Chain]] = {name: {} for name in ARMS}
+    chains: dict[str, dict[str, Chain]] = {name: {} for name in ARM_NAMES}
     for one in read_results(finished.out / RESULTS_FILE, NUM_LAYERS):
         chains[one.policy][one.sample_id] = one.chain
     lines = (finished.folder / "records" / "test.jsonl").read_text().splitlines()
@@ -91,21 +93,29 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
     # Oracle: the report of the run, and the metrics of the results read back.
     copied = tmp_path / "elsewhere"
     copied.mkdir()
-    for name in (RUN_FILE, RESULTS_FILE, STATIC_FILE):
+    sources = [RUN_FILE, RESULTS_FILE, STATIC_FILE, *BASELINE_FILES.values(), PLAN_FILE, CONTROL_RESULTS_FILE]
+    for name in sources:
         shutil.copy(finished.out / name, copied / name)
     report = write_report(copied)
     assert report == json.loads((copied / REPORT_FILE).read_text())
     assert (copied / REPORT_FILE).read_bytes() == (finished.out / REPORT_FILE).read_bytes()
-    by_arm: dict[str, list[Any]] = {name: [] for name in ARMS}
+    by_arm: dict[str, list[Any]] = {name: [] for name in ARM_NAMES}
     for one in sorted(read_results(copied / RESULTS_FILE, NUM_LAYERS), key=lambda one: one.sample_id):
         by_arm[one.policy].append(one)
     for arm in report["arms"]:
         measured = dataclasses.asdict(arm_of(by_arm[arm["name"]], by_arm["full"], 0))
+        if arm["against_full"] is not None:  # corrected for all comparisons: tests/test_eval_report.py
+            measured["against_full"]["mcnemar_p_holm"] = arm["against_full"]["mcnemar_p_holm"]
         assert json.loads(json.dumps(measured)).items() <= arm.items()
-        knob = ", budget 4.2 layers" if arm["name"] == "router" else ""
-        assert arm["label"] == ARMS[arm["name"]] + knob
-    against = json.loads(json.dumps(dataclasses.asdict(paired(by_arm["router"], by_arm["random"], 0))))
-    assert report["router_against"]["random"] == against
+        knob = {
+            "router": ", budget 4.2 layers",
+            "router@4.5": ", budget 4.5 layers",
+            "guarantee": " (loss 0.5, delta 0.1)",
+        }.get(arm["name"], "")
+        assert arm["label"] == LABELS[arm["name"].split("@")[0]] + knob
+    against = dataclasses.asdict(paired(by_arm["router"], by_arm["random"], 0))
+    corrected = report["router_against"]["random"]["mcnemar_p_holm"]
+    assert report["router_against"]["random"] == json.loads(json.dumps(against | {"mcnemar_p_holm": corrected}))
     assert "has seen the answer" in report["arms"][-1]["label"]
     assert (report["n"], report["split"], report["task"]) == (14, "test", "arc_easy")
     assert report["inputs"]["router/router.safetensors"] == sha256_file(
@@ -166,7 +176,7 @@ def test_a_run_killed_in_the_middle_of_a_line_goes_on(world: World, finished: Wo
     world.out.mkdir()
     names = [RUN_FILE, CANDIDATES_FILE]
     if name == RESULTS_FILE:
-        names += [STATIC_FILE, RESULTS_FILE]
+        names += [MIXTURE_FILE, STATIC_FILE, RESULTS_FILE]
     for one in names:
         shutil.copy(finished.out / one, world.out / one)
     whole = (finished.out / name).read_bytes()

@@ -23,7 +23,7 @@ def arm(name: str, right: str, told: list[tuple[str, Label, Label]]) -> list[Pol
     """One result a character, right where it is 1, of samples with (task, difficulty, subject)."""
     chain = FULL if name == "full" else SHORT
     return [
-        PolicyResult(name, f"s{i:03}", *told[i], 2, chain, int(one), one == "1", (), 1.0 if one == "1" else -1.0)
+        PolicyResult(name, f"s{i:03}", *told[i], 2, 9, chain, int(one), one == "1", (), 1.0 if one == "1" else -1.0)
         for i, one in enumerate(right)
     ]
 

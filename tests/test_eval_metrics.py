@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.statistics import wilson_interval
-from eval.metrics import arm_of, chance_accuracy, collapse_of, paired
+from eval.metrics import arm_of, chance_accuracy, collapse_of, corrected, paired
 from eval.policies import random_chain
 from eval.results import PolicyResult
 from router.chain import Chain
@@ -22,7 +22,7 @@ DEEP = Chain((0, 1, 2, 2, 3), 4)
 def result(**changed: Any) -> PolicyResult:
     """A generated answer of a free question; right unless said otherwise."""
     values = {"policy": "router", "sample_id": "s", "task": "t", "difficulty": None, "subject": None, "choices": 0}
-    answered = {"chain": FULL, "prediction": "4", "correct": True, "scores": (), "margin": 1.0}
+    answered = {"tokens": 9, "chain": FULL, "prediction": "4", "correct": True, "scores": (), "margin": 1.0}
     return PolicyResult(**values | answered | changed)
 
 
@@ -131,3 +131,25 @@ def test_random_chain_needs_the_prefix() -> None:
     # Oracle: two layers always run.
     with pytest.raises(ValueError, match="expected at least 2, got 1"):
         random_chain(1, 5, 2, random.Random(0))
+
+
+def test_rescued_is_a_share_of_what_full_depth_gets_wrong() -> None:
+    # Oracle: counted by hand: full depth is wrong on five, the arm right on two of them and wrong on one that is right.
+    full, arm = results("11100000", policy="full"), results("01111000")
+    measured = arm_of(arm, full, 0)
+    assert measured.rescued_share == 2 / 5
+    assert measured.rescued_interval == wilson_interval(2, 5)
+    assert arm_of(full, full, 0).rescued_share is None
+    never_wrong = results("11111111", policy="full")
+    assert arm_of(arm, never_wrong, 0).rescued_share is None
+
+
+def test_p_values_are_corrected_by_holms_steps() -> None:
+    # Oracle: Holm (1979) by hand: the least p times 3, the next times 2, the greatest times 1.
+    full = results("1" * 10 + "0" * 10, policy="full")
+    arms = [results("1" * 10 + "1" * k + "0" * (10 - k)) for k in (6, 9, 2)]
+    plain = [paired(arm, full, 0) for arm in arms]
+    assert [one.mcnemar_p for one in plain] == [2 / 2**6, 2 / 2**9, 0.5]
+    assert [one.mcnemar_p_holm for one in plain] == [None] * 3
+    assert [one.mcnemar_p_holm for one in corrected(plain)] == pytest.approx([2 * 2 / 2**6, 3 * 2 / 2**9, 0.5])
+    assert corrected([]) == []

@@ -19,15 +19,15 @@ from data.scoring import ChainScorer
 from data.statistics import wilson_interval
 from data.task_files import TaskSet, task_from
 from eval.__main__ import main
-from eval.policies import ARMS
-from eval.report import REPORT_FILE, write_report
+from eval.controls import CONTROL_RESULTS_FILE, PLAN_FILE
+from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.chain import Chain
 from router.command import InputError
 from router.durable import read_json
 from router.view import chain_view
-from tests.evaluation import FULL, SIZES, World, prepared
+from tests.evaluation import ARM_NAMES, FULL, INPUTS, SIZES, World, prepared
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 COLUMNS = {"question": "q", "answer": "a"}
@@ -194,7 +194,7 @@ def test_groups_are_counted_by_task_difficulty_and_subject(mixture: World) -> No
             given = [None if line[group["kind"]] is None else str(line[group["kind"]]) for line in members]
             members = [line for line, value in zip(members, given, strict=True) if value == group["value"]]
         full = sum(line["correct"] for line in members if line["policy"] == "full")
-        assert [arm["name"] for arm in group["arms"]] == list(ARMS)
+        assert [arm["name"] for arm in group["arms"]] == ARM_NAMES
         for arm in group["arms"]:
             of_arm = [line for line in members if line["policy"] == arm["name"]]
             right = sum(line["correct"] for line in of_arm)
@@ -229,11 +229,11 @@ def test_report_and_table_come_from_files_alone(
     # Oracle: the report of the run, byte by byte; the model is gone in the second run.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for name in (RUN_FILE, RESULTS_FILE, STATIC_FILE):
+    for name in (RUN_FILE, RESULTS_FILE, STATIC_FILE, *BASELINE_FILES.values(), PLAN_FILE, CONTROL_RESULTS_FILE):
         shutil.copy(mixture.out / name, elsewhere / name)
     report = write_report(elsewhere)
     assert (elsewhere / REPORT_FILE).read_bytes() == (mixture.out / REPORT_FILE).read_bytes()
-    for name in ("data", "records", "router", "out"):
+    for name in (*INPUTS, "out"):
         shutil.copytree(mixture.folder / name, tmp_path / name)
     main(World(tmp_path).arguments(model=mixture.folder / "model"))
     printed = capsys.readouterr().out
@@ -254,7 +254,7 @@ def test_report_and_table_come_from_files_alone(
 @pytest.mark.parametrize(("task", "mode"), [("spelling", "letter"), ("quiz", "exact"), ("riddles", "generate")])
 def test_records_in_another_tasks_mode_are_refused(mixture: World, tmp_path: Path, task: str, mode: str) -> None:
     # Oracle: the mixture has tasks of both modes; each record must be in its own task's.
-    for name in ("data", "records", "router"):
+    for name in INPUTS:
         shutil.copytree(mixture.folder / name, tmp_path / name)
     world = World(tmp_path)
 

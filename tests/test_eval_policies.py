@@ -16,6 +16,7 @@ from eval.policies import (
     Oracle,
     RandomChain,
     RouterPolicy,
+    RouterReading,
     StaticChain,
     random_chain,
     shortest_standing,
@@ -92,7 +93,7 @@ def test_full_depth_and_static_give_every_sample_the_same_chain(block: SampleBlo
 def test_the_router_decides_for_each_sample_alone(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
     # Oracle: each sample alone, without the policy: states of the executor, then Router.route.
     loaded = scorer.load([scorer.encode(sample) for sample in samples])
-    chosen = RouterPolicy(scorer, router).chains(loaded)
+    chosen = RouterPolicy(RouterReading(scorer, router)).chains(loaded)
     alone = []
     for sample in samples:
         one = scorer.load([scorer.encode(sample)])
@@ -106,7 +107,7 @@ def test_random_chains_match_the_routers_depth_and_edit_after_the_prefix(
 ) -> None:
     # Oracle: the properties that the docstring states; the same seed and sample give the same chain in any batch.
     loaded = scorer.load([scorer.encode(sample) for sample in samples])
-    routed = RouterPolicy(scorer, router)
+    routed = RouterPolicy(RouterReading(scorer, router))
     policy = RandomChain(routed, NUM_LAYERS, PREFIX, seed=3)
     drawn = policy.chains(loaded)
     assert [one.depth for one in drawn] == [one.depth for one in routed.chains(loaded)]
@@ -197,5 +198,6 @@ def test_the_routers_most_common_chains_are_candidates() -> None:
 
 def test_routed_chains_do_not_hang_on_batches(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
     # Oracle: the chains of one big batch.
-    whole = RouterPolicy(scorer, router).chains(scorer.load([scorer.encode(sample) for sample in samples]))
-    assert Counter(routed_chains(RouterPolicy(scorer, router), samples, scorer, 5)) == Counter(whole)
+    policies = [RouterPolicy(RouterReading(scorer, router)) for _ in range(2)]
+    whole = policies[0].chains(scorer.load([scorer.encode(sample) for sample in samples]))
+    assert Counter(routed_chains(policies[1], samples, scorer, 5)) == Counter(whole)

@@ -16,6 +16,7 @@ import pytest
 
 from eval.__main__ import main
 from eval.curves import CurvesSettings
+from eval.latency import LatencySettings
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.settings import EvalSettings
 from eval.static import CANDIDATES_FILE, STATIC_FILE
@@ -128,7 +129,7 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     ),
     "records with another target": (
         lambda w: w.edit_lines("records/test.jsonl", lambda v: v[2].update(target=(v[2]["target"] + 1) % 3)),
-        "expected the samples' answers as targets",
+        "expected gold answers of the samples as targets",
     ),
     "records of a control": (
         lambda w: w.edit_lines("records/test.jsonl", set_all("reward_target", "wrong")),
@@ -201,7 +202,8 @@ def test_another_models_files_are_refused(
 ) -> None:
     # Oracle: one line that names what was made for another model; no results.
     if what == "records":
-        world.edit_lines("records/test.jsonl", reprint(part))
+        for name in ("records", "random", "wrong"):
+            world.edit_lines(f"{name}/test.jsonl", reprint(part))
     else:
         stored = json.loads((world.folder / "router/config.json").read_text())["fingerprints"]
         world.edit_config(fingerprints=stored | {part: "f" * 64})
@@ -274,6 +276,10 @@ def test_shipped_configs_parse(path: Path) -> None:
     if path.stem.endswith("_curves"):
         curves, plain = parse_settings(CurvesSettings, [f"--config={path}"], "eval.curves", "")
         assert len(curves.budgets) == len(plain["budgets"]) > 0
+        return
+    if path.stem.endswith("_latency"):
+        latency, plain = parse_settings(LatencySettings, [f"--config={path}"], "eval.latency", "")
+        assert len(latency.batches) == len(plain["batches"]) > 0
         return
     settings, resolved = parse_settings(EvalSettings, [f"--config={path}"], "eval", "")
     assert settings.dtype == resolved["dtype"] == "bfloat16"

@@ -43,7 +43,7 @@ def test_a_line_is_read_back(
     # Oracle: the result itself, after a round through JSON; difficulty and subject by hand.
     choices = ("a", "b", "c") if prediction == 2 else ()
     sample = Sample("t", "test", "Why?", choices, 1 if choices else "four", metadata)
-    result = PolicyResult.from_chain_result("full", sample, ChainResult.from_answer(FULL, prediction, False))
+    result = PolicyResult.from_chain_result("full", sample, 7, ChainResult.from_answer(FULL, prediction, False))
     assert PolicyResult.from_json(json.loads(json.dumps(result.to_json())), NUM_LAYERS) == result
     assert (result.difficulty, result.subject) == told
     assert (result.task, result.choices, result.prediction) == ("t", len(choices), prediction)
@@ -54,18 +54,19 @@ def test_results_of_the_old_schema_are_refused(copied: World, name: str) -> None
     # Oracle: schema 1 had no task on a line; the refusal names the file, and no report is there.
     if name == RUN_FILE:
         run = json.loads((copied.folder / name).read_text())
-        assert run["schema"] == 2
+        assert run["schema"] == 3
         (copied.folder / name).write_text(json.dumps(run | {"schema": 1}))
     else:
         copied.edit_lines(name, lambda lines: [line.pop("task") for line in lines])
-    message = "expected schema 2, got 1" if name == RUN_FILE else "line 1: expected the field 'task', got none"
+    message = "expected schema 3, got 1" if name == RUN_FILE else "line 1: expected the field 'task', got none"
     with pytest.raises(InputError, match=f"{name}.*{message}"):
         write_report(copied.folder)
     assert not (copied.folder / REPORT_FILE).exists()
 
 
 BAD_LINES: dict[str, tuple[dict[str, Any], str]] = {
-    "choices": ({"choices": -1}, "choices: expected a number of choices, got -1"),
+    "choices": ({"choices": -1}, "choices: expected a number of at least 0, got -1"),
+    "tokens": ({"tokens": 0}, "tokens: expected a number of at least 1, got 0"),
     "difficulty": ({"difficulty": [3]}, r"difficulty: expected text, a number or null, got \[3\]"),
     "task": ({"task": None}, "task: expected text, got None"),
     "depth": ({"depth": 99}, "depth: expected"),

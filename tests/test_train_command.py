@@ -15,6 +15,7 @@ from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import read_samples
 from data.scoring import ChainScorer
 from data.task_files import TaskSet, load_task, write_tasks
+from data.tracking import TrackingSettings
 from router.chain import Chain
 from router.command import run_command
 from router.storage import load_router
@@ -22,7 +23,6 @@ from search.__main__ import main as search
 from tests.tiny import NUM_LAYERS, save_tiny, write_project
 from train.__main__ import main
 from train.features import FeatureKey, cached_states, compute_states
-from train.tracking import TrackingSettings
 
 
 @pytest.fixture(scope="module")

@@ -25,12 +25,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
+from data.tracking import TrackingSettings, log_files
 from router.command import InputError, one_line, provenance, run_command
 from router.durable import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
 from train.datamodule import Example, Examples, RouterData, collate
 from train.module import RouterModule
-from train.tracking import TrackingSettings, log_files, start_logger
+from train.tracking import start_logger
 from train.warm_start import WarmStart
 
 DONE_FILE = "train.json"
@@ -224,11 +225,12 @@ def _parts(examples: Examples) -> list[list[Example]]:
 
 def _log_artifacts(logger: WandbLogger | None, data: RouterData, out: Path, final: dict[str, float]) -> None:
     records = [path for name, path in data.files().items() if name.startswith("records/")]
-    digest = log_files(logger, "search-records", "records", records, {"search": data.origin.search})
+    run = None if logger is None else logger.experiment
+    digest = log_files(run, "search-records", "records", records, {"search": data.origin.search})
     files = [out / CONFIG_FILE, out / WEIGHTS_FILE]
-    log_files(logger, "router", "router", files, {"records": digest, **final})
-    if logger is not None:
-        logger.experiment.finish()
+    log_files(run, "router", "router", files, {"records": digest, **final})
+    if run is not None:
+        run.finish()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Which process of a launch this one is, and its device.
 
-`accelerate launch` and `torchrun` start several processes and number them. The search needs no more of them: processes
-meet through files (`search.shards`) and there are no collectives, so a process that dies stops no other; a launcher may
-stop all of its own when one fails.
+`accelerate launch` and `torchrun` start several processes and number them. Search and evaluation need no more of them:
+processes meet through files (`search.shards`, `eval.shared_results`) and there are no collectives, so a process that
+dies stops no other; a launcher may stop all of its own when one fails.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Launch:
 
 
 def this_process(device: str) -> Launch:
-    """Find out which process this is; started alone (plain `python -m search`), it is the only one.
+    """Find out which process this is; started alone (plain `python -m ...`), it is the only one.
 
     Args:
         device: torch device, or "auto": then each process of a launch gets its own GPU, where there are any.

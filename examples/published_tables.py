@@ -1,0 +1,195 @@
+"""The published tables of one model family: every search that they need, at equal budget, and the analysis.
+
+    python -m examples.published_tables --config configs/analysis/smollm2.yaml
+    python -m examples.published_tables --config configs/analysis/llama3-8b.yaml --commands_only true
+
+For each model it prepares the data and searches them once for each set of edits (skip, repeat, both, both+move), for
+some of these once more told a wrong answer, which measures luck. Then `python -m eval.analysis` writes
+`<out>/analysis.json`, figures and tables (docs/analysis.md). Every stage keeps what it has finished: the same command
+goes on. It prints each search's command: to share one among GPUs, give it to `accelerate launch` first and this command
+afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.prepare import prepare
+from data.settings import PrepareSettings
+from eval.analysis import main as analyse
+from eval.analysis_settings import ACTION_SETS, ActionSet
+from router.command import InputError, parse_settings, plain_values, run_command
+from router.durable import read_json, writable_directory
+from search.__main__ import main as search
+from search.run_settings import RunSettings
+
+FREE = ("device", "batch_samples", "batch_tokens", "state_bytes", "estimate_only")
+"""Settings of a finished search that may be others now: they decide no more than its speed and its rounding."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One variant of a model, and how it is asked.
+
+    Attributes:
+        model: its name in tables and folders.
+        variant: which of its variants, such as base or instruct.
+        path: base model: an offline asset, a local directory or a hub id.
+        data: settings of `python -m data prepare`; each variant is asked in its own way, so it has its own folder.
+        revision: hub revision.
+        dtype: float32, bfloat16 or float16.
+
+    Raises:
+        ValueError: where a name cannot be a folder's.
+    """
+
+    model: str
+    variant: str
+    path: str
+    data: PrepareSettings
+    revision: str | None = None
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Refuse names that are no folder's."""
+        for name in ("model", "variant"):
+            value = getattr(self, name)
+            if not re.fullmatch(r"\w[\w.+-]*", value):
+                raise ValueError(f"models.{name}: expected letters, digits, '.', '+' and '-', got {value!r}")
+
+
+@dataclass(frozen=True)
+class TablesSettings:
+    """Settings of the example.
+
+    Attributes:
+        out: folder for the searches, analysis.json and the figures.
+        models: the models, each in its variants.
+        prefix_layers: layers that run unedited in every chain; the published searches edit all.
+        split: split that is searched and analysed.
+        action_sets: the sets of edits that are compared.
+        told_wrong: those of them whose search is run once more told a wrong answer.
+        search_args: further arguments of every `python -m search`: presets, budget, batches.
+        device: torch device, or auto.
+        seed: seed of the analysis's bootstrap.
+        commands_only: print the commands of the searches that are not finished, and stop.
+
+    Raises:
+        ValueError: where there is no model or no set of edits, one stands twice, or `told_wrong` has another.
+    """
+
+    out: Path
+    models: list[ModelSettings]
+    prefix_layers: int = 0
+    split: str = "test"
+    action_sets: tuple[ActionSet, ...] = ("skip", "repeat", "both", "both+move")
+    told_wrong: tuple[ActionSet, ...] = ("both",)
+    search_args: tuple[str, ...] = ()
+    device: str = "auto"
+    seed: int = 0
+    commands_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse empty and contradictory questions."""
+        named = [(one.model, one.variant) for one in self.models]
+        if not named or len(set(named)) < len(named):
+            raise ValueError(f"models: expected some, each model and variant once, got {named}")
+        if not self.action_sets or len(set(self.action_sets)) < len(self.action_sets):
+            raise ValueError(f"action_sets: expected some of {', '.join(ACTION_SETS)}, got {list(self.action_sets)}")
+        if other := [name for name in self.told_wrong if name not in self.action_sets]:
+            raise ValueError(f"told_wrong: expected some of the action_sets, got {other[0]}")
+
+    def records(self, model: ModelSettings, action_set: str, target: str = "gold") -> Path:
+        """Return a search's folder."""
+        name = action_set if target == "gold" else f"{action_set}-told-wrong"
+        return self.out / model.model / model.variant / name
+
+    def searches(self, model: ModelSettings) -> dict[Path, list[str]]:
+        """Return the arguments of each of a model's searches, by its folder."""
+        wanted = [(name, "gold") for name in self.action_sets] + [(name, "wrong") for name in self.told_wrong]
+        named = {"data": model.data.out, "model": model.path, "revision": model.revision, "dtype": model.dtype}
+        named |= {"device": self.device, "prefix_layers": self.prefix_layers, "splits": f"[{self.split}]"}
+        shared = [f"--{name}={value}" for name, value in named.items() if value is not None]
+        return {
+            folder: [
+                *self.search_args, *shared,
+                f"--out={folder}", f"--reward_target={target}", f"--search.action_set={action_set}",
+            ]
+            for action_set, target in wanted
+            for folder in [self.records(model, action_set, target)]
+        }  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the example."""
+    settings, _ = parse_settings(TablesSettings, argv, "examples.published_tables", "The published tables.")
+    writable_directory(settings.out, "out")
+    for model in settings.models:
+        prepare(model.data, plain_values(model.data))
+    for model in settings.models:
+        for folder, arguments in settings.searches(model).items():
+            if finished(folder / f"{settings.split}.jsonl", arguments):
+                print(f"{folder}: searched already")
+                continue
+            print(f"python -m search {shlex.join(arguments)}", flush=True)
+            if not settings.commands_only:
+                search(arguments)
+    if not settings.commands_only:
+        cells = json.dumps(cells_of(settings))
+        analyse([f"--cells={cells}", f"--out={settings.out}", f"--seed={settings.seed}"])
+
+
+def cells_of(settings: TablesSettings) -> list[dict[str, Any]]:
+    """Return the analysis's cells as plain data."""
+    return [
+        {
+            "model": model.model,
+            "variant": model.variant,
+            "action_set": name,
+            "split": settings.split,
+            "records": str(settings.records(model, name)),
+            "wrong": str(settings.records(model, name, "wrong")) if name in settings.told_wrong else None,
+        }
+        for model in settings.models
+        for name in settings.action_sets
+    ]
+
+
+def finished(records: Path, arguments: Sequence[str]) -> bool:
+    """Return whether a search is done.
+
+    Args:
+        records: its record file.
+        arguments: the search's arguments.
+
+    Raises:
+        InputError: where it was done with other settings.
+    """
+    if not records.exists():
+        return False
+    asked, _ = parse_settings(RunSettings, arguments, "search", "")
+    beside = records.with_suffix(".settings.json")
+    runs = read_json(beside).get("runs") or [{}]
+    made, wanted = _flat(runs[-1].get("settings", {})), _flat(plain_values(asked))
+    differing = [name for name, value in wanted.items() if name not in FREE and made.get(name) != value]
+    if differing:
+        raise InputError(f"out: expected no records, or records of the same {', '.join(differing)}, got {records}")
+    return True
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a search's settings with those of each sample's search among them, named as on the command line."""
+    own = settings.get("search", {})
+    return {name: value for name, value in settings.items() if name != "search"} | {
+        f"search.{name}": value for name, value in own.items()
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,231 @@
+"""What depth costs in time on a device: chains timed side by side, and the line that turns a latency into a depth."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.storage import Router
+from router.view import chain_view
+
+WARM_UP = 2
+"""Rounds run before any is timed."""
+
+
+@dataclass(frozen=True)
+class ChainTimes:
+    """Times of one chain, an entry a round; rounds of different chains were run in turns, so entries pair.
+
+    Attributes:
+        prefill: seconds of the pass over the prompts.
+        decode: seconds a further token, mean over the tokens of the round; 0 where none were asked for.
+        peak_bytes: most memory allocated on the accelerator in any round; None on a CPU.
+    """
+
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds as a line in depth, fitted by least squares to the medians of chains.
+
+    Attributes:
+        fixed: seconds outside the layers.
+        layer: seconds a layer.
+        worst: greatest relative error of the line on a chain that it was fitted to.
+    """
+
+    fixed: float
+    layer: float
+    worst: float
+
+    @classmethod
+    def through(cls, depths: Sequence[int], seconds: Sequence[float]) -> Line:
+        """Fit it.
+
+        Raises:
+            ValueError: at fewer than two different depths.
+        """
+        if len(set(depths)) < 2:
+            raise ValueError(f"depths: expected at least two different ones, got {sorted(set(depths))}")
+        layer, fixed = (float(one) for one in np.polyfit(depths, seconds, 1))
+        errors = [
+            abs(fixed + layer * depth - value) / value for depth, value in zip(depths, seconds, strict=True) if value
+        ]
+        return cls(fixed, layer, max(errors, default=0.0))
+
+
+@dataclass(frozen=True)
+class LatencyProfile:
+    """What a call of a router and its model costs on one device, for one size of batch and prompt.
+
+    Attributes:
+        num_layers: layers of the model.
+        batch: rows of a call.
+        prompt_tokens: tokens of each row's prompt.
+        prefill: seconds of the pass over the prompts.
+        decode: seconds of each further token.
+        router: seconds of the router for the whole batch.
+    """
+
+    num_layers: int
+    batch: int
+    prompt_tokens: int
+    prefill: Line
+    decode: Line
+    router: float
+
+    def seconds(self, depth: float, new_tokens: int, *, routed: bool) -> float:
+        """Return the seconds of a call of that mean depth (layers) which generates so many tokens."""
+        outside = self.prefill.fixed + new_tokens * self.decode.fixed + (self.router if routed else 0.0)
+        return outside + depth * (self.prefill.layer + new_tokens * self.decode.layer)
+
+    def factor(self, depth: float, new_tokens: int = 0) -> float:
+        """Return the latency of routed calls of that mean depth, in units of full depth without a router."""
+        full = self.seconds(self.num_layers, new_tokens, routed=False)
+        return self.seconds(depth, new_tokens, routed=True) / full
+
+    def depth_for(self, factor: float, new_tokens: int = 0) -> float:
+        """Return the mean depth, layers, at which routed calls take `factor` of the time at full depth.
+
+        Calls of different depths mix, and time is linear in depth: so the mean depth decides the mean time.
+
+        Raises:
+            ValueError: where no depth above 0 is that fast.
+        """
+        least, most = self.factor(0.0, new_tokens), self.factor(1.0, new_tokens)
+        if most <= least:
+            raise ValueError("latency: expected time that grows with depth, got a profile in which it does not")
+        depth = (factor - least) / (most - least)
+        if not depth > 0:
+            raise ValueError(
+                f"latency_factor: expected more than {least:.3f}, which no layers at all take, got {factor}"
+            )
+        return depth
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LatencyProfile:
+        """Read what `dataclasses.asdict` gave; raises KeyError, TypeError or ValueError where it is none."""
+        prefill, decode = (Line(**value[name]) for name in ("prefill", "decode"))
+        layers, batch, tokens = (int(value[name]) for name in ("num_layers", "batch", "prompt_tokens"))
+        return cls(layers, batch, tokens, prefill, decode, float(value["router"]))
+
+
+def ladder(num_layers: int) -> list[Chain]:
+    """Return the full chain and chains without the last tenth, third and half of the layers, for a `LatencyProfile`."""
+    left = {max(1, round(share * num_layers)) for share in (1.0, 0.9, 2 / 3, 0.5)}
+    return [Chain(tuple(range(depth)), num_layers) for depth in sorted(left, reverse=True)]
+
+
+@torch.inference_mode()
+def time_chains(
+    model: PreTrainedModel,
+    chains: Sequence[Chain],
+    *,
+    batch: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    rounds: int,
+    seed: int = 0,
+    progress: Callable[[], object] = lambda: None,
+) -> dict[Chain, ChainTimes]:
+    """Time chains' views: prefill of random prompts, then greedy decoding of exactly `new_tokens` tokens.
+
+    Every round runs each chain once, in an order of its own, so that what slows the device down for a while slows
+    all chains alike. On CUDA times are the device's own (events), elsewhere the wall clock's.
+
+    Args:
+        model: the base model in evaluation mode.
+        chains: the chains, each once.
+        batch: rows of a call, all of one chain.
+        prompt_tokens: tokens of each row's prompt.
+        new_tokens: tokens generated after it, the same for every chain.
+        rounds: timed rounds, after `WARM_UP` others.
+        seed: draws prompts and orders.
+        progress: called after every timed pass of a chain.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (batch, prompt_tokens), generator=generator).to(model.device)
+    views = {chain: chain_view(model, chain, fresh=True) for chain in chains}
+    times: dict[Chain, list[tuple[float, float, int | None]]] = {chain: [] for chain in chains}
+    order = random.Random(seed)
+    for number in range(WARM_UP + rounds):
+        for chain in order.sample(list(views), len(views)):
+            measured = _time_once(views[chain], ids, new_tokens)
+            if number >= WARM_UP:
+                times[chain].append(measured)
+                progress()
+    return {
+        chain: ChainTimes(
+            tuple(one[0] for one in of_chain),
+            tuple(one[1] for one in of_chain),
+            max((one[2] for one in of_chain if one[2] is not None), default=None),
+        )
+        for chain, of_chain in times.items()
+    }
+
+
+@torch.inference_mode()
+def time_router(router: Router, *, batch: int, prompt_tokens: int, rounds: int, seed: int = 0) -> tuple[float, ...]:
+    """Time the router's head and its decision on states as the base model would give them; seconds a round.
+
+    The first layers are not in it: they run in every chain.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    states = [torch.randn(prompt_tokens, router.config.d_model, generator=generator) for _ in range(batch)]
+    dtype = getattr(torch, router.config.dtype)
+    states = [state.to(dtype) for state in states]
+    seconds = []
+    for number in range(WARM_UP + rounds):
+        start = time.perf_counter()
+        router.route(states)
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - start)
+    return tuple(seconds)
+
+
+def _time_once(view: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> tuple[float, float, int | None]:
+    """Return seconds of prefill, seconds a further token, and the peak of allocated memory in bytes."""
+    cuda = ids.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(ids.device)
+    mask = torch.ones_like(ids)
+    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(view).forward).parameters else {}
+    start = _now(cuda)
+    output = view(input_ids=ids, attention_mask=mask, use_cache=True, **few)
+    token = output.logits[:, -1:].argmax(-1)
+    middle = _now(cuda)
+    for _ in range(new_tokens):
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        output = view(input_ids=token, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True)
+        token = output.logits[:, -1:].argmax(-1)
+    end = _now(cuda)
+    peak = torch.cuda.max_memory_allocated(ids.device) if cuda else None
+    return _between(start, middle), _between(middle, end) / new_tokens if new_tokens else 0.0, peak
+
+
+def _now(cuda: bool) -> Any:
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    if isinstance(start, float):
+        return float(end - start)
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000

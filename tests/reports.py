@@ -1,0 +1,130 @@
+"""Finished evaluations made by hand, without a model: what each arm answered is given, the report is the real one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.flops import ForwardFlops
+from eval.arms import ALWAYS, LABELS
+from eval.baselines import write_mixture
+from eval.report import write_report
+from eval.results import RESULTS_FILE, RUN_FILE, PolicyResult
+from eval.static import STATIC_FILE
+from router.chain import Chain
+from router.durable import write_json
+
+NUM_LAYERS = 4
+FULL = Chain.full(NUM_LAYERS)
+SHORT = FULL.skip(2, 1)
+IDS = tuple(f"{i:016x}" for i in range(12))
+"""Ids of the samples."""
+RIGHT = {
+    "full": IDS[:6],
+    "router": IDS[2:9],
+    "router@2.5": IDS[3:6],
+    "static": IDS[1:6],
+    "mixture": IDS[:5],
+    "random": IDS[4:6],
+    "oracle": IDS[:10],
+}
+"""Samples that each arm answers rightly."""
+STATIC = {
+    "chain": SHORT.to_json(),
+    "text": str(SHORT),
+    "depth": SHORT.depth,
+    "router_validation_depth": 3.2,
+    "from": "search",
+    "chosen_on": "train+validation",
+    "correct": 7,
+    "n": 20,
+    "candidates": [{"chain": str(SHORT), "depth": SHORT.depth, "correct": 7, "from": "search"}],
+    "mode": "letter",
+}
+
+
+def hash_of(letter: str) -> str:
+    """A SHA-256 that is told apart by eye."""
+    return letter * 64
+
+
+def run_of(n: int, arms: Sequence[str]) -> dict[str, Any]:
+    """The content of `run.json`."""
+    names = ("data/train", "data/validation", "data/test", "data/tasks", "records/train", "records/validation")
+    names += ("records/test", "router/config.json", "router/router.safetensors")
+    return {
+        "schema": 3,
+        "identity": {"seed": 0, "inputs": {name: hash_of(f"{i:x}") for i, name in enumerate(names)}},
+        "provenance": {
+            "settings": {"model": "tiny", "router": "runs/router", "records": "runs/search", "budget": 3.2},
+            "commit": None,
+            "versions": {"python": "3.11"},
+            "threads": 2,
+            "started": "2026-01-01T00:00:00+0000",
+        },
+        "task": "quiz",
+        "mode": "letter",
+        "judged_mode": "letter",
+        "split": "test",
+        "n": n,
+        "model": {"name": "tiny", "revision": None, "dtype": "float32", "num_layers": NUM_LAYERS, "prefix_layers": 1},
+        "fingerprints": {"model": hash_of("a"), "tokenizer": hash_of("b"), "prompt": hash_of("c")},
+        "oracle_found": 10,
+        "notes": [],
+        "arms": [{"name": name, "label": LABELS.get(name, name.replace("@", ", budget "))} for name in arms],
+        "flops": ForwardFlops(((1000.0, 2.0),) * NUM_LAYERS, 500.0).to_json() | {"router": 40.0},
+    }
+
+
+def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list[PolicyResult]:
+    """One result for each arm and sample; samples come from two difficulties."""
+    return [
+        PolicyResult(
+            policy=arm,
+            sample_id=key,
+            task="quiz",
+            difficulty=int(key, 16) % 2,
+            subject=None,
+            choices=4,
+            tokens=20 + int(key, 16),
+            chain=FULL if arm == "full" or key in ids[::3] else SHORT,
+            prediction=1 if key in right[arm] else 0,
+            correct=key in right[arm],
+            scores=(0.0, 0.0, 0.0, 0.0),
+            margin=1.0 if key in right[arm] else -1.0,
+        )
+        for arm in right
+        for key in ids
+    ]
+
+
+def write_evaluation(
+    folder: Path,
+    ids: Sequence[str] = IDS,
+    right: Mapping[str, Collection[str]] = RIGHT,
+    changed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a finished evaluation and return its report.
+
+    Args:
+        folder: an absent folder.
+        ids: its samples.
+        right: samples that each arm answers rightly, in the order of the arms.
+        changed: fields of `run.json` that are otherwise.
+    """
+    assert set(ALWAYS) <= set(right)
+    folder.mkdir(parents=True)
+    write_json(folder / RUN_FILE, run_of(len(ids), list(right)) | dict(changed or {}))
+    write_json(folder / STATIC_FILE, STATIC)
+    if "mixture" in right:
+        write_mixture(folder, [FULL, SHORT], [10, 9], 20, 3.2)
+    write_results(folder, results_of(ids, right))
+    return write_report(folder)
+
+
+def write_results(folder: Path, results: Sequence[PolicyResult]) -> None:
+    """Write `results.jsonl`."""
+    lines = "".join(json.dumps(one.to_json()) + "\n" for one in results)
+    (folder / RESULTS_FILE).write_text(lines)

@@ -1,0 +1,217 @@
+"""The published-tables example: every shipped configuration, and the whole of it on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import data.sample
+from data.records import read_records
+from eval.analysis import ANALYSIS_FILE
+from examples.published_tables import TablesSettings, main
+from router.command import parse_settings, run_command
+from search.run_settings import RunSettings
+from tests.sums import digit_model
+from tests.tiny import NUM_LAYERS, tiny_tokenizer
+
+ROOT = Path(data.sample.__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs" / "analysis").glob("*.yaml"))
+HUB_IDS = {
+    "llama3-8b": ("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"),
+    "llama3.2-3b": ("meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.2-3B-Instruct"),
+    "mistral-7b": ("mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-Instruct-v0.3"),
+    "olmoe-1b-7b": ("allenai/OLMoE-1B-7B-0924", "allenai/OLMoE-1B-7B-0924-Instruct"),
+    "smollm2": ("smollm2-135m-instruct",),
+}
+SIMULATIONS, SAMPLES = 12, 12
+
+
+def parsed(config: Path) -> TablesSettings:
+    return parse_settings(TablesSettings, ["--config", str(config)], "examples.published_tables", "")[0]
+
+
+def searches(settings: TablesSettings) -> list[RunSettings]:
+    arguments = [one for model in settings.models for one in settings.searches(model).values()]
+    return [parse_settings(RunSettings, one, "search", "")[0] for one in arguments]
+
+
+def test_every_family_has_its_configuration() -> None:
+    assert [config.stem for config in CONFIGS] == sorted(HUB_IDS)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_every_shipped_configuration_is_accepted_down_to_its_tasks_and_searches(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the searches' own settings. Nothing is loaded but files of the repository.
+    monkeypatch.chdir(ROOT)
+    settings = parsed(config)
+    assert tuple(model.path for model in settings.models) == HUB_IDS[config.stem]
+    for model in settings.models:
+        assert model.data.wanted() == ("test",)
+        tasks = {part.load().name: part for part in model.data.components()}
+        model.data.sizes("test", tasks)
+        if config.stem != "smollm2":
+            assert set(tasks) == {"arc_easy", "arc_challenge", "dart_math"}
+    run = searches(settings)
+    assert [(one.search.action_set, one.reward_target) for one in run[:5]] == [
+        ("skip", "gold"),
+        ("repeat", "gold"),
+        ("both", "gold"),
+        ("both+move", "gold"),
+        ("both", "wrong"),
+    ]
+    assert len({(one.search.simulations, one.prefix_layers, one.search.seed) for one in run}) == 1
+    assert len({one.out for one in run}) == len(run) == 5 * len(settings.models)
+    if config.stem != "smollm2":
+        assert run[0].search.simulations == 200
+        assert run[0].search.algorithm == "uct"
+        assert (run[0].search.depth_penalty, run[0].search.random_share) == (5.0, 0.1)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.parent
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    """Write a tiny model, rows of sums with levels and of made-up rivers, and the example's settings."""
+    digit_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    sums = [{"q": f"What is {i}?", "a": ("1", "2", "12", "21")[i % 4], "level": i % 2} for i in range(SAMPLES)]
+    rivers = [
+        {
+            "id": f"r{i}",
+            "question": f"How long is river {i}?",
+            "choices": {"text": [f"{i} m", f"{i + 1} m", f"{i + 2} m"], "label": ["A", "B", "C"]},
+            "answerKey": "ABC"[i % 3],
+        }
+        for i in range(SAMPLES)
+    ]
+    task = {
+        "name": "sums",
+        "columns": {"question": "q", "answer": "a", "metadata": {"difficulty": "level"}},
+        "answer_kind": "text",
+        "mode": "exact",
+        "max_new_tokens": 4,
+        "prompt": {"cue": ""},
+    }
+    (folder / "sums.yaml").write_text(yaml.safe_dump(task))
+    mixture = [
+        {"task": str(folder / "sums.yaml"), "path": str(write_rows(folder / "sums" / "test.jsonl", sums))},
+        {"task": "arc_easy", "source": "local", "path": str(write_rows(folder / "rivers" / "test.jsonl", rivers))},
+    ]
+    sizes = {"train": {"size": 0}, "validation": {"size": 0}, "test": {"size": SAMPLES}}
+    model = {
+        "model": "tiny",
+        "variant": "base",
+        "path": str(folder / "model"),
+        "dtype": "float32",
+        "data": {"out": str(folder / "data"), "mixture": mixture, **sizes},
+    }
+    settings = {
+        "out": str(folder / "out"),
+        "action_sets": ["skip", "both"],
+        "search_args": [f"--search.simulations={SIMULATIONS}"],
+        "device": "cpu",
+        "models": [model],
+    }
+    config = folder / "tables.yaml"
+    config.write_text(yaml.safe_dump(settings | changes))
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the example was run."""
+    folder = tmp_path_factory.mktemp("tables")
+    main(["--config", str(write_config(folder))])
+    return folder
+
+
+def test_the_example_searches_and_analyses(finished: Path) -> None:
+    # Oracle: the records of its searches, counted here.
+    told = json.loads((finished / "out" / ANALYSIS_FILE).read_text())
+    assert [(cell["action_set"], cell["search"]["simulations"]) for cell in told["cells"]] == [
+        ("skip", SIMULATIONS),
+        ("both", SIMULATIONS),
+    ]
+    labels = ["all", "arc_easy", "sums", "sums, difficulty 0", "sums, difficulty 1"]
+    for cell in told["cells"]:
+        records = read_records(finished / "out" / "tiny" / "base" / cell["action_set"] / "test.jsonl")
+        assert [group["label"] for group in cell["groups"]] == labels
+        for task in ("arc_easy", "sums"):
+            own = [record for record in records if record.task == task]
+            group = cell["groups"][labels.index(task)]
+            right = [record.full.correct == record.full.verified for record in own]
+            stood = [any(one.correct and one.verified for one in record.results) for record in own]
+            assert group["original"]["count"] == sum(right)
+            assert group["oracle"]["count"] == sum(a or b for a, b in zip(right, stood, strict=True))
+        assert cell["num_layers"] == NUM_LAYERS
+        assert cell["groups"][0]["use"]["repeat_rate"] == [0.0] * NUM_LAYERS or cell["action_set"] == "both"
+    wrong = read_records(finished / "out" / "tiny" / "base" / "both-told-wrong" / "test.jsonl")
+    luck = told["cells"][1]["groups"][0]["set_right"]["luck"]
+    assert 0 < luck["told_wrong"]["n"] <= len(wrong)
+    assert told["cells"][0]["groups"][0]["set_right"]["luck"] is None
+    assert (finished / "out" / "layer_use.png").is_file()
+
+
+def never(*_: object) -> None:
+    raise AssertionError("this search was finished")
+
+
+def test_a_stopped_run_goes_on_and_finished_searches_are_left_alone(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the unbroken run's cells; the killed search is the only one to be made again.
+    before = json.loads((finished / "out" / ANALYSIS_FILE).read_text())["cells"]
+    shutil.rmtree(finished / "out" / "tiny" / "base" / "skip")
+    (finished / "out" / ANALYSIS_FILE).unlink()
+    arguments = ["--config", str(finished / "tables.yaml")]
+    with monkeypatch.context() as patch:
+        patch.setattr("examples.published_tables.search", never)
+        main([*arguments, "--commands_only", "true"])
+        told = capsys.readouterr().out
+        assert told.count("python -m search ") == 1
+        assert "--search.action_set=skip" in told
+        assert not (finished / "out" / ANALYSIS_FILE).exists()
+    main(arguments)
+    assert json.loads((finished / "out" / ANALYSIS_FILE).read_text())["cells"] == before
+    monkeypatch.setattr("examples.published_tables.search", never)
+    main(arguments)
+
+
+def test_finished_searches_of_another_budget_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", str(finished / "tables.yaml"), "--search_args=[--search.simulations=13]"]
+    assert run_command(main, arguments) == 2
+    assert "out: expected no records, or records of the same search.simulations, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_sets": ["skip"]}, "told_wrong: expected some of the action_sets, got both"),
+        ({"action_sets": []}, "action_sets: expected some of skip, repeat, both, both+move, got []"),
+        ({"models": []}, "models: expected some"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], message: str
+) -> None:
+    assert run_command(main, ["--config", str(write_config(tmp_path, **changes))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_models_name_must_do_for_a_folder(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = yaml.safe_load((finished / "tables.yaml").read_text())
+    settings["models"][0]["model"] = "org/tiny"
+    config = tmp_path / "tables.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    assert run_command(main, ["--config", str(config)]) == 2
+    assert "models.model: expected letters, digits" in capsys.readouterr().err

@@ -1,0 +1,252 @@
+"""The oracle's controls that run chains again: choices in another order, and real generation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from data.prompts import LETTERS
+from data.sample import Sample
+from data.scoring import ChainScorer
+from data.task_files import TaskSet, load_task
+from eval.control_reshuffle import shuffles
+from eval.controls import (
+    CONTROL_RESULTS_FILE,
+    PLAN_FILE,
+    ControlRecords,
+    ControlSettings,
+    controls_block,
+    controls_finished,
+    run_controls,
+    write_plan,
+)
+from eval.policies import FullDepth, Oracle
+from eval.results import PolicyResult
+from eval.running import run_policies
+from router.chain import Chain
+from router.command import InputError
+from router.view import chain_view
+from tests.evaluation import make_records
+from tests.sums import SUMS, digit_model
+from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
+
+LETTER = load_task("arc_easy", "letter", max_new_tokens=2)
+SETTINGS = ControlSettings(samples=24, reshuffles=2, seed=1, batch_samples=5)
+WORDS = ("ice", "tea", "oil", "ash")
+
+
+def questions(count: int, words: Sequence[str] = WORDS) -> list[Sample]:
+    """Questions of two to four choices."""
+    return [
+        Sample("arc_easy", "test", f"Which {'really ' * (i % 3)}is number {i}?", tuple(words[: 2 + i % 3]), i % 2)
+        for i in range(count)
+    ]
+
+
+def letter_model() -> PreTrainedModel:
+    """A random llama that writes little but letters, so that some of its answers can be read."""
+    model = tiny_model("llama")
+    kept = tiny_tokenizer()(" A B C D\n")["input_ids"]
+    for token, row in enumerate(model.get_output_embeddings().weight.data):
+        if token not in kept:
+            row.zero_()
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An evaluation of full depth and the oracle, in memory."""
+
+    model: PreTrainedModel
+    scorer: ChainScorer
+    samples: list[Sample]
+    records: ControlRecords
+    results: list[PolicyResult]
+
+    def control(self, out: Path, settings: ControlSettings = SETTINGS) -> None:
+        out.mkdir(exist_ok=True)
+        run_controls(out, settings, self.model, tiny_tokenizer(), self.scorer, self.samples, self.results, self.records)
+
+    def right(self, policy: str) -> dict[str, bool]:
+        return {one.sample_id: one.correct for one in self.results if one.policy == policy}
+
+
+def evaluated(model: PreTrainedModel, tasks: TaskSet, samples: list[Sample], folder: Path) -> Run:
+    scorer = ChainScorer(model, tiny_tokenizer(), tasks)
+    records = make_records(scorer, samples, "test")
+    policies = [FullDepth(NUM_LAYERS), Oracle({record.sample_id: record for record in records}, NUM_LAYERS)]
+    results = run_policies(policies, samples, scorer, scorer.judge, folder / "results.jsonl", 5, "test")
+    return Run(model, scorer, samples, ControlRecords(records), results)
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / CONTROL_RESULTS_FILE).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    return evaluated(letter_model(), TaskSet.of(LETTER), questions(30), folder)
+
+
+@pytest.fixture(scope="module")
+def done(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("done")
+    run.control(out)
+    return out
+
+
+def test_reshuffled_choices_are_shown_in_another_order_and_mean_the_same(run: Run, done: Path) -> None:
+    # Oracle: prompts written here in the order that the shuffle says, the stock model's view and its letter logits.
+    tokenizer, samples = tiny_tokenizer(), {sample.id: sample for sample in run.samples}
+    chains = {(one.policy, one.sample_id): one.chain for one in run.results}
+    orders = set()
+    lines = [line for line in lines_of(done) if "/reshuffled-" in line["policy"]]
+    assert len(lines) == 2 * 2 * 24
+    for line in lines:
+        arm, shuffle = line["policy"].split("/reshuffled-")
+        sample = samples[line["sample_id"]]
+        order = dataclasses.replace(LETTER, shuffle=int(shuffle)).query(sample).order
+        assert sorted(order) == list(range(len(sample.choices)))
+        assert order != LETTER.query(sample).order
+        orders.add((sample.id, order))
+        listed = [f"\n {letter}. {sample.choices[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+        prompt = f"Question: {sample.question}{''.join(listed)}\nAnswer:"
+        chain = Chain(tuple(line["chain"]), NUM_LAYERS)
+        assert chain == chains[arm, sample.id]
+        view = chain_view(run.model, chain)
+        logits = view(torch.tensor([tokenizer(prompt).input_ids])).logits[0, -1].log_softmax(-1)
+        scores = [logits[tokenizer(f" {LETTERS[order.index(i)]}").input_ids[0]].item() for i in range(len(order))]
+        assert line["scores"] == pytest.approx(scores, abs=1e-4)
+        assert line["prediction"] == scores.index(max(scores))
+        assert line["correct"] == (line["prediction"] == sample.answer)
+    assert len(orders) > 24  # the two shuffles differ, but where there are two choices
+
+
+def test_the_block_counts_what_stays_right(run: Run, done: Path) -> None:
+    # Oracle: counted here from the lines on the disk.
+    again = {(line["policy"], line["sample_id"]): line["correct"] for line in lines_of(done)}
+    read = {(line["policy"], line["sample_id"]) for line in lines_of(done) if line["prediction"] is not None}
+    drawn = sorted({key for _, key in again})
+    full, oracle = run.right("full"), run.right("oracle")
+    rescued = [key for key in drawn if oracle[key] and not full[key]]
+    assert len(drawn) == 24
+    assert len(rescued) >= 3
+    block = controls_block(done, run.results, NUM_LAYERS)
+    assert block is not None
+    assert (block["luck"], block["random_search"]) == (None, None)
+
+    def kept(arm: str, keys: Sequence[str]) -> float:
+        outcomes = [again[f"{arm}/reshuffled-{shuffle}", key] for shuffle in shuffles(2, 1) for key in keys]
+        return sum(outcomes) / len(outcomes)
+
+    found = block["reshuffled"]
+    assert (found["n"], found["reshuffles"], found["rescued"]["n"]) == (24, 2, len(rescued))
+    assert found["rescued"]["oracle"]["share"] == pytest.approx(kept("oracle", rescued))
+    assert found["rescued"]["full"]["share"] == pytest.approx(kept("full", rescued))
+    difference = found["rescued"]["difference"]
+    assert difference["value"] == pytest.approx(kept("oracle", rescued) - kept("full", rescued))
+    choices = {sample.id: len(sample.choices) for sample in run.samples}
+    assert found["rescued"]["chance"] == pytest.approx(sum(1 / choices[key] for key in rescued) / len(rescued))
+    right = [key for key in drawn if full[key]]
+    assert (found["full_right"]["n"], found["full_right"]["share"]) == (len(right), pytest.approx(kept("full", right)))
+    both = [key for key in right if oracle[key]]
+    assert found["both_right"]["share"] == pytest.approx(kept("oracle", both))
+    assert found["retained"]["value"] == pytest.approx(kept("oracle", rescued) - kept("full", right))
+    for name, arms in (("usual", (full, oracle)), ("reshuffled", None)):
+        for i, arm in enumerate(("full", "oracle")):
+            expected = kept(arm, drawn) if arms is None else sum(arms[i][key] for key in drawn) / 24
+            assert found[name][arm]["share"] == pytest.approx(expected)
+    generated = block["generated"]
+    assert (generated["n"], generated["modes"]) == (24, ["letter"])
+    for arm, usual in (("full", full), ("oracle", oracle)):
+        own = [key for key in drawn if usual[key]]
+        confirmed = [key for key in own if again[f"{arm}/generated", key]]
+        assert generated[arm]["right"] == len(own)
+        assert generated[arm]["confirmed"]["share"] == len(confirmed) / len(own)
+        of_read = [key for key in own if (f"{arm}/generated", key) in read]
+        assert generated[arm]["right_no_answer"] == len(own) - len(of_read) > 0
+        assert generated[arm]["confirmed_of_read"]["share"] == len(confirmed) / len(of_read)
+        assert generated[arm]["judged"]["share"] == len(own) / 24
+    assert json.loads(json.dumps(block)) == block
+
+
+def test_a_killed_run_goes_on_and_leaves_the_same_files(
+    run: Run, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the bytes of an unbroken run; a torn line does not count; a finished run loads nothing into the model.
+    content = (done / CONTROL_RESULTS_FILE).read_bytes()
+    lines = content.splitlines(keepends=True)
+    assert controls_finished(done, NUM_LAYERS)
+    for kept in (0, 7, len(lines) - 3):
+        out = tmp_path / str(kept)
+        out.mkdir()
+        assert not controls_finished(out, NUM_LAYERS)
+        shutil.copy(done / PLAN_FILE, out)
+        (out / CONTROL_RESULTS_FILE).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        assert not controls_finished(out, NUM_LAYERS)
+        run.control(out)
+        assert controls_finished(out, NUM_LAYERS)
+        assert (out / CONTROL_RESULTS_FILE).read_bytes() == content
+        assert (out / PLAN_FILE).read_bytes() == (done / PLAN_FILE).read_bytes()
+    monkeypatch.delattr(ChainScorer, "load")
+    run.control(out)
+
+
+def test_other_controls_in_the_folder_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
+    # Oracle: the messages; more samples hold those that fewer do.
+    with pytest.raises(InputError, match=r"reshuffles: expected 0\.\.999 and a seed of at least 0, got 1000"):
+        shuffles(1000, 0)
+    with pytest.raises(InputError, match=r"controls of the same settings and records, got .* with another seed, shuf"):
+        write_plan(done, dataclasses.replace(SETTINGS, seed=2), run.scorer.tasks, run.samples, run.records)
+    fewer = write_plan(tmp_path, dataclasses.replace(SETTINGS, samples=10), run.scorer.tasks, run.samples, run.records)
+    plan = json.loads((done / PLAN_FILE).read_text())
+    assert len(fewer["generated"]) == 10
+    assert set(fewer["generated"]) < set(plan["generated"])
+    (tmp_path / PLAN_FILE).write_text(json.dumps(plan | {"schema": 0}))
+    with pytest.raises(InputError, match="expected schema 1, got 0"):
+        controls_block(tmp_path, run.results, NUM_LAYERS)
+    (tmp_path / PLAN_FILE).write_text(json.dumps(plan | {"luck": {"samples": [{}]}}))
+    shutil.copy(done / CONTROL_RESULTS_FILE, tmp_path)
+    with pytest.raises(InputError, match=r"controls.json: expected what two searches found \(luck\), got 'sample_id'"):
+        controls_block(tmp_path, run.results, NUM_LAYERS)
+    (tmp_path / PLAN_FILE).write_text(json.dumps({name: value for name, value in plan.items() if name != "generated"}))
+    with pytest.raises(InputError, match="expected the plan of controls, got one without generated"):
+        controls_block(tmp_path, run.results, NUM_LAYERS)
+
+
+def test_results_that_are_missing_or_of_another_chain_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
+    # Oracle: the messages name policy and sample.
+    shutil.copy(done / PLAN_FILE, tmp_path)
+    lines = lines_of(done)
+    last = lines[-1]
+    (tmp_path / CONTROL_RESULTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    message = f"expected a result of {last['policy']} on sample {last['sample_id']}, got none; run python -m eval again"
+    with pytest.raises(InputError, match=message):
+        controls_block(tmp_path, run.results, NUM_LAYERS)
+    other = last | {"chain": [0, 1], "depth": 2}
+    (tmp_path / CONTROL_RESULTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in [*lines[:-1], other]))
+    with pytest.raises(InputError, match=f"the chain that oracle has run on sample {last['sample_id']}, got 0-1"):
+        controls_block(tmp_path, run.results, NUM_LAYERS)
+    assert controls_block(tmp_path / "none", run.results, NUM_LAYERS) is None
+
+
+def test_what_is_generated_already_or_lists_no_choices_has_no_such_control(tmp_path: Path) -> None:
+    # Oracle: the tasks: sums are generated and graded anyway, the cloze lists no choices.
+    samples = [Sample("sums", "test", f"What is {i}?", (), "12") for i in range(4)]
+    free = evaluated(digit_model(), TaskSet.of(SUMS), samples, tmp_path)
+    free.control(tmp_path / "free")
+    assert not (tmp_path / "free" / CONTROL_RESULTS_FILE).exists()
+    assert controls_finished(tmp_path / "free", NUM_LAYERS)
+    block = controls_block(tmp_path / "free", free.results, NUM_LAYERS)
+    assert block == {"luck": None, "reshuffled": None, "generated": None, "random_search": None}
+    cloze = write_plan(tmp_path, SETTINGS, TaskSet.of(load_task("arc_easy")), questions(5), free.records)
+    assert (cloze["shuffles"], cloze["reshuffled"], len(cloze["generated"])) == ([], [], 5)

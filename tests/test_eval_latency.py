@@ -1,0 +1,170 @@
+"""`python -m eval.latency`: which chains are timed, how times become an arm's, and the file as a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main as evaluate
+from eval.latency import main
+from eval.latency_arms import chains_to_time, latency_of, spread_of
+from eval.latency_file import LATENCY_FILE, budget_for, read_latency
+from eval.report import REPORT_FILE
+from eval.results import PolicyResult
+from router.chain import Chain
+from router.command import InputError, run_command
+from router.durable import read_json, write_json
+from router.fingerprint import Fingerprints
+from router.latency import ChainTimes, LatencyProfile, Line
+from tests.evaluation import ARM_NAMES, World, finished, world  # noqa: F401  (fixtures)
+
+N = 6
+FULL, SHORT = Chain.full(N), Chain((0, 1, 2), N)
+
+
+def result(chain: Chain) -> PolicyResult:
+    return PolicyResult("p", "s", "t", None, None, 2, 9, chain, 0, True, (1.0, 0.0), 1.0)
+
+
+def test_few_chains_are_timed_by_their_shares_many_at_equal_steps_of_depth() -> None:
+    assert chains_to_time([FULL] * 7, 4) == [FULL]
+    timed = chains_to_time([SHORT] * 30 + [FULL] * 10, 4)
+    assert (timed.count(SHORT), timed.count(FULL)) == (30, 10)
+    many = [Chain(tuple(range(depth)), 100) for depth in range(1, 101)]
+    timed = chains_to_time(many[::-1], 4)
+    # The middles of four equal parts of 1..100.
+    assert [chain.depth for chain in timed] == [13, 38, 63, 88]
+
+
+def test_an_arms_latency_is_the_mean_of_its_chains_round_by_round() -> None:
+    # By hand: full takes 10, 20, 30; the short chain half; three of four samples are short: 6.25, 12.5, 18.75.
+    times = {
+        FULL: ChainTimes((10.0, 20.0, 30.0), (2.0, 2.0, 2.0), None),
+        SHORT: ChainTimes((5.0, 10.0, 15.0), (1.0, 1.0, 1.0), None),
+    }
+    found = latency_of(times, [SHORT, SHORT, SHORT, FULL], [result(SHORT)] * 3 + [result(FULL)], (1.0, 1.0, 1.0))
+    assert found["prefill_ms"]["median"] == pytest.approx(13500)
+    assert found["ratio_prefill_without_router"] == pytest.approx(spread_of([0.625] * 3))
+    assert found["ratio_prefill"]["median"] == pytest.approx(0.675)  # of 0.725, 0.675 and 0.6583
+    assert found["ratio_decode"]["median"] == pytest.approx(0.625)
+    assert found["depth_ratio"] == pytest.approx((3 * 3 + 6) / 4 / 6)
+    none = {chain: dataclasses.replace(one, decode=(0.0, 0.0, 0.0)) for chain, one in times.items()}
+    assert latency_of(none, [FULL], [result(FULL)], None)["ratio_decode"] is None
+
+
+@pytest.fixture(scope="module")
+def timed(finished: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("timed")
+    shutil.copytree(finished.out, folder / "out")
+    shutil.copytree(finished.folder / "router", folder / "router")
+    main(
+        [
+            f"--evaluation={folder / 'out'}",
+            f"--router={folder / 'router'}",
+            "--device=cpu",
+            "--batches=[1, 2]",
+            "--new_tokens=2",
+            "--rounds=3",
+            "--chains=3",
+        ]
+    )
+    return World(folder)
+
+
+def test_every_arm_is_timed_and_stands_in_the_report(timed: World) -> None:
+    report = read_json(timed.out / REPORT_FILE)
+    content = read_latency(timed.out / LATENCY_FILE)
+    assert content is not None
+    assert report["latency"] == content
+    assert [cell["profile"]["batch"] for cell in content["cells"]] == [1, 2]
+    for cell in content["cells"]:
+        assert [arm["name"] for arm in cell["arms"]] == ARM_NAMES
+        by_name = {arm["name"]: arm for arm in cell["arms"]}
+        assert by_name["full"]["ratio_prefill"] == pytest.approx({"median": 1, "low": 1, "high": 1, "n": 3})
+        assert (
+            by_name["router"]["ratio_prefill"]["median"] > by_name["router"]["ratio_prefill_without_router"]["median"]
+        )
+        assert by_name["static"]["ratio_prefill"] == by_name["static"]["ratio_prefill_without_router"]
+        depths = {arm["name"]: arm["mean_depth"] for arm in report["arms"]}
+        assert {name: arm["mean_depth"] for name, arm in by_name.items()} == pytest.approx(depths)
+    assert not any("latency was not measured" in caveat for caveat in report["caveats"])
+
+
+PROFILE = LatencyProfile(10, 1, 8, Line(2.0, 1.0, 0.0), Line(0.0, 0.0, 0.0), 0.0)
+FINGERPRINTS = Fingerprints("m", "t", "p")
+
+
+def written(folder: Path, **changed: object) -> Path:
+    content = {"schema": 1, "model": "m", "device": "cpu", "dtype": "float32", "new_tokens": 0, "cells": []}
+    content["cells"] = [{"profile": dataclasses.asdict(PROFILE)}]
+    write_json(folder / LATENCY_FILE, content | changed)
+    return folder / LATENCY_FILE
+
+
+def test_a_latency_factor_is_a_budget(tmp_path: Path) -> None:
+    # By hand: full depth takes 12, so 0.75 of it are 9: seven layers.
+    assert budget_for(written(tmp_path), 0.75, FINGERPRINTS, "cpu", "float32") == pytest.approx(7)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "x"}, "expected model m in .*, got x"),
+        ({"device": "cuda"}, "expected device cpu in .*, got cuda"),
+        ({"dtype": "bfloat16"}, "expected dtype float32 in .*, got bfloat16"),
+        ({"schema": 9}, "expected schema 1, got 9"),
+        ({"cells": [{"profile": {}}]}, "expected a latency profile, got one without 'prefill'"),
+    ],
+)
+def test_a_profile_of_something_else_is_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        budget_for(written(tmp_path, **changed), 0.75, FINGERPRINTS, "cpu", "float32")
+
+
+def test_evaluation_takes_a_latency_factor(timed: World, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    # The tiny model's times are noise; a line written by hand makes factor 0.84 a mean depth of 4.2.
+    content = read_json(timed.out / LATENCY_FILE)
+    depth = 5
+    profile = dataclasses.replace(PROFILE, num_layers=depth, prefill=Line(0.0, 1.0, 0.0))
+    cells = [{"profile": dataclasses.asdict(profile)}]
+    path = world.folder / "profile.json"
+    write_json(path, content | {"cells": cells, "new_tokens": 0})
+    words = [word for word in world.arguments() if not word.startswith("--budget=")]
+    evaluate([*words, "--latency_factor=0.84", f"--latency_profile={path}"])
+    assert "latency factor 0.84: a mean depth of 4.20 layers" in capsys.readouterr().out
+    label = next(arm["label"] for arm in read_json(world.out / REPORT_FILE)["arms"] if arm["name"] == "router")
+    assert label == "router, budget 4.2 layers"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--latency_factor=0.9"], "latency_factor: expected it and latency_profile together, got one of them"),
+        (["--latency_factor=0.9", "--latency_profile=x.json"], "latency_factor: expected it or budget, got both"),
+    ],
+)
+def test_half_a_wish_is_refused(
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    assert run_command(evaluate, [*world.arguments(), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--rounds=2", "rounds: expected at least 3, got 2"),
+        ("--batches=[]", "batches: expected different numbers of at least 1"),
+        ("--dtype=int8", "dtype: expected float32, bfloat16 or float16, got 'int8'"),
+    ],
+)
+def test_bad_settings_are_one_line(timed: World, capsys: pytest.CaptureFixture[str], flag: str, message: str) -> None:
+    words = [f"--evaluation={timed.out}", f"--router={timed.folder / 'router'}", flag]
+    assert run_command(main, words) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,90 @@
+"""What the report derives of the arms: comparisons and costs, and which arms a run has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.flops import ForwardFlops
+from eval.arms import Arm, arms_of_run, is_routed
+from eval.caveats import caveats_of
+from eval.report import compared, cost_of
+from eval.results import PolicyResult
+from router.chain import Chain
+
+FULL = Chain.full(4)
+SHORT = Chain((0, 1, 3), 4)
+
+
+def results(policy: str, right: str, chain: Chain = FULL, tokens: int = 10) -> list[PolicyResult]:
+    return [
+        PolicyResult(policy, f"s{i}", "t", None, None, 2, tokens, chain, 0, one == "1", (), 1.0 if one == "1" else -1.0)
+        for i, one in enumerate(right)
+    ]
+
+
+def test_arms_stand_in_a_fixed_order_with_further_budgets_after_the_router() -> None:
+    arms = arms_of_run(3.0, (2.5, 4.0), ("pruned",), "loss 0.02, delta 0.1", None)
+    assert [arm.name for arm in arms] == [
+        "full",
+        "router",
+        "router@2.5",
+        "router@4",
+        "guarantee",
+        "static",
+        "random",
+        "pruned",
+        "oracle",
+    ]
+    assert arms[1] == Arm("router", "router, budget 3 layers", 3.0)
+    assert arms[3] == Arm("router@4", "router, budget 4 layers", 4.0)
+    assert arms[4].label == "router with guarantee (loss 0.02, delta 0.1)"
+    least = [arm.name for arm in arms_of_run(None, (), (), None, None)]
+    assert least == ["full", "router", "static", "random", "oracle"]
+    assert "random_search" in [arm.name for arm in arms_of_run(None, (), (), None, Path("x"))]
+    assert [name for name in ("router", "router@2", "guarantee", "random", "full") if is_routed(name)] == [
+        "router",
+        "router@2",
+        "guarantee",
+    ]
+
+
+def test_arms_that_saw_the_answers_are_compared_but_not_tested() -> None:
+    by_arm = {
+        "full": results("full", "11110000"),
+        "router": results("router", "11101110"),
+        "static": results("static", "11000000"),
+        "oracle": results("oracle", "11111111"),
+    }
+    measures, against, comparisons = compared(by_arm, 0)
+    assert comparisons["count"] == 3  # router and static against full, router against static
+    oracle = measures["oracle"].against_full
+    assert oracle is not None
+    assert (oracle.wrong_to_right, oracle.mcnemar_p_holm) == (4, None)
+    router = measures["router"].against_full
+    assert router is not None
+    assert (router.wrong_to_right, router.right_to_wrong) == (3, 1)
+    # By hand: p of (3, 1) is 10/16, of (0, 2) 1/2, of (4, 0) 1/8: Holm gives 1, 1 and 3/8.
+    assert list(against) == ["static"]
+    assert against["static"].mcnemar_p_holm == pytest.approx(3 / 8)
+    assert router.mcnemar_p_holm == pytest.approx(1)
+    assert measures["full"].against_full is None
+
+
+def test_cost_is_the_mean_over_samples_with_head_and_router() -> None:
+    flops = ForwardFlops(((1.0, 0.1),) * 4, 5.0)
+    mixed = [*results("router", "1", SHORT, 10), *results("router", "1", FULL, 20)]
+    # By hand: 3 * (10 + 10) + 5 and 4 * (20 + 40) + 5, and the router's 7.
+    assert cost_of(mixed, flops, 7.0) == pytest.approx((65 + 245) / 2 + 7)
+
+
+def test_caveats_follow_what_the_report_holds() -> None:
+    plain = caveats_of("letter", "letter", {"full"}, None, None)
+    assert "how much is not measured" in plain[0]
+    assert any("latency was not measured" in one for one in plain)
+    rich = caveats_of("exact", "generate", {"full", "pruned"}, {"luck": {}}, {"cells": []})
+    assert "the controls say how much" in rich[0]
+    assert not any("latency was not measured" in one for one in rich)
+    assert any("ShortGPT" in one for one in rich)
+    assert any("judged in mode generate" in one for one in rich)
