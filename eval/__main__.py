@@ -45,9 +45,9 @@ from eval.baselines import (
     write_early_exit,
     write_pruned,
 )
-from eval.controls import ControlRecords, ControlSettings, controls_finished, make_plan, run_controls
+from eval.controls.block import ControlRecords, ControlSettings, controls_finished, make_plan, run_controls
 from eval.inputs import Inputs, identity_of, read_inputs
-from eval.latency_file import budget_for
+from eval.latency.file import budget_for
 from eval.policies import (
     FullDepth,
     Oracle,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.arms import FULL, ORACLE, ROUTER
-from eval.control_lines import control_lines
+from eval.controls.lines import control_lines
 
 PIPE_WIDTH = 1000
 """Columns of a pipe, wider than any line of the report, so that nothing is cut or wrapped."""

@@ -22,8 +22,8 @@ from typing import Any
 
 from data.prepare import prepare
 from data.settings import PrepareSettings
-from eval.analysis import main as analyse
-from eval.analysis_settings import ACTION_SETS, ActionSet
+from eval.analysis.__main__ import main as analyse
+from eval.analysis.settings import ACTION_SETS, ActionSet
 from router.command import InputError, parse_settings, plain_values, run_command
 from router.durable import read_json, writable_directory
 from search.__main__ import main as search

@@ -11,10 +11,10 @@ from scipy.stats import entropy
 
 from data.records import ChainResult, SearchRecord, pareto_front
 from data.statistics import wilson_interval
-from eval.analysis_groups import groups_of, measured_groups, table_of
-from eval.analysis_measures import Measures, measures_of
-from eval.analysis_outcomes import Outcome
-from eval.analysis_statistics import Share, bootstrap, depths_of
+from eval.analysis.groups import groups_of, measured_groups, table_of
+from eval.analysis.measures import Measures, measures_of
+from eval.analysis.outcomes import Outcome
+from eval.analysis.statistics import Share, bootstrap, depths_of
 from router.chain import Chain
 from router.fingerprint import Fingerprints
 

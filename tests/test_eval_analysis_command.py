@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from data.records import SearchRecord
-from eval.analysis import ANALYSIS_FILE, main
-from eval.analysis_figures import STYLES, draw_depths, draw_rates, draw_shares, draw_use
+from eval.analysis.__main__ import ANALYSIS_FILE, main
+from eval.analysis.figures import STYLES, draw_depths, draw_rates, draw_shares, draw_use
 from router.command import run_command
 from router.durable import read_json, sha256_file
 from router.fingerprint import Fingerprints

@@ -11,7 +11,7 @@ import torch
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.task_files import load_task
-from eval.control_generation import GenerationJudge, choice_of
+from eval.controls.generation import GenerationJudge, choice_of
 from router.view import chain_view
 from tests.evaluation import TRIED
 from tests.sums import digit_model

@@ -17,8 +17,7 @@ from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.task_files import TaskSet, load_task
-from eval.control_reshuffle import shuffles
-from eval.controls import (
+from eval.controls.block import (
     CONTROL_RESULTS_FILE,
     PLAN_FILE,
     ControlRecords,
@@ -28,6 +27,7 @@ from eval.controls import (
     run_controls,
     write_plan,
 )
+from eval.controls.reshuffle import shuffles
 from eval.policies import FullDepth, Oracle
 from eval.results import PolicyResult
 from eval.running import run_policies

@@ -14,11 +14,11 @@ from scipy import stats
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.task_files import TaskSet, load_task
-from eval.control_luck import collect_luck, luck
-from eval.control_random import random_search
-from eval.control_searches import require_random_search, require_same_search
-from eval.control_statistics import mean_of, share_of, value_of
-from eval.controls import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
+from eval.controls.block import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
+from eval.controls.luck import collect_luck, luck
+from eval.controls.random_search import random_search
+from eval.controls.searches import require_random_search, require_same_search
+from eval.controls.statistics import mean_of, share_of, value_of
 from router.chain import Chain
 from router.command import InputError
 from router.fingerprint import Fingerprints

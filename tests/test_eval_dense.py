@@ -9,7 +9,7 @@ import pytest
 
 from data.dense_table import DenseTable
 from data.records import ChainResult, SearchRecord, pareto_front
-from eval.curves import Tables, measure
+from eval.curves.__main__ import Tables, measure
 from eval.dense import (
     best_static,
     best_static_mixture,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import main as evaluate
-from eval.latency import main
-from eval.latency_arms import chains_to_time, latency_of, spread_of
-from eval.latency_file import LATENCY_FILE, budget_for, read_latency
+from eval.latency.__main__ import main
+from eval.latency.arms import chains_to_time, latency_of, spread_of
+from eval.latency.file import LATENCY_FILE, budget_for, read_latency
 from eval.report import REPORT_FILE
 from eval.results import PolicyResult
 from router.chain import Chain

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from data.models import load_model
 from eval.arms import FULL, is_routed
-from eval.latency_arms import Timed, chains_to_time, latency_of, spread_of
-from eval.latency_file import LATENCY_FILE, SCHEMA
-from eval.latency_table import print_latency
+from eval.latency.arms import Timed, chains_to_time, latency_of, spread_of
+from eval.latency.file import LATENCY_FILE, SCHEMA
+from eval.latency.table import print_latency
 from eval.refresh import refresh
 from eval.report import arms_of
 from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run

@@ -13,7 +13,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 
-from eval.figure_style import BLACK, BLUE, GREY, Style
+from eval.figures.style import BLACK, BLUE, GREY, Style
 
 _LONG = re.compile(r"-?\d+\.\d{2,}")
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"

@@ -16,12 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from data.sample import Sample
-from eval import page_words
-from eval.control_lines import control_lines
-from eval.figure_style import Report, short_label, style_of
-from eval.figures import drawings_of
-from eval.page_data import browser_data, script_json
-from eval.page_svg import inline_svg, marker_svg
+from eval.controls.lines import control_lines
+from eval.figures.drawings import drawings_of
+from eval.figures.style import Report, short_label, style_of
+from eval.page import words as page_words
+from eval.page.data import browser_data, script_json
+from eval.page.svg import inline_svg, marker_svg
 from eval.results import PolicyResult
 from eval.table import group_label
 from router.durable import write_text
@@ -73,7 +73,7 @@ def build_page(report: Report, results: Mapping[str, Sequence[PolicyResult]], sa
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("eval", "page"),
+        loader=PackageLoader("eval.page", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 from rich import box
 from rich.table import Table
 
-from eval.analysis_settings import ACTION_SETS
-from eval.analysis_statistics import PERCENTS
+from eval.analysis.settings import ACTION_SETS
+from eval.analysis.statistics import PERCENTS
 from eval.table import console_for
 
 NOTHING = "-"

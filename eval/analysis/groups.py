@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.analysis_measures import measures_of
-from eval.analysis_outcomes import Outcome
-from eval.analysis_settings import ACTION_SETS
+from eval.analysis.measures import measures_of
+from eval.analysis.outcomes import Outcome
+from eval.analysis.settings import ACTION_SETS
 from router.command import plain_values
 
 

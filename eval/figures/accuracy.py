@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.arms import FULL, ROUTER
-from eval.figure_style import BLUE, GREY, Report, arm_label, new_figure, style_of, tidy, title
+from eval.figures.style import BLUE, GREY, Report, arm_label, new_figure, style_of, tidy, title
 
 LINE = 0.128
 """Height of a line of a label, inches."""

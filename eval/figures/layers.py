@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from data.statistics import wilson_interval
 from eval.arms import FULL
-from eval.figure_style import BLUE, GREY, VERMILLION, Report, new_figure, row_labels, short_label, tidy, title, wrapped
+from eval.figures.style import BLUE, GREY, VERMILLION, Report, new_figure, row_labels, short_label, tidy, title, wrapped
 
 ROW, LOWEST_ROW = 0.36, 0.62
 """Height of an arm's row in the heat map and in the figure of rates, inches."""

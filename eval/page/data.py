@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.sample import Sample
-from eval.figure_style import Report, short_label
+from eval.figures.style import Report, short_label
 from eval.results import PolicyResult
 from router.chain import Chain
 from router.command import InputError

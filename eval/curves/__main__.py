@@ -22,8 +22,8 @@ from jaxtyping import Int
 from data.dense_table import DenseTable
 from data.records import SearchRecord, read_records
 from data.state_files import StatesOrigin, read_states
-from eval.curves_figure import write_curves_figure
-from eval.curves_summary import summary_of, table_of
+from eval.curves.figure import write_curves_figure
+from eval.curves.summary import summary_of, table_of
 from eval.dense import (
     best_static,
     best_static_mixture,

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data.records import ChainResult, SearchRecord
-from eval.control_searches import in_order, means
-from eval.control_statistics import PairedShares, Share, Sums, Value, paired_shares, share_of, value_of
+from eval.controls.searches import in_order, means
+from eval.controls.statistics import PairedShares, Share, Sums, Value, paired_shares, share_of, value_of
 from eval.policies import shortest_standing
 from router.command import InputError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from eval.figure_style import BLACK, BLUE, VERMILLION, Report, new_figure, row_labels, tidy, title
+from eval.figures.style import BLACK, BLUE, VERMILLION, Report, new_figure, row_labels, tidy, title
 
 ROW = 0.42
 """Height of an arm's row, inches."""

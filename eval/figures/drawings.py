@@ -10,11 +10,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from data.figures import save_figure
-from eval import figure
-from eval.figure_difficulty import draw_difficulty, has_difficulty
-from eval.figure_flows import draw_flows, has_flows
-from eval.figure_layers import draw_layer_rates, draw_layer_use, has_layer_use
-from eval.figure_style import Report
+from eval.figures import accuracy
+from eval.figures.difficulty import draw_difficulty, has_difficulty
+from eval.figures.flows import draw_flows, has_flows
+from eval.figures.layers import draw_layer_rates, draw_layer_use, has_layer_use
+from eval.figures.style import Report
 
 SALT = "eval"
 """Seeds the names inside SVG files."""
@@ -46,7 +46,7 @@ DRAWINGS = (
         "One point an arm: up is more right answers, left is fewer layers executed. The dashed line is full depth. "
         "Whiskers are 95 % Wilson intervals; a thin line joins the budgets of one router. Hollow purple marks have "
         "seen the answers.",
-        figure.draw,
+        accuracy.draw,
         lambda _: True,
     ),
     Drawing(

@@ -20,7 +20,7 @@ from data.judging import folded
 from data.records import ChainResult
 from data.scoring import ChainScorer, SampleBlock
 from data.tasks import Task
-from eval.control_statistics import Pair, PairedShares, Share, paired_shares, share_of
+from eval.controls.statistics import Pair, PairedShares, Share, paired_shares, share_of
 from eval.results import PolicyResult
 from router.chain import Chain
 

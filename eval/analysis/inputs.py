@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data.records import SearchRecord, read_records
-from eval.analysis_outcomes import Outcome
-from eval.analysis_settings import AnalysisSettings, CellSettings
+from eval.analysis.outcomes import Outcome
+from eval.analysis.settings import AnalysisSettings, CellSettings
 from router.command import InputError
 from router.durable import read_json, require_directory, sha256_file
 from router.fingerprint import Fingerprints

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from eval.analysis_figures import write_figures
-from eval.analysis_groups import measured_groups, table_of
-from eval.analysis_inputs import Cell, different_samples, read_cells
-from eval.analysis_settings import AnalysisSettings
-from eval.analysis_statistics import RESAMPLES
-from eval.analysis_table import print_analysis
+from eval.analysis.figures import write_figures
+from eval.analysis.groups import measured_groups, table_of
+from eval.analysis.inputs import Cell, different_samples, read_cells
+from eval.analysis.settings import AnalysisSettings
+from eval.analysis.statistics import RESAMPLES
+from eval.analysis.table import print_analysis
 from router.command import parse_settings, plain_values, provenance, run_command
 from router.durable import writable_directory, write_json
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data.records import SearchRecord
-from eval.control_searches import in_order, means
-from eval.control_statistics import PairedShares, Share, Value, mean_of, paired_shares, share_of
+from eval.controls.searches import in_order, means
+from eval.controls.statistics import PairedShares, Share, Value, mean_of, paired_shares, share_of
 from eval.policies import shortest_standing
 from router.command import InputError
 

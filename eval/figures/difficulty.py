@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.arms import EARLY_EXIT, FULL, GUARANTEE, ORACLE, ROUTER
-from eval.figure_style import GREY, Report, new_figure, short_label, style_of, tidy, title, wrapped
+from eval.figures.style import GREY, Report, new_figure, short_label, style_of, tidy, title, wrapped
 
 ARMS = (FULL, ROUTER, GUARANTEE, EARLY_EXIT, ORACLE)
 """Arms that may go deeper where it is harder, and full depth, to say what is harder."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.arms import FULL, ORACLE, ROUTER, STATIC
-from eval.figure_style import Report
+from eval.figures.style import Report
 
 NBSP = "\N{NO-BREAK SPACE}"
 

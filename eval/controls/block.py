@@ -20,13 +20,13 @@ from data.scoring import ChainScorer
 from data.task_files import TaskSet
 from data.tasks import Task
 from eval.arms import FULL, ORACLE
-from eval.control_generation import GenerationJudge, measure_generated
-from eval.control_generation import policy_name as generated_name
-from eval.control_luck import collect_luck, measure_luck
-from eval.control_random import collect_random, measure_random
-from eval.control_reshuffle import KnownChains, lists_choices, measure_reshuffled, run_reshuffled, shuffles
-from eval.control_reshuffle import policy_name as reshuffled_name
-from eval.control_statistics import Pair
+from eval.controls.generation import GenerationJudge, measure_generated
+from eval.controls.generation import policy_name as generated_name
+from eval.controls.luck import collect_luck, measure_luck
+from eval.controls.random_search import collect_random, measure_random
+from eval.controls.reshuffle import KnownChains, lists_choices, measure_reshuffled, run_reshuffled, shuffles
+from eval.controls.reshuffle import policy_name as reshuffled_name
+from eval.controls.statistics import Pair
 from eval.results import PolicyResult, read_results
 from eval.running import run_policies
 from router.command import InputError, plain_values
@@ -212,9 +212,8 @@ def controls_block(out: Path, results: Sequence[PolicyResult], num_layers: int) 
         num_layers: layers of the model.
 
     Returns:
-        `luck` (`eval.control_luck.Luck`), `reshuffled` (`eval.control_reshuffle.Reshuffled`), `generated`
-        (`eval.control_generation.Generated`), `random_search` (`eval.control_random.RandomSearch`), as JSON data; None
-        for a control that was not made.
+        `luck`, `reshuffled`, `generated` and `random_search` (`Luck`, `Reshuffled`, `Generated` and `RandomSearch` of
+        the modules beside this one) as JSON data; None for a control that was not made.
 
     Raises:
         InputError: where a file is corrupt or a result is missing.

@@ -1,0 +1,1 @@
+"""What searches found, laid side by side: the tables of the published kind."""
