@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import (
     GenerationConfig,
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from router.chain import Chain
-from router.view import chain_view, replace_head, shallow_copy
+from router.view import chain_view, with_contiguous_head
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Generator:
             ids[i, width - len(request.prompt) :] = torch.tensor(request.prompt, device=device)
             mask[i, width - len(request.prompt) :] = 1
         limits = [request.max_new_tokens for request in batch]
-        view = replace_head(chain_view(self._model, batch[0].chain, fresh=True), _contiguous)
+        view = with_contiguous_head(chain_view(self._model, batch[0].chain, fresh=True))
         view.generation_config = self._plain_greedy(max(limits))  # the library fills gaps from this one
         stop = _Finished(self._text, [request.finished for request in batch], limits, width)
         output = view.generate(
@@ -162,18 +162,6 @@ class _Finished(StoppingCriteria):  # type: ignore[misc]  # without types in the
                 self.lengths[i] = len(tokens)
                 self._done[i] = len(tokens) >= self._limits[i] or self._finished[i](self._text(tokens))
         return torch.tensor(self._done, device=input_ids.device)
-
-
-def _contiguous(head: nn.Module) -> nn.Module:
-    """Return a copy of an output embedding, parameters shared, that reads contiguous states.
-
-    After a prompt the library passes it a slice of each row's last token. With strides of its own a batch is no matrix
-    to torch's CPU kernels: they multiply row by row and copy the embedding for each (30 GB for 64 rows of a
-    vocabulary of 152k, or a fall back to a kernel that takes a minute).
-    """
-    clone = shallow_copy(head)
-    clone.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    return clone
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

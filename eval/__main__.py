@@ -101,8 +101,10 @@ def main(argv: Sequence[str] | None) -> None:
     if not launch.is_main:
         return
     shown = refresh(settings.out)
-    track_report(settings.tracking, settings.out, shown.report, shown.figures, shown.page)
+    tracked = track_report(settings.tracking, settings.out, shown.report, shown.figures, shown.page)
     print_report(shown.report, sys.stdout)
+    if tracked is not None:
+        print(f"tracked in {tracked}")
     print("written to " + ", ".join(str(path) for path in (settings.out / REPORT_FILE, shown.page, *shown.figures)))
 
 

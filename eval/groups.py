@@ -30,6 +30,7 @@ class GroupArm:
         accuracy_interval: 95 % Wilson score interval.
         no_answer: samples in whose generated text no answer could be read; they count as wrong.
         mean_depth: layers executed, mean over samples.
+        mean_depth_interval: its 95 % percentile bootstrap interval over samples; of no width with one sample.
         difference: accuracy minus full depth's on the same samples; None for full depth itself.
         difference_interval: its 95 % percentile bootstrap interval; of no width with one sample.
     """
@@ -41,6 +42,7 @@ class GroupArm:
     accuracy_interval: tuple[float, float]
     no_answer: int
     mean_depth: float
+    mean_depth_interval: tuple[float, float]
     difference: float | None
     difference_interval: tuple[float, float] | None
 
@@ -110,6 +112,7 @@ def _group(kind: str, task: str, value: str | None, by_arm: Mapping[str, list[Po
                 accuracy_interval=arm.accuracy_interval,
                 no_answer=arm.no_answer,
                 mean_depth=arm.mean_depth,
+                mean_depth_interval=arm.mean_depth_interval,
                 difference=None if against is None else against.difference,
                 difference_interval=None if against is None else against.difference_interval,
             )

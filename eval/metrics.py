@@ -50,6 +50,7 @@ class ArmMeasures:
         accuracy_interval: 95 % Wilson score interval.
         no_answer: samples in whose generated text no answer could be read (format failures); they count as wrong.
         mean_depth: layers executed, mean over samples.
+        mean_depth_interval: its 95 % percentile bootstrap interval over samples.
         depth_ratio: mean depth by the model's layers.
         rescued_share: of the samples that full depth answers wrongly the share that the arm answers rightly (error
             correction rate); None where there are none, and for full depth itself.
@@ -63,6 +64,7 @@ class ArmMeasures:
     accuracy_interval: tuple[float, float]
     no_answer: int
     mean_depth: float
+    mean_depth_interval: tuple[float, float]
     depth_ratio: float
     rescued_share: float | None
     rescued_interval: tuple[float, float] | None
@@ -113,6 +115,7 @@ def arm_of(results: Sequence[PolicyResult], full: Sequence[PolicyResult], seed: 
         accuracy_interval=wilson_interval(correct, n),
         no_answer=sum(result.prediction is None for result in results),
         mean_depth=depth,
+        mean_depth_interval=mean_interval([result.chain.depth for result in results], seed),
         depth_ratio=depth / results[0].chain.num_layers,
         rescued_share=None if rescued is None else rescued / wrong,
         rescued_interval=None if rescued is None else wilson_interval(rescued, wrong),
@@ -152,6 +155,18 @@ def paired_outcomes(ours: Sequence[bool], theirs: Sequence[bool], seed: int) -> 
         difference=(gained - lost) / n,
         difference_interval=(float(low), float(high)),
     )
+
+
+def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a mean over samples.
+
+    Equal values are interchangeable, so a resample needs their counts only, which are multinomial.
+    """
+    different, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=RESAMPLES)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(draws @ different / len(values), [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def corrected(comparisons: Sequence[Paired]) -> list[Paired]:

@@ -7,6 +7,7 @@ mantissa through five layers). COLA_ROUTER_TEST_DEVICE names another device than
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +15,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.task_files import TaskSet, load_task
+from eval.__main__ import main as evaluate
+from eval.latency.__main__ import main as latency
+from eval.results import RESULTS_FILE, read_results
 from router.chain import Chain
+from router.durable import read_json
 from router.executor import ChainExecutor, Job
 from router.rows import pack_row, plain_row, separate_rows
 from router.view import chain_view
-from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, tiny_model, tiny_samples, tiny_tokenizer
+from tests.evaluation import make_samples, prepared
+from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
 
 DEVICE = os.environ.get("COLA_ROUTER_TEST_DEVICE", "cuda")
 FULL = Chain.full(NUM_LAYERS)
@@ -116,3 +122,21 @@ if is_flash_attn_2_available():
         models[1].load_state_dict(models[0].state_dict())
         first, second = (chain_view(model.to(DEVICE).eval(), chain)(tokens()).logits for model in models)
         close(second, first)
+
+
+def test_a_small_evaluation_with_latency(tmp_path: Path) -> None:
+    """Every arm, the controls and the page on the device; the same answers as on the CPU but for ties."""
+    save_tiny(tmp_path / "model")
+    world = prepared(tmp_path, TaskSet.of(load_task("arc_easy")), make_samples())
+    answers = {}
+    for device in (DEVICE, "cpu"):
+        out = tmp_path / device.replace(":", "-")
+        evaluate(world.arguments(device=device, out=out))
+        answers[device] = {(r.policy, r.sample_id): r.prediction for r in read_results(out / RESULTS_FILE, NUM_LAYERS)}
+        assert (out / "report.html").exists()
+        flags = [f"--evaluation={out}", f"--router={tmp_path / 'router'}", f"--device={device}", "--rounds=3"]
+        latency(flags)
+        cell = read_json(out / "latency.json")["cells"][0]
+        assert (cell["peak_bytes"] is not None) == device.startswith("cuda")
+        assert min(arm["prefill_ms"]["median"] for arm in cell["arms"]) > 0
+    assert answers[DEVICE] == answers["cpu"]

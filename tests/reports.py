@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,11 @@ def write_results(folder: Path, results: Sequence[PolicyResult]) -> None:
     """Write `results.jsonl`."""
     lines = "".join(json.dumps(one.to_json()) + "\n" for one in results)
     (folder / RESULTS_FILE).write_text(lines)
+
+
+GOLDEN = Path(__file__).parent / "golden" / "report.json"
+
+
+if __name__ == "__main__":  # python -m tests.reports: write the golden report anew; read the diff
+    with tempfile.TemporaryDirectory() as place:
+        GOLDEN.write_text(json.dumps(write_evaluation(Path(place) / "toy"), indent=1) + "\n")

@@ -18,7 +18,7 @@ from data.task_files import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import MIXTURE_FILE
-from eval.controls.block import CONTROL_RESULTS_FILE, PLAN_FILE
+from eval.controls.block import PLAN_FILE
 from eval.figures.accuracy import spread
 from eval.metrics import arm_of, paired
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
@@ -93,7 +93,7 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
     # Oracle: the report of the run, and the metrics of the results read back.
     copied = tmp_path / "elsewhere"
     copied.mkdir()
-    sources = [RUN_FILE, RESULTS_FILE, STATIC_FILE, *BASELINE_FILES.values(), PLAN_FILE, CONTROL_RESULTS_FILE]
+    sources = [RUN_FILE, RESULTS_FILE, STATIC_FILE, *BASELINE_FILES.values(), PLAN_FILE]  # its prompts list no choices
     for name in sources:
         shutil.copy(finished.out / name, copied / name)
     report = write_report(copied)

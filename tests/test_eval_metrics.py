@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.statistics import wilson_interval
-from eval.metrics import arm_of, chance_accuracy, collapse_of, corrected, paired
+from eval.metrics import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
 from eval.policies import random_chain
 from eval.results import PolicyResult
 from router.chain import Chain
@@ -153,3 +153,12 @@ def test_p_values_are_corrected_by_holms_steps() -> None:
     assert [one.mcnemar_p_holm for one in plain] == [None] * 3
     assert [one.mcnemar_p_holm for one in corrected(plain)] == pytest.approx([2 * 2 / 2**6, 3 * 2 / 2**9, 0.5])
     assert corrected([]) == []
+
+
+def test_the_interval_of_a_mean_is_that_of_resampled_samples() -> None:
+    # Oracle: samples drawn one by one with replacement, by another generator.
+    depths = [3, 3, 4, 5, 5, 5, 9, 4, 3, 7]
+    rng = random.Random(1)
+    means = sorted(sum(rng.choices(depths, k=10)) / 10 for _ in range(20_000))
+    assert mean_interval(depths, 0) == pytest.approx((means[500], means[19_499]), abs=0.11)
+    assert mean_interval([4, 4, 4], 0) == (4, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from eval.caveats import caveats_of
 from eval.report import compared, cost_of
 from eval.results import PolicyResult
 from router.chain import Chain
+from tests.reports import GOLDEN, write_evaluation
 
 FULL = Chain.full(4)
 SHORT = Chain((0, 1, 3), 4)
@@ -88,3 +90,24 @@ def test_caveats_follow_what_the_report_holds() -> None:
     assert not any("latency was not measured" in one for one in rich)
     assert any("ShortGPT" in one for one in rich)
     assert any("judged in mode generate" in one for one in rich)
+
+
+def test_the_toys_report_is_as_its_golden(tmp_path: Path) -> None:
+    # tests/golden/report.json, written by `python -m tests.reports`; some of its figures counted by hand below.
+    report = write_evaluation(tmp_path / "toy")
+    golden = json.loads(GOLDEN.read_text())
+    assert report == golden
+    arms = {arm["name"]: arm for arm in golden["arms"]}
+    assert (arms["full"]["correct"], arms["router"]["correct"], golden["n"]) == (6, 7, 12)
+    # Right: full 0..5, router 2..8: three won, two lost, of six that full depth gets wrong.
+    against = arms["router"]["against_full"]
+    assert (against["wrong_to_right"], against["right_to_wrong"]) == (3, 2)
+    assert arms["router"]["rescued_share"] == 0.5
+    # Every third sample runs all four layers, the others three.
+    assert arms["router"]["mean_depth"] == pytest.approx((4 * 4 + 8 * 3) / 12)
+    assert golden["layer_use"]["router"]["skip_rate"] == [0, 0, 8 / 12, 0]
+    assert golden["comparisons"]["count"] == 5 + 4  # router, router@2.5, static, mixture, random; the router against 4
+    tokens = [20 + i for i in range(12)]
+    full = sum(4 * (1000 * t + 2 * t * t) + 500 for t in tokens)
+    router = sum((4 if i % 3 == 0 else 3) * (1000 * t + 2 * t * t) + 500 + 40 for i, t in enumerate(tokens))
+    assert arms["router"]["flops_ratio"] == pytest.approx(router / full)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from router.chain import Chain
 from router.decoder import find_decoder
-from router.view import chain_view
+from router.view import chain_view, with_contiguous_head
 from tests.families_table import README, with_table
 from tests.tiny import NUM_LAYERS, VARIANTS, tiny_model
 
@@ -183,3 +183,18 @@ def test_the_readmes_table_of_architectures_is_the_tested_one() -> None:
     # Oracle: the table made from the parametrisation; `python -m tests.families_table` writes it.
     text = README.read_text(encoding="utf-8")
     assert with_table(text) == text
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_contiguous_head_gets_a_matrix_and_says_the_same(rows: int) -> None:
+    # Oracle: the stock model's logits; strides as torch gives a fresh tensor, also where one row has none to show.
+    model = tiny_model("llama")
+    ids = torch.randint(3, 90, (rows, 7), generator=torch.Generator().manual_seed(0))
+    view = with_contiguous_head(chain_view(model, Chain.full(NUM_LAYERS), fresh=True))
+    seen: list[tuple[int, ...]] = []
+    view.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].stride()))
+    got = view(input_ids=ids, logits_to_keep=1).logits
+    torch.testing.assert_close(got, model(input_ids=ids, logits_to_keep=1).logits)
+    width = model.config.hidden_size
+    assert seen == [(width, width, 1)]
+    assert not model.lm_head._forward_pre_hooks

@@ -19,14 +19,13 @@ from data.sample import Sample
 from data.scoring import ChainScorer
 from data.task_files import TaskSet
 from data.tasks import Task
-from eval.arms import FULL, ORACLE
+from eval.controls.found import CONTROLLED, Found
 from eval.controls.generation import GenerationJudge, measure_generated
 from eval.controls.generation import policy_name as generated_name
 from eval.controls.luck import collect_luck, measure_luck
 from eval.controls.random_search import collect_random, measure_random
 from eval.controls.reshuffle import KnownChains, lists_choices, measure_reshuffled, run_reshuffled, shuffles
 from eval.controls.reshuffle import policy_name as reshuffled_name
-from eval.controls.statistics import Pair
 from eval.results import PolicyResult, read_results
 from eval.running import run_policies
 from router.command import InputError, plain_values
@@ -35,14 +34,11 @@ from router.durable import JsonLog, read_json, require_file, write_json
 SCHEMA = 1
 """Version of `controls.json`."""
 PLAN_FILE, CONTROL_RESULTS_FILE = "controls.json", "controls.jsonl"
-CONTROLLED = (FULL, ORACLE)
-"""Arms whose chains are run again."""
 MEASURES: dict[str, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {
     "luck": measure_luck,
     "random_search": measure_random,
 }
 """Controls that need records only."""
-REMEDY = "run python -m eval again"
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ def make_plan(
         InputError: where records do not fit each other.
     """
     listing = _drawn(samples, lists_choices, settings, tasks) if settings.reshuffles else []
-    judged = _drawn(samples, lambda task: task.judged_mode != "generate", settings, tasks)
+    judged = _drawn(samples, _can_be_generated, settings, tasks)
     plan: dict[str, Any] = plain_values(
         {
             "schema": SCHEMA,
@@ -222,7 +218,7 @@ def controls_block(out: Path, results: Sequence[PolicyResult], num_layers: int) 
         return None
     plan, path = read_plan(out), out / CONTROL_RESULTS_FILE
     seed, shuffled, generated = plan["seed"], plan["reshuffled"], plan["generated"]
-    found = _Found.of(path, results, read_results(path, num_layers) if _wanted(plan) and path.exists() else [])
+    found = Found.of(path, results, read_results(path, num_layers) if _wanted(plan) and path.exists() else [])
     block: dict[str, Any] = dict.fromkeys(("luck", "reshuffled", "generated", "random_search"))
     for name, measure in MEASURES.items():
         if plan.get(name) is not None:
@@ -243,52 +239,16 @@ def controls_block(out: Path, results: Sequence[PolicyResult], num_layers: int) 
     return plain
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Results by policy and sample id.
-
-    Attributes:
-        path: the controls' results file.
-        arms: the run's results.
-        controls: the controls'.
-    """
-
-    path: Path
-    arms: Mapping[tuple[str, str], PolicyResult]
-    controls: Mapping[tuple[str, str], PolicyResult]
-
-    @classmethod
-    def of(cls, path: Path, arms: Sequence[PolicyResult], controls: Sequence[PolicyResult]) -> _Found:
-        by_name = [{(one.policy, one.sample_id): one for one in results} for results in (arms, controls)]
-        return cls(path, *by_name)
-
-    def usual(self, ids: Sequence[str]) -> Pair:
-        """Return full depth's and the oracle's results on some samples, in their order."""
-        full, oracle = ([self._one(self.arms, arm, key) for key in ids] for arm in CONTROLLED)
-        return full, oracle
-
-    def again(self, names: Mapping[str, str], ids: Sequence[str]) -> Pair:
-        """Return their results in a control; `names`: the policy of each arm there."""
-        pair = tuple([self._one(self.controls, names[arm], key) for key in ids] for arm in CONTROLLED)
-        for arm, of_arm in zip(CONTROLLED, pair, strict=True):
-            for one in of_arm:
-                if one.chain != self._one(self.arms, arm, one.sample_id).chain:
-                    raise InputError(
-                        f"{self.path}: expected the chain that {arm} has run on sample {one.sample_id}, got {one.chain}"
-                    )
-        return pair[0], pair[1]
-
-    def _one(self, results: Mapping[tuple[str, str], PolicyResult], policy: str, key: str) -> PolicyResult:
-        if (policy, key) not in results:
-            raise InputError(f"{self.path}: expected a result of {policy} on sample {key}, got none; {REMEDY}")
-        return results[policy, key]
-
-
 def _wanted(plan: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Return the (policy, sample id) of all results that a plan asks for."""
     names = [(reshuffled_name(arm, shuffle), "reshuffled") for arm in CONTROLLED for shuffle in plan["shuffles"]]
     names += [(generated_name(arm), "generated") for arm in CONTROLLED]
     return {(policy, key) for policy, drawn in names for key in plan[drawn]}
+
+
+def _can_be_generated(task: Task) -> bool:
+    """Whether real generation says more than evaluation does; a choice that the prompt does not list cannot be read."""
+    return task.judged_mode != "generate" and (task.list_choices or not task.has_choices)
 
 
 def _drawn(

@@ -47,6 +47,7 @@ def _reshuffled(found: dict[str, Any]) -> list[str]:
 def _generated(found: dict[str, Any]) -> list[str]:
     parts = [
         f"of {found[arm]['right']} right answers of {label} {_share(found[arm]['confirmed'])} are confirmed"
+        f" ({found[arm]['right_no_answer']} texts could not be read)"
         for arm, label in (("full", "full depth"), ("oracle", "the oracle"))
         if found[arm]["confirmed"] is not None
     ]
