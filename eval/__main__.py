@@ -63,7 +63,8 @@ from eval.report import REPORT_FILE
 from eval.results import RESULTS_FILE, check_identity, read_results, write_run
 from eval.running import run_policies
 from eval.settings import EvalSettings
-from eval.static import STATIC_FILE, best_static, read_static_depth
+from eval.shared_results import merge_shards
+from eval.static import CANDIDATES_FILE, STATIC_FILE, best_static, read_static_depth
 from eval.table import print_report
 from eval.tracking import track_report
 from router.base_model import resolve_device
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None) -> None:
         evaluate(settings, resolved, inputs, identity, arms, launch)
     if not launch.is_main:
         return
+    merge_shards(settings.out / CANDIDATES_FILE, inputs.router.config.num_layers)
     shown = refresh(settings.out)
     tracked = track_report(settings.tracking, settings.out, shown.report, shown.figures, shown.page)
     print_report(shown.report, sys.stdout)

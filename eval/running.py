@@ -70,10 +70,13 @@ def run_policies(
         while batches:
             ran = False
             for number, indices in list(batches.items()):
+                chosen = [encoded[i] for i in indices]
+                if not _missing(policies, chosen, book):
+                    del batches[number]
+                    continue
                 with book.claimed(number) as mine:
                     if not mine:
                         continue
-                    chosen = [encoded[i] for i in indices]
                     missing = _missing(policies, chosen, book)
                     if missing:
                         ran = True

@@ -9,13 +9,12 @@ Locks are `flock`s: they vanish with a process that is killed, and another one t
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from data.launch import Launch
 from eval.results import PolicyResult, read_results
@@ -54,8 +53,10 @@ class ResultsBook:
             self._log = JsonLog(path)  # cuts a line off that a killed run left torn
             self.refresh()
         else:
-            writable_directory(self._folder, "out")
-            self._log = JsonLog(self._folder / f"{launch.rank}-{os.getpid()}.jsonl")
+            while self._log is None:
+                writable_directory(self._folder, "out")
+                with suppress(FileNotFoundError):  # merged and removed in this moment
+                    self._log = JsonLog(self._folder / f"{launch.rank}-{os.getpid()}.jsonl")
 
     def refresh(self) -> None:
         """Read what was added by whatever process."""
@@ -74,21 +75,20 @@ class ResultsBook:
         if self._launch.processes == 1:
             yield True
             return
-        if not self._folder.exists():  # merged already: there is nothing to run
+        try:
+            lock = (self._folder / f"{batch}.lock").open("a")
+        except FileNotFoundError:  # merged already, and removed: there is nothing to run
             self.refresh()
             yield True
             return
-        lock = FileLock(self._folder / f"{batch}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by close or death
+            except BlockingIOError:
+                yield False
+                return
             self.refresh()
             yield True
-        finally:
-            lock.release()
 
     def append(self, results: Sequence[PolicyResult]) -> None:
         """Add results, durably."""
@@ -113,3 +113,16 @@ class ResultsBook:
     def __exit__(self, *_: object) -> None:
         if self._log is not None:
             self._log.close()
+        if self._launch.processes > 1 and self._path.exists() and not list(self._folder.glob("*.jsonl")):
+            shutil.rmtree(self._folder, ignore_errors=True)  # made anew after all was merged
+
+
+def merge_shards(path: Path, num_layers: int) -> None:
+    """Merge shards that nobody has merged, because the first process of the launch came when all was done.
+
+    Raises:
+        InputError: where a line is corrupt.
+    """
+    if path.with_suffix(".shards").exists():
+        with ResultsBook(path, num_layers):
+            pass

@@ -14,7 +14,7 @@ import pytest
 from data.launch import Launch
 from eval.report import REPORT_FILE
 from eval.results import RESULTS_FILE, PolicyResult, read_results
-from eval.shared_results import ResultsBook
+from eval.shared_results import ResultsBook, merge_shards
 from eval.static import CANDIDATES_FILE
 from router.chain import Chain
 from router.command import InputError
@@ -73,6 +73,19 @@ def test_results_of_others_are_seen_and_merged(tmp_path: Path) -> None:
             assert len(second.results) == 3
     assert keys(read_results(path, NUM_LAYERS)) == [("full", "s1"), ("full", "s2"), ("full", "s3")]
     assert not path.with_suffix(".shards").exists()
+
+
+def test_shards_that_the_first_process_never_saw_are_merged(tmp_path: Path) -> None:
+    # The second process has run everything before the first one came, which then found nothing to do.
+    path = tmp_path / CANDIDATES_FILE
+    with ResultsBook(path, NUM_LAYERS, Launch(1, 2, "cpu")) as book:
+        book.append([result(1), result(2)])
+        book.finish()
+    assert not path.exists()
+    merge_shards(path, NUM_LAYERS)
+    assert keys(read_results(path, NUM_LAYERS)) == [("full", "s1"), ("full", "s2")]
+    assert not path.with_suffix(".shards").exists()
+    merge_shards(path, NUM_LAYERS)  # nothing left to do
 
 
 def test_what_a_killed_launch_left_is_merged_by_one_process(tmp_path: Path) -> None:

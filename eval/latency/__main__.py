@@ -9,6 +9,7 @@ factor into a budget: `python -m eval --latency_factor 0.9 --latency_profile lat
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,9 @@ from router.durable import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LatencyProfile, Line, ladder, time_chains, time_router
 from router.storage import Router, load_router
+
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of the unit in which the system tells a process's greatest memory."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ def measure(
         "attention": getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None),
         "new_tokens": settings.new_tokens,
         "rounds": settings.rounds,
+        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT,
         "cells": cells,
     }
 
