@@ -132,6 +132,8 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         if ids is None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("generate: expected input_ids, which the router reads; got none, or inputs_embeds")
         settings = generation_config or self.generation_config
+        if generation_config is not None:
+            kwargs["generation_config"] = generation_config
         mask = kwargs.pop("attention_mask", None)
         mask = self._mask(ids, settings) if mask is None else mask
         run = self._prefix.run(ids, mask)
@@ -145,10 +147,9 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             index = torch.tensor(rows, device=ids.device)
             options = {name: _rows_of(value, index, len(ids)) for name, value in kwargs.items()}
             view = self._view(chain)
+            view.generation_config = self.generation_config  # what the caller has set on this model counts
             with self._prefix.given(run.select(rows)):
-                out = view.generate(
-                    input_ids=ids[index], attention_mask=mask[index], generation_config=settings, **options
-                )
+                out = view.generate(input_ids=ids[index], attention_mask=mask[index], **options)
             if len(groups) == 1:
                 return out
             parts.append((rows, out))
