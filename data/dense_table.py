@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from data.records import SearchRecord, shared_chains
+from data.statistics import greatest_probability
 from router.chain import Chain
 from router.command import InputError
 
@@ -94,5 +95,4 @@ class DenseTable:
 def _confidence(scores: Sequence[float], prediction: object) -> float:
     if not isinstance(prediction, int) or len(scores) < 2:
         return float("nan")
-    values = np.exp(np.array(scores) - max(scores))
-    return float(values.max() / values.sum())
+    return greatest_probability(scores)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.records import ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
+from data.statistics import greatest_probability
 from router.chain import Chain
 from router.command import InputError
 
@@ -154,8 +155,7 @@ def confidence_of(sample: Sample, result: ChainResult) -> float:
         return math.nan
     if not sample.choices:
         return math.exp(math.fsum(result.scores))
-    best = max(result.scores)
-    return 1 / math.fsum(math.exp(score - best) for score in result.scores)
+    return greatest_probability(result.scores)
 
 
 def same_answer(sample: Sample, one: ChainResult, other: ChainResult) -> bool:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95
 """Of every interval."""
+
+
+def greatest_probability(scores: Sequence[float]) -> float:
+    """Return the greatest probability of the softmax over scores (nats), in 0..1."""
+    best = max(scores)
+    return 1 / math.fsum(math.exp(score - best) for score in scores)
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

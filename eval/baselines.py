@@ -118,7 +118,7 @@ def read_mixture(out: Path, num_layers: int, seed: int) -> MixturePolicy:
         InputError: where it is missing or corrupt.
     """
     value = _read(out / MIXTURE_FILE, ("first", "second", "share"))
-    first, second = (Chain.from_json(value[name], num_layers) for name in ("first", "second"))
+    first, second = (chain_in(out / MIXTURE_FILE, value[name], num_layers) for name in ("first", "second"))
     return MixturePolicy(first, second, float(value["share"]), seed)
 
 
@@ -148,8 +148,9 @@ def write_early_exit(
         places = range(len(indices))
         for row, layer in enumerate(layers):
             chain = exit_chain(layer, n)
-            sure[row, indices] = confidences(scorer, block, chain)
-            right[row, indices] = [one.correct for one in scorer.score(block, [(i, chain) for i in places])]
+            results = scorer.score(block, [(i, chain) for i in places])
+            sure[row, indices] = confidences(scorer, block, chain, results)
+            right[row, indices] = [one.correct for one in results]
         full[indices] = [one.correct for one in scorer.score(block, [(i, Chain.full(n)) for i in places])]
     best = max(
         (
@@ -235,7 +236,19 @@ def read_pruned(out: Path, num_layers: int) -> Chain:
     Raises:
         InputError: where it is missing or corrupt.
     """
-    return Chain.from_json(_read(out / PRUNED_FILE, ("chain",))["chain"], num_layers)
+    return chain_in(out / PRUNED_FILE, _read(out / PRUNED_FILE, ("chain",))["chain"], num_layers)
+
+
+def chain_in(path: Path, value: Any, num_layers: int) -> Chain:
+    """Return the chain that a file holds as JSON.
+
+    Raises:
+        InputError: where it is none; the message names the file.
+    """
+    try:
+        return Chain.from_json(value, num_layers)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _read(path: Path, fields: Sequence[str]) -> dict[str, Any]:

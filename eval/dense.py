@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from data.dense_table import DenseTable
+from eval.metrics import mean_interval
 from router.budget import Mixture, best_mixture
 
 PERMUTATIONS = 10_000
@@ -83,18 +84,15 @@ def permutation_p(table: DenseTable, choices: Int[np.ndarray, " samples"], seed:
 
 
 def bootstrap_difference(
-    one: Float[np.ndarray, " samples"], other: Float[np.ndarray, " samples"], seed: int, resamples: int = 10_000
+    one: Float[np.ndarray, " samples"], other: Float[np.ndarray, " samples"], seed: int
 ) -> tuple[float, float, float]:
     """Return the mean difference of two policies on the same samples and its 95 % percentile bootstrap interval.
 
     Values may be probabilities of a right answer (a randomised policy's expectation).
     """
     difference = one - other
-    values, counts = np.unique(difference, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(difference), counts / len(difference), size=resamples)
-    means = draws @ values / len(difference)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high)
+    low, high = mean_interval(difference, seed)
+    return float(difference.mean()), low, high
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def groups_of(by_arm: Mapping[str, Sequence[PolicyResult]], seed: int) -> list[G
     several = len({task for _, task, _ in members}) > 1
     told = {(kind, task) for kind, task, value in members if value is not None and (kind != "task" or several)}
     ordered = sorted(
-        (key for key in members if key[:2] in told), key=lambda key: (KINDS.index(key[0]), key[1], _natural(key[2]))
+        (key for key in members if key[:2] in told),
+        key=lambda key: (KINDS.index(key[0]), key[1], natural_order(key[2])),
     )
     return [
         _group(*key, {name: [results[i] for i in members[key]] for name, results in by_arm.items()}, seed)
@@ -120,7 +121,7 @@ def _group(kind: str, task: str, value: str | None, by_arm: Mapping[str, list[Po
     return Group(kind, task, value, len(full), chance_accuracy(full), tuple(arms))
 
 
-def _natural(value: str | None) -> tuple[bool, list[Any]]:
+def natural_order(value: str | None) -> tuple[bool, list[Any]]:
     """Return a key that sorts Level 9 before Level 10, and what has no value last."""
     if value is None:
         return True, []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -157,7 +158,7 @@ def paired_outcomes(ours: Sequence[bool], theirs: Sequence[bool], seed: int) -> 
     )
 
 
-def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
+def mean_interval(values: Sequence[float] | NDArray[np.float64], seed: int) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of a mean over samples.
 
     Equal values are interchangeable, so a resample needs their counts only, which are multinomial.

@@ -9,8 +9,7 @@ from typing import Any
 from data.sample import read_samples
 from eval.figures.drawings import write_figures
 from eval.page.document import write_page
-from eval.report import arms_of, write_report
-from eval.results import RESULTS_FILE, read_results
+from eval.report import read_arms, write_report
 
 SAMPLES_FILE = "samples.jsonl"
 """The test samples, copied beside the results so that the page can show them."""
@@ -37,9 +36,7 @@ def refresh(out: Path) -> Shown:
     Raises:
         InputError: where a file is missing or corrupt, or an arm's results are not complete.
     """
-    report = write_report(out)
-    path = out / RESULTS_FILE
-    results = read_results(path, report["model"]["num_layers"])
-    by_arm = arms_of(results, [arm["name"] for arm in report["arms"]], report["n"], path)
+    by_arm = read_arms(out)
+    report = write_report(out, by_arm)
     figures = write_figures(report, out)
     return Shown(report, figures, write_page(report, by_arm, read_samples(out / SAMPLES_FILE, "out"), out))

@@ -30,8 +30,12 @@ SAMPLE_FIELDS = ("task", "difficulty", "subject", "choices", "tokens")
 BASELINE_FILES = {"mixture": MIXTURE_FILE, "early_exit": EXIT_FILE, "pruned": PRUNED_FILE}
 
 
-def write_report(out: Path) -> dict[str, Any]:
+def write_report(out: Path, by_arm: Mapping[str, Sequence[PolicyResult]] | None = None) -> dict[str, Any]:
     """Rebuild `report.json` from `run.json`, `static.json` and the per-sample results.
+
+    Args:
+        out: the run's folder.
+        by_arm: what `read_arms` gave for it, where that was read already.
 
     Returns:
         The report.
@@ -39,13 +43,13 @@ def write_report(out: Path) -> dict[str, Any]:
     Raises:
         InputError: where a file is missing or corrupt, or an arm's results are not complete.
     """
-    report = build_report(out)
+    report = build_report(out, by_arm)
     validate_report(report, str(out))
     write_json(out / REPORT_FILE, report)
     return report
 
 
-def build_report(out: Path) -> dict[str, Any]:
+def build_report(out: Path, by_arm: Mapping[str, Sequence[PolicyResult]] | None = None) -> dict[str, Any]:
     """Return the report's content; see `write_report`."""
     run = read_run(out)
     path = require_file(out / RESULTS_FILE, "out")
@@ -58,8 +62,8 @@ def build_report(out: Path) -> dict[str, Any]:
         flops, router_flops = ForwardFlops.from_json(run["flops"]), float(run["flops"]["router"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
-    results = read_results(path, num_layers)
-    by_arm = arms_of(results, list(labels), n, path)
+    by_arm = read_arms(out) if by_arm is None else by_arm
+    results = [result for of_arm in by_arm.values() for result in of_arm]
     read_static(out / STATIC_FILE, num_layers)  # refuses a file without a chain
     measures, against, comparisons = compared(by_arm, seed)
     costs = {name: cost_of(by_arm[name], flops, router_flops if is_routed(name) else 0.0) for name in labels}
@@ -141,6 +145,20 @@ def compared(
 def cost_of(results: Sequence[PolicyResult], flops: ForwardFlops, router: float) -> float:
     """Return the operations of an arm, mean over samples: chain, output head for one token, and router."""
     return sum(flops.of(result.chain, result.tokens) for result in results) / len(results) + router
+
+
+def read_arms(out: Path) -> dict[str, list[PolicyResult]]:
+    """Return the results of each arm of a run, in the order of its report; see `arms_of`.
+
+    Raises:
+        InputError: where a file is missing or corrupt, or an arm's results are not complete.
+    """
+    run, path = read_run(out), require_file(out / RESULTS_FILE, "out")
+    try:
+        names, num_layers, n = [arm["name"] for arm in run["arms"]], run["model"]["num_layers"], run["n"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
+    return arms_of(read_results(path, num_layers), names, n, path)
 
 
 def arms_of(results: list[PolicyResult], names: Sequence[str], n: int, path: Path) -> dict[str, list[PolicyResult]]:

@@ -26,7 +26,7 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from data.statistics import wilson_interval
-from eval.baselines import write_mixture
+from eval.baselines import chain_in, write_mixture
 from eval.policies import Policy, StaticChain
 from eval.results import PolicyResult
 from eval.running import run_policies
@@ -244,9 +244,4 @@ def read_static(path: Path, num_layers: int) -> Chain:
     Raises:
         InputError: where the file is missing or corrupt.
     """
-    try:
-        return Chain.from_json(read_json(path).get("chain"), num_layers)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+    return chain_in(path, read_json(path).get("chain"), num_layers)

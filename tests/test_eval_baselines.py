@@ -157,3 +157,6 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / MIXTURE_FILE, {"first": [0]})
     with pytest.raises(InputError, match=r"mixture\.json: expected the field second, got none"):
         read_mixture(tmp_path, NUM_LAYERS, 0)
+    write_json(tmp_path / PRUNED_FILE, {"chain": [99]})
+    with pytest.raises(InputError, match=r"pruned\.json: "):
+        read_pruned(tmp_path, NUM_LAYERS)

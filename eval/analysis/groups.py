@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from eval.analysis.measures import measures_of
 from eval.analysis.outcomes import Outcome
 from eval.analysis.settings import ACTION_SETS
+from eval.groups import natural_order
 from router.command import plain_values
 
 
@@ -52,17 +52,9 @@ def groups_of(outcomes: Sequence[Outcome]) -> dict[GroupKey, list[int]]:
         for i in tasks[task]:
             levels[outcomes[i].difficulty].append(i)
         if set(levels) != {None}:
-            for level in sorted(levels, key=_natural):
+            for level in sorted(levels, key=natural_order):
                 groups[GroupKey("difficulty", task, level)] = levels[level]
     return groups
-
-
-def _natural(value: str | None) -> tuple[bool, list[Any]]:
-    """Return a key that sorts 9 before 10, and what has no value last."""
-    if value is None:
-        return True, []
-    # Texts stand at even places and digits at odd ones, so that only like is compared with like.
-    return False, [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]{1,18})", value))]
 
 
 def measured_groups(found: Sequence[Outcome], wrong: Sequence[Outcome] | None, seed: int) -> list[dict[str, Any]]:

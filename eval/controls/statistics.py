@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
 from data.statistics import CONFIDENCE
-from eval.metrics import RESAMPLES, paired_outcomes
+from eval.metrics import RESAMPLES, mean_interval, paired_outcomes
 from eval.results import PolicyResult
 
 Pair = tuple[Sequence[PolicyResult], Sequence[PolicyResult]]
@@ -100,7 +100,7 @@ def paired_shares(first: Sequence[bool], second: Sequence[bool], seed: int) -> P
 
 def mean_of(values: Sequence[float], seed: int) -> Value | None:
     """Return the mean of a value of each sample; None: there is no sample."""
-    return value_of([(1.0, value) for value in values], lambda sums: sums[:, 1] / sums[:, 0], seed)
+    return Value(len(values), float(np.mean(values)), mean_interval(values, seed)) if values else None
 
 
 def value_of(rows: Sequence[Sequence[float]], of_sums: Callable[[Sums], Any], seed: int) -> Value | None:

@@ -26,8 +26,8 @@ from eval.latency.arms import Timed, chains_to_time, latency_of, spread_of
 from eval.latency.file import LATENCY_FILE, SCHEMA
 from eval.latency.table import print_latency
 from eval.refresh import refresh
-from eval.report import arms_of
-from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
+from eval.report import read_arms
+from eval.results import RESULTS_FILE, PolicyResult, read_run
 from router.base_model import resolve_device
 from router.chain import Chain
 from router.command import InputError, parse_settings, provenance, run_command
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None) -> None:
     router = load_router(settings.router)
     path = settings.evaluation / RESULTS_FILE
     described = run["model"]
-    by_arm = arms_of(read_results(path, described["num_layers"]), [one["name"] for one in run["arms"]], run["n"], path)
+    by_arm = read_arms(settings.evaluation)
     model, _ = load_model(
         described["name"],
         dtype=settings.dtype or described["dtype"],
