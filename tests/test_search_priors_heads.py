@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import random
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from router.head import Head
 from router.layerwise import LayerwiseHead
 from router.menu_head import MenuHead
 from router.program import ProgramHead
-from router.storage import Router, RouterConfig, load_router, save_router
+from router.storage import Router, RouterConfig, save_router
 from search.__main__ import main as search
 from search.prior import LOG_LIMIT, SamplePrior
 from search.prior_file import read_prior
@@ -39,7 +37,6 @@ from search.prior_sources import (
 )
 from search.priors import main as make_prior
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
-from train.__main__ import main as train
 
 PREFIX = 2
 MENU = ("0-4", "0-2,4", "0-3", "0-2,3*2,4", "0,1,3,4")
@@ -304,98 +301,3 @@ def test_a_prior_of_another_task_is_taken_only_when_asked_for(
     assert "made for the tokenizer" in capsys.readouterr().err
     assert run_command(search, run_arguments(project, tmp_path / "new", **told)) == 2
     assert "prior_of_other_task: expected a prior with it, got none" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_training_starts_from_another_routers_weights(project: Path, tmp_path: Path, kind: str) -> None:
-    # Oracle: with next to no learning rate the new router is the old one; the hashes of both tasks' questions.
-    train(train_arguments(project, tmp_path / "old", kind))
-    changes: dict[str, object] = {"data__data": project / "other", "data__records": project / "other_table"}
-    if kind != "menu":
-        search(run_arguments(project, tmp_path / "records", data="other", search__simulations=16))
-        changes["data__records"] = tmp_path / "records"
-    still = {**changes, "model__learning_rate": 1e-12, "warm_start": tmp_path / "old"}
-    train(train_arguments(project, tmp_path / "new", kind, **still))
-    old, new = (load_router(tmp_path / name).head for name in ("old", "new"))
-    one, other = old.state_dict(), new.state_dict()
-    if isinstance(new, MenuHead):
-        rows = [[*(2 * MENU.index(c) + k for c in ("0-4", "0,1,3,4", "0-3") for k in (0, 1)), 10, 11],
-                [*(2 * OTHER_MENU.index(c) + k for c in ("0-4", "0,1,3,4", "0-3") for k in (0, 1)), 8, 9]]  # fmt: skip
-        fresh = 2 * OTHER_MENU.index("0-1")
-        assert other["predict.weight"][fresh : fresh + 2].abs().max() < 1e-6  # its rates, whatever it reads
-        table = read_records(project / "other_table" / "train.jsonl")
-        right = sum(r.correct for record in table for r in record.results if str(r.chain) == "0-1")
-        rate = (right + 1) / (len(table) + 2)
-        assert other["predict.bias"][fresh].sigmoid() == pytest.approx(rate, abs=1e-4)
-        for name in ("predict.weight", "predict.bias"):
-            one[name], other[name] = one[name][rows[0]], other[name][rows[1]]
-    for name, value in one.items():
-        assert torch.allclose(value, other[name], atol=1e-6), name
-    seen = {name: set(json.loads((tmp_path / name / "trained_on.json").read_text())["split_hashes"])
-            for name in ("old", "new")}  # fmt: skip
-    own = {
-        s.split_hash for split in ("train", "validation") for s in read_samples(project / "other" / f"{split}.jsonl")
-    }
-    assert seen["new"] == seen["old"] | own
-    assert own - seen["old"]
-
-
-def test_the_weights_to_start_from_belong_to_the_trainings_key(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Oracle: what the command says, and the routers' files.
-    for seed in (0, 1):
-        train(train_arguments(project, tmp_path / f"old{seed}", "menu", seed_everything=seed))
-    shutil.copytree(tmp_path / "old0", tmp_path / "copy")
-
-    def warm(start: str) -> bytes:
-        train(train_arguments(project, tmp_path / "new", "menu", warm_start=tmp_path / start))
-        return (tmp_path / "new" / "router.safetensors").read_bytes()
-
-    first = warm("old0")
-    capsys.readouterr()
-    assert warm("copy") == first
-    assert "already" in capsys.readouterr().out
-    assert warm("old1") != first
-    # Without one again: as if nothing had been in the folder.
-    train(train_arguments(project, tmp_path / "new", "menu"))
-    cold = [(tmp_path / name / "router.safetensors").read_bytes() for name in ("new", "old0")]
-    assert cold[0] == cold[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("other head", "warm_start: expected a router with head program, as set here, got menu"),
-        ("other width", "warm_start: expected a router with hidden 9, as set here, got 8"),
-        ("other weighting", "warm_start: expected a router with agreement 0.1, as set here, got 0.5"),
-        ("other model", "warm_start: expected it to be made for the model"),
-        ("other read layer", "warm_start: expected a router with prefix_layers 3, as set here, got 2"),
-        ("no questions", "warm_start: expected a router with trained_on.json"),
-        ("itself", "warm_start: expected another folder than out"),
-        ("nowhere", "router: expected an existing directory"),
-    ],
-)
-def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
-) -> None:
-    old = tmp_path / "old"
-    train(train_arguments(project, old, "menu", trainer__max_epochs=1))
-    changes: dict[str, dict[str, object]] = {
-        "other width": {"model__hidden": 9},
-        "other weighting": {"model__menu__agreement": 0.1},
-        "other read layer": {"data__prefix_layers": 3},
-        "nowhere": {"warm_start": tmp_path / "nowhere"},
-        "itself": {"out": old},
-    }
-    if name == "other model":
-        router = load_router(old)
-        prints = dataclasses.replace(router.config.fingerprints, model="d" * 64)
-        save_router(old, Router(dataclasses.replace(router.config, fingerprints=prints), router.head))
-    if name == "no questions":
-        (old / "trained_on.json").unlink()
-    kind = "program" if name == "other head" else "menu"
-    named = {"warm_start": old, **changes.get(name, {})}
-    arguments = train_arguments(project, Path(str(named.pop("out", tmp_path / "new"))), kind, **named)
-    assert run_command(train, arguments) == 2
-    assert said in capsys.readouterr().err.strip().splitlines()[-1]
