@@ -22,9 +22,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from data.models import load_model
 from router.durable import write_json
 from router.executor import ChainExecutor
+from router.models import load_model
 from router.rows import Target, plain_row
 
 LAYER, TOKENS, READOUTS = 5, 90, 22

@@ -21,11 +21,11 @@ import torch
 from demo_samples import demo_samples
 
 from data.encoding import EncodedSample
-from data.models import load_model
 from data.scoring import ChainScorer, batches_by_length
 from data.task_files import TaskSet, load_task
 from router.chain import Chain
 from router.durable import write_json
+from router.models import load_model
 from search.actions import ActionSpace
 from search.random_search import RandomSearcher
 from search.settings import SearchSettings

@@ -29,13 +29,13 @@ from demo_samples import demo_samples
 from tqdm import tqdm
 
 from data.controls import wrong_answers
-from data.models import load_model
 from data.records import ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from router.chain import Chain
 from router.command import InputError, run_command
 from router.durable import JsonLog, read_json_lines, sha256_json, writable_directory, write_json
+from router.models import load_model
 from search.algorithms import Searcher, make_searcher
 from search.beam import BeamSearcher
 from search.mcts import TreeSearcher

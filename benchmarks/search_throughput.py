@@ -30,12 +30,12 @@ from demo_samples import demo_samples
 from transformers import PreTrainedModel
 
 from data.encoding import EncodedSample
-from data.models import load_model
 from data.records import ChainResult
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from router.chain import Chain
 from router.durable import write_json
 from router.executor import ChainExecutor, Job
+from router.models import load_model
 from router.rows import Row, separate_rows
 from router.view import chain_view
 from search.algorithms import Searcher

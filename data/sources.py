@@ -12,11 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.assets import fetch
-from data.catalogue import read_catalogue
 from data.prompts import LETTERS
 from data.sample import SPLITS
 from data.tasks import Task
+from router.assets.catalogue import read_catalogue
+from router.assets.wheels import fetch
 from router.command import InputError, one_line
 from router.durable import require_file, sha256_file
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from data.flops import count_forward
 from data.launch import Launch, this_process
-from data.models import load_model
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.task_files import TaskSet
@@ -47,7 +46,6 @@ from eval.baselines import (
 )
 from eval.controls.block import ControlRecords, ControlSettings, controls_finished, make_plan, run_controls
 from eval.inputs import Inputs, identity_of, read_inputs
-from eval.latency.file import budget_for
 from eval.policies import (
     FullDepth,
     Oracle,
@@ -70,6 +68,8 @@ from eval.tracking import track_report
 from router.base_model import resolve_device
 from router.command import parse_settings, provenance, run_command
 from router.durable import JsonLog, writable_directory
+from router.latency_file import budget_for
+from router.models import load_model
 from router.storage import load_router
 
 STATISTICS_PACKAGES = ("numpy", "statsmodels")

@@ -13,7 +13,6 @@ from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE
 from eval.caveats import caveats_of
 from eval.controls.block import controls_block
 from eval.groups import groups_of
-from eval.latency.file import LATENCY_FILE, read_latency
 from eval.layer_use import layer_use
 from eval.metrics import ArmMeasures, Paired, arm_of, chance_accuracy, collapse_of, corrected, paired
 from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
@@ -21,6 +20,7 @@ from eval.schema import validate_report
 from eval.static import STATIC_FILE, read_static
 from router.command import InputError, plain_values
 from router.durable import read_json, require_file, sha256_file, write_json
+from router.latency_file import LATENCY_FILE, read_latency
 
 SCHEMA = 3
 """Version of the report's format (docs/report.md)."""

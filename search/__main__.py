@@ -18,11 +18,11 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from data.launch import this_process
-from data.models import load_model
 from data.scoring import ChainScorer
 from data.task_files import read_tasks
 from router.command import InputError, one_line, parse_settings, provenance, run_command
 from router.durable import require_directory, require_file, writable_directory
+from router.models import load_model
 from search.estimate import estimate
 from search.menu_file import Menu, read_menu
 from search.prior_file import ModelPrior, read_prior

@@ -21,7 +21,6 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from data.launch import this_process
-from data.models import load_model
 from data.records import read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
@@ -29,6 +28,7 @@ from data.task_files import read_tasks
 from router.chain import Chain
 from router.command import InputError, parse_settings, provenance, run_command
 from router.durable import require_directory, sha256_file, sha256_json, writable_directory, write_json
+from router.models import load_model
 from search.algorithms import Searcher
 from search.menu_search import MenuSearcher
 from search.polar_file import polar_sample, predictor_writes, read_polar, verdict, write_polar

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data.models import layers_of
 from data.records import SearchRecord, read_records
 from router.chain import Chain
 from router.command import InputError, parse_settings, provenance, run_command
 from router.durable import sha256_file, writable_directory
+from router.models import layers_of
 from search.menu_choice import Outcomes, ValueKind, best_of_each_depth, chain_means, choose_chains, outcomes_of
 from search.menu_file import Menu, write_menu
 

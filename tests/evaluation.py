@@ -14,7 +14,6 @@ import torch
 
 import data.sample
 from data.controls import wrong_answers
-from data.models import load_model
 from data.records import SearchRecord, pareto_front
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
@@ -25,6 +24,7 @@ from router.chain import Chain
 from router.durable import sha256_file
 from router.guarantee import Guarantee, write_guarantee
 from router.head import pad_states
+from router.models import load_model
 from router.storage import WEIGHTS_FILE, Router, save_router
 from tests.tiny import NUM_LAYERS, random_router, save_tiny
 

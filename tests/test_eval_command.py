@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from data.models import load_model
 from data.records import SearchRecord
 from data.scoring import ChainScorer
 from data.task_files import load_task
@@ -26,6 +25,7 @@ from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.chain import Chain
 from router.durable import read_json, sha256_file
+from router.models import load_model
 from router.storage import load_router
 from tests.evaluation import ARM_NAMES, FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS

@@ -11,7 +11,6 @@ import pytest
 from eval.__main__ import main as evaluate
 from eval.latency.__main__ import main
 from eval.latency.arms import chains_to_time, latency_of, spread_of
-from eval.latency.file import LATENCY_FILE, budget_for, read_latency
 from eval.report import REPORT_FILE
 from eval.results import PolicyResult
 from router.chain import Chain
@@ -19,6 +18,7 @@ from router.command import InputError, run_command
 from router.durable import read_json, write_json
 from router.fingerprint import Fingerprints
 from router.latency import ChainTimes, LatencyProfile, Line
+from router.latency_file import LATENCY_FILE, budget_for, read_latency
 from tests.evaluation import ARM_NAMES, World, finished, world  # noqa: F401  (fixtures)
 
 N = 6

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from data.models import load_model
 from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
@@ -26,6 +25,7 @@ from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.chain import Chain
 from router.command import InputError
 from router.durable import read_json
+from router.models import load_model
 from router.view import chain_view
 from tests.evaluation import ARM_NAMES, FULL, INPUTS, SIZES, World, prepared
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer

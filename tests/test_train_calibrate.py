@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.models import load_model
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
 from data.task_files import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.guarantee import GUARANTEE_FILE
+from router.models import load_model
 from router.storage import TRAINED_ON_FILE, Router, load_router, save_router
 from search.__main__ import main as search
 from search.menu_file import Menu, write_menu

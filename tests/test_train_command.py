@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.models import load_model
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import read_samples
 from data.scoring import ChainScorer
@@ -18,6 +17,7 @@ from data.task_files import TaskSet, load_task, write_tasks
 from data.tracking import TrackingSettings
 from router.chain import Chain
 from router.command import run_command
+from router.models import load_model
 from router.storage import load_router
 from search.__main__ import main as search
 from tests.tiny import NUM_LAYERS, save_tiny, write_project

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.models import load_model
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import Sample, read_samples, write_samples
 from data.scoring import ChainScorer
 from data.task_files import load_task
 from router.chain import Chain
 from router.command import run_command
+from router.models import load_model
 from router.storage import Router, load_router
 from search.__main__ import main as search
 from search.menu_file import Menu, write_menu

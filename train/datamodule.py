@@ -11,7 +11,6 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.models import load_model
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
@@ -21,6 +20,7 @@ from router.durable import require_directory
 from router.encoder import StateEncoder
 from router.fingerprint import Fingerprints
 from router.head import pad_states
+from router.models import load_model
 from train.features import FeatureKey, cached_states
 
 if TYPE_CHECKING:

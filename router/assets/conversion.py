@@ -9,7 +9,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from data.catalogue import Model
+from router.assets.catalogue import Model
 from router.base_model import DTYPES
 
 

@@ -19,14 +19,14 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from data.catalogue import CATALOGUE, Model, Wheel, read_catalogue
+from router.assets.catalogue import CATALOGUE, Model, Wheel, read_catalogue
 from router.command import InputError, one_line
 from router.durable import fsync, sha256_file, writable_directory, write_json
 
 Entry = TypeVar("Entry")
 CACHE_VARIABLE = "COLA_ROUTER_CACHE"
 CONVERSION = 1
-"""Version of `data.conversion`'s result; part of the converted folder's name, so that no old one is taken."""
+"""Version of `router.assets.conversion`'s result; part of the converted folder's name, so that no old one is taken."""
 
 
 def cache_directory() -> Path:
@@ -70,7 +70,7 @@ def model_directory(
         if aside is not None:
             gguf = _gguf(model, cache, aside)
             print(f"converting {model.name} once, from {gguf.stat().st_size >> 20} MiB", file=sys.stderr)
-            from data.conversion import convert  # it imports transformers
+            from router.assets.conversion import convert  # it imports transformers
 
             convert(model, gguf, aside / "content")
             origin = [

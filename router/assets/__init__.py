@@ -1,0 +1,1 @@
+"""Offline assets: models and data that wheels on PyPI carry."""
