@@ -11,6 +11,7 @@ from data.prompts import Query
 from data.sample import Sample
 from data.task_files import TaskSet
 from data.tasks import Task
+from router.tokens import prompt_tokens, tokens_after
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ class Encoder:
             tokens = self._before(text + added, follows.removeprefix(task.end or ""), task)
         else:
             tokens = self._opened(text + added, task)
-        fits = tokens[: len(prompt)] == prompt and len(tokens) > len(prompt)
-        own = tokens[len(prompt) :] if fits else tuple(self._tokenizer(added, add_special_tokens=False)["input_ids"])
+        own = tokens_after(self._tokenizer, prompt, tokens, added)
         if task.mode == "exact" and task.end is None:
             own += (self._end_token(),)
         return own
@@ -129,18 +129,8 @@ class Encoder:
         return end
 
     def _opened(self, text: str, task: Task) -> tuple[int, ...]:
-        """Return a text's tokens with what the tokenizer puts before it (BOS), but not what it puts after it (EOS).
-
-        A chat template writes its special tokens itself.
-        """
-        plain = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if task.prompt.style == "chat":
-            return tuple(plain)
-        special = self._tokenizer(text)["input_ids"]
-        for start in range(len(special) - len(plain) + 1):
-            if special[start : start + len(plain)] == plain:
-                return tuple(special[: start + len(plain)])
-        return tuple(special)
+        """Return a text's tokens, with BOS unless a chat template writes its special tokens itself."""
+        return prompt_tokens(self._tokenizer, text, special=task.prompt.style != "chat")
 
     def _excess(self, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> int:
         """Return how many tokens too many there are; a free answer reserves `max_new_tokens`, whatever it is."""

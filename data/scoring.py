@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,11 +23,12 @@ from data.task_files import TaskSet
 from data.tasks import CHOICE_MODES, Task
 from router.block import Block
 from router.chain import Chain
+from router.choices import joined_states, rows_of
 from router.command import InputError
 from router.decoder import find_decoder
 from router.executor import ChainExecutor, Job
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
-from router.rows import Row, pack_row, plain_row, separate_rows
+from router.rows import Row
 from router.statistics import ExecutorStatistics
 
 
@@ -164,12 +164,7 @@ class ChainScorer:
         rows: list[Row] = []
         owned: list[tuple[int, ...]] = []
         for sample in samples:
-            if not sample.continuations:
-                made = [plain_row(sample.prompt)]
-            elif self._packed:
-                made = [pack_row(sample.prompt, sample.continuations)]
-            else:
-                made = separate_rows(sample.prompt, sample.continuations)
+            made = rows_of(sample.prompt, sample.continuations, packed=self._packed)
             owned.append(tuple(range(len(rows), len(rows) + len(made))))
             rows += made
         return SampleBlock(tuple(samples), self._executor.load(rows, share=share), tuple(owned))
@@ -277,11 +272,8 @@ class ChainScorer:
         states = iter(self._executor.states(block.block, jobs))
         joined = []
         for encoded, rows in zip(block.samples, block.rows, strict=True):
-            first, *others = [next(states) for _ in rows]
-            if not encoded.task.has_choices:
-                joined.append(first[: len(encoded.prompt)])
-                continue
-            joined.append(torch.cat([first, *(other[len(encoded.prompt) :] for other in others)]))
+            own = [next(states) for _ in rows]
+            joined.append(joined_states(own, len(encoded.prompt), choices=encoded.task.has_choices))
         return joined
 
 

@@ -98,3 +98,9 @@ def resolve_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: expected auto, cpu or a device of this machine, got {name!r}") from error
     return name
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return how many positions a model has; None where it does not say."""
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) else None

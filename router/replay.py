@@ -30,13 +30,15 @@ class PrefixRun:
     """What the first layers computed for a batch of prompts.
 
     Attributes:
-        states: output of the last of them, `[rows, tokens, d_model]`.
+        ids: the prompts' token ids, `[rows, tokens]`.
+        states: output of the last of the layers, `[rows, tokens, d_model]`.
         keys: keys of each layer, `[rows, heads, tokens, width]`; empty where they cannot be replayed.
         values: its values, alike.
         mask: 1 for tokens, 0 for padding, `[rows, tokens]`.
         tuples: whether the layers return tuples.
     """
 
+    ids: Int[Tensor, "rows tokens"]
     states: Float[Tensor, "rows tokens d_model"]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -53,7 +55,7 @@ class PrefixRun:
             return self
         index = torch.tensor(rows, device=self.states.device)
         keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))
-        return PrefixRun(self.states[index], keys, values, self.mask[index], self.tuples)
+        return PrefixRun(self.ids[index], self.states[index], keys, values, self.mask[index], self.tuples)
 
 
 class Prefix:
@@ -102,7 +104,7 @@ class Prefix:
             keys.append(layer.keys)
             values.append(layer.values)
         tuples = isinstance(output, tuple)
-        return PrefixRun(output[0] if tuples else output, tuple(keys), tuple(values), mask, tuples)
+        return PrefixRun(ids, output[0] if tuples else output, tuple(keys), tuple(values), mask, tuples)
 
     def view(self, chain: Chain) -> PreTrainedModel:
         """Return a view of a chain that begins with these layers; its prefill takes what `given` gives.

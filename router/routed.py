@@ -1,8 +1,8 @@
 """A router and its base model as one model that generates like any other, with one chain for each row.
 
-    model = RoutedModel.join(base_model, router)
-    model.budget = 23.5
-    model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), max_new_tokens=32)
+    model = RoutedModel.from_pretrained("runs/demo/router", budget=27)
+    batch = model.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    model.generate(**batch, max_new_tokens=32)
 
 The first layers run once over the prompts; the router reads their output and picks a chain for each row; rows of one
 chain generate together in the library's own `generate`, whose prefill goes on from what has run (`router.replay`).
@@ -10,50 +10,116 @@ chain generate together in the library's own `generate`, whose prefill goes on f
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, cast, overload
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
+from router.chain_runner import ChainRunner, Operation, Reading
+from router.choices import Question, ScoredChoices, question_of
+from router.grouping import by_chain, check_one_chain, joined, mask_of, padding_of, rows_of_option
 from router.head import ScoredChain
-from router.replay import Prefix, PrefixRun
+from router.pretrained import load_pair
+from router.saving import SavesRouter
 from router.storage import Router
-from router.view import CACHED_VIEWS, shallow_copy
+from router.view import shallow_copy
 
 
-class RoutedModel(GenerationMixin):  # type: ignore[misc]
-    """A base model that a router picks the layers of, row by row; made by `join`.
+class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
+    """A base model that a router picks the layers of, row by row; made by `from_pretrained` or `join`.
 
     An instance is of a class of its own that has the base model's class among its bases, and its name: whatever takes
     the base model takes it too. It shares all parameters with the base model, which is not changed. `forward` is the
-    base model's; the router decides once for each prompt of a `generate`.
+    base model's; the router decides once for each prompt of a `generate`, or each question of a `score`.
 
     Attributes:
         router: the router.
         budget: mean depth wanted, layers; None: the router's own choice.
         guaranteed: take the certified operating point instead of a budget (`python -m train.calibrate`).
+        tokenizer: the base model's tokenizer; None where none was given.
+        router_folder: where the router was read from; None where it was made here.
     """
 
     router: Router
     budget: float | None
     guaranteed: bool
+    tokenizer: PreTrainedTokenizerBase | None
+    router_folder: Path | None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        router: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        base_model: str | None = None,
+        base_revision: str | None = None,
+        budget: float | None = None,
+        guaranteed: bool = False,
+        dtype: str | None = None,
+        device: str = "auto",
+        verify: bool = True,
+        **options: Any,
+    ) -> RoutedModel:
+        """Load a router, its base model and tokenizer, and join them.
+
+        Safetensors only, and no code from either repository runs, unless `options` say so.
+
+        Args:
+            router: a router's folder, or its hub id.
+            revision: the router's hub revision.
+            token: hub token.
+            base_model: name or path of the base model; None: the one that the router was trained with.
+            base_revision: its hub revision; None: the router's, where the base model is.
+            budget: mean depth wanted, layers; None: the router's own choice.
+            guaranteed: take the certified operating point.
+            dtype: "float32", "bfloat16" or "float16"; None: that of the states which the router was trained on.
+            device: torch device, or "auto": CUDA where there is one. A `device_map` goes before it.
+            verify: whether model and tokenizer must be those that the router was trained for.
+            options: passed on to the base model's `from_pretrained` (`attn_implementation`, `device_map`, ...).
+
+        Raises:
+            InputError: where one of them cannot be loaded, or they do not fit each other.
+            ValueError: as in `join`.
+        """
+        model, tokenizer, loaded, folder = load_pair(
+            router,
+            revision=revision,
+            token=token,
+            base_model=base_model,
+            base_revision=base_revision,
+            dtype=dtype,
+            device=device,
+            verify=verify,
+            **options,
+        )
+        routed = cls.join(model, loaded, tokenizer=tokenizer, budget=budget, guaranteed=guaranteed)
+        routed.router_folder = folder
+        return routed
 
     @classmethod
     def join(
-        cls, model: PreTrainedModel, router: Router, *, budget: float | None = None, guaranteed: bool = False
+        cls,
+        model: PreTrainedModel,
+        router: Router,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        budget: float | None = None,
+        guaranteed: bool = False,
     ) -> RoutedModel:
-        """Join a base model and its router.
+        """Join a base model and its router, which are taken to fit each other.
 
         Args:
             model: the base model in evaluation mode.
             router: a router that was trained for it.
+            tokenizer: its tokenizer; `score` needs it.
             budget: mean depth wanted, layers; None: the router's own choice.
             guaranteed: take the certified operating point.
 
@@ -64,25 +130,16 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         router.head.offset_for(budget)
         if guaranteed and router.guarantee is None:
             raise ValueError("guaranteed: expected a router with a guarantee (python -m train.calibrate), got none")
-        prefix = Prefix(model, router.config.prefix_layers)
-        if prefix.num_layers != router.config.num_layers:
-            raise ValueError(
-                f"model: expected {router.config.num_layers} layers, as the router has it, got {prefix.num_layers}"
-            )
-        joined = shallow_copy(model)
-        joined.__class__ = _routed_class(type(model))
-        routed = cast(RoutedModel, joined)
+        runner = ChainRunner(model, router)
+        made = shallow_copy(model)
+        made.__class__ = _routed_class(type(model))
+        routed = cast(RoutedModel, made)
         routed.router, routed.budget, routed.guaranteed = router, budget, guaranteed
-        routed._prefix = prefix
-        routed._views = OrderedDict()
-        routed._views_lock = threading.Lock()
+        routed.tokenizer, routed.router_folder, routed._runner = tokenizer, None, runner
         return routed
 
-    _prefix: Prefix
-    _views: OrderedDict[Chain, PreTrainedModel]
-    _views_lock: threading.Lock
+    _runner: ChainRunner
 
-    @torch.no_grad()
     def route(
         self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
     ) -> list[ScoredChain]:
@@ -95,16 +152,31 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         Raises:
             ValueError: where the budget lies outside what was measured in training.
         """
-        mask = self._mask(input_ids, None) if attention_mask is None else attention_mask
-        return self._decide(self._prefix.run(input_ids, mask))
+        return self.decide(self.read(input_ids, attention_mask))
 
-    def _decide(self, run: PrefixRun) -> list[ScoredChain]:
-        states = [row.cpu() for row in run.rows()]
-        if self.guaranteed:
-            return self.router.route_guaranteed(states)
-        return self.router.route(states, self.budget)
+    def read(
+        self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
+    ) -> Reading:
+        """Run the first layers and the router's head over a batch of prompts; arguments as in `route`."""
+        mask = mask_of(input_ids, self.generation_config) if attention_mask is None else attention_mask
+        return self._runner.read(input_ids, mask)
 
-    @torch.no_grad()
+    def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[ScoredChain]:
+        """Return the chain of each row, with its score.
+
+        Args:
+            reading: what was read of the rows.
+            budgets: mean depth wanted for each row, layers; None: what this model is set to, for a row or for all.
+
+        Raises:
+            ValueError: where a budget lies outside what was measured in training.
+        """
+        return self._runner.decide(reading.output, self._operation, budgets)
+
+    @property
+    def _operation(self) -> Operation:
+        return Operation(self.budget, self.guaranteed)
+
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -135,64 +207,87 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         if generation_config is not None:
             kwargs["generation_config"] = generation_config
         mask = kwargs.pop("attention_mask", None)
-        mask = self._mask(ids, settings) if mask is None else mask
-        run = self._prefix.run(ids, mask)
-        groups: dict[Chain, list[int]] = {}
-        for row, routed in enumerate(self._decide(run)):
-            groups.setdefault(routed.chain, []).append(row)
+        reading = self.read(ids, mask_of(ids, settings) if mask is None else mask)
+        groups = by_chain([one.chain for one in self.decide(reading)])
         if len(groups) > 1:
-            self._check_one_chain(settings, kwargs, len(groups))
+            check_one_chain(settings, kwargs, len(groups))
         parts = []
         for chain, rows in groups.items():
             index = torch.tensor(rows, device=ids.device)
-            options = {name: _rows_of(value, index, len(ids)) for name, value in kwargs.items()}
-            view = self._view(chain)
-            view.generation_config = self.generation_config  # what the caller has set on this model counts
-            with self._prefix.given(run.select(rows)):
-                out = view.generate(input_ids=ids[index], attention_mask=mask[index], **options)
+            options = {name: rows_of_option(value, index, len(ids)) for name, value in kwargs.items()}
+            out = self.generate_as(chain, reading.select(rows), **options)
             if len(groups) == 1:
                 return out
             parts.append((rows, out))
-        return _joined(parts, len(ids), self._padding(settings, kwargs))
+        return joined(parts, len(ids), padding_of(settings, kwargs))
 
-    def _view(self, chain: Chain) -> PreTrainedModel:
-        with self._views_lock:
-            view = self._views.get(chain)
-            if view is None:
-                view = self._views[chain] = self._prefix.view(chain)
-                if len(self._views) > CACHED_VIEWS:
-                    self._views.popitem(last=False)
-            self._views.move_to_end(chain)
-            return view
+    def generate_as(self, chain: Chain, reading: Reading, **options: Any) -> Any:
+        """Generate under one chain for all rows of a reading; `options`: what the library's `generate` takes.
 
-    def _check_one_chain(self, settings: GenerationConfig, kwargs: dict[str, Any], chains: int) -> None:
-        asked = {
-            "streamer": kwargs.get("streamer") is not None,
-            "num_beams": (kwargs.get("num_beams", settings.num_beams) or 1) > 1,
-            "return_dict_in_generate": bool(kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)),
-            "past_key_values": kwargs.get("past_key_values") is not None,
-        }
-        if wrong := [name for name, given in asked.items() if given]:
-            raise ValueError(
-                f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
-                "them by what route() returns"
-            )
+        Raises:
+            ValueError: where the chain does not begin with the layers that were read.
+        """
+        # What the caller has set on this model counts.
+        return self._runner.generate(chain, reading, self.generation_config, **options)
 
-    def _mask(self, ids: Tensor, settings: GenerationConfig | None) -> Tensor:
-        """Tell padding from tokens as the library does: padding tokens that are no end of sequence."""
-        settings = settings or self.generation_config
-        padding, ends = settings.pad_token_id, settings.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        if padding is None or padding in ends or not bool((ids == padding).any()):
-            return torch.ones_like(ids)
-        mask: Tensor = (ids != padding).long()
-        return mask
+    def view(self, chain: Chain) -> PreTrainedModel:
+        """Return a plain model that runs a chain, for all that a model does.
 
-    def _padding(self, settings: GenerationConfig, kwargs: dict[str, Any]) -> int:
-        ends = kwargs.get("eos_token_id", settings.eos_token_id)
-        ends = ends if isinstance(ends, list) else [ends]
-        found = kwargs.get("pad_token_id", settings.pad_token_id)
-        return int(found if found is not None else ends[0] if ends[0] is not None else 0)
+        Raises:
+            ValueError: where the chain does not begin with the layers that the router reads.
+        """
+        return self._runner.view(chain)
+
+    @overload
+    def score(self, prompt: str, choices: Sequence[str], *, add_special_tokens: bool = ...) -> ScoredChoices: ...
+
+    @overload
+    def score(
+        self, prompt: list[str], choices: Sequence[Sequence[str]], *, add_special_tokens: bool = ...
+    ) -> list[ScoredChoices]: ...
+
+    def score(
+        self,
+        prompt: str | list[str],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        add_special_tokens: bool = True,
+    ) -> ScoredChoices | list[ScoredChoices]:
+        """Score choices after a prompt under the one chain that the router picks from prompt and choices.
+
+        Args:
+            prompt: the prompt, or several.
+            choices: what may follow it, as text that begins where the prompt ends (mostly with a space); for several
+                prompts the choices of each.
+            add_special_tokens: whether the tokenizer puts its first token (BOS) before the prompt; a chat template has
+                done so already.
+
+        Returns:
+            Chain and log-probabilities, for each prompt where there are several.
+
+        Raises:
+            ValueError: where there is no tokenizer, no choice, or a prompt or a choice without tokens.
+        """
+        if isinstance(prompt, str):
+            texts, every = [prompt], [cast(Sequence[str], choices)]
+        else:
+            texts, every = list(prompt), cast(list[Sequence[str]], list(choices))
+        if len(texts) != len(every):
+            raise ValueError(f"choices: expected those of {len(texts)} prompts, got {len(every)}")
+        if self.tokenizer is None:
+            raise ValueError("score: expected a tokenizer (join(..., tokenizer=...)), got none")
+        tokenizer, special = self.tokenizer, add_special_tokens
+        questions = [question_of(tokenizer, *one, special=special) for one in zip(texts, every, strict=True)]
+        scored = self.score_tokens(questions)
+        return scored[0] if isinstance(prompt, str) else scored
+
+    def score_tokens(self, questions: Sequence[Question], *, scored: bool = True) -> list[ScoredChoices]:
+        """Do as `score` does, from token ids; `scored`: false to route only.
+
+        Raises:
+            ValueError: where a prompt or a choice is empty.
+        """
+        return self._runner.score(questions, self._operation, scored=scored)
 
 
 _classes: dict[type[Any], type[Any]] = {}
@@ -203,22 +298,3 @@ def _routed_class(base: type[Any]) -> type[Any]:
     if base not in _classes:
         _classes[base] = type(base.__name__, (RoutedModel, base), {"__module__": base.__module__})
     return _classes[base]
-
-
-def _rows_of(value: Any, index: Tensor, rows: int) -> Any:
-    """Return a tensor's part for some rows; anything else as it is."""
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows:
-        return value[index.to(value.device)]
-    return value
-
-
-def _joined(parts: Sequence[tuple[list[int], Tensor]], rows: int, padding: int) -> Tensor:
-    """Put groups' sequences back into the order of the rows, padded at the end."""
-    width = max(out.shape[1] for _, out in parts)
-    first = parts[0][1]
-    times = len(first) // len(parts[0][0])
-    joined = first.new_full((rows * times, width), padding)
-    for group, out in parts:
-        for place, row in enumerate(group):
-            joined[row * times : (row + 1) * times, : out.shape[1]] = out[place * times : (place + 1) * times]
-    return joined

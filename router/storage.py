@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from router.budget import BudgetPoint
@@ -29,6 +30,18 @@ HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead, "p
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
 TRAINED_ON_FILE = "trained_on.json"
 """Beside a router: hashes of the questions (`Sample.split_hash`) that it was trained and chosen on."""
+LARGEST = {
+    "num_layers": 2**10,
+    "d_model": 2**20,
+    "hidden": 2**16,
+    "windows": 2**12,
+    "max_block": 2**10,
+    "max_times": 2**6,
+    "beam": 2**12,
+}
+"""Sizes in a `config.json` beyond which it is no router's: some cost memory before or without any weights."""
+MOST_CHAINS, MOST_SEGMENTS = 2**12, 2**16
+"""Chains of a menu, and segments of a program head's layers, at most; see `LARGEST`."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +174,20 @@ class Router:
 def save_router(folder: Path, router: Router) -> None:
     """Write a router into a directory, which is made if need be; each file is complete or absent."""
     folder.mkdir(exist_ok=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in router.head.state_dict().items()}
     with replacing(folder / WEIGHTS_FILE) as aside:
-        save_file(tensors, aside)
+        save_file(_tensors(router.head), aside)
     # Two files cannot be replaced in one step; by this hash a reader refuses one half of an old and a new router.
     hashed = sha256_file(folder / WEIGHTS_FILE)
     write_json(folder / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **asdict(router.config)})
+
+
+def weights_sha256(router: Router) -> str:
+    """Return the SHA-256 that the weights' file has once the router is saved; a guarantee is bound to it."""
+    return hashlib.sha256(save(_tensors(router.head))).hexdigest()
+
+
+def _tensors(head: Head) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in head.state_dict().items()}
 
 
 def trained_questions(folder: Path) -> frozenset[str] | None:
@@ -203,12 +224,41 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
         if expected is not None:
             config.fingerprints.require(expected, f"router {folder}")
         weights = require_file(folder / WEIGHTS_FILE, "router")
+        _require_sizes(config)
+        _require_shapes(config, weights)
         if sha256_file(weights) != hashed:
             raise InputError(f"router: expected {weights} with the SHA-256 in {path.name}, got another file")
         head = config.build()
         head.load_state_dict(load_file(weights))
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"router: expected a router in {str(folder)!r}, got {one_line(error)}") from error
     return Router(config, head.eval(), read_guarantee(folder, hashed))
+
+
+def _require_sizes(config: RouterConfig) -> None:
+    """Refuse sizes that no router has: a folder from elsewhere must not fill the memory."""
+    settings = config.head_settings
+    given = {"num_layers": config.num_layers, "d_model": config.d_model, **settings}
+    for name, largest in LARGEST.items():
+        if name in given and (type(given[name]) is not int or not 1 <= given[name] <= largest):
+            raise ValueError(f"{name}: expected an integer in 1..{largest}, got {given[name]!r}")
+    if len(settings.get("chains", ())) > MOST_CHAINS:
+        raise ValueError(f"chains: expected at most {MOST_CHAINS}, got {len(settings['chains'])}")
+    blocks, times = settings.get("max_block", 1), settings.get("max_times", 1)
+    if config.num_layers * blocks * (times + 1) > MOST_SEGMENTS:
+        raise ValueError(f"max_block, max_times: expected at most {MOST_SEGMENTS} segments, got {blocks} and {times}")
+
+
+def _require_shapes(config: RouterConfig, weights: Path) -> None:
+    """Compare the head's shapes with those that the weights' file names, before memory is taken for either."""
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in config.build().state_dict().items()}
+    with safe_open(weights, framework="pt") as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise InputError(
+                f"router: expected {weights} with {name} of shape {wanted.get(name)}, got {found.get(name)}"
+            )

@@ -1,0 +1,1 @@
+"""What `python -m router` does, a module for each word."""

@@ -1,0 +1,1 @@
+"""A routed model as a model of lm-evaluation-harness."""

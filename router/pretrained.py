@@ -1,0 +1,80 @@
+"""A router and its base model, loaded together: found by the names that they carry, and checked to fit each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from router.command import InputError
+from router.fingerprint import model_fingerprint, tokenizer_fingerprint
+from router.hub import router_folder
+from router.models import load_model
+from router.storage import Router, load_router
+
+
+def load_pair(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    verify: bool = True,
+    **options: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Router, Path]:
+    """Load a router, its base model and tokenizer.
+
+    Args:
+        source: a router's folder, or its hub id.
+        revision: the router's hub revision.
+        token: hub token; None: the one that the hub's own tools have stored, if any.
+        base_model: name or path of the base model; None: the one that the router was trained with.
+        base_revision: its hub revision; None: the router's, where the base model is.
+        dtype: dtype of the base model; None: the one whose states the router was trained on.
+        device: torch device, or "auto"; a `device_map` among the options goes before it.
+        verify: whether model and tokenizer must be those that the router was trained for.
+        options: passed on to the base model's `from_pretrained`.
+
+    Returns:
+        Model, tokenizer, router, and the folder that the router was read from.
+
+    Raises:
+        InputError: where one of them cannot be loaded, or they do not fit each other.
+    """
+    folder = router_folder(source, revision=revision, token=token)
+    router = load_router(folder)
+    config = router.config
+    name = base_model if base_model is not None else config.base_model
+    if base_revision is None and base_model in (None, config.base_model):
+        base_revision = config.revision
+    try:
+        model, tokenizer = load_model(
+            name, dtype=dtype or config.dtype, device=device, revision=base_revision, **options
+        )
+    except InputError as error:
+        if base_model is not None:
+            raise
+        raise InputError(
+            f"base_model: expected the model that the router names, {name!r}, to load; got {error}"
+        ) from error
+    if verify:
+        require_pair(model, tokenizer, router, f"router {str(source)!r}")
+    return model, tokenizer, router, folder
+
+
+def require_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, router: Router, what: str) -> None:
+    """Check that a router was trained for a model and a tokenizer.
+
+    Raises:
+        InputError: where it was trained for others, or the model's weights are not there to be compared.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(f"{what}: expected weights in memory to compare, got some on disk (verify=False trusts them)")
+    made_for = router.config.fingerprints
+    given = replace(made_for, model=model_fingerprint(model), tokenizer=tokenizer_fingerprint(tokenizer))
+    made_for.require(given, what)
