@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None) -> None:
     routed = RoutedModel.from_pretrained(options.router, budget=options.budget)
     tokenizer, layers = routed.tokenizer, routed.router.config.num_layers
     assert tokenizer is not None
-    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="left").to(routed.device)
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True).to(routed.device)
 
     marks = marks_for(sys.stdout.encoding)
     print(marks.legend())

@@ -1,7 +1,7 @@
 """A router and its base model as one model that generates like any other, with one chain for each row.
 
     model = RoutedModel.from_pretrained("runs/demo/router", budget=27)
-    batch = model.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    batch = model.tokenizer(prompts, return_tensors="pt", padding=True)
     model.generate(**batch, max_new_tokens=32)
 
 The first layers run once over the prompts; the router reads their output and picks a chain for each row; rows of one
@@ -101,6 +101,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             **options,
         )
         routed = cls.join(model, loaded, tokenizer=tokenizer, budget=budget, guaranteed=guaranteed)
+        tokenizer.padding_side = "left"  # as generation needs it
         routed.router_folder = folder
         return routed
 
@@ -157,8 +158,14 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
     def read(
         self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
     ) -> Reading:
-        """Run the first layers and the router's head over a batch of prompts; arguments as in `route`."""
+        """Run the first layers and the router's head over a batch of prompts; arguments as in `route`.
+
+        Raises:
+            ValueError: where prompts are padded on the right.
+        """
         mask = mask_of(input_ids, self.generation_config) if attention_mask is None else attention_mask
+        if not bool(mask[:, -1].all()):
+            raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
         return self._runner.read(input_ids, mask)
 
     def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[ScoredChain]:

@@ -118,6 +118,16 @@ def test_the_router_alone_is_saved(project: Path, tmp_path: Path) -> None:
     assert again.route(ids, mask) == routed.route(ids, mask)
 
 
+def test_padding_stands_on_the_left(project: Path) -> None:
+    routed = RoutedModel.from_pretrained(project / "router", budget=4.0)
+    assert routed.tokenizer is not None
+    batch = routed.tokenizer(["Which of these?", "A"], return_tensors="pt", padding=True)
+    assert batch.attention_mask[1].tolist() == [0] * 14 + [1]
+    assert len(routed.generate(**batch, **GREEDY)) == 2
+    with pytest.raises(ValueError, match="expected padding on the left"):
+        routed.generate(input_ids=batch.input_ids.flip(1), attention_mask=batch.attention_mask.flip(1))
+
+
 def test_budgets_by_row(project: Path) -> None:
     # Oracle: the whole batch at each budget.
     routed = RoutedModel.from_pretrained(project / "router", budget=4.0)
