@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import wandb
 
-from router.command import InputError, one_line
+from router.command import InputError, one_line, without_places
 from router.durable import sha256_file, sha256_json
 
 BASE_URL = "https://api.wandb.ai"
@@ -97,7 +97,7 @@ def start_run(
             job_type=job_type,
             mode=mode,
             dir=folder,
-            config=dict(config),
+            config=without_places(config),
             settings=wandb.Settings(
                 silent=True,
                 console="off",

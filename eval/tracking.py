@@ -100,22 +100,10 @@ def tracked(out: Path, key: str) -> Path | None:
 
 
 def configuration(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's configuration: what decides the report, without where things lie on this machine."""
+    """Return the run's configuration: what decides the report."""
     origin = report["provenance"]
     told = {name: origin[name] for name in ("settings", "commit", "versions")}
-    plain: dict[str, Any] = without_places(told | {name: report[name] for name in CONFIGURATION})
-    return plain
-
-
-def without_places(value: Any) -> Any:
-    """Return JSON data in which absolute paths, and those from a home directory, are cut down to their last part."""
-    if isinstance(value, Mapping):
-        return {name: without_places(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_places(item) for item in value]
-    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
-        return Path(value).name
-    return value
+    return told | {name: report[name] for name in CONFIGURATION}
 
 
 def lineage(inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from transformers.utils import logging as transformers_logging
 from router.command import InputError, one_line
 from router.decoder import find_decoder
 
+HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+"""Options of `from_pretrained` that say where files come from: they count for the tokenizer too."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,13 +40,16 @@ def load_base_model(
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     device = resolve_device(device)
     source = _source(name)
+    # Said outright: else the library asks on the terminal, and takes what is piped in for an answer.
+    trusted = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
+    where = {option: options[option] for option in HUB_OPTIONS if option in options}
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options
+            source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options | trusted
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **where | trusted)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
@@ -66,9 +71,9 @@ def count_layers(name: str, *, revision: str | None = None) -> int:
     """
     source = _source(name)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
-            return find_decoder(AutoModelForCausalLM.from_config(config)).num_layers
+            return find_decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False)).num_layers
     except (OSError, ValueError) as error:
         raise InputError(
             f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
@@ -77,9 +82,12 @@ def count_layers(name: str, *, revision: str | None = None) -> int:
 
 def _source(name: str) -> str:
     """Return what the library loads a model from: a directory's path, or the hub id as it is."""
-    path = Path(name).expanduser()
-    if not (name.startswith((".", "/", "~")) or Path(name).exists()):
-        return name
+    try:
+        path = Path(name).expanduser()
+        if not (name.startswith((".", "/", "~")) or Path(name).exists()):
+            return name
+    except (OSError, RuntimeError) as error:  # a name that is too long, or the home of nobody
+        raise InputError(f"model: expected a local directory or a hub id, got {name!r} ({one_line(error)})") from error
     if not (path / "config.json").is_file():
         raise InputError(f"model: expected a directory with config.json, got {name!r}")
     return str(path)

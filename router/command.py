@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +72,17 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain_values(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def without_places(value: Any) -> Any:
+    """Return JSON data in which absolute paths, and those from a home directory, are cut down to their last part."""
+    if isinstance(value, Mapping):
+        return {name: without_places(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+        return Path(value).name
+    return value
 
 
 def one_line(error: BaseException) -> str:

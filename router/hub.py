@@ -24,7 +24,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 
 from router.card import model_card, place_of, refused_id
-from router.command import InputError, one_line
+from router.command import InputError, one_line, without_places
 from router.durable import read_json, replacing, writable_directory, write_text
 from router.guarantee import GUARANTEE_FILE, read_guarantee, write_guarantee
 from router.storage import (
@@ -187,17 +187,6 @@ def published_files(folder: Path) -> dict[str, bytes]:
     card = folder / CARD_FILE
     files[CARD_FILE] = card.read_bytes() if card.is_file() else model_card(router).encode()
     return files
-
-
-def without_places(value: Any) -> Any:
-    """Return JSON data in which absolute paths, and those from a home directory, are cut down to their last part."""
-    if isinstance(value, dict):
-        return {name: without_places(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_places(item) for item in value]
-    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
-        return Path(value).name
-    return value
 
 
 def _json(value: Any) -> bytes:

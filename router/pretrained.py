@@ -32,7 +32,7 @@ def load_pair(
     Args:
         source: a router's folder, or its hub id.
         revision: the router's hub revision.
-        token: hub token; None: the one that the hub's own tools have stored, if any.
+        token: hub token, for the base model too; None: the one that the hub's own tools have stored, if any.
         base_model: name or path of the base model; None: the one that the router was trained with.
         base_revision: its hub revision; None: the router's, where the base model is.
         dtype: dtype of the base model; None: the one whose states the router was trained on.
@@ -47,6 +47,8 @@ def load_pair(
         InputError: where one of them cannot be loaded, or they do not fit each other.
     """
     folder = router_folder(source, revision=revision, token=token)
+    if token is not None:
+        options["token"] = token
     router = load_router(folder)
     config = router.config
     name = base_model if base_model is not None else config.base_model

@@ -20,7 +20,7 @@ from wandb.proto import wandb_internal_pb2
 
 from data.tracking import TrackingSettings, files_digest, hashes_of, log_files
 from eval.results import RESULTS_FILE
-from eval.tracking import ROWS, lineage, shown, table, track_report, without_places
+from eval.tracking import ROWS, lineage, shown, table, track_report
 from router.durable import sha256_file
 from tests.reports import IDS, RIGHT, hash_of, results_of, run_of, write_evaluation, write_results
 
@@ -275,21 +275,6 @@ def test_records_without_validation_have_no_digest_of_training() -> None:
     assert told["records"] is None
     assert told["inputs"]["records/train"] == hash_of("3")
     assert told["router"] == files_digest({"config.json": hash_of("1"), "router.safetensors": hash_of("2")})
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("/home/ada/models/qwen", "qwen"),
-        ("/", ""),
-        ("~/models/qwen/", "qwen"),
-        ("runs/demo", "runs/demo"),
-        ("Qwen/Qwen2.5", "Qwen/Qwen2.5"),
-        ({"a": ["/x/y", None, 3, 0.5, True]}, {"a": ["y", None, 3, 0.5, True]}),
-    ],
-)
-def test_absolute_paths_are_cut_down(value: Any, expected: Any) -> None:
-    assert without_places(value) == expected
 
 
 def test_columns_are_those_of_all_rows() -> None:

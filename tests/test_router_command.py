@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+
+from router.command import without_places
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "background"])
@@ -30,3 +33,18 @@ def test_a_polite_kill_ends_a_command_also_in_the_background(ignored: bool) -> N
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert error == "interrupted: finished work is saved; run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/ada/models/qwen", "qwen"),
+        ("/", ""),
+        ("~/models/qwen/", "qwen"),
+        ("runs/demo", "runs/demo"),
+        ("Qwen/Qwen2.5", "Qwen/Qwen2.5"),
+        ({"a": ["/x/y", None, 3, 0.5, True]}, {"a": ["y", None, 3, 0.5, True]}),
+    ],
+)
+def test_absolute_paths_are_cut_down(value: Any, expected: Any) -> None:
+    assert without_places(value) == expected

@@ -1,0 +1,300 @@
+"""What comes from elsewhere runs no code, fills no memory and lands nowhere else; what is secret is written nowhere."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from router.assets.wheels import fetch
+from router.command import InputError
+from router.durable import sha256_file
+from router.models import layers_of, load_model
+from router.storage import load_router, save_router
+from tests.evaluation import vouch
+from tests.test_router_hub import make_router
+from tests.tiny import save_tiny, write_project
+from tests.wheels import build_wheel, left_in
+
+ROOT = Path(__file__).parent.parent
+
+
+class Writes:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.path, "ran")
+
+
+def edit_json(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickled_base_model_is_refused_unread(tmp_path: Path, name: str) -> None:
+    # Oracle: a pickle that leaves a file behind once it is loaded, as it does here first.
+    marker = tmp_path / "marker"
+    folder = save_tiny(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Writes(marker)}, folder / name)
+    with (folder / name).open("rb") as stream:
+        torch.load(stream, weights_only=False)
+    assert marker.exists()
+    marker.unlink()
+    with pytest.raises(InputError, match="model: expected a local directory or a hub id that loads") as caught:
+        load_model(str(folder))
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+Path({marker!r}).write_text("ran")
+class Settings(LlamaConfig):
+    model_type = "{kind}"
+class Model(LlamaForCausalLM):
+    config_class = Settings
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+MODEL_MAP = {"AutoConfig": "own.Settings", "AutoModelForCausalLM": "own.Model"}
+TOKENIZER_MAP = {"AutoTokenizer": ["own.Tokenizer", "own.Tokenizer"]}
+CUSTOM = {
+    "unknown model": {"config.json": {"model_type": "own", "auto_map": MODEL_MAP}},
+    "known model": {"config.json": {"auto_map": MODEL_MAP}},
+    "unknown tokenizer": {"tokenizer_config.json": {"tokenizer_class": "OwnTokenizer", "auto_map": TOKENIZER_MAP}},
+    "known tokenizer": {"tokenizer_config.json": {"auto_map": TOKENIZER_MAP}},
+    "generation": {},
+}
+"""What a model's folder says of code of its own; a known class goes before it."""
+
+
+@pytest.mark.parametrize("answer", ["", "y\n" * 9], ids=["no terminal", "yes"])
+@pytest.mark.parametrize("kind", CUSTOM)
+def test_code_beside_a_model_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, answer: str
+) -> None:
+    # Oracle: code that leaves a file behind; who pipes something into a command has not asked for it to run.
+    marker = tmp_path / "marker"
+    folder = save_tiny(tmp_path / "model")
+    for name in ("own.py", "custom_generate/generate.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(CODE.format(marker=str(marker), kind=kind.replace(" ", "_")))
+    for name, changed in CUSTOM[kind].items():
+        edit_json(folder / name, **changed)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    if kind.startswith("unknown"):
+        with pytest.raises(InputError, match="model: expected a local directory or a hub id that loads") as caught:
+            load_model(str(folder))
+        assert "\n" not in str(caught.value)
+    else:
+        model, _ = load_model(str(folder))
+        model.generate(torch.tensor([[3, 4]]), max_new_tokens=1)
+    if kind == "unknown model":
+        with pytest.raises(InputError, match="model: expected a local directory or a hub id that loads"):
+            layers_of(str(folder))
+    else:
+        assert layers_of(str(folder)) == 5
+    assert not marker.exists()
+
+
+def saved(folder: Path, weights: bytes) -> Path:
+    """A router whose config vouches for any weights."""
+    save_router(folder, make_router())
+    (folder / "router.safetensors").write_bytes(weights)
+    edit_json(folder / "config.json", weights_sha256=hashlib.sha256(weights).hexdigest())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch pickle", "truncated", "longer", "endless header", "empty"])
+def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, kind: str) -> None:
+    # Oracle: files that the config's own hash vouches for, made wrong by hand.
+    marker = tmp_path / "marker"
+    save_router(tmp_path / "good", make_router())
+    good = (tmp_path / "good" / "router.safetensors").read_bytes()
+    stream = io.BytesIO()
+    torch.save(Writes(marker), stream)
+    weights = {
+        "pickle": pickle.dumps(Writes(marker)),
+        "torch pickle": stream.getvalue(),
+        "truncated": good[:-4],
+        "longer": good + bytes(2**20),
+        "endless header": (2**62).to_bytes(8, "little") + good[8:],
+        "empty": b"",
+    }[kind]
+    with pytest.raises(InputError, match="router: expected") as caught:
+        load_router(saved(tmp_path / "router", weights))
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+HUGE = 10**12
+ABSURD = {
+    "hidden: expected an integer in 1..65536, got 1000000000000": {"head_settings": {"hidden": HUGE}},
+    "hidden: expected an integer in 1..65536, got '8'": {"head_settings": {"hidden": "8"}},
+    "windows: expected": {"head_settings": {"hidden": 8, "windows": HUGE, "pooling": "attention"}},
+    "encoder.bottleneck.weight of shape [8, 1048576], got [8, 16]": {"d_model": 2**20},
+    "classify.weight of shape [12, 65536], got [12, 8]": {"head_settings": {"hidden": 2**16}, "d_model": 2**20},
+    "num_layers: expected": {"num_layers": HUGE},
+    "d_model: expected": {"d_model": HUGE},
+    "num_layers: expected an integer in 1..1024": {
+        "head": "menu", "head_settings": {"chains": ["0-5"]}, "num_layers": HUGE,
+    },
+    "chains: expected at most 4096, got 20000": {"head": "menu", "head_settings": {"chains": ["0*4096"] * 20000}},
+    "max_block: expected": {"head": "program", "head_settings": {"max_block": HUGE}},
+    "max_block, max_times: expected at most 65536 segments": {
+        "head": "program", "head_settings": {"max_block": 1024, "max_times": 64},
+    },
+    "beam: expected": {"head": "program", "head_settings": {"beam": HUGE}},
+    "no attribute": {"head": "menu", "head_settings": {"chains": [5]}},
+    "is not a mapping": {"head_settings": [1]},
+    "'int' object is not iterable": {"budget_points": 7},
+}  # fmt: skip
+"""What the message names, and the changes of a config that ask for it."""
+LIMITED = """
+import json, re, resource, sys
+from pathlib import Path
+from router.command import InputError
+from router.storage import load_router
+used = int(re.search(r"VmSize:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+for folder in json.loads(sys.argv[1]):
+    try:
+        load_router(Path(folder))
+        print("loaded")
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_config_that_asks_for_absurd_sizes_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    # Oracle: a process that may take half a gigabyte more than it has; what is wrong is named, not the memory.
+    folders = []
+    for i, changed in enumerate(ABSURD.values()):
+        folders.append(str(tmp_path / str(i)))
+        save_router(Path(folders[-1]), make_router())
+        edit_json(Path(folders[-1]) / "config.json", **changed)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, json.dumps(folders)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for wanted, line in zip(ABSURD, done.stdout.splitlines(), strict=True):
+        assert wanted in line
+        assert line.startswith("router: expected")
+
+
+@pytest.mark.parametrize("member", ["C:/outside.txt", "C:outside.txt", "a/..", ".", "", "//outside.txt"])
+def test_a_member_with_a_strange_name_is_refused(shelf: Path, tmp_path: Path, member: str) -> None:
+    # Oracle: nothing is unpacked. (Dots, slashes and backslashes: tests/test_router_assets.py.)
+    entry = build_wheel(shelf, "tiny-asset", {"tiny_asset/rows.txt": b"rows"}) | {"members": [member]}
+    (tmp_path / "assets.json").write_text(json.dumps({"wheels": {"tiny-asset": entry}}))
+    with pytest.raises(InputError, match="inside the wheel's own folder"):
+        fetch("tiny-asset", catalogue=tmp_path / "assets.json")
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_of_a_hostile_wheel_only_the_members_asked_for_are_written_as_plain_files(shelf: Path, tmp_path: Path) -> None:
+    # Oracle: members that would leave the folder, and one that is a link to a file outside, all vouched for by hash.
+    target = tmp_path / "secret.txt"
+    target.write_text("secret")
+    entry = build_wheel(shelf, "tiny-asset", {"tiny_asset/rows.txt": b"rows"})
+    wheel = shelf / str(entry["file"])
+    with zipfile.ZipFile(wheel, "a") as archive:
+        for name in ("../../outside.txt", str(tmp_path / "outside.txt")):
+            archive.writestr(name, "outside")
+        link = zipfile.ZipInfo("tiny_asset/link.txt")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, str(target))
+    entry |= {"sha256": sha256_file(wheel), "members": ["tiny_asset/rows.txt", "tiny_asset/link.txt"]}
+    (tmp_path / "assets.json").write_text(json.dumps({"wheels": {"tiny-asset": entry}}))
+    folder = fetch("tiny-asset", catalogue=tmp_path / "assets.json")
+    assert left_in(tmp_path / "cache") == ["link.txt", "rows.txt"]
+    assert not (folder / "tiny_asset" / "link.txt").is_symlink()
+    assert (folder / "tiny_asset" / "link.txt").read_text() == str(target)
+    assert not list(tmp_path.rglob("*outside.txt"))
+
+
+def test_a_directory_here_is_not_taken_for_an_asset_or_a_hub_id(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the shelf is empty and the hub switched off, so only the directory can answer.
+    monkeypatch.chdir(tmp_path)
+    for name in ("smollm2-135m-instruct", "us/model"):
+        save_tiny(tmp_path / name)
+    with pytest.raises(InputError, match="got both"):
+        load_model("smollm2-135m-instruct")
+    assert load_model("./smollm2-135m-instruct")[0].config.num_hidden_layers == 5
+    assert load_model("us/model")[0].config.num_hidden_layers == 5
+    (tmp_path / "us" / "empty").mkdir()
+    with pytest.raises(InputError, match=r"model: expected a directory with config\.json, got 'us/empty'"):
+        load_model("us/empty")
+
+
+SECRETS = {
+    "WANDB_API_KEY": "9d0wandb" * 5,
+    "HF_TOKEN": "hf_" + "h4token1" * 5,
+    "HUGGING_FACE_HUB_TOKEN": "hf_" + "h5token2" * 5,
+    "OPENAI_API_KEY": "sk-" + "0penkey3" * 5,
+}
+"""Each says one word five times: files of records may cut a text in two."""
+WORDS = ("9d0wandb", "h4token1", "h5token2", "0penkey3")
+PIPELINE = """
+import json, sys
+import eval.__main__, search.__main__, train.__main__
+for command, arguments in json.loads(sys.argv[1]).items():
+    {"search": search, "train": train, "eval": eval}[command].__main__.main(arguments)
+"""
+
+
+def test_no_secret_of_the_environment_is_written_or_printed(tmp_path: Path) -> None:
+    # Oracle: every byte below the folder, W&B's own files and caches included, and all that was printed; that the
+    # look finds what is there is told by the runs' name, which W&B's records hold.
+    project = write_project(tmp_path / "project")
+    vouch(project / "data")
+    names = {name: str(project / name) for name in ("data", "records", "router", "model", "report", "home")}
+    Path(names["home"]).mkdir()
+    tracked = ["--tracking.mode=offline", "--tracking.name=fabulous-run"]
+    arguments = {
+        "search": [
+            f"--data={names['data']}", f"--out={names['records']}", f"--model={names['model']}",
+            "--splits=[train,validation,test]", "--prefix_layers=2", "--dtype=float32", "--search.simulations=4",
+        ],
+        "train": [
+            f"--data.data={names['data']}", f"--data.records={names['records']}", f"--data.base_model={names['model']}",
+            f"--out={names['router']}", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", *tracked,
+        ],
+        "eval": [
+            *(f"--{name}={names[name]}" for name in ("data", "records", "router", "model")), f"--out={names['report']}",
+            "--dtype=float32", "--static_pool=1", "--static_trials=1", "--control_samples=1", *tracked,
+        ],
+    }  # fmt: skip
+    environment = os.environ | SECRETS | {"HOME": names["home"], "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    environment |= {f"WANDB_{kind}_DIR": f"{names['home']}/{kind}" for kind in ("CACHE", "DATA", "CONFIG")}
+    done = subprocess.run(
+        [sys.executable, "-c", PIPELINE, json.dumps(arguments)],
+        capture_output=True, text=True, cwd=project, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not [word for word in WORDS if word in done.stdout + done.stderr]
+    files = [path for path in project.rglob("*") if path.is_file()]
+    runs = [path for path in files if path.suffix == ".wandb" and not path.parent.is_symlink()]
+    assert len({path.parent.resolve() for path in runs}) == 2
+    assert all(b"fabulous-run" in path.read_bytes() for path in runs)
+    for name in ("router/config.json", "router/train.json", "report/report.json", "report/run.json"):
+        assert project / name in files
+    assert not [(path, word) for path in files for word in WORDS if word.encode() in path.read_bytes()]
