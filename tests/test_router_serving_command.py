@@ -1,0 +1,174 @@
+"""`python -m router serve`: settings, the socket, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from router.__main__ import main
+from router.command import run_command
+from router.commands.serve import KEY_VARIABLE
+from router.routed import RoutedModel
+from router.serving.server import bind, url_of
+from tests.serving import NAME, Brake, Oracle, running, tiny_routed, until, write_served
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_served(tmp_path_factory.mktemp("served"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--busy_budget=3"], "busy_budget: expected a budget or latency_factor beside it, got none"),
+        (["--budget=3", "--busy_budget=4"], "busy_budget: expected at most the budget of 3.0, got 4.0"),
+        (["--budget=4", "--busy_budget=0.5"], "budget: expected a mean depth in"),
+        (["--budget=4", "--busy_queue=0"], "busy_queue: expected at least 1, got 0"),
+        (["--budget=4", "--guaranteed=true"], "expected one of budget, guaranteed and latency_factor"),
+        (["--port=65536"], "port: expected 0..65535, got 65536"),
+        (["--max_batch=0"], "max_batch: expected at least 1, got 0"),
+        (["--max_body_bytes=0"], "max_body_bytes: expected at least 1, got 0"),
+        (["--request_timeout=0"], "request_timeout: expected seconds in 0..86400, got 0"),
+        (["--request_timeout=1e9"], "request_timeout: expected seconds in 0..86400, got 1000000000"),
+        (["--shutdown_timeout=-1"], "shutdown_timeout: expected seconds in 0..86400, got -1"),
+        (["--host=203.0.113.7"], "host: expected an address of this machine, got '203.0.113.7'"),
+        (["--host=no such host"], "host: expected a name or address of this machine, got 'no such host'"),
+        (["--chat_template=gone.jinja"], "chat_template: expected a text file, got 'gone.jinja'"),
+        (["--latency_profile=gone.json"], "latency_profile: expected a file of python -m eval.latency, got none"),
+        (["--wrong=1"], "wrong"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    router: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(main, ["serve", str(router), "--port=0", *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert (shown.err.count("\n"), shown.out) == (1, "")
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run_command(main, ["serve", "no/router/here", f"--port={port}"]) == 2
+    assert f"port: expected a free one at 127.0.0.1, got {port} (Address already in use)" in capsys.readouterr().err
+
+
+def test_an_open_server_without_a_key_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["serve", "no/router/here", "--port=0"]
+    assert run_command(main, [*words, "--host=0.0.0.0"]) == 2
+    assert f"there is no key; set {KEY_VARIABLE}" in capsys.readouterr().err
+    assert run_command(main, words) == 2
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    assert run_command(main, [*words, "--host=0.0.0.0"]) == 2
+    shown = capsys.readouterr().err
+    assert "warning" not in shown
+    assert "secret" not in shown
+    monkeypatch.setenv(KEY_VARIABLE, " ")
+    assert run_command(main, words) == 2
+    assert f"{KEY_VARIABLE}: expected a key, or the variable unset, got an empty one" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named() -> None:
+    program = (
+        "import sys\nfrom router.__main__ import main\nfrom router.command import run_command\n"
+        "for name in ('uvicorn', 'fastapi'):\n"
+        "    sys.modules[name] = None\n"
+        "    print(run_command(main, ['serve', 'x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n2\n"
+    assert done.stderr.splitlines() == [
+        f"error: serve: expected {name}, got an installation without it: pip install 'cola-router[serve]'"
+        for name in ("uvicorn", "fastapi")
+    ]
+
+
+def test_addresses_of_both_kinds() -> None:
+    for host, url in (("127.0.0.1", "http://127.0.0.1:"), ("localhost", "http://"), ("::1", "http://[::1]:")):
+        if host == "::1" and not socket.has_ipv6:
+            continue
+        with bind(host, 0) as bound:
+            assert url_of(bound).startswith(url)
+
+
+@contextmanager
+def started(router: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the command; gives it and the line that it prints once it is ready."""
+    command = [sys.executable, "-m", "router", "serve", str(router), "--port=0", "--budget=4", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_requests_end(router: Path, number: signal.Signals) -> None:
+    # Oracle: the prompt alone, with a seed that draws no early end.
+    oracle, asked = Oracle(RoutedModel.from_pretrained(router, budget=4.0)), {"temperature": 1, "seed": 0}
+    prompt = oracle.tokens("Which?")
+    asked["seed"] = next(one for one in range(99) if oracle.alone(prompt, 60, temperature=1, seed=one).tokens == 60)
+    body = asked | {"model": "model", "prompt": "Which?", "max_tokens": 300, "stream": True}
+    text = ""
+    with started(router) as (process, line):
+        url = line.split()[3]
+        assert line == f"serving model at {url} (a mean depth of 4 layers)\n"
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as answer:
+            for event in answer.iter_lines():
+                if event.startswith("data: {"):
+                    if not text:
+                        process.send_signal(number)
+                    text += json.loads(event[6:])["choices"][0]["text"]
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "")
+    assert text == oracle.alone(prompt, 300, **asked).text
+    assert "Traceback" not in err
+    assert '"POST /v1/completions HTTP/1.1" 200' in err
+    assert "Which?" not in err
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/models")
+
+
+def test_requests_that_do_not_end_in_time_are_told_that_the_server_stops() -> None:
+    routed = tiny_routed()
+    brake = Brake(routed)
+    with running(routed, shutdown_timeout=0.2, max_batch=1) as server:
+        brake.hold()
+        brake.step(3)
+        body = {"model": NAME, "prompt": "x", "max_tokens": 300, "temperature": 1}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: {")
+            server.server.should_exit = True
+            until(lambda: not server.service.batcher.alive)
+            brake.release()
+            rest = [json.loads(line[6:]) for line in lines if line]
+        assert rest[-1]["error"]["code"] == "stopping"
+    assert brake.passes < 50
+
+
+def test_a_chat_template_of_ones_own(router: Path, tmp_path: Path) -> None:
+    # Oracle: what the template says, as a plain prompt.
+    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}, is it")
+    routed = RoutedModel.from_pretrained(router, budget=4.0)
+    with running(routed, chat_template=tmp_path / "chat.jinja") as server:
+        options = {"max_tokens": 5, "temperature": 0}
+        chat = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "Ice"}], **options).json()
+        plain = server.post(prompt="Ice, is it", **options).json()
+    assert chat["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
