@@ -150,8 +150,9 @@ def test_requests_that_do_not_end_in_time_are_told_that_the_server_stops() -> No
     brake = Brake(routed)
     with running(routed, shutdown_timeout=0.2, max_batch=1) as server:
         brake.hold()
-        brake.step(3)
-        body = {"model": NAME, "prompt": "x", "max_tokens": 300, "temperature": 1}
+        brake.step(12)
+        # A seed: random bytes may for long be no text, and the brake would hold for ever.
+        body = {"model": NAME, "prompt": "x", "max_tokens": 300, "temperature": 1, "seed": 0}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=60) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: {")
