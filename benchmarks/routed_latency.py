@@ -42,7 +42,7 @@ from router.budget import BudgetPoint
 from router.chain import Chain
 from router.chain_runner import ChainRunner
 from router.durable import write_json
-from router.export import export_chain
+from router.export.checkpoint import export_chain
 from router.fingerprint import Fingerprints
 from router.menu_head import MenuHead
 from router.models import load_model

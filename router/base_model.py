@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,11 @@ def load_base_model(
     where = {option: options[option] for option in HUB_OPTIONS if option in options}
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
-    try:
+    with _reading(name):
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options | trusted
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **where | trusted)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
-        ) from error
     if "device_map" not in options:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
@@ -69,12 +67,31 @@ def count_layers(name: str, *, revision: str | None = None) -> int:
     Raises:
         InputError: where there is no such model.
     """
-    source = _source(name)
+    with _reading(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(_source(name), revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return find_decoder(model).num_layers
+
+
+def stored_dtype(name: str, *, revision: str | None = None) -> str:
+    """Return the dtype that a model's configuration names, one of `DTYPES`, or float32; arguments as `count_layers`.
+
+    Raises:
+        InputError: where there is no such model.
+    """
+    with _reading(name):
+        config = AutoConfig.from_pretrained(_source(name), revision=revision, trust_remote_code=False)
+    found = config.dtype or getattr(config.get_text_config(decoder=True), "dtype", None)
+    return next((word for word, dtype in DTYPES.items() if dtype == found), "float32")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        with torch.device("meta"):
-            return find_decoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False)).num_layers
-    except (OSError, ValueError) as error:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
         ) from error

@@ -134,9 +134,8 @@ class MaskRules:
         self._num_layers = num_layers
         self._length = 0
         self._rules: list[Bool[Tensor, "length length"]] = []
-        self.can_pack = all(
-            sum(is_mask(axes) for axes in capture.axes(layer)) == 1 for layer in range(num_layers)
-        ) and self._build(8)
+        one_each = all(sum(is_mask(axes) for axes in capture.axes(layer)) == 1 for layer in range(num_layers))
+        self.can_pack = one_each and not capture.has_own_masks and self._build(8)
 
     def allowed(self, layer: int, length: int) -> Bool[Tensor, "length length"]:
         """Return whether a query at position i may read a key at position j, `[length, length]` or larger."""

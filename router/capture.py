@@ -58,6 +58,7 @@ class LayerCapture:
         device: device of the token embeddings.
         vocabulary: size of the vocabulary.
         attention: name of the attention implementation.
+        has_own_masks: whether layers keep masks of their own, by place in the row (GPT-Neo).
         spans: lengths in the configuration at which attention may begin to do something else (windows, chunks), tokens.
     """
 
@@ -76,6 +77,7 @@ class LayerCapture:
         self.attention = getattr(decoder.config, "_attn_implementation", None)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self.spans = _spans(decoder.config, model.config)
+        self.has_own_masks = any(_is_mask(buffer) for layer in decoder.layers for buffer in layer.buffers())
         # While layers only record, logits are thrown away: none are made where the output embedding can be left out,
         # else one token's where the family offers that.
         offered = "logits_to_keep" in inspect.signature(type(model).forward).parameters
@@ -233,6 +235,11 @@ def _spans(*configs: Any) -> list[int]:
     """Return whole numbers above 1 that a configuration calls a window or chunk, ascending."""
     named = [item for config in configs for item in config.to_dict().items()]
     return sorted({v for k, v in named if ("window" in k or "chunk" in k) and type(v) is int and v > 1})
+
+
+def _is_mask(buffer: Tensor) -> bool:
+    """Whether a buffer says for each place in a row which others it sees."""
+    return buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1
 
 
 def _compare(first: torch.Size, second: torch.Size) -> Axes:

@@ -48,7 +48,7 @@ def model_card(router: Router, *, report: Mapping[str, Any] | None = None) -> st
     """
     config = router.config
     data = ModelCardData(library_name=LIBRARY, pipeline_tag="text-generation", tags=list(TAGS))
-    if place_of(config) == "hub":
+    if place_of(config.base_model) == "hub":
         data["base_model"] = config.base_model
         # The router is added to a model that stays as it is; without this the hub would say "finetuned".
         data["base_model_relation"] = "adapter"
@@ -57,9 +57,8 @@ def model_card(router: Router, *, report: Mapping[str, Any] | None = None) -> st
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
-def place_of(config: RouterConfig) -> Literal["asset", "hub", "local"]:
-    """Return where a router's base model is found by its name: as `router.models.load_model` tells names apart."""
-    name = config.base_model
+def place_of(name: str) -> Literal["asset", "hub", "local"]:
+    """Return where a base model is found by its name: as `router.models.load_model` tells names apart."""
     if name in read_catalogue()[1]:
         return "asset"
     if refused_id(name) is not None or Path(name).exists():  # no id begins with ".", "/" or "~"
@@ -95,7 +94,7 @@ def _summary(router: Router) -> str:
 
 
 def _use(config: RouterConfig) -> str:
-    local = place_of(config) == "local"
+    local = place_of(config.base_model) == "local"
     base = ', base_model="PATH/OF/THE/MODEL"' if local else ""
     return (
         "## How to use\n\n"
@@ -111,7 +110,7 @@ def _use(config: RouterConfig) -> str:
 
 
 def _name(config: RouterConfig) -> str:
-    return "a local model" if place_of(config) == "local" else plain_text(config.base_model)
+    return "a local model" if place_of(config.base_model) == "local" else plain_text(config.base_model)
 
 
 def _base_model(config: RouterConfig) -> str:
@@ -119,7 +118,7 @@ def _base_model(config: RouterConfig) -> str:
         "asset": f"{plain_text(config.base_model)} (an offline asset of {LIBRARY})",
         "hub": f"[{plain_text(config.base_model)}](https://huggingface.co/{config.base_model})",
         "local": "a local model: give your own copy of it, the fingerprint is compared",
-    }[place_of(config)]
+    }[place_of(config.base_model)]
     prints = config.fingerprints
     rows = [
         ("base model", found),

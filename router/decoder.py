@@ -61,6 +61,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     if isinstance(decoder, nn.Module):
         inside = {id(child) for child in decoder.children()}
         places = [(name, module) for name, module in places if id(module) in inside] or places
+    if len(places) > 1:  # rotary embeddings by base, which have no weights, can be as many as a chain's layers
+        places = [(name, module) for name, module in places if any(True for _ in module.parameters())]
     if len(places) != 1:
         found = ", ".join(f"{name} ({len(module)})" for name, module in places)
         lists = found or ", ".join(

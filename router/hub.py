@@ -177,7 +177,7 @@ def published_files(folder: Path) -> dict[str, bytes]:
     config = read_json(folder / CONFIG_FILE)
     base = config["base_model"]
     config = without_places(config)
-    if place_of(router.config) == "local":
+    if place_of(router.config.base_model) == "local":
         config["base_model"] = f"./{Path(base).expanduser().name or 'model'}"
     files = {CONFIG_FILE: _json(config), WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
     if trained_questions(folder) is not None:

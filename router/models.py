@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from router.assets.catalogue import read_catalogue
 from router.assets.wheels import model_directory
-from router.base_model import count_layers, load_base_model
+from router.base_model import count_layers, load_base_model, stored_dtype
 from router.command import InputError
 
 
@@ -35,6 +35,11 @@ def load_model(
 def layers_of(name: str, revision: str | None = None) -> int:
     """Return the number of a base model's layers, without its weights; `name` and errors as in `load_model`."""
     return count_layers(_source(name), revision=revision)
+
+
+def dtype_of(name: str, revision: str | None = None) -> str:
+    """Return the dtype that a base model is stored in, by its configuration, or float32; errors as `load_model`."""
+    return stored_dtype(_source(name), revision=revision)
 
 
 def _source(name: str) -> str:

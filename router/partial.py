@@ -108,8 +108,9 @@ class PartialLayers:
         self._capture = capture
         self.supported = [False] * num_layers
         tried, self.reach = _lengths(capture.spans)
-        # A hook that moves weights expects each forward that it began to come to its end.
-        if allowed and not capture.has_placement_hooks:
+        # A hook that moves weights expects each forward that it began to come to its end; a layer's own mask counts
+        # places in the whole row.
+        if allowed and not (capture.has_placement_hooks or capture.has_own_masks):
             check = _Check(capture, tried)
             self.supported = [self._passes(check, layer) for layer in range(num_layers)]
 

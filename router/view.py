@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from router.chain import Chain
 from router.decoder import Decoder, find_decoder
+from router.layer_config import write_entries
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -38,10 +39,8 @@ _OWN_DICTS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-_PER_LAYER_CONFIG = ("layer_types", "mlp_layer_types")
-"""Configuration lists with one entry a layer that forward passes and caches read by position."""
-
-
+_PLACE = ("layer_idx", "layer_id")
+"""What a module calls the place of its layer, which is its cache slot (GPT-Neo: layer_id)."""
 CACHED_VIEWS = 64
 """Views kept for each model; the least recently used one goes first."""
 _views: weakref.WeakKeyDictionary[PreTrainedModel, OrderedDict[object, PreTrainedModel]] = weakref.WeakKeyDictionary()
@@ -122,7 +121,7 @@ def with_layers(
     copy.deepcopy(model.config, memo)
     configs = {id(model.config): memo[id(model.config)]}
     text = memo.get(id(decoder.config)) or copy.deepcopy(decoder.config, memo)
-    _edit_config(text, sources)
+    write_entries(text, Chain(tuple(sources), decoder.num_layers))
 
     root = shallow_copy(model)
     module: nn.Module = root
@@ -175,25 +174,15 @@ def _contiguous(head: nn.Module) -> nn.Module:
     return clone
 
 
-def _edit_config(config: Any, sources: Sequence[int]) -> None:
-    # Set past the configuration's validation, which would compare the new lists with the old depth; some families
-    # keep the depth under a name of their own (GPT-2: n_layer).
-    aliases = getattr(config, "attribute_map", {})
-    for name in _PER_LAYER_CONFIG:
-        values = getattr(config, name, None)
-        if isinstance(values, (list, tuple)):
-            config.__dict__[aliases.get(name, name)] = [values[source] for source in sources]
-    config.__dict__[aliases.get("num_hidden_layers", "num_hidden_layers")] = len(sources)
-
-
 def _at_position(layer: nn.Module, position: int) -> nn.Module:
-    """Return a copy of a layer, parameters shared, whose `layer_idx` (its cache slot) is `position`."""
+    """Return a copy of a layer, parameters shared, whose place (its cache slot) is `position`."""
     clone = shallow_copy(layer)
     for name, child in layer._modules.items():
-        if child is not None and any("layer_idx" in module.__dict__ for module in child.modules()):
+        if child is not None and any(place in module.__dict__ for module in child.modules() for place in _PLACE):
             clone._modules[name] = _at_position(child, position)
-    if "layer_idx" in clone.__dict__:
-        clone.__dict__["layer_idx"] = position
+    for place in _PLACE:
+        if place in clone.__dict__:
+            clone.__dict__[place] = position
     return clone
 
 

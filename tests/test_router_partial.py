@@ -37,9 +37,9 @@ def model(variant: tuple[str, str]) -> PreTrainedModel:
 
 
 def expected_support(variant: tuple[str, str]) -> list[bool]:
-    """Attention layers, but for those that add a bias by the key's place; a convolution has no keys."""
+    """Attention layers, but for those with a bias or a mask by the key's place; a convolution has no keys."""
     config = FAMILIES[variant[0]].config()
-    if variant == ("falcon_alibi", "eager"):
+    if variant in (("falcon_alibi", "eager"), ("gpt_neo", "eager")):
         return [False] * NUM_LAYERS
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * NUM_LAYERS
     return ["attention" in kind for kind in kinds]

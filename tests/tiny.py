@@ -17,7 +17,9 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
+    GraniteSWAConfig,
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
@@ -107,8 +109,31 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=512, **_IDS)
     ),
+    "gpt_neo": Family(
+        lambda: GPTNeoConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_layers=NUM_LAYERS,
+            num_heads=4,
+            intermediate_size=48,
+            attention_types=[[["global", "local"], 2], [["global"], 1]],
+            window_size=4,
+            max_position_embeddings=512,
+            **_IDS,
+        ),
+        attentions=("eager",),
+        packs=False,
+        note=" (sliding window in some layers)",
+    ),
     "gpt_neox": Family(lambda: GPTNeoXConfig(**_WIDTH, intermediate_size=48, max_position_embeddings=512, **_IDS)),
     "opt": Family(lambda: OPTConfig(**_WIDTH, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=512, **_IDS)),
+    "granite_swa": Family(
+        lambda: GraniteSWAConfig(
+            **_COMMON, sliding_window=4, layer_types=_ALTERNATING, layer_rope_theta=[1e4, 1e2, 1e3, 0, 50.0]
+        ),
+        attentions=("eager",),
+        note=" (sliding window and rotary base by layer)",
+    ),
     "falcon": Family(lambda: FalconConfig(**_WIDTH, alibi=False, **_IDS)),
     "falcon_alibi": Family(
         lambda: FalconConfig(**_WIDTH, alibi=True, multi_query=False, **_IDS), packs=False, note=" (ALiBi)"

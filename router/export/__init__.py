@@ -1,0 +1,1 @@
+"""A static chain as a standard checkpoint, which loads without this package."""

