@@ -52,7 +52,7 @@ from router.view import chain_view, with_contiguous_head
 
 CHAIN = "0-19,26-29"
 READ_LAYER = 12
-PROMPT, NEW = 128, 32
+PROMPT, NEW, NEW_QUICK = 128, 32, 8
 BATCHES = (1, 8)
 WARM_UP = 3
 BARS = {"view_over_export": 1.02, "routed_net_over_export": 1.03, "router_flops_share": 0.01}
@@ -132,7 +132,7 @@ class Call:
     router: float = 0.0
 
 
-def measure(generate: Callable[..., Any], ids: Tensor, router: TimedRouter | None) -> Call:
+def measure(generate: Callable[..., Any], ids: Tensor, new_tokens: int, router: TimedRouter | None) -> Call:
     """Time one call."""
     clock = Clock()
     start = time.perf_counter()
@@ -140,17 +140,19 @@ def measure(generate: Callable[..., Any], ids: Tensor, router: TimedRouter | Non
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
-        min_new_tokens=NEW,
-        max_new_tokens=NEW,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
         streamer=clock,
         pad_token_id=0,
     )
     first, last = clock.times[1], clock.times[-1]
     own = 0.0 if router is None else router.seconds[-1]
-    return Call(first - start, (last - first) / (NEW - 1), own)
+    return Call(first - start, (last - first) / (new_tokens - 1), own)
 
 
-def run(arms: dict[str, Callable[..., Any]], router: TimedRouter, rounds: int) -> dict[int, dict[str, list[Call]]]:
+def run(
+    arms: dict[str, Callable[..., Any]], router: TimedRouter, rounds: int, new_tokens: int
+) -> dict[int, dict[str, list[Call]]]:
     """Time every arm once a round and batch, in an order of its own."""
     order, generator = random.Random(0), torch.Generator().manual_seed(0)
     calls: dict[int, dict[str, list[Call]]] = {batch: {name: [] for name in arms} for batch in BATCHES}
@@ -158,7 +160,7 @@ def run(arms: dict[str, Callable[..., Any]], router: TimedRouter, rounds: int) -
         for batch in BATCHES:
             ids = torch.randint(3, 40000, (batch, PROMPT), generator=generator)
             for name in order.sample(list(arms), len(arms)):
-                call = measure(arms[name], ids, router if name == "routed" else None)
+                call = measure(arms[name], ids, new_tokens, router if name == "routed" else None)
                 if number >= WARM_UP:
                     calls[batch][name].append(call)
     return calls
@@ -191,9 +193,9 @@ def cells(calls: dict[int, dict[str, list[Call]]]) -> dict[str, dict[str, Any]]:
     return made
 
 
-def whole(calls: dict[int, dict[str, list[Call]]], name: str) -> list[float]:
+def whole(calls: dict[int, dict[str, list[Call]]], name: str, new_tokens: int) -> list[float]:
     """Return seconds of whole calls, prefill and all tokens, of all batches."""
-    return [call.prefill + (NEW - 1) * call.decode for of_arm in calls.values() for call in of_arm[name]]
+    return [call.prefill + (new_tokens - 1) * call.decode for of_arm in calls.values() for call in of_arm[name]]
 
 
 def print_table(made: dict[str, dict[str, Any]], result: dict[str, float], router_ms: dict[int, float]) -> None:
@@ -221,7 +223,7 @@ def print_table(made: dict[str, dict[str, Any]], result: dict[str, float], route
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and tokens")
     parser.add_argument("--rounds", type=int, help="timed rounds")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
@@ -232,7 +234,8 @@ def main() -> None:
     timed_decisions(router)
     with tempfile.TemporaryDirectory() as folder:
         export_chain(model, tokenizer, chain, Path(folder) / "exported")
-        exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "exported", dtype=torch.bfloat16).eval()
+        exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "exported", dtype=torch.bfloat16)
+    exported.eval().requires_grad_(False)  # as the base model, whose kernels could differ otherwise
     full = with_contiguous_head(chain_view(model, Chain.full(30), fresh=True))
     view = with_contiguous_head(chain_view(model, chain, fresh=True))
     routed = RoutedModel.join(model, router, budget=float(chain.depth))
@@ -243,7 +246,8 @@ def main() -> None:
         "view": view.generate,
         "routed": routed.generate,
     }
-    calls = run(arms, router, rounds)
+    new_tokens = NEW_QUICK if options.quick else NEW
+    calls = run(arms, router, rounds, new_tokens)
     made = cells(calls)
     flops = count_forward(model).of(chain, PROMPT)
     result = {
@@ -252,14 +256,14 @@ def main() -> None:
     }
     result |= {
         "router_flops_share": router.head.forward_flops(PROMPT) / flops,
-        "latency_ratio": ratio(whole(calls, "routed"), whole(calls, "full"))["median"],
+        "latency_ratio": ratio(*(whole(calls, name, new_tokens) for name in ("routed", "full")))["median"],
         "depth_ratio": chain.depth / chain.num_layers,
     }
     router_ms = {
         batch: 1e3 * statistics.median(call.router for call in of_arm["routed"]) for batch, of_arm in calls.items()
     }
     print(
-        f"SmolLM2-135M, bfloat16, {torch.get_num_threads()} threads; {PROMPT} + {NEW} tokens; "
+        f"SmolLM2-135M, bfloat16, {torch.get_num_threads()} threads; {PROMPT} + {new_tokens} tokens; "
         f"medians of {rounds} rounds"
     )
     print_table(made, result, router_ms)

@@ -22,9 +22,12 @@ from eval.results import RESULTS_FILE, read_results
 from router.chain import Chain
 from router.durable import read_json
 from router.executor import ChainExecutor, Job
+from router.routed import RoutedModel
 from router.rows import pack_row, plain_row, separate_rows
 from router.view import chain_view
 from tests.evaluation import make_samples, prepared
+from tests.serving import chat_tokenizer, running
+from tests.test_router_routed import GREEDY, prompts, router_for
 from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
 
 DEVICE = os.environ.get("COLA_ROUTER_TEST_DEVICE", "cuda")
@@ -140,3 +143,34 @@ def test_a_small_evaluation_with_latency(tmp_path: Path) -> None:
         assert (cell["peak_bytes"] is not None) == device.startswith("cuda")
         assert min(arm["prefill_ms"]["median"] for arm in cell["arms"]) > 0
     assert answers[DEVICE] == answers["cpu"]
+
+
+def test_a_routed_model_generates_what_its_views_do(variant: tuple[str, str]) -> None:
+    # Oracle: the view of each row's chain, the row alone; float32, so that no greedy choice is a near tie.
+    model = tiny_model(*variant)
+    router = router_for(model)
+    routed = RoutedModel.join(model.to(DEVICE), router, tokenizer=tiny_tokenizer(), budget=4.0)
+    ids, mask = (tensor.to(DEVICE) for tensor in prompts())
+    got = routed.generate(input_ids=ids, attention_mask=mask, **GREEDY)
+    for row, one in enumerate(routed.route(ids, mask)):
+        own = ids[row][mask[row].bool()][None]
+        alone = chain_view(model, one.chain).generate(input_ids=own, attention_mask=torch.ones_like(own), **GREEDY)
+        assert torch.equal(got[row][mask[row].logical_not().sum() :], alone[0])
+    scored = routed.score("Which of these?", [" A", " the moon"])
+    on_cpu = RoutedModel.join(tiny_model(*variant), router, tokenizer=tiny_tokenizer(), budget=4.0)
+    wanted = on_cpu.score("Which of these?", [" A", " the moon"])
+    assert scored.routed.chain == wanted.routed.chain
+    close(torch.tensor(scored.logprobs), torch.tensor(wanted.logprobs))
+
+
+def test_a_server_answers_from_the_device() -> None:
+    # Oracle: the prompt alone on the CPU, without cache and batch; drawn and greedy.
+    model = tiny_model("llama")
+    router = router_for(model)
+    routed = RoutedModel.join(model.to(DEVICE), router, tokenizer=chat_tokenizer(), budget=4.0)
+    with running(routed) as server:
+        server.check_answers()
+        for seed in range(4):
+            answer = server.post(prompt="Which?", max_tokens=12, temperature=1, top_p=0.9, seed=seed).json()
+            alone = server.oracle.alone(server.oracle.tokens("Which?"), 12, temperature=1.0, top_p=0.9, seed=seed)
+            assert answer["choices"][0]["text"] == alone.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +16,14 @@ import openai
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data.scoring import ChainScorer
-from data.task_files import load_task
 from router.chain import Chain
 from router.commands.serve import ServeSettings, make_service
 from router.routed import RoutedModel
 from router.serving.app import Service, make_app
 from router.serving.sampling import Sampling
 from router.serving.server import Server, bind, url_of
-from router.storage import save_router
 from router.view import chain_view
+from tests.routed_folders import write_routed
 from tests.test_router_routed import router_for
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -50,18 +47,7 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_served(folder: Path) -> Path:
     """Write a tiny model with a chat template to `model/` and a router for it to `router/`; returns the latter."""
-    model, tokenizer = tiny_model("llama"), chat_tokenizer()
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    made = router_for(model)
-    config = dataclasses.replace(
-        made.config,
-        base_model=str(folder / "model"),
-        budget_points=made.head.budget_points,
-        fingerprints=ChainScorer(model, tokenizer, load_task("arc_easy")).fingerprints,
-    )
-    save_router(folder / "router", dataclasses.replace(made, config=config))
-    return folder / "router"
+    return write_routed(folder, chat_tokenizer())
 
 
 def tiny_routed(family: str = "llama", attention: str | None = None, budget: float | None = BUDGET) -> RoutedModel:

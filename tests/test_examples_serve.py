@@ -11,6 +11,7 @@ from router.chain import Chain
 from router.command import run_command
 from router.routed import RoutedModel
 from tests.serving import Oracle, write_served
+from tests.smol import write_smol_router
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,24 @@ def answer(oracle: Oracle, question: str, chat: bool) -> tuple[str, Chain]:
     prompt = oracle.chat_tokens([{"role": "user", "content": question}]) if chat else oracle.tokens(question)
     alone = oracle.alone(prompt, 6)
     return alone.text, alone.chain
+
+
+def test_the_example_runs_on_smollm2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # Oracle: the routed model's own generate, in float32, whose texts repeat.
+    folder = write_smol_router(tmp_path / "router")
+    words = [f"--router={folder}", "--budget=24", "--max_tokens=8", '--serve_args=["--dtype=float32"]']
+    assert run_command(main, words) == 0
+    routed = RoutedModel.from_pretrained(folder, budget=24.0, dtype="float32", device="cpu")
+    assert routed.tokenizer is not None
+    message = [{"role": "user", "content": "What is ice made of?"}]
+    batch = routed.tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    out = routed.generate(**batch, max_new_tokens=8, do_sample=False)
+    text = routed.tokenizer.decode(out[0, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    chain = routed.route(**batch)[0].chain
+    said = f"{text}\n[{chain.depth} layers: {chain}]\n"
+    assert capfd.readouterr().out.split("\n", 1)[1] == f"{said}{said}the server has stopped\n"
 
 
 def test_a_router_that_cannot_be_served_is_one_line_of_each(capfd: pytest.CaptureFixture[str]) -> None:

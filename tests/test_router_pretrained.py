@@ -16,21 +16,15 @@ from router.command import InputError
 from router.models import load_model
 from router.routed import RoutedModel
 from router.storage import load_router, save_router
-from tests.test_router_routed import GREEDY, prompts, router_for
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.routed_folders import write_routed
+from tests.test_router_routed import GREEDY, prompts
+from tests.tiny import save_tiny, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model in `model/` and a router for it in `router/`."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    save_tiny(folder / "model")
-    made = router_for(tiny_model("llama"))
-    config = dataclasses.replace(
-        made.config, base_model=str(folder / "model"), budget_points=made.head.budget_points, dtype="float32"
-    )
-    save_router(folder / "router", dataclasses.replace(made, config=config))
-    return folder
+    return write_routed(tmp_path_factory.mktemp("pretrained")).parent
 
 
 def test_three_lines_are_enough(project: Path) -> None:

@@ -18,8 +18,8 @@ from router.menu_head import MenuHead
 from router.routed import RoutedModel
 from router.storage import Router, load_router, save_router
 from router.view import chain_view
-from tests.test_router_routed import router_for
-from tests.tiny import save_tiny, tiny_model
+from tests.routed_folders import write_routed
+from tests.tiny import tiny_model
 
 PROMPTS = ["Which of these", "is a fox?", "The moon and seven bees aside, which is it?", "A"]
 
@@ -27,14 +27,7 @@ PROMPTS = ["Which of these", "is a fox?", "The moon and seven bees aside, which 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A router's folder; its base model lies beside it."""
-    folder = tmp_path_factory.mktemp("words")
-    save_tiny(folder / "model")
-    made = router_for(tiny_model("llama"))
-    config = dataclasses.replace(
-        made.config, base_model=str(folder / "model"), budget_points=made.head.budget_points, dtype="float32"
-    )
-    save_router(folder / "router", dataclasses.replace(made, config=config))
-    return folder / "router"
+    return write_routed(tmp_path_factory.mktemp("words"))
 
 
 @pytest.fixture
