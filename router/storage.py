@@ -224,10 +224,10 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
         if expected is not None:
             config.fingerprints.require(expected, f"router {folder}")
         weights = require_file(folder / WEIGHTS_FILE, "router")
-        _require_sizes(config)
-        _require_shapes(config, weights)
         if sha256_file(weights) != hashed:
             raise InputError(f"router: expected {weights} with the SHA-256 in {path.name}, got another file")
+        _require_sizes(config)
+        _require_shapes(config, weights)
         head = config.build()
         head.load_state_dict(load_file(weights))
     except InputError:

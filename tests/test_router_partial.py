@@ -245,9 +245,9 @@ def test_packed_choices_and_odd_positions_are_not_shared() -> None:
     ]
 
 
-def test_attention_that_changes_behind_a_window_is_run_whole() -> None:
-    # Oracle: whole layers. GPT-Neo cuts its window by places among the keys, as if the queries were the last tokens; on
-    # rows shorter than the window nothing of that shows.
+def test_layers_with_masks_of_their_own_run_whole() -> None:
+    # Oracle: whole layers. GPT-Neo cuts its masks by places among the keys, as if the queries were the last tokens; on
+    # rows shorter than its window nothing of that shows.
     config = GPTNeoConfig(
         vocab_size=211, hidden_size=32, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]],
         window_size=32, max_position_embeddings=128, intermediate_size=64,
@@ -261,7 +261,7 @@ def test_attention_that_changes_behind_a_window_is_run_whole() -> None:
     row = plain_row(tokens, [Target(index, 7, 0) for index in (20, 45, 89)])
     jobs = [Job(0, chain) for chain in (Chain.full(4), Chain.full(4).skip(2, 1), Chain.full(4).repeat(1, 1, 1))]
     executors = [ChainExecutor(model, partial=partial) for partial in (True, False)]
-    assert executors[0]._layers.supported == [True, False, True, False]
+    assert executors[0]._layers.supported == [False] * 4
     found, wanted = (executor.target_logprobs(executor.load([row]), jobs) for executor in executors)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
