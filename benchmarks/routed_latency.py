@@ -40,13 +40,13 @@ from transformers.generation.streamers import BaseStreamer
 from data.flops import count_forward
 from router.budget import BudgetPoint
 from router.chain import Chain
-from router.chain_runner import ChainRunner
 from router.durable import write_json
 from router.export.checkpoint import export_chain
 from router.fingerprint import Fingerprints
 from router.menu_head import MenuHead
 from router.models import load_model
 from router.routed import RoutedModel
+from router.routed.runner import ChainRunner
 from router.storage import Router, RouterConfig
 from router.view import chain_view, with_contiguous_head
 

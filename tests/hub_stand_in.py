@@ -215,7 +215,7 @@ def _mode(path: str) -> dict[str, Any]:
 
 
 def ask(hub: StandIn, home: Path, calls: list[dict[str, Any]], **environment: str) -> list[str]:
-    """Make calls of `router.hub` in a process of its own; an answer is the result, or `error: ` and the message.
+    """Make calls of `router.routed.hub` in a process of its own; an answer is the result, or `error: ` and the message.
 
     Args:
         hub: the server.
@@ -244,8 +244,8 @@ def ask(hub: StandIn, home: Path, calls: list[dict[str, Any]], **environment: st
 
 
 def _main() -> None:
-    from router import hub
     from router.command import InputError
+    from router.routed import hub
 
     answers = []
     for call in json.load(sys.stdin):

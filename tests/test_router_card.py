@@ -16,11 +16,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from router.budget import BudgetPoint
-from router.card import model_card, plain_text
 from router.chain import Chain
 from router.command import InputError
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.guarantee import Guarantee
+from router.routed.card import model_card, plain_text
 from router.storage import Router, RouterConfig, save_router, weights_sha256
 from tests.reports import GOLDEN
 from tests.test_router_program import every_chain

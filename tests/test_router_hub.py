@@ -18,7 +18,7 @@ from router.durable import sha256_file, write_json
 from router.fingerprint import Fingerprints
 from router.guarantee import GUARANTEE_FILE, Guarantee, write_guarantee
 from router.head import pad_states
-from router.hub import ROUTER_FILES, published_files, push_router, router_folder, write_router_folder
+from router.routed.hub import ROUTER_FILES, published_files, push_router, router_folder, write_router_folder
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
 from tests.hub_stand_in import TOKEN, StandIn, ask
 

@@ -12,9 +12,9 @@ from router.chain import Chain
 from router.command import InputError, parse_settings
 from router.durable import read_json, require_file
 from router.export.checkpoint import export_chain, free_folder
-from router.hub import router_folder
 from router.models import dtype_of, layers_of, load_model
-from router.pretrained import require_pair
+from router.routed.hub import router_folder
+from router.routed.pretrained import require_pair
 from router.storage import Router, load_router
 from router.strip import draw_strip, marks_for, ruler
 

@@ -14,9 +14,9 @@ from router.command import InputError, parse_settings
 from router.commands.loading import first_word, load_routed
 from router.commands.prompts import PromptSettings, encode_prompts, read_prompts
 from router.commands.route import as_json
-from router.grouping import by_chain
 from router.head import ScoredChain
 from router.routed import RoutedModel
+from router.routed.grouping import by_chain
 
 
 @dataclass(frozen=True)

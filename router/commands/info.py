@@ -10,8 +10,8 @@ from typing import Any
 
 from router.command import parse_settings
 from router.commands.loading import first_word
-from router.hub import router_folder
 from router.menu_head import MenuHead
+from router.routed.hub import router_folder
 from router.storage import Router, load_router
 from router.strip import draw_strip, marks_for
 

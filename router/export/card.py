@@ -9,8 +9,8 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from router.card import place_of, plain_text
 from router.chain import Chain
+from router.routed.card import place_of, plain_text
 from router.strip import BLOCKS, draw_strip, ruler
 
 SCHEMA = 1

@@ -19,9 +19,9 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from router.base_model import context_of
 from router.chain import Chain
-from router.chain_runner import Reading
-from router.grouping import by_chain
 from router.routed import RoutedModel
+from router.routed.grouping import by_chain
+from router.routed.runner import Reading
 from router.serving.decoding import Picks, Progress, Row, Step
 from router.serving.errors import ApiError, internal
 from router.serving.load import LoadBudget

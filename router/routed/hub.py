@@ -23,10 +23,10 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RevisionNotFoundError,
 )
 
-from router.card import model_card, place_of, refused_id
 from router.command import InputError, one_line, without_places
 from router.durable import read_json, replacing, writable_directory, write_text
 from router.guarantee import GUARANTEE_FILE, read_guarantee, write_guarantee
+from router.routed.card import model_card, place_of, refused_id
 from router.storage import (
     CONFIG_FILE,
     TRAINED_ON_FILE,

@@ -5,7 +5,7 @@
     model.generate(**batch, max_new_tokens=32)
 
 The first layers run once over the prompts; the router reads their output and picks a chain for each row; rows of one
-chain generate together in the library's own `generate`, whose prefill goes on from what has run (`router.replay`).
+chain generate together in the library's own `generate`, whose prefill goes on from what has run (`replay.py`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
-from router.chain_runner import ChainRunner, Operation, Reading
 from router.choices import Question, ScoredChoices, question_of
-from router.grouping import by_chain, check_one_chain, joined, mask_of, padding_of, rows_of_option
 from router.head import ScoredChain
-from router.pretrained import load_pair
-from router.saving import SavesRouter
+from router.routed.grouping import by_chain, check_one_chain, joined, mask_of, padding_of, rows_of_option
+from router.routed.pretrained import load_pair
+from router.routed.runner import ChainRunner, Operation, Reading
+from router.routed.saving import SavesRouter
 from router.storage import Router
 from router.view import shallow_copy
 

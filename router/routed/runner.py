@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from router.chain import Chain
 from router.choices import ChoiceScorer, Question, ScoredChoices
 from router.head import ScoredChain
-from router.replay import Prefix, PrefixRun
+from router.routed.replay import Prefix, PrefixRun
 from router.storage import Router
 from router.view import CACHED_VIEWS
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from router.command import InputError
 from router.fingerprint import model_fingerprint, tokenizer_fingerprint
-from router.hub import router_folder
 from router.models import load_model
+from router.routed.hub import router_folder
 from router.storage import Router, load_router
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from router.card import model_card
 from router.durable import read_json
-from router.hub import push_router, write_router_folder
+from router.routed.card import model_card
+from router.routed.hub import push_router, write_router_folder
 from router.storage import Router
 
 
