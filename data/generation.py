@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from router.chain import Chain
+from router.tokens import left_padded
 from router.view import chain_view, with_contiguous_head
 
 
@@ -99,13 +100,8 @@ class Generator:
     @torch.inference_mode()
     def _run(self, batch: Sequence[Request]) -> list[Answer]:
         """Decode a batch of one chain; prompts are padded on the left."""
-        width = max(len(request.prompt) for request in batch)
-        device = self._model.device
-        ids = torch.full((len(batch), width), self._padding, device=device)
-        mask = torch.zeros_like(ids)
-        for i, request in enumerate(batch):
-            ids[i, width - len(request.prompt) :] = torch.tensor(request.prompt, device=device)
-            mask[i, width - len(request.prompt) :] = 1
+        ids, mask = left_padded([request.prompt for request in batch], self._model.device, self._padding)
+        width = ids.shape[1]
         limits = [request.max_new_tokens for request in batch]
         view = with_contiguous_head(chain_view(self._model, batch[0].chain, fresh=True))
         view.generation_config = self._plain_greedy(max(limits))  # the library fills gaps from this one

@@ -63,6 +63,12 @@ def parse_settings(
     return parsed, plain_values(parsed)
 
 
+def first_word(argv: Sequence[str], setting: str) -> list[str]:
+    """Return the words of a command line with the name of the setting put before a first word that has none."""
+    words = list(argv)
+    return [f"--{setting}", *words] if words and not words[0].startswith("-") else words
+
+
 def plain_values(value: Any) -> Any:
     """Return settings as JSON data: dataclasses as objects, paths as text, tuples as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 
@@ -40,3 +45,25 @@ def tokens_after(
     if joined[: len(prompt)] == prompt and len(joined) > len(prompt):
         return joined[len(prompt) :]
     return tuple(tokenizer(added, add_special_tokens=False)["input_ids"])
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    """Return the tokens of a chat that the model is to answer; the template writes its special tokens itself.
+
+    Raises:
+        jinja2.TemplateError, TypeError, ValueError: where the chat template refuses the messages, or there is none.
+    """
+    text = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+    )
+    return prompt_tokens(tokenizer, str(text), special=False)
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device, padding: int = 0
+) -> tuple[Int[Tensor, "prompts tokens"], Int[Tensor, "prompts tokens"]]:
+    """Return prompts as one batch, padded on the left as generation needs them, and the mask of real tokens."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask

@@ -39,7 +39,7 @@ _OWN_DICTS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-_PLACE = ("layer_idx", "layer_id")
+PLACES = ("layer_idx", "layer_id")
 """What a module calls the place of its layer, which is its cache slot (GPT-Neo: layer_id)."""
 CACHED_VIEWS = 64
 """Views kept for each model; the least recently used one goes first."""
@@ -178,9 +178,9 @@ def _at_position(layer: nn.Module, position: int) -> nn.Module:
     """Return a copy of a layer, parameters shared, whose place (its cache slot) is `position`."""
     clone = shallow_copy(layer)
     for name, child in layer._modules.items():
-        if child is not None and any(place in module.__dict__ for module in child.modules() for place in _PLACE):
+        if child is not None and any(place in module.__dict__ for module in child.modules() for place in PLACES):
             clone._modules[name] = _at_position(child, position)
-    for place in _PLACE:
+    for place in PLACES:
         if place in clone.__dict__:
             clone.__dict__[place] = position
     return clone

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from router.command import InputError, parse_settings
-from router.commands.loading import first_word, load_routed
+from router.command import InputError, first_word, parse_settings
 from router.commands.prompts import PromptSettings, encode_prompts, read_prompts
 from router.commands.route import as_json
 from router.head import ScoredChain
 from router.routed import RoutedModel
 from router.routed.grouping import by_chain
+from router.routed.settings import load_routed
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from router.command import parse_settings
-from router.commands.loading import first_word
+from router.command import first_word, parse_settings
 from router.menu_head import MenuHead
 from router.routed.hub import router_folder
 from router.storage import Router, load_router

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from router.base_model import context_of
 from router.command import InputError
-from router.commands.loading import RoutedSettings
 from router.durable import read_json_lines
 from router.routed import RoutedModel
+from router.routed.settings import RoutedSettings
+from router.tokens import chat_tokens, left_padded, prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,12 @@ def encode_prompts(
             )
     for start in range(0, len(prompts), settings.batch_size):
         part = rows[start : start + settings.batch_size]
-        width = max(map(len, part))
-        ids, mask = torch.zeros(len(part), width, dtype=torch.long), torch.zeros(len(part), width, dtype=torch.long)
-        for i, row in enumerate(part):
-            ids[i, width - len(row) :] = torch.tensor(row)
-            mask[i, width - len(row) :] = 1
-        yield list(prompts[start : start + settings.batch_size]), ids.to(routed.device), mask.to(routed.device)
+        yield list(prompts[start : start + settings.batch_size]), *left_padded(part, routed.device)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> list[int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> tuple[int, ...]:
     if not chat:
-        return list(tokenizer(prompt)["input_ids"])
+        return prompt_tokens(tokenizer, prompt)
     if tokenizer.chat_template is None:
         raise InputError("chat: expected a tokenizer with a chat template, got one without")
-    message = [{"role": "user", "content": prompt}]
-    found = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True)
-    return list(found["input_ids"] if isinstance(found, (dict, BatchEncoding)) else found)
+    return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from router.command import parse_settings
-from router.commands.loading import first_word, load_routed
+from router.command import first_word, parse_settings
 from router.commands.prompts import PromptSettings, encode_prompts, read_prompts
 from router.head import ScoredChain
 from router.routed import RoutedModel
+from router.routed.settings import load_routed
 from router.strip import draw_strip, marks_for, ruler
 
 

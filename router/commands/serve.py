@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from router.command import InputError, parse_settings
-from router.commands.loading import RoutedSettings, first_word, load_routed
+from router.command import InputError, first_word, parse_settings
 from router.latency_file import budget_for
 from router.routed import RoutedModel
+from router.routed.settings import RoutedSettings, load_routed
 
 if TYPE_CHECKING:
     from router.serving.app import Service

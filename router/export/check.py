@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from router.chain import Chain
 from router.command import InputError, one_line
 from router.layer_config import changed_on_loading
+from router.view import PLACES
 
 TOKENS, PADDING, NEW_TOKENS = 64, (0, 19, 60), 8
 """Tokens of a row, how many of them are padding on the left in each, and tokens generated after it."""
@@ -255,7 +256,7 @@ def _plain_values(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in ("training", "layer_idx", "layer_id") and isinstance(value, _PLAIN)
+        if not name.startswith("_") and name not in ("training", *PLACES) and isinstance(value, _PLAIN)
     }
 
 

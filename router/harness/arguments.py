@@ -11,7 +11,7 @@ import torch
 
 from router.base_model import DTYPES
 from router.command import InputError, parse_settings
-from router.commands.loading import RoutedSettings
+from router.routed.settings import RoutedSettings
 
 HARNESS = (
     "batch_size",

@@ -32,11 +32,11 @@ from tqdm import tqdm
 from router.chain import Chain
 from router.choices import Question
 from router.command import InputError
-from router.commands.loading import load_routed
 from router.harness.arguments import HARNESS, ModelArguments, device_for
 from router.harness.requests import ChainMemory, Depths, Request, documents, question_of_requests, reading_batches
 from router.routed import RoutedModel
 from router.routed.grouping import by_chain
+from router.routed.settings import load_routed
 
 NAME = "cola-router"
 """lm-eval's `--model`."""

@@ -26,6 +26,7 @@ from router.serving.decoding import Picks, Progress, Row, Step
 from router.serving.errors import ApiError, internal
 from router.serving.load import LoadBudget
 from router.serving.planning import BatchLimits, batch_of, partners_matter, within
+from router.tokens import left_padded
 from router.view import shallow_copy
 
 LOGGER = "router.serving"
@@ -187,7 +188,7 @@ class Batcher:
     def _serve(self, rows: Sequence[Row]) -> None:
         """Read the rows' prompts, each once, and generate chain by chain, that of the oldest row first."""
         prompts = list(dict.fromkeys((row.prompt, row.budget) for row in rows))
-        reading = self._routed.read(*self._padded([prompt for prompt, _ in prompts]))
+        reading = self._routed.read(*left_padded([prompt for prompt, _ in prompts], self._routed.device))
         chosen = self._routed.decide(reading, [budget for _, budget in prompts])
         places = {prompt: place for place, prompt in enumerate(prompts)}
         for row in rows:
@@ -212,13 +213,6 @@ class Batcher:
             logits_processor=LogitsProcessorList([Picks(step)]),
             stopping_criteria=StoppingCriteriaList([Progress(step, self._ends)]),
         )
-
-    def _padded(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids padded on the left, and the mask of real tokens, both `[prompts, tokens]`."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        return ids.to(self._routed.device), mask.to(self._routed.device)
 
 
 def _out_of_memory() -> ApiError:

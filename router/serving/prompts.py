@@ -16,7 +16,7 @@ from router.serving.errors import ApiError, bad
 from router.serving.protocol import Asked, ChatAsked, CompletionAsked, Message
 from router.serving.sampling import Sampling
 from router.serving.text import TextStream
-from router.tokens import prompt_tokens
+from router.tokens import chat_tokens, prompt_tokens
 
 DEFAULT_NEW_TOKENS = 16
 """Tokens generated for a completion that does not say, as in OpenAI's interface."""
@@ -91,12 +91,10 @@ class RowMaker:
         said = [{"role": message.role, "content": message.content} for message in messages]
         try:
             with self._lock:
-                text = self._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+                return chat_tokens(self._tokenizer, said)
         except (TemplateError, TypeError, ValueError) as error:
             # Templates refuse what they cannot say, such as roles that do not alternate.
             raise ApiError(400, f"messages: the chat template refuses them: {error}", param="messages") from None
-        with self._lock:
-            return prompt_tokens(self._tokenizer, str(text), special=False)
 
     def _new_tokens(self, asked: Asked, prompt: tuple[int, ...], param: str, default: int | None) -> int:
         """Return the most tokens to generate for a prompt, whose tokens are checked."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from router.command import InputError
 from router.latency_file import budget_for
-from router.routed import RoutedModel
+from router.routed.model import RoutedModel
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,6 @@ class RoutedSettings:
             raise ValueError(f"budget: expected one of budget, guaranteed and latency_factor, got {given}")
         if self.latency_factor is not None and self.latency_profile is None:
             raise ValueError("latency_profile: expected a file of python -m eval.latency with latency_factor, got none")
-
-
-def first_word(argv: Sequence[str], setting: str) -> list[str]:
-    """Return the words of a command line with the name of the setting put before a first word that has none."""
-    words = list(argv)
-    return [f"--{setting}", *words] if words and not words[0].startswith("-") else words
 
 
 def load_routed(settings: RoutedSettings) -> RoutedModel:
