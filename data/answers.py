@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 
 _LETTER = re.compile(
     r"""
@@ -147,3 +148,9 @@ def clean_number(text: str) -> str:
     if found is None or (found[1] and found[2]):
         return text
     return found[1] + found[2] + found[3].replace(",", "") + (found[4] or "")
+
+
+def folded(text: str) -> str:
+    """Return a text without case, white space around and between words, and closing full stop."""
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    return re.sub(r"\.$", "", " ".join(words)).strip()

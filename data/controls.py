@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
-from data.judging import folded
+from data.answers import folded
 from data.sample import Sample
 
 

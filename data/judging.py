@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-
-from data.answers import final_answer, parse_letter
+from data.answers import final_answer, folded, parse_letter
 from data.generation import Answer
 from data.grading import Grader
 from data.prompts import Query
@@ -53,9 +50,3 @@ def _answer_text(task: Task, answer: Answer) -> str | None:
     if before_end is None and (not answer.complete or task.prompt.opening.endswith("{")):
         return None  # cut off, or a box that was never closed
     return text
-
-
-def folded(text: str) -> str:
-    """Return a text without case, white space around and between words, and closing full stop."""
-    words = unicodedata.normalize("NFKC", text).casefold().split()
-    return re.sub(r"\.$", "", " ".join(words)).strip()

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from data.answers import clean_number, folded
+from data.sample import Mode
+from data.store import read_finished
 from router.chain import Chain
-from router.command import InputError
-from router.durable import read_json_lines, require_file
+from router.durable import read_json, read_json_lines, require_file, sha256_file
 from router.fingerprint import Fingerprints
+from router.validation import STORED, ChainField, Count, InputError, Positive, from_plain
 
-SCHEMA = 2
-"""Version of the record file's format."""
+SCHEMA: Literal[3] = 3
+"""Version of the record file's format. Schema 2, of which only the name of `first_editable` differs, is read too."""
 TIE = 1e-6
 """Margin of an exact answer that argmax picks among equal logits."""
+Answer = int | str | None
+"""Index of a choice, text of a free answer, or None: no answer could be read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STORED)
 class ChainResult:
     """What one chain answers on one sample.
 
@@ -30,22 +39,41 @@ class ChainResult:
             generated answer nothing. 6 decimals.
         prediction: index of the choice that was answered (the first of those with the highest score); of a free
             answer its text ("exact": what greedy decoding emits up to the first token that is not the right
-            answer's); None: no answer could be read in what was generated (a format failure).
-        correct: whether the answer is right.
+            answer's); null: no answer could be read in what was generated (a format failure).
+        correct: whether the answer is right, as first judged; whether it counts as right is `stands`.
         margin: above 0 where correct. Choices: score of the right choice minus the best other score, nats. Exact: the
             least of the right tokens' logits minus the best other token's (`TIE` where argmax breaks a tie for it).
             Generated: 1 where right, else -1.
-        verified: whether a second run in another batch composition or mode agreed; None: not tried.
+        verified: whether a second run in another batch composition or mode agreed; null: not tried.
         verified_by: scoring mode of that second run.
     """
 
-    chain: Chain
+    chain: ChainField
     scores: tuple[float, ...]
-    prediction: int | str | None
+    prediction: Answer
     correct: bool
     margin: float
     verified: bool | None = None
-    verified_by: str | None = None
+    verified_by: Mode | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse fields that contradict each other."""
+        n = len(self.scores)
+        if n == 0 and abs(self.margin) != 1.0:
+            raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {self.margin!r}")
+        if isinstance(self.prediction, int) and not 0 <= self.prediction < (n or math.inf):
+            raise ValueError(f"prediction: expected an index below {n}, text or null, got {self.prediction!r}")
+        if self.prediction is None and (n or self.correct):
+            raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
+        if self.correct != (self.margin > 0):
+            raise ValueError(f"correct: expected {self.margin > 0} for the margin, got {self.correct!r}")
+        return self
+
+    @property
+    def stands(self) -> bool:
+        """Whether the chain counts as right, everywhere: judged right, and a second run did not say otherwise."""
+        return self.correct and self.verified is not False
 
     @classmethod
     def from_scores(cls, chain: Chain, scores: Sequence[float], answer: int) -> ChainResult:
@@ -58,8 +86,7 @@ class ChainResult:
         """
         # Rounded here and not when written, so that what is read back is judged exactly alike.
         values = tuple(round(float(score), 6) for score in scores)
-        if not all(map(math.isfinite, values)):
-            raise ValueError(f"scores: expected finite numbers, got {list(values)} for chain {chain}")
+        _require_finite(values, chain)
         prediction = max(range(len(values)), key=values.__getitem__)
         margin = round(values[answer] - max(value for i, value in enumerate(values) if i != answer), 6)
         return cls(chain, values, prediction, margin > 0, margin)
@@ -81,71 +108,37 @@ class ChainResult:
             ValueError: where a value is no finite number.
         """
         scores = tuple(round(float(value), 6) for value in log_probabilities)
-        margin = round(min(margins), 6)
-        if not all(map(math.isfinite, (*scores, margin))):
-            raise ValueError(f"scores: expected finite numbers, got {list(scores)} for chain {chain}")
+        margin = round(float(min(margins)), 6)
+        _require_finite((*scores, margin), chain)
         margin = max(margin, TIE) if emitted else min(margin, 0.0)
         return cls(chain, scores, prediction, emitted, margin)
 
     @classmethod
-    def from_answer(cls, chain: Chain, prediction: int | str | None, correct: bool) -> ChainResult:
+    def from_answer(cls, chain: Chain, prediction: Answer, correct: bool) -> ChainResult:
         """Return the result of a generated and graded answer."""
         return cls(chain, (), prediction, correct, 1.0 if correct else -1.0)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of docs/formats.md."""
-        return {
-            "chain": self.chain.to_json(),
-            "scores": [round(score, 6) for score in self.scores],
-            "prediction": self.prediction,
-            "correct": self.correct,
-            "margin": self.margin,
-            "verified": self.verified,
-            "verified_by": self.verified_by,
-        }
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any], num_layers: int) -> ChainResult:
-        """Read the JSON object; raises ValueError, KeyError or TypeError where it is none."""
-        result = cls(
-            chain=Chain.from_json(value["chain"], num_layers),
-            scores=tuple(float(score) for score in value["scores"]),
-            prediction=value["prediction"],
-            correct=value["correct"],
-            margin=float(value["margin"]),
-            verified=value["verified"],
-            verified_by=value["verified_by"],
-        )
-        n = len(result.scores)
-        if not all(map(math.isfinite, (*result.scores, result.margin))):
-            raise ValueError(f"scores and margin: expected finite numbers, got {value}")
-        if n == 0 and abs(result.margin) != 1.0:
-            raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {result.margin!r}")
-        if not isinstance(result.prediction, str | None) and (
-            type(result.prediction) is not int or result.prediction < 0 or (n and result.prediction >= n)
-        ):
-            raise ValueError(f"prediction: expected an index below {n}, text or null, got {result.prediction!r}")
-        if result.prediction is None and (n or result.correct):
-            raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
-        if type(result.correct) is not bool or result.correct != (result.margin > 0):
-            raise ValueError(f"correct: expected {result.margin > 0} for the margin, got {result.correct!r}")
-        return result
+def _require_finite(values: Sequence[float], chain: Chain) -> None:
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"scores: expected finite numbers, got {list(values)} for chain {chain}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STORED)
 class SearchRecord:
-    """All chains that a search tried on one sample.
+    """All chains that a search, or a menu, tried on one sample.
 
     Attributes:
         sample_id: `Sample.id`.
         task: the sample's task.
         split: the sample's split.
-        metadata: what the data set says of the sample besides (difficulty, subject).
-        mode: scoring mode of the results, one of `data.tasks.MODES`.
+        metadata: what the data set says of the sample besides (difficulty, subject); texts above 200 characters stay
+            with the sample.
+        mode: scoring mode of the results.
         num_layers: layers of the base model.
-        prefix_layers: layers 0..prefix_layers-1 run unedited in every chain.
+        first_editable: layers 0..first_editable-1 run unedited in every chain.
         dtype: dtype of the base model during the search, for example "bfloat16".
-        reward_target: "gold", or "wrong" for the control that is told a wrong answer; then `correct`, `margin`
+        reward_target: "gold", or "wrong" for the control that searches for a wrong answer; then `correct`, `margin`
             and `pareto` are about that answer.
         target: the answer that counts as right: the index of a choice, or text.
         seed: seed of the search.
@@ -157,27 +150,40 @@ class SearchRecord:
         pareto: indices into `results`: right chains that no shorter right chain dominates, by depth; the
             shortest right chain first. Empty where no chain is right.
         fingerprints: what the record is valid for.
-        search: SHA-256 of the search settings, which stand beside the records in the run's settings file.
+        search: SHA-256 of what decided the search (of a menu table: of the menu), which stands in the meta file.
+        schema: version of the format.
     """
 
     sample_id: str
     task: str
     split: str
     metadata: dict[str, Any]
-    mode: str
-    num_layers: int
-    prefix_layers: int
+    mode: Mode
+    num_layers: Positive
+    first_editable: Count
     dtype: str
-    reward_target: str
+    reward_target: Literal["gold", "wrong"]
     target: int | str
     seed: int
-    simulations: int
-    nominal_layers: int
-    executed_layers: int
-    results: tuple[ChainResult, ...]
-    pareto: tuple[int, ...]
+    simulations: Count
+    nominal_layers: Count
+    executed_layers: Count
+    results: Annotated[tuple[ChainResult, ...], Field(min_length=1)]
+    pareto: tuple[Count, ...]
     fingerprints: Fingerprints
     search: str
+    schema: Literal[3] = SCHEMA
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse fields that contradict each other."""
+        if not self.full.chain.is_full:
+            raise ValueError("results[0]: expected the full chain, got another")
+        if {len(result.scores) for result in self.results} != {len(self.full.scores)}:
+            raise ValueError("results: expected as many scores for every chain, got different numbers")
+        if self.pareto != pareto_front(self.results):
+            raise ValueError(f"pareto: expected {list(pareto_front(self.results))}, got {list(self.pareto)}")
+        return self
 
     @property
     def full(self) -> ChainResult:
@@ -186,49 +192,34 @@ class SearchRecord:
 
     @property
     def shortest(self) -> ChainResult | None:
-        """The shortest right chain (greatest margin among equals), or None where no chain is right."""
-        return self.results[self.pareto[0]] if self.pareto else None
+        """The shortest chain that stands (greatest margin among equals), or None where none does."""
+        standing = [result for result in self.results if result.stands]
+        return min(standing, key=lambda one: (one.chain.depth, -one.margin), default=None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of docs/formats.md."""
-        value = {name: getattr(self, name) for name in self.__slots__}
-        value["results"] = [result.to_json() for result in self.results]
-        value["pareto"] = list(self.pareto)
-        value["fingerprints"] = asdict(self.fingerprints)
-        return {"schema": SCHEMA, **value}
+    def result_of(self, chain: Chain) -> ChainResult | None:
+        """Return a chain's result, or None where it was not tried."""
+        return next((result for result in self.results if result.chain == chain), None)
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> SearchRecord:
-        """Read the JSON object.
 
-        Raises:
-            ValueError: where a field is missing, unknown or out of its bounds.
-        """
-        fields = dict(value)
-        if fields.pop("schema", None) != SCHEMA:
-            raise ValueError(f"schema: expected {SCHEMA}, got {value.get('schema')!r}")
-        try:
-            n = int(fields["num_layers"])
-            fields["results"] = tuple(ChainResult.from_json(result, n) for result in fields["results"])
-            fields["pareto"] = tuple(fields["pareto"])
-            fields["fingerprints"] = Fingerprints(**fields["fingerprints"])
-            record = cls(**fields)
-        except KeyError as error:
-            raise ValueError(f"expected the field {error}, got none") from error
-        except TypeError as error:
-            raise ValueError(f"expected a search record, got {error}") from error
-        if not record.results or not record.full.chain.is_full:
-            raise ValueError("results[0]: expected the full chain")
-        if {len(result.scores) for result in record.results} != {len(record.full.scores)}:
-            raise ValueError("results: expected as many scores for every chain, got different numbers")
-        if record.pareto != pareto_front(record.results):
-            raise ValueError(f"pareto: expected {list(pareto_front(record.results))}, got {list(record.pareto)}")
-        for name in ("num_layers", "prefix_layers", "simulations", "nominal_layers", "executed_layers", "seed"):
-            if type(getattr(record, name)) is not int:
-                raise ValueError(f"{name}: expected an integer, got {getattr(record, name)!r}")
-        if not isinstance(record.metadata, dict):
-            raise ValueError(f"metadata: expected an object, got {record.metadata!r}")
-        return record
+def agrees(one: ChainResult, other: ChainResult) -> bool:
+    """Whether two results on one sample give the same answer: the only meaning of "agrees with full depth".
+
+    Choices: the same one. Free answers: both are right, however written, or both are wrong and say the same: the same
+    folded text, or the same number (`0.5` and `1/2`).
+    """
+    if not isinstance(one.prediction, str) or not isinstance(other.prediction, str):
+        return one.prediction == other.prediction
+    if one.correct or other.correct:
+        return one.correct == other.correct
+    first, second = folded(one.prediction), folded(other.prediction)
+    return first == second or (_number(first) is not None and _number(first) == _number(second))
+
+
+def _number(text: str) -> Fraction | None:
+    try:
+        return Fraction(clean_number(text) or text)
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def pareto_front(results: Sequence[ChainResult]) -> tuple[int, ...]:
@@ -253,30 +244,23 @@ def shared_chains(records: Sequence[SearchRecord]) -> list[Chain]:
     return [result.chain for result in records[0].results if result.chain in common]
 
 
-def parse_record(value: dict[str, Any], where: str) -> SearchRecord:
-    """Read one line's object; `where` (file and line) begins the message of a refusal.
-
-    Raises:
-        InputError: where it is no record.
-    """
-    try:
-        return SearchRecord.from_json(value)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
+def joined(one: SearchRecord, other: SearchRecord) -> SearchRecord:
+    """Return a record with the chains of both; of a chain tried in both, what the first found."""
+    known = {result.chain for result in one.results}
+    results = (*one.results, *(new for new in other.results if new.chain not in known))
+    return replace(one, results=results, pareto=pareto_front(results))
 
 
 def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
-    """Read a record file.
+    """Read a finished record file, of this schema or of schema 2.
 
     Raises:
-        InputError: where the file is missing or empty, a line is corrupt, or a sample stands twice (file and line).
+        InputError: where the file is missing, empty, cut or not finished, a line is corrupt, or a sample stands twice.
     """
-    require_file(path, setting)
     records: list[SearchRecord] = []
     seen: set[str] = set()
-    for number, value in read_json_lines(path):
-        where = f"{path}, line {number}"
-        record = parse_record(value, where)
+    for where, value in _lines(path, setting):
+        record = _parse(value, where)
         if record.sample_id in seen:
             raise InputError(f"{where}: expected each sample once, got {record.sample_id} again")
         seen.add(record.sample_id)
@@ -284,3 +268,27 @@ def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
     if not records:
         raise InputError(f"{setting}: expected at least one record, got the empty file {str(path)!r}")
     return records
+
+
+def _lines(path: Path, setting: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Give (file and line, object); what lies beside a file of schema 2 has another name."""
+    old = path.with_suffix(".settings.json")
+    return _old_lines(path, old, setting) if old.exists() else read_finished(path, setting)
+
+
+def _old_lines(path: Path, settings: Path, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    require_file(path, setting)
+    if read_json(settings).get("sha256") != sha256_file(path):
+        raise InputError(f"{path}: expected the SHA-256 in {settings.name}, got another: it was changed or cut")
+    for number, value in read_json_lines(path):
+        yield f"{path}, line {number}", value
+
+
+def _parse(value: dict[str, Any], where: str) -> SearchRecord:
+    if value.get("schema") == 2:
+        value = {**value, "schema": SCHEMA, "first_editable": value.get("prefix_layers")}
+        del value["prefix_layers"]
+    if value.get("schema") != SCHEMA:
+        raise InputError(f"{where}: expected schema {SCHEMA} or 2, got {value.get('schema')!r}")
+    layers = value.get("num_layers")
+    return from_plain(SearchRecord, value, where, num_layers=layers if isinstance(layers, int) else None)

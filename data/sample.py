@@ -8,13 +8,15 @@ import re
 import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from router.command import InputError
 from router.durable import read_json_lines, require_file, write_text
 
 SCHEMA = 1
 """Version of the sample file's format."""
+Mode = Literal["continuation", "letter", "exact", "generate"]
+"""How a chain is scored on a sample (`Task`)."""
 SPLITS = ("train", "validation", "calibration", "test")
 
 

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.answers import folded
 from data.encoding import EncodedSample, Encoder
 from data.generation import Generator, Request
 from data.grading import Grader
-from data.judging import folded, is_whole_answer, judge
+from data.judging import is_whole_answer, judge
 from data.records import ChainResult
 from data.sample import Sample
 from data.task_files import TaskSet

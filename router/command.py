@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
+from pydantic import ValidationError
+
+from router.validation import InputError as InputError
+from router.validation import describe, explain, parse_yaml
 
 PACKAGES = (
     "torch",
@@ -33,10 +38,6 @@ PACKAGES = (
 """Libraries whose version is written beside every result."""
 
 Settings = TypeVar("Settings")
-
-
-class InputError(ValueError):
-    """Bad input of the user's: one line that says what was expected and what came."""
 
 
 def parse_settings(
@@ -55,12 +56,53 @@ def parse_settings(
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
     parser.add_class_arguments(kind, as_group=False)
+    given = sys.argv[1:] if argv is None else list(argv)
+    require_unique_keys(given)
     try:
-        settings = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
+        settings = parser.instantiate(parser.parse_args(given))
         parsed = kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
-    except (ArgumentError, ValueError) as error:
-        raise InputError(one_line(error)) from error
+    except ValidationError as error:
+        raise InputError(_prefix(kind, error.title) + explain(error)) from error
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise InputError(_sentence(kind, error)) from error
     return parsed, plain_values(parsed)
+
+
+def require_unique_keys(argv: Sequence[str]) -> None:
+    """Refuse a YAML file named on a command line in which a key stands twice: the last one would win in silence.
+
+    Raises:
+        InputError: where one does; the message names file and line.
+    """
+    for word in argv:
+        path = Path(word.split("=", 1)[-1])
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            parse_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def _sentence(kind: type, error: BaseException) -> str:
+    """Return a refusal of the parser's in the words of ours, where it is about the value of one setting."""
+    text = one_line(error)
+    about = re.match(r'Parser key "([\w.]+)"', text)
+    value = re.search(r"(?:Got value|Given value): (.*)$", text)
+    if about is None or value is None:
+        return text
+    annotation: Any = kind
+    for name in about[1].split("."):
+        if not dataclasses.is_dataclass(annotation):
+            return text
+        annotation = get_type_hints(annotation, include_extras=True).get(name)
+    return f"{about[1]}: expected {describe(annotation)}, got {value[1]!r}"
+
+
+def _prefix(kind: type, title: str) -> str:
+    """Return the dotted name, with its point, of the settings of the class `title` inside others; empty: itself."""
+    for name, annotation in get_type_hints(kind).items():
+        if getattr(annotation, "__name__", "") == title:
+            return f"{name}."
+        if dataclasses.is_dataclass(annotation) and (inner := _prefix(annotation, title)):  # type: ignore[arg-type]
+            return f"{name}.{inner}"
+    return ""
 
 
 def first_word(argv: Sequence[str], setting: str) -> list[str]:

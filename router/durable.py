@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from router.command import InputError
+from router.validation import InputError, parse_json
 
 
 def require_directory(path: Path, setting: str) -> Path:
@@ -140,12 +141,15 @@ class JsonLog:
             self._stream.truncate(content.rfind(b"\n") + 1)
             os.fsync(self._stream.fileno())
 
-    def append(self, *values: Any) -> None:
-        """Append one line for each value, durably."""
-        lines = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
-        self._stream.write(lines.encode())
+    def append(self, *values: Any) -> list[tuple[int, int]]:
+        """Append one line for each value, durably; returns each line's offset and length, bytes."""
+        lines = [(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode() for value in values]
+        offset = self._stream.seek(0, os.SEEK_END)
+        self._stream.write(b"".join(lines))
         self._stream.flush()
         os.fsync(self._stream.fileno())
+        ends = list(itertools.accumulate(map(len, lines), initial=offset))
+        return [(start, len(line)) for start, line in zip(ends, lines, strict=False)]
 
     def close(self) -> None:
         """Close the file; one that was made here and got no line is removed."""
@@ -179,28 +183,22 @@ def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
     """Read one line of a JSON Lines file; `where` (file and line) begins the message of a refusal.
 
     Raises:
-        InputError: where it is not a JSON object or not UTF-8.
+        InputError: where it is not a JSON object or not UTF-8, or a key stands twice.
     """
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: expected a JSON object, got a corrupt line ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return _object(parse_json(line, where), where)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
-        InputError: where the file is missing or holds something else.
+        InputError: where the file is missing or holds something else, or a key stands twice.
     """
     require_file(path, path.name)
-    try:
-        value = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a JSON object, got a corrupt file ({error})") from error
+    return _object(parse_json(path.read_bytes(), str(path)), str(path))
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data.answers import last_boxed
+from data.answers import folded, last_boxed
 from data.grading import Grader
-from data.judging import folded
 from data.records import SearchRecord
 from data.sample import Sample, normalise_question
 from data.task_files import TaskSet

@@ -14,9 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from data.answers import parse_letter
+from data.answers import folded, parse_letter
 from data.encoding import EncodedSample
-from data.judging import folded
 from data.records import ChainResult
 from data.scoring import ChainScorer, SampleBlock
 from data.tasks import Task

@@ -1,0 +1,118 @@
+"""The one pool of workers: a function from a batch of samples to rows, one driver that hands out and writes.
+
+Search, menu tables, evaluation, `data accuracy`, `data profile` and `train calibrate` all run through `run_batches`.
+Today the pool works in this process; another one only has to be a `Pool`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from tqdm import tqdm
+
+from data.store import RowT, Store
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+Tick = Callable[[float], object]
+"""Told how many units of work (chains, samples) were done since the last call."""
+
+
+@dataclass(frozen=True)
+class Batch(Generic[ItemT]):
+    """Samples that run together. The partition does not depend on what is finished, nor do the rows.
+
+    Attributes:
+        name: what tells it from the others, the same in every run.
+        items: the samples.
+        keys: keys of the rows that it makes.
+        units: units of work in it, for the progress bar.
+    """
+
+    name: str
+    items: tuple[ItemT, ...]
+    keys: tuple[str, ...]
+    units: int
+
+
+class Pool(ABC):
+    """Runs batches somewhere, in any order."""
+
+    @abstractmethod
+    def map(
+        self, work: Callable[[Batch[ItemT], Tick], ResultT], batches: Sequence[Batch[ItemT]], tick: Tick
+    ) -> Iterator[tuple[Batch[ItemT], ResultT]]:
+        """Give each batch with what `work` made of it, as soon as it is there.
+
+        Args:
+            work: called with a batch and a function to be told of progress inside it.
+            batches: the batches.
+            tick: told of progress inside batches, where workers can.
+        """
+
+
+class LocalPool(Pool):
+    """Runs batches one after another in this process."""
+
+    def map(
+        self, work: Callable[[Batch[ItemT], Tick], ResultT], batches: Sequence[Batch[ItemT]], tick: Tick
+    ) -> Iterator[tuple[Batch[ItemT], ResultT]]:
+        """Do as `Pool.map` says."""
+        for batch in batches:
+            yield batch, work(batch, tick)
+
+
+def run_batches(
+    store: Store[RowT],
+    batches: Sequence[Batch[ItemT]],
+    work: Callable[[Batch[ItemT], Tick], Sequence[RowT]],
+    key: Callable[[RowT], str],
+    *,
+    label: str,
+    unit: str,
+    run: dict[str, Any] | None = None,
+    pool: Pool | None = None,
+) -> int:
+    """Run every batch of which a row is missing, and add the missing rows to the store; shows the progress.
+
+    A batch of which only some rows are there runs whole, so that no row depends on what was killed before.
+
+    Args:
+        store: where the rows go.
+        batches: all batches of the work.
+        work: makes the rows of a batch.
+        key: a row's key, as in the store.
+        label: what the progress bar says.
+        unit: name of a unit of work.
+        run: what the store's meta file says of this run (with its name, `run`); its `searched` and `seconds` are
+            brought up to date after every batch. None: nothing.
+        pool: where the batches run; None: in this process.
+
+    Returns:
+        Rows that were added.
+    """
+    missing = [batch for batch in batches if not all(one in store for one in batch.keys)]
+    total = sum(batch.units for batch in batches)
+    added = 0
+    began = time.monotonic()
+    with tqdm(total=total, initial=total - sum(b.units for b in missing), desc=label, unit=unit) as bar, store:
+        shown = bar.n
+
+        def tick(units: float) -> None:
+            nonlocal shown
+            shown += units
+            bar.update(min(int(shown), total) - bar.n)
+
+        for _, rows in (pool or LocalPool()).map(work, missing, tick):
+            new = [row for row in rows if key(row) not in store]
+            store.append(new)
+            added += len(new)
+            if run is not None:
+                run |= {"searched": added, "seconds": round(time.monotonic() - began, 3)}
+                store.note(run)
+        bar.update(total - bar.n)
+    return added
