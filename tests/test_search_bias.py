@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from router.chain import Chain
 from search.actions import ActionSpace
 from search.algorithms import search
-from tests.toys import constant, plain, with_algorithm
+from tests.toys import constant, plain
 
 UNBIASED = plain(depth_penalty=0.0, random_share=0.1, exploration=0.5, in_flight=1)
 """Without the depth penalty, which prefers skips by design, a constant reward prefers no action."""
@@ -46,7 +46,7 @@ def root_p_values(make_rng, seed, trees=2000, algorithm="uct"):
     variance of w, whatever the cluster sizes. Trees are independent, so for many of them
     sum((observed - expected)**2) / (sum of s * N / (N - 1)) is chi-square with N - 1 degrees of freedom.
     """
-    settings = replace(with_algorithm(UNBIASED, algorithm), simulations=20, max_block=2, max_times=2)
+    settings = replace(UNBIASED, algorithm=algorithm, simulations=20, max_block=2, max_times=2)
     if algorithm == "random":
         settings = replace(settings, max_edits=1)  # with more, a chain of two edits may be one of a single edit
     space = settings.action_space(8)

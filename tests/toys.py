@@ -101,7 +101,3 @@ def run(
 def trials(*args, **kwargs) -> list[str]:
     """The chains of `run`, as text, in order."""
     return [str(chain) for chain in run(*args, **kwargs).evaluated]
-
-
-def with_algorithm(settings: SearchSettings, name: str) -> SearchSettings:
-    return replace(settings, algorithm=name)
