@@ -37,7 +37,6 @@ from router.command import InputError, run_command
 from router.durable import JsonLog, read_json_lines, sha256_json, writable_directory, write_json
 from router.models import load_model
 from search.algorithms import Searcher, make_searcher
-from search.beam import BeamSearcher
 from search.mcts import TreeSearcher
 from search.quality import Trace, found_by, mean_interval
 from search.settings import SearchSettings
@@ -75,10 +74,7 @@ class Plan:
     def settings(self, arm: str) -> SearchSettings:
         """Return an arm's settings; the budget in layers ends each search, not the number of simulations."""
         values = yaml.safe_load((PRESETS / f"{arm.removesuffix('_balanced')}.yaml").read_text())
-        settings = SearchSettings(**values)
-        # What beam and gumbel do depends on the number of simulations; the others are simply stopped.
-        planned = settings.algorithm in ("beam", "gumbel")
-        return replace(settings, simulations=int(self.cost(arm) / self.num_layers) if planned else self.budget)
+        return replace(SearchSettings(**values), simulations=self.budget)
 
     def cost(self, arm: str) -> float:
         """Return the cost of a sample's search, layers."""
@@ -152,8 +148,8 @@ class Comparison:
                 if spent >= self._plan.cost(place[1][0]) or live[place].done:
                     searcher = live.pop(place)
                     if place[1][0] == self._plan.ours:
-                        if not isinstance(searcher, TreeSearcher | BeamSearcher):
-                            raise InputError(f"--ours: expected a tree or beam search, got {place[1][0]}")
+                        if not isinstance(searcher, TreeSearcher):
+                            raise InputError(f"--ours: expected a tree search, got {place[1][0]}")
                         edits.update(searcher.tree.nodes[chain.layers].edits for chain in tried[place][1:])
         traces: list[dict[Key, Trace]] = [{} for _ in samples]
         for (i, key), chains in tried.items():

@@ -12,6 +12,7 @@ again, with as many processes as one likes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,11 +22,10 @@ from data.launch import this_process
 from data.scoring import ChainScorer
 from data.task_files import read_tasks
 from router.command import InputError, one_line, parse_settings, provenance, run_command
-from router.durable import require_directory, require_file, writable_directory
+from router.durable import require_directory, writable_directory
 from router.models import load_model
-from search.estimate import estimate
+from search.estimate import expected
 from search.menu_file import Menu, read_menu
-from search.prior_file import ModelPrior, read_prior
 from search.run import SplitSearch
 from search.run_settings import RunSettings
 from search.summary import summary
@@ -62,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings.reward_target,
         settings.batch_samples,
         settings.verify,
-        _prior(settings, scorer),
         menu,
         settings.read_layers,
     )
@@ -70,17 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         search.searcher("any")
     except ValueError as error:
         raise InputError(f"search.{one_line(error)}") from error
-    if search.prior is not None and search.prior.samples and launch.is_main:
-        asked = [sample.id for split in settings.splits for sample in samples[split][: settings.limit]]
-        print(
-            f"prior: {sum(i in search.prior.samples for i in asked)} of {len(asked)} samples have their own", flush=True
-        )
     run = {**provenance(plain), "processes": launch.processes}
     works = [SplitWork(split, search, samples[split], settings.limit, settings.out, run) for split in settings.splits]
     if launch.is_main:
-        for line in estimate(works, settings.out, launch.processes, measure=settings.estimate_only):
-            print(line, flush=True)
+        total, left = sum(len(work.samples) for work in works), sum(len(work.waiting) for work in works)
+        print(f"{left:,} samples to search, {total - left:,} of {total:,} are finished", flush=True)
     if settings.estimate_only:
+        if launch.is_main and left:
+            print(_estimate(works, launch.processes))
         return
 
     def show(work: SplitWork) -> None:
@@ -89,10 +85,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             for line in summary(work.name, found, work.before, work.seconds, work.records.total_bytes):
                 tqdm.write(line)
 
-    run_all(works, shown=launch.is_main, done=show)
+    run_all(works, shown=launch.is_main, done=show, processes=launch.processes)
     if launch.is_main:
         print("".join(f"note: {note}\n" for note in scorer.notes), end="")
         print(f"records: {settings.out}")
+
+
+def _estimate(works: Sequence[SplitWork], processes: int) -> str:
+    """Search the first batch that is not finished, keep nothing of it, and return what the whole would cost."""
+    work = next(work for work in works if work.waiting)
+    finished = work.records.finished
+    batch = next(batch for _, batch in work.batches if any(one.sample.id not in finished for one in batch))
+    start = time.monotonic()
+    records = work.search.search(batch, lambda _: None)
+    seconds = time.monotonic() - start
+    waiting = [one for work in works for one in work.waiting_encoded]
+    return expected(batch, records, seconds, waiting, work.records.path.parent, processes)
 
 
 def _menu(settings: RunSettings, scorer: ChainScorer) -> Menu | None:
@@ -107,17 +115,6 @@ def _menu(settings: RunSettings, scorer: ChainScorer) -> Menu | None:
             f"prefix_layers: expected at most the menu's {menu.prefix_layers}, got {settings.prefix_layers}"
         )
     return menu
-
-
-def _prior(settings: RunSettings, scorer: ChainScorer) -> ModelPrior | None:
-    """Read the prior, and refuse one that was made for something else."""
-    if settings.prior is None:
-        return None
-    prior = read_prior(require_file(settings.prior, "prior"))
-    prior.require(
-        scorer.fingerprints, scorer.num_layers, settings.prefix_layers, other_task=settings.prior_of_other_task
-    )
-    return prior
 
 
 if __name__ == "__main__":

@@ -8,21 +8,17 @@ from typing import Protocol
 
 from router.chain import Chain
 from search.actions import ActionSpace
-from search.beam import BeamSearcher
 from search.exhaustive import ExhaustiveSearcher
-from search.gumbel import GumbelSearcher
 from search.mcts import TreeSearcher
-from search.prior import SamplePrior
 from search.random_search import RandomSearcher
-from search.selection import select_puct, select_uct
 from search.settings import SearchSettings
 
 
 class Searcher(Protocol):
     """The search of one sample, as ask and tell: the caller evaluates, so many samples share a batch.
 
-    What is asked depends on space, settings, generator, prior and rewards told, on nothing else: not on how the asks
-    are batched with those of other samples.
+    What is asked depends on space, settings, generator and rewards told, on nothing else: not on how the asks are
+    batched with those of other samples.
     """
 
     @property
@@ -56,34 +52,22 @@ class Searcher(Protocol):
         """
 
 
-def make_searcher(
-    space: ActionSpace, settings: SearchSettings, rng: random.Random, prior: SamplePrior | None = None
-) -> Searcher:
+def make_searcher(space: ActionSpace, settings: SearchSettings, rng: random.Random) -> Searcher:
     """Return a new search of one sample.
 
     Args:
         space: legal actions, as `settings.action_space` gives them for the model.
         settings: settings of the search; `algorithm` names the algorithm.
         rng: this search's own generator; drawing from it elsewhere changes the result.
-        prior: what is known of the sample's actions; None: nothing. uct, random and exhaustive ignore it.
 
     Raises:
-        ValueError: where the space has other bounds than the settings, the prior is of another model, or the
-            algorithm cannot search such a space.
+        ValueError: where the space has other bounds than the settings, or the algorithm cannot search such a space.
     """
-    if prior is not None:
-        prior.require(space)
-    if settings.algorithm == "puct":
-        return TreeSearcher(space, settings, rng, select_puct, prior)
-    if settings.algorithm == "gumbel":
-        return GumbelSearcher(space, settings, rng, prior)
-    if settings.algorithm == "beam":
-        return BeamSearcher(space, settings, rng, prior)
     if settings.algorithm == "random":
         return RandomSearcher(space, settings, rng)
     if settings.algorithm == "exhaustive":
         return ExhaustiveSearcher(space, settings)
-    return TreeSearcher(space, settings, rng, select_uct)
+    return TreeSearcher(space, settings, rng)
 
 
 def search(
@@ -91,7 +75,6 @@ def search(
     space: ActionSpace,
     settings: SearchSettings,
     rng: random.Random,
-    prior: SamplePrior | None = None,
 ) -> Searcher:
     """Search one sample to the end and return its searcher.
 
@@ -100,12 +83,11 @@ def search(
         space: legal actions, as `settings.action_space` gives them.
         settings: settings of the search.
         rng: this search's own generator.
-        prior: see `make_searcher`.
 
     Raises:
-        ValueError: where the space, the prior or a reward is refused.
+        ValueError: where the space or a reward is refused.
     """
-    searcher = make_searcher(space, settings, rng, prior)
+    searcher = make_searcher(space, settings, rng)
     while chains := searcher.ask():
         searcher.tell(evaluate(chains))
     return searcher

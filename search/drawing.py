@@ -17,10 +17,10 @@ class UniformDraw:
         left: numbers not drawn yet.
     """
 
-    __slots__ = ("_count", "_moved", "left")
+    __slots__ = ("_moved", "left")
 
     def __init__(self, count: int) -> None:
-        self.left = self._count = count
+        self.left = count
         self._moved: dict[int, int] = {}
 
     def draw(self, rng: random.Random) -> int:
@@ -31,10 +31,6 @@ class UniformDraw:
         if index != self.left:
             self._moved[index] = self._moved.pop(self.left, self.left)
         return drawn
-
-    def share(self, number: int) -> float:  # noqa: ARG002
-        """Return the probability of a number in the first draw."""
-        return 1 / self._count
 
 
 class WeightedDraw:
@@ -48,13 +44,12 @@ class WeightedDraw:
         left: numbers not drawn yet.
     """
 
-    __slots__ = ("_cumulative", "_drawn", "_total", "_weights", "left")
+    __slots__ = ("_cumulative", "_drawn", "_weights", "left")
 
     def __init__(self, weights: list[float]) -> None:
         """Start with nothing drawn; every weight must be above 0."""
         self._weights = weights
         self._cumulative = list(accumulate(weights))
-        self._total = self._cumulative[-1]
         self._drawn: set[int] = set()
         self.left = len(weights)
 
@@ -73,7 +68,3 @@ class WeightedDraw:
         self._drawn.add(number)
         self.left -= 1
         return number
-
-    def share(self, number: int) -> float:
-        """Return the probability of a number in the first draw."""
-        return self._weights[number] / self._total

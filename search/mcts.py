@@ -4,7 +4,7 @@ A simulation walks from the root, opens one new chain and proposes it for evalua
 every node of that walk. At each node on the way:
 
 1. *Widen*: if the node has untried actions, and has fewer children than progressive widening allows or no
-   open child at all, an untried action is drawn: uniformly, or in proportion to the prior's weights. A new
+   open child at all, an untried action is drawn: uniformly, or by `skip_share`. A new
    chain ends the walk; a known one (a transposition) is walked through as if it had been selected, so that a
    hit costs neither an evaluation nor a simulation.
    With `root_leap` or `leap` above 1, several actions are drawn at once and lead to one new child.
@@ -27,8 +27,7 @@ import random
 from router.chain import Chain
 from search.actions import ActionSpace
 from search.base import AskTell
-from search.prior import SamplePrior
-from search.selection import SelectionRule, select_uct, widening_limit
+from search.selection import select_uct, widening_limit
 from search.settings import SearchSettings
 from search.tree import Edge, Node, Tree
 
@@ -37,37 +36,27 @@ RIGHT = 0.5
 
 
 class TreeSearcher(AskTell):
-    """The tree search of one sample: uct, and puct with the rule `select_puct`.
+    """The tree search of one sample.
 
     Attributes:
         tree: the search tree; read it, do not change it.
     """
 
-    def __init__(
-        self,
-        space: ActionSpace,
-        settings: SearchSettings,
-        rng: random.Random,
-        rule: SelectionRule = select_uct,
-        prior: SamplePrior | None = None,
-    ) -> None:
+    def __init__(self, space: ActionSpace, settings: SearchSettings, rng: random.Random) -> None:
         """Start a search at the full chain.
 
         Args:
             space: legal actions, as `settings.action_space` gives them for the model.
             settings: settings of the search.
             rng: this search's own generator; drawing from it elsewhere changes the result.
-            rule: chooses among a node's open children.
-            prior: weights of the actions, by which they are drawn; None: all alike.
 
         Raises:
-            ValueError: where the space has other bounds than the settings, or the prior is of another model.
+            ValueError: where the space has other bounds than the settings.
         """
         super().__init__(space, settings)
-        self.tree = Tree(space, prior, settings.uniform_share, settings.skip_share)
+        self.tree = Tree(space, settings.skip_share)
         self._shortest: int | None = None
         self._rng = rng
-        self._rule = rule
         self._paths: list[list[Node]] = []
         self._charged = settings.depth_in == "reward"
         self._keep_best = settings.backup == "max"
@@ -128,15 +117,10 @@ class TreeSearcher(AskTell):
             edge = self._leap(node) or self.tree.expand(node, self._rng)
             if edge is not None:
                 return edge
-        return self._rule(node, self.settings, self._rng) if node.open else None
+        return select_uct(node, self.settings, self._rng) if node.open else None
 
     def _leap(self, node: Node) -> Edge | None:
-        """Return an edge to a chain several actions away, or a shorter one, where that is wanted and one is found.
-
-        With a prior there is none: leaps do not follow it, so it would be asked for nothing once a chain is right.
-        """
-        if self.tree.prior is not None:
-            return None
+        """Return an edge to a chain several actions away, or a shorter one, where that is wanted and one is found."""
         most = self.settings.root_leap if node is self.tree.root else self.settings.leap
         depth = self._shortest if self.settings.shorter_first else None
         return self.tree.leap(node, most, depth, self._rng) if most > 1 or depth is not None else None

@@ -20,7 +20,6 @@ from router.durable import sha256_json
 from search.algorithms import Searcher, make_searcher
 from search.menu_file import Menu
 from search.menu_search import MenuSearcher
-from search.prior_file import ModelPrior
 from search.settings import SearchSettings
 from search.verification import RULE, verify
 
@@ -39,7 +38,6 @@ class SplitSearch:
         reward_target: "gold", or "wrong": a wrong answer, drawn from the sample's id, counts as right.
         batch_samples: trees that advance together; it changes the speed, not the search.
         verify: whether the chains that can become labels are judged once more (`search.verification`).
-        prior: what is known of the actions before the search; None: nothing.
         menu: the chains to run on every sample, in place of a search; None: search.
         read_layers: layers e whose `hidden_states[e]` are kept for routers to be trained on.
     """
@@ -50,7 +48,6 @@ class SplitSearch:
     reward_target: str
     batch_samples: int
     verify: bool = True
-    prior: ModelPrior | None = None
     menu: Menu | None = None
     read_layers: tuple[int, ...] = ()
 
@@ -72,7 +69,7 @@ class SplitSearch:
         """Return what decides which chains are tried."""
         if self.menu is not None:
             return {"menu": self.menu.sha256}
-        return {"search": vars(self.settings), "prior": self.prior.sha256 if self.prior else None}
+        return {"search": vars(self.settings)}
 
     def targets(self, samples: Sequence[Sample]) -> dict[str, int | str]:
         """Return, by sample id, the answer that counts as right where it is not the sample's own.
@@ -124,8 +121,7 @@ class SplitSearch:
         if self.menu is not None:
             return MenuSearcher(self.menu.chains, self.settings)
         space = self.settings.action_space(self.scorer.num_layers, self.prefix_layers)
-        prior = self.prior.for_sample(sample_id) if self.prior else None
-        return make_searcher(space, self.settings, self.settings.rng_for(sample_id), prior)
+        return make_searcher(space, self.settings, self.settings.rng_for(sample_id))
 
     def search(
         self,

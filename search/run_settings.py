@@ -12,9 +12,6 @@ from router.command import InputError
 from router.durable import read_json
 from search.settings import SearchSettings
 
-WITH_PRIOR = ("puct", "gumbel", "beam")
-"""Algorithms that use a prior."""
-
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -41,10 +38,7 @@ class RunSettings:
             settings under `search` then decide nothing; null: search.
         read_layers: layers e whose `hidden_states[e]` are kept in `<out>/<split>.states` for routers to be trained on,
             which costs next to no time here and a run of the model later; each at least 1.
-        prior: file of `python -m search.priors`, for the algorithms puct, gumbel and beam; null: none.
-        prior_of_other_task: take a prior that was made with another prompt (of another task); model, tokenizer and
-            prefix must be the same all the same. Weights of samples that this task does not have do not apply.
-        estimate_only: say what the run would cost, and stop.
+        estimate_only: search one batch, say what the run would cost, keep nothing, and stop.
         search: settings of each sample's search.
     """
 
@@ -65,8 +59,6 @@ class RunSettings:
     state_bytes: int = 2**30
     menu: Path | None = None
     read_layers: tuple[int, ...] = ()
-    prior: Path | None = None
-    prior_of_other_task: bool = False
     estimate_only: bool = False
     search: SearchSettings = field(default_factory=SearchSettings)
 
@@ -86,13 +78,6 @@ class RunSettings:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if min(self.read_layers, default=1) < 1:
             raise ValueError(f"read_layers: expected layers of at least 1, got {list(self.read_layers)}")
-        if self.prior is not None and self.search.algorithm not in WITH_PRIOR:
-            raise ValueError(
-                f"prior: expected none with the algorithm {self.search.algorithm}, which does not use it "
-                f"({', '.join(WITH_PRIOR)} do)"
-            )
-        if self.prior_of_other_task and self.prior is None:
-            raise ValueError("prior_of_other_task: expected a prior with it, got none")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit: expected at least 1, got {self.limit}")
 

@@ -1,20 +1,16 @@
 """Which child a simulation follows, and when a node may have another one.
 
-A selection rule takes a node with at least one open edge and returns one of its open edges. It reads the
-settings and the statistics in the tree, and nothing of language models.
+`select_uct` takes a node with at least one open edge and returns one of its open edges. It reads the settings and the
+statistics in the tree, and nothing of language models.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 
 from search.settings import SearchSettings
 from search.tree import Edge, Node
-
-SelectionRule = Callable[[Node, SearchSettings, random.Random], Edge]
-"""Chooses one of a node's open edges; must draw from the given generator only."""
 
 
 def widening_limit(visits: int, settings: SearchSettings) -> int:
@@ -44,17 +40,6 @@ def uct_score(edge: Edge, settings: SearchSettings) -> float:
     return child.value + explore - penalty_weight(settings) * child.relative_depth
 
 
-def puct_score(edge: Edge, settings: SearchSettings) -> float:
-    """Return Q + c * P * sqrt(V) / (1 + v) - lambda * depth / n, with the terms of `uct_score`.
-
-    P is the action's probability among all legal ones (Rosin 2011, "Multi-armed bandits with episode context"; this
-    form: Silver et al. 2017, AlphaGo Zero). c is `prior_exploration`.
-    """
-    child = edge.child
-    explore = settings.prior_exploration * edge.prior * math.sqrt(edge.parent.visits) / (1 + edge.visits)
-    return child.value + explore - penalty_weight(settings) * child.relative_depth
-
-
 def select_uct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge:
     """With probability `random_share` pick an open edge uniformly, else the one of the best UCT score.
 
@@ -69,24 +54,6 @@ def select_uct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge
     for edge in node.open:
         child = edge.child
         score = child.value + c * sqrt(log_visits / edge.visits) - penalty * child.relative_depth
-        if score > best_score:
-            best, best_score = edge, score
-    return best
-
-
-def select_puct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge:
-    """With probability `random_share` pick an open edge uniformly, else the one of the best PUCT score.
-
-    Of equal scores the edge drawn first wins, which the prior made likelier to be drawn first.
-    """
-    if settings.random_share > 0 and rng.random() < settings.random_share:
-        return node.open[rng.randrange(len(node.open))]
-    # The same numbers as puct_score, with what all edges share taken out of the loop.
-    c, penalty = settings.prior_exploration * math.sqrt(node.visits), penalty_weight(settings)
-    best, best_score = node.open[0], -math.inf
-    for edge in node.open:
-        child = edge.child
-        score = child.value + c * edge.prior / (1 + edge.visits) - penalty * child.relative_depth
         if score > best_score:
             best, best_score = edge, score
     return best

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from search.actions import ActionSet, ActionSpace
 
 RewardKind = Literal["correct", "margin"]
-Algorithm = Literal["uct", "puct", "gumbel", "random", "beam", "exhaustive"]
+Algorithm = Literal["uct", "random", "exhaustive"]
 Backup = Literal["mean", "max"]
 DepthIn = Literal["selection", "reward"]
 
@@ -24,43 +24,32 @@ class SearchSettings:
     2510.12773 (50 simulations, exploration 1.8, depth_penalty 3, random_share 0.1).
 
     Attributes:
-        algorithm: "uct", "puct" (a prior in the tree), "gumbel" (sequential halving at the root), "random", "beam"
-            or "exhaustive" (every chain of the space, which must hold at most `simulations`).
+        algorithm: "uct" (tree search), "random" or "exhaustive" (every chain of the space, which must hold at most
+            `simulations`).
         simulations: simulations per sample, the root's included, at least 1. Each evaluates one new chain, so
             this is also the greatest number of chains evaluated per sample.
-        exploration: uct, and gumbel without a prior: c of c * sqrt(ln V / v), in units of reward, at least 0 (UCT:
-            Kocsis and Szepesvari 2006).
-        prior_exploration: puct, and gumbel with a prior: c of c * P * sqrt(V) / (1 + v), in units of reward, at least
-            0 (Rosin 2011; Silver et al. 2017, AlphaGo Zero). P is one of hundreds of shares, so this term is small
-            where the prior is flat: widening then does the exploring.
-        uniform_share: puct, gumbel and beam with a prior: share of the uniform distribution in P, in 0..1, so that a
-            wrong prior hides no action for long (the noise that AlphaGo Zero mixes in at the root is 0.25).
+        exploration: uct: c of c * sqrt(ln V / v), in units of reward, at least 0 (UCT: Kocsis and Szepesvari 2006).
         depth_penalty: lambda of lambda * depth / num_layers, in units of reward per full depth, at least 0
-            (CoLa). Every algorithm but random and exhaustive.
+            (CoLa). Only uct.
         depth_in: "selection": the penalty of a child's own chain lowers its selection score, as published;
             "reward": the penalty of the evaluated chain lowers its reward before backup, so a short right chain
-            raises every node above it. beam takes both alike. `evaluated` always keeps the raw reward.
-        backup: uct, puct and gumbel: the value of a node is the "mean" of the rewards of the simulations through it
+            raises every node above it. `evaluated` always keeps the raw reward.
+        backup: uct: the value of a node is the "mean" of the rewards of the simulations through it
             (those in flight count as reward 0), or their "max".
-        random_share: uct, puct, gumbel below the root: p, the probability in 0..1 that a selection step picks a
+        random_share: uct: p, the probability in 0..1 that a selection step picks a
             uniformly random child (CoLa).
-        skip_share: every algorithm but exhaustive: probability that a drawn action is a skip, above 0 and below 1,
+        skip_share: uct and random: probability that a drawn action is a skip, above 0 and below 1,
             where there are others too; None: every action is as likely as another, and then four of five are repeats,
             since each block can be repeated 1 to `max_times` times and skipped once.
-        root_leap: uct, puct without a prior: actions that a new child of the root may be away, at least 1; their number
+        root_leap: uct: actions that a new child of the root may be away, at least 1; their number
             is drawn uniformly. Several edits at once are less like full depth, and like each other, than single ones.
-        leap: uct, puct, gumbel below the root, without a prior: the same for a new child of any other node.
-        shorter_first: uct, puct, gumbel below the root, without a prior: once a chain is right (its reward is above
+        leap: uct: the same for a new child of any other node.
+        shorter_first: uct: once a chain is right (its reward is above
             0.5), new chains are to be shorter than the shortest right one, as far as ten draws give such a chain.
-        widening_constant: uct, puct, gumbel below the root: C, above 0: a node visited `visits` times may have
+        widening_constant: uct: C, above 0: a node visited `visits` times may have
             ceil(C * visits**alpha) children (progressive widening: Coulom 2007, Chaslot et al. 2008).
         widening_exponent: alpha of the same formula, in 0..1; 1 with a C of hundreds is search without
             widening.
-        considered: gumbel: actions sampled at the root, at least 1 (m of Danihelka et al., ICLR 2022, "Policy
-            improvement by planning with Gumbel").
-        value_visits: gumbel: c_visit of (c_visit + most visits) * c_scale * value, at least 0; 50 there.
-        value_scale: gumbel: c_scale of the same formula, above 0, per unit of reward; 1 there.
-        beam_width: beam: chains whose children a level evaluates, at least 1.
         edit_weights: random: relative frequency of chains of 1, 2, 3, ... edits: one to `max_edits` finite numbers of
             at least 0, not all 0; None: 1..max_edits alike.
         in_flight: leaf evaluations in flight in one tree, at least 1. It changes the search (a simulation
@@ -71,7 +60,7 @@ class SearchSettings:
         max_shift: entries by which a move puts its block earlier or later at most, at least 1.
         max_depth: layers of the deepest chain, at least the model's layers; None: twice the model's layers.
         max_edits: actions between the full chain and any other chain, at least 0: the greatest depth of the
-            tree. A known chain of a prior counts as one action away.
+            tree.
         reward: "correct": 1 for a right answer, else 0; "margin": see `reward_for`.
         margin_scale: margin in nats at which the margin's part of the reward has grown from 0.5 to 0.73,
             above 0.
@@ -84,8 +73,6 @@ class SearchSettings:
     algorithm: Algorithm = "uct"
     simulations: int = 50
     exploration: float = 0.05
-    prior_exploration: float = 1.0
-    uniform_share: float = 0.25
     depth_penalty: float = 0.3
     depth_in: DepthIn = "reward"
     backup: Backup = "max"
@@ -96,10 +83,6 @@ class SearchSettings:
     shorter_first: bool = True
     widening_constant: float = 2.0
     widening_exponent: float = 0.5
-    considered: int = 16
-    value_visits: float = 50.0
-    value_scale: float = 1.0
-    beam_width: int = 8
     edit_weights: tuple[float, ...] | None = None
     in_flight: int = 4
     action_set: ActionSet = "both"
@@ -122,7 +105,7 @@ class SearchSettings:
         ):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name}: expected one of {', '.join(kinds)}, got {getattr(self, name)!r}")
-        for name in ("simulations", "considered", "beam_width", "in_flight", "root_leap", "leap", "seed"):
+        for name in ("simulations", "in_flight", "root_leap", "leap", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
@@ -132,10 +115,7 @@ class SearchSettings:
             raise ValueError(f"shorter_first: expected true or false, got {self.shorter_first!r}")
         for name, most in (
             ("exploration", math.inf),
-            ("prior_exploration", math.inf),
             ("depth_penalty", math.inf),
-            ("value_visits", math.inf),
-            ("uniform_share", 1.0),
             ("random_share", 1.0),
             ("widening_exponent", 1.0),
         ):
@@ -143,7 +123,7 @@ class SearchSettings:
             if not _is_finite(value) or not 0 <= value <= most:
                 bound = "of at least 0" if most == math.inf else f"in 0..{most:g}"
                 raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
-        for name in ("widening_constant", "value_scale", "margin_scale"):
+        for name in ("widening_constant", "margin_scale"):
             value = getattr(self, name)
             if not _is_finite(value) or value <= 0:
                 raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")

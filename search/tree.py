@@ -13,7 +13,6 @@ import random
 from router.chain import Chain
 from search.actions import Action, ActionSpace
 from search.drawing import UniformDraw, WeightedDraw
-from search.prior import SamplePrior
 
 LEAPS = 10
 """Leaps drawn in vain before a single action is taken instead."""
@@ -23,20 +22,18 @@ class Edge:
     """An action taken at a node.
 
     Attributes:
-        action: the edit; None: a leap of several, or a jump from the root to a known chain of the prior.
+        action: the edit; None: a leap of several.
         parent: node at which it is taken.
         child: node of the edited chain.
-        prior: probability of the action among all legal ones of the parent, in 0..1.
         visits: simulations that went through this edge, those in flight included.
     """
 
-    __slots__ = ("action", "child", "parent", "prior", "visits")
+    __slots__ = ("action", "child", "parent", "visits")
 
-    def __init__(self, action: Action | None, parent: Node, child: Node, prior: float) -> None:
+    def __init__(self, action: Action | None, parent: Node, child: Node) -> None:
         self.action = action
         self.parent = parent
         self.child = child
-        self.prior = prior
         self.visits = 0
 
 
@@ -46,7 +43,7 @@ class Node:
     Attributes:
         chain: the state.
         edits: actions between the root and this chain on the path by which it was first reached (see
-            `Tree.expand`); a jump is one.
+            `Tree.expand`).
         relative_depth: the chain's depth over the model's layers (1.0 for full depth).
         visits: simulations through this node by any path, its own evaluation and those in flight included.
         total: sum of the values of those simulations; one in flight has the value of reward 0.
@@ -83,85 +80,49 @@ class Node:
 class Tree:
     """Every node of one search.
 
-    With a prior, actions are drawn in proportion to its weights, and its known chains that lie in the space are
-    further actions of the root (jumps). The chain of a jump has 1 edit, however many actions the space would need:
-    at most `max_edits` - 1 more follow it.
-
     Attributes:
         space: the legal actions.
-        prior: weights of the actions; None: all alike, but for `skip_share`.
-        known: known chains of the prior that lie in the space, with their weights; none where `max_edits` is 0.
         root: node of the full chain.
         nodes: every node by its chain's layers, in the order of discovery.
     """
 
-    __slots__ = ("_skip_share", "_uniform_share", "known", "nodes", "prior", "root", "space")
+    __slots__ = ("_skip_share", "nodes", "root", "space")
 
-    def __init__(
-        self,
-        space: ActionSpace,
-        prior: SamplePrior | None = None,
-        uniform_share: float = 0.0,
-        skip_share: float | None = None,
-    ) -> None:
+    def __init__(self, space: ActionSpace, skip_share: float | None = None) -> None:
         """Start a tree of the full chain alone.
 
         Args:
             space: the legal actions.
-            prior: weights of the actions; None: all alike.
-            uniform_share: share of the uniform distribution in the actions' probabilities, in 0..1.
-            skip_share: probability of all skips together among a node's actions, jumps aside, above 0 and below 1;
-                None: as the weights have it.
-
-        Raises:
-            ValueError: where the prior is of a model with another number of layers.
+            skip_share: probability of all skips together among a node's actions, above 0 and below 1; None: every
+                action is as likely as another.
         """
-        if prior is not None:
-            prior.require(space)
         self.space = space
-        self.prior = prior
-        self._uniform_share = uniform_share
         self._skip_share = skip_share
-        self.known = prior.known_in(space) if prior is not None and space.max_edits > 0 else ()
         self.nodes: dict[tuple[int, ...], Node] = {}
         self.root = self._add(Chain.full(space.num_layers), 0)
-        self.root.untried += len(self.known)
-        self.root.closed = self.root.untried == 0
 
     def _add(self, chain: Chain, edits: int) -> Node:
         node = Node(chain, edits, self.space.count(chain) if edits < self.space.max_edits else 0)
         self.nodes[chain.layers] = node
         return node
 
-    def weights(self, node: Node) -> list[float]:
-        """Return a weight above 0 of each action of a node by its number; the root's jumps follow its actions.
+    def weights(self, chain: Chain) -> list[float]:
+        """Return the weight of each action of a chain by its number: its skips have `skip_share` of the whole weight.
 
-        The weights are in proportion to (1 - s) * w / W + s / N, with w the prior's weight of the action, W the sum of
-        those of all N actions, and s the uniform share. Then skips and other actions are each scaled so that the skips
-        have `skip_share` of the weight of both.
+        Among the skips, and among the other actions, all weigh the same. Where there is no skip, or nothing else, or
+        no `skip_share`, every weight is 1.
         """
-        if self.prior is None:
-            return self._balanced(node.chain, [1.0] * self.space.count(node.chain))
-        weights = self.prior.weights(node.chain, self.space)
-        if node is self.root:
-            weights += [weight for _, weight in self.known]
-        own, uniform = 1 - self._uniform_share, self._uniform_share * math.fsum(weights) / max(1, len(weights))
-        return self._balanced(node.chain, [own * weight + uniform for weight in weights])
-
-    def _balanced(self, chain: Chain, weights: list[float]) -> list[float]:
-        skips, count = self.space.skips(chain), self.space.count(chain)
-        if self._skip_share is None or skips in (0, count):
-            return weights
-        of_skips, of_others = math.fsum(weights[:skips]), math.fsum(weights[skips:count])
-        skip = self._skip_share * (of_skips + of_others) / of_skips
-        other = (1 - self._skip_share) * (of_skips + of_others) / of_others
-        return [skip * w for w in weights[:skips]] + [other * w for w in weights[skips:count]] + weights[count:]
+        count, skips = self.space.count(chain), self.space.skips(chain)
+        others = count - skips
+        if self._skip_share is None or not skips or not others:
+            return [1.0] * count
+        return [self._skip_share * count / skips] * skips + [(1 - self._skip_share) * count / others] * others
 
     def draw(self, node: Node, rng: random.Random) -> int:
-        """Draw the number of an untried action of a node: uniformly, or in proportion to its weight."""
+        """Draw the number of an untried action of a node: uniformly, or by `skip_share`."""
         if node.draws is None:
-            uniform = self.prior is None and self._skip_share is None
-            node.draws = UniformDraw(node.untried) if uniform else WeightedDraw(self.weights(node))
+            uniform = self._skip_share is None
+            node.draws = UniformDraw(node.untried) if uniform else WeightedDraw(self.weights(node.chain))
         number = node.draws.draw(rng)
         node.untried = node.draws.left
         return number
@@ -182,9 +143,7 @@ class Tree:
             The edge, or None where no action is left that leads on.
         """
         while node.untried:
-            number = self.draw(node, rng)
-            assert node.draws is not None
-            edge = self.link(node, number, node.draws.share(number))
+            edge = self._link(node, self.draw(node, rng))
             if edge is not None:
                 self.close(node)
                 return edge
@@ -195,7 +154,7 @@ class Tree:
         """Add an edge to a new chain that several actions lead to at once; None where no draw gives one.
 
         The number of actions is drawn uniformly from 1 to `most` (or what `max_edits` leaves), then each action by
-        `skip_share`. For trees without a prior: each chain on the way would need new weights.
+        `skip_share`.
 
         Args:
             node: where the edge starts; it must have an untried action.
@@ -212,20 +171,13 @@ class Tree:
                     chain = self.space.sample(chain, rng, self._skip_share).apply(chain)
             if chain.layers in self.nodes or (depth is not None and chain.depth >= depth):
                 continue
-            return _attach(None, node, self._add(chain, node.edits + edits), 1 / self.space.count(node.chain))
+            return _attach(None, node, self._add(chain, node.edits + edits))
         return None
 
-    def link(self, node: Node, number: int, prior: float) -> Edge | None:
-        """Add the edge of action `number` of a node, if it leads on, see `expand`; the action must be drawn already.
-
-        Args:
-            node: where the action is taken.
-            number: the action's number.
-            prior: the action's probability.
-        """
-        actions = self.space.count(node.chain)
-        action = self.space.action(node.chain, number) if number < actions else None
-        chain = self.known[number - actions][0] if action is None else action.apply(node.chain)
+    def _link(self, node: Node, number: int) -> Edge | None:
+        """Add the edge of action `number` of a node, which was drawn, if it leads on; see `expand`."""
+        action = self.space.action(node.chain, number)
+        chain = action.apply(node.chain)
         child = self.nodes.get(chain.layers)
         if child is None:
             child = self._add(chain, node.edits + 1)
@@ -237,7 +189,7 @@ class Tree:
                 return None
         elif child.closed or child.edits <= node.edits:
             return None
-        return _attach(action, node, child, prior)
+        return _attach(action, node, child)
 
     def close(self, node: Node) -> None:
         """Close a node if nothing is left to propose, and every node of which that becomes true by it."""
@@ -252,9 +204,9 @@ class Tree:
                 waiting.append(edge.parent)
 
 
-def _attach(action: Action | None, node: Node, child: Node, prior: float) -> Edge:
+def _attach(action: Action | None, node: Node, child: Node) -> Edge:
     """Add an edge; it is open where its child is."""
-    edge = Edge(action, node, child, prior)
+    edge = Edge(action, node, child)
     node.edges.append(edge)
     if not child.closed:
         node.open.append(edge)

@@ -22,9 +22,13 @@ from data.sample import Sample
 from data.scoring import batches_by_length
 from data.state_files import StatesOrigin, write_states
 from router.durable import read_json, sha256_file, sha256_json, write_json
+from search.estimate import expected
 from search.run import SplitSearch
 from search.shards import SplitRecords
 from search.summary import write_verification
+
+Measured = Callable[[Sequence[EncodedSample], Sequence[SearchRecord], float], object]
+"""Takes a batch, its records, and the seconds that its search took."""
 
 POLL_SECONDS = 0.5
 """Time between two looks at what other processes have finished."""
@@ -105,11 +109,12 @@ class SplitWork:
         key = sha256_json([[one.sample.id for one in batch] for batch in batches])[:8]
         return [(f"{key}-{number}", batch) for number, batch in enumerate(batches)]
 
-    def work(self, told: Callable[[float], object]) -> bool:
+    def work(self, told: Callable[[float], object], measured: Measured) -> bool:
         """Search every batch that no other process has; returns whether there was one.
 
         Args:
             told: called with the simulations made and not on the disk yet; below 0: they are.
+            measured: called after each batch, when its records are on the disk.
         """
         self._began = self._began or time.monotonic()
         found = False
@@ -133,6 +138,7 @@ class SplitWork:
                     self._run["seconds"] = round(self._run["seconds"] + time.monotonic() - start, 3)
                     with self.records.alone():
                         self._note()
+                    measured(batch, records, time.monotonic() - start)
         finally:
             self.records.leave()
         return found
@@ -163,7 +169,9 @@ class SplitWork:
         write_json(path, {"search": self.search.settings_hash, "sha256": known, "runs": runs})
 
 
-def run_all(works: Sequence[SplitWork], *, shown: bool, done: Callable[[SplitWork], object]) -> None:
+def run_all(
+    works: Sequence[SplitWork], *, shown: bool, done: Callable[[SplitWork], object], processes: int = 1
+) -> None:
     """Search all splits, with whatever other processes are at it; returns when all is finished and merged.
 
     A process that finds no batch free goes on to the next split. When all are taken it waits: what a killed process
@@ -171,15 +179,19 @@ def run_all(works: Sequence[SplitWork], *, shown: bool, done: Callable[[SplitWor
 
     Args:
         works: the splits in their order.
-        shown: whether to show the progress, of all processes together.
+        shown: whether to show the progress, of all processes together, and after the first batch the expected cost.
         done: called with each split that is finished.
+        processes: processes launched together.
+
+    Raises:
+        InputError: where, after the first batch, the records clearly do not fit on the disk.
     """
-    with _Progress(works, shown) as progress:
+    with _Progress(works, shown, processes) as progress:
         left = list(works)
         while left:
             found = False
             for work in list(left):
-                found = work.work(progress.add) or found
+                found = work.work(progress.add, progress.measured) or found
                 if work.finish():
                     progress.look()
                     left.remove(work)
@@ -192,8 +204,10 @@ def run_all(works: Sequence[SplitWork], *, shown: bool, done: Callable[[SplitWor
 class _Progress:
     """A bar of simulations: of the finished samples of all processes, and of this process's own batch."""
 
-    def __init__(self, works: Iterable[SplitWork], shown: bool) -> None:
+    def __init__(self, works: Iterable[SplitWork], shown: bool, processes: int) -> None:
         self._works = list(works)
+        self._processes = processes
+        self._estimated = not shown
         self._own = 0.0
         self._looked = time.monotonic()
         self._total = sum(len(work.samples) * work.search.settings.simulations for work in self._works)
@@ -213,6 +227,16 @@ class _Progress:
         self._own += simulations
         if not self._bar.disable and time.monotonic() > self._looked + POLL_SECONDS:
             self._show()
+
+    def measured(self, batch: Sequence[EncodedSample], records: Sequence[SearchRecord], seconds: float) -> None:
+        """Say once, after the first batch, what the whole is expected to cost; nothing where the batch was all."""
+        if self._estimated:
+            return
+        self._estimated = True
+        left = [one for work in self._works for one in work.waiting_encoded]
+        if left:
+            out = self._works[0].records.path.parent
+            tqdm.write(expected(batch, records, seconds, [*batch, *left], out, self._processes))
 
     def look(self, note: str = "") -> None:
         """Count what is on the disk, with no batch of this process under way."""

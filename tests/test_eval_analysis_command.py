@@ -21,7 +21,7 @@ from router.fingerprint import Fingerprints
 from tests.test_eval_analysis import FOUND, TOLD_WRONG, Tried, record
 
 SIMULATIONS = 4
-PLAN = {"prefix_layers": 0, "dtype": "float32", "verify": True, "shuffle": 0, "prior": None, "menu": None}
+PLAN = {"prefix_layers": 0, "dtype": "float32", "verify": True, "shuffle": 0, "menu": None}
 LABELS = ["all", "arc_easy, difficulty 1", "arc_easy, difficulty 2"]
 LEVELS = {"a": 1, "b": 2, "c": 1, "d": 2, "e": 2, "f": 1, "g": 2}
 

@@ -17,43 +17,25 @@ from hypothesis import strategies as st
 
 from router.chain import Chain
 from search.algorithms import make_searcher, search
-from search.prior import SamplePrior
 from search.settings import SearchSettings
 from tests.toys import ALGORITHMS, SMALL, brute_force, constant, noisy, plain, run, smooth, trials
 
 GOLDENS = Path(__file__).parent / "golden" / "searches.json"
 LAYERS = 10
-PRIOR = SamplePrior(
-    skip=tuple((layer - 4.5) / 3 for layer in range(LAYERS)),
-    repeat=tuple((4.5 - layer) / 3 for layer in range(LAYERS)),
-    known=((Chain((0, 1, 2, 2, 3, 5, 6, 8, 9), LAYERS), 60.0), (Chain((0, 1, 3, 4, 5, 7, 9), LAYERS), 20.0)),
-)
 TREE = plain(simulations=60, max_block=2, max_times=2, max_edits=3, in_flight=3)
 GOLDEN_SEARCHES = {
-    "uct": (TREE, None),
-    "uct, max, depth in reward": (
-        replace(TREE, backup="max", depth_in="reward", depth_penalty=0.5),
-        None,
-    ),
-    "uct, moves": (replace(TREE, action_set="both+move", in_flight=1), None),
-    "puct": (replace(TREE, algorithm="puct"), PRIOR),
-    "puct without a prior, max": (replace(TREE, algorithm="puct", backup="max", prior_exploration=30.0), None),
-    "gumbel": (replace(TREE, algorithm="gumbel", considered=4), PRIOR),
-    "gumbel without a prior, depth in reward": (
-        replace(TREE, algorithm="gumbel", considered=8, depth_in="reward", depth_penalty=1.0),
-        None,
-    ),
-    "random": (replace(TREE, algorithm="random", edit_weights=(2.0, 0.0, 1.0)), None),
-    "beam": (replace(TREE, algorithm="beam", beam_width=3), PRIOR),
-    "ours": (replace(SearchSettings(), simulations=60, in_flight=3), None),
-    "exhaustive": (replace(TREE, algorithm="exhaustive", max_edits=1, simulations=60, max_times=1, max_block=3), None),
+    "uct": TREE,
+    "uct, max, depth in reward": replace(TREE, backup="max", depth_in="reward", depth_penalty=0.5),
+    "uct, moves": replace(TREE, action_set="both+move", in_flight=1),
+    "random": replace(TREE, algorithm="random", edit_weights=(2.0, 0.0, 1.0)),
+    "ours": replace(SearchSettings(), simulations=60, in_flight=3),
+    "exhaustive": replace(TREE, algorithm="exhaustive", max_edits=1, simulations=60, max_times=1, max_block=3),
 }
 
 
 def golden_trials(name):
-    settings, prior = GOLDEN_SEARCHES[name]
     reward = smooth(Chain((0, 1, 2, 2, 3, 4, 6, 7, 9), LAYERS))
-    return trials(reward, settings, 7, LAYERS, 2, prior)
+    return trials(reward, GOLDEN_SEARCHES[name], 7, LAYERS, 2)
 
 
 def test_searches_ask_exactly_the_golden_chains():
@@ -68,15 +50,13 @@ def test_searches_ask_exactly_the_golden_chains():
 
 @st.composite
 def searches(draw, algorithm):
-    """Settings, space, seed and prior of any search; the exhaustive one is told to take any space that is small."""
+    """Settings, space and seed of any search; the exhaustive one is told to take any space that is small."""
     n = draw(st.integers(1, 8))
     max_edits = draw(st.integers(0, 2 if algorithm == "exhaustive" else 5))
     settings = plain(
         algorithm=algorithm,
         simulations=10**6 if algorithm == "exhaustive" else draw(st.integers(1, 60)),
         exploration=draw(st.sampled_from([0.0, 0.5, 2.0])),
-        prior_exploration=draw(st.sampled_from([0.0, 1.0, 50.0])),
-        uniform_share=draw(st.sampled_from([0.0, 0.25, 1.0])),
         depth_penalty=draw(st.sampled_from([0.0, 0.1, 5.0])),
         depth_in=draw(st.sampled_from(["selection", "reward"])),
         backup=draw(st.sampled_from(["mean", "max"])),
@@ -87,8 +67,6 @@ def searches(draw, algorithm):
         shorter_first=draw(st.booleans()),
         widening_constant=draw(st.sampled_from([0.3, 2.0, 500.0])),
         widening_exponent=draw(st.sampled_from([0.0, 0.5, 1.0])),
-        considered=draw(st.integers(1, 40)),
-        beam_width=draw(st.integers(1, 9)),
         edit_weights=draw(
             st.one_of(st.none(), st.tuples(*[st.sampled_from([0.5, 0.0, 3.0])] * max_edits).filter(any))
             if max_edits
@@ -103,14 +81,7 @@ def searches(draw, algorithm):
         max_edits=max_edits,
     )
     prefix = draw(st.integers(0, n))
-    log_weights = st.tuples(*[st.floats(-20, 20)] * n)
-    chains = st.lists(st.integers(0, n - 1), min_size=1, max_size=2 * n).map(lambda layers: Chain(tuple(layers), n))
-    edited = chains.map(lambda chain: Chain((*range(prefix), *chain.layers), n))
-    known = draw(
-        st.lists(st.tuples(st.one_of(chains, edited), st.floats(1e-6, 1e6)), max_size=4, unique_by=lambda x: x[0])
-    )
-    prior = draw(st.one_of(st.none(), st.builds(SamplePrior, log_weights, log_weights, st.just(tuple(known)))))
-    return settings, settings.action_space(n, prefix), draw(st.integers(0, 99)), prior
+    return settings, settings.action_space(n, prefix), draw(st.integers(0, 99))
 
 
 def follow(searcher):
@@ -130,8 +101,8 @@ def test_any_search_keeps_the_rules_and_ends(algorithm, data):
     # Oracle: the rules: no chain proposed twice, full depth first, the prefix unedited, depth and simulations capped,
     # asks of 1..in_flight; a search that ends early has tried every chain within two edits (with more, the tree may
     # miss some behind a detour), unless it was told to draw chains of some numbers of edits only.
-    settings, space, seed, prior = data.draw(searches(algorithm))
-    searcher = make_searcher(space, settings, random.Random(seed), prior)
+    settings, space, seed = data.draw(searches(algorithm))
+    searcher = make_searcher(space, settings, random.Random(seed))
     sizes = follow(searcher)
     assert searcher.done
     assert searcher.ask() == []
@@ -145,18 +116,17 @@ def test_any_search_keeps_the_rules_and_ends(algorithm, data):
         assert 1 <= chain.depth <= space.max_depth
     if searcher.simulations < settings.simulations and (settings.edit_weights is None or algorithm != "random"):
         assert brute_force(space, min(2, settings.max_edits)) <= set(proposed)
-    again = make_searcher(space, settings, random.Random(seed), prior)
+    again = make_searcher(space, settings, random.Random(seed))
     assert follow(again) == sizes
     assert list(again.evaluated) == proposed
 
 
-@pytest.mark.parametrize("algorithm", ["uct", "puct", "gumbel"])
 @given(data=st.data())
 @hypothesis_settings(max_examples=80, deadline=None)
-def test_counters_of_the_tree_add_up(algorithm, data):
-    # Oracle: sums over the tree; actions worked out again; edits and jumps as documented.
-    settings, space, seed, prior = data.draw(searches(algorithm))
-    searcher = make_searcher(space, settings, random.Random(seed), prior)
+def test_counters_of_the_tree_add_up(data):
+    # Oracle: sums over the tree; actions worked out again; edits as documented.
+    settings, space, seed = data.draw(searches("uct"))
+    searcher = make_searcher(space, settings, random.Random(seed))
     follow(searcher)
     root = searcher.tree.root
     assert root.visits == searcher.simulations == 1 + sum(edge.visits for edge in root.edges)
@@ -164,11 +134,8 @@ def test_counters_of_the_tree_add_up(algorithm, data):
         assert node.edits <= settings.max_edits
         assert all(node.edits < edge.child.edits for edge in node.open)  # so no walk returns to a chain
         for edge in node.edges:
-            if edge.action is None and searcher.tree.prior is None:  # a leap
+            if edge.action is None:  # a leap
                 assert settings.root_leap > 1 or settings.leap > 1 or settings.shorter_first
-            elif edge.action is None:
-                assert node is root
-                assert edge.child.chain in {chain for chain, _ in prior.known}
             else:
                 assert edge.action.apply(node.chain) == edge.child.chain
     if searcher.simulations < settings.simulations:
@@ -184,10 +151,10 @@ def test_chains_lie_within_the_edits(algorithm):
     assert set(run(noisy, settings, 0, 4).evaluated) <= within
 
 
-def run_interleaved(seeds, settings, prior, order):
+def run_interleaved(seeds, settings, order):
     """Advance one searcher a seed, in the order that `order` (a generator) draws."""
     space = settings.action_space(LAYERS, 2)
-    searchers = {seed: make_searcher(space, settings, random.Random(seed), prior) for seed in seeds}
+    searchers = {seed: make_searcher(space, settings, random.Random(seed)) for seed in seeds}
     while waiting := [seed for seed, searcher in searchers.items() if not searcher.done]:
         chosen = order.sample(waiting, order.randint(1, len(waiting)))
         asked = {seed: searchers[seed].ask() for seed in chosen}
@@ -204,9 +171,9 @@ def test_results_depend_on_the_seed_and_not_on_the_batching(algorithm, in_flight
     settings = plain(algorithm=algorithm, simulations=60, in_flight=in_flight)
     if algorithm == "exhaustive":
         settings = replace(settings, max_edits=1, simulations=2000)
-    expected = {seed: list(run(noisy, settings, seed, LAYERS, 2, PRIOR).evaluated.items()) for seed in range(6)}
+    expected = {seed: list(run(noisy, settings, seed, LAYERS, 2).evaluated.items()) for seed in range(6)}
     for order in range(3):
-        assert run_interleaved(range(6), settings, PRIOR, random.Random(order)) == expected
+        assert run_interleaved(range(6), settings, random.Random(order)) == expected
     assert len({tuple(chains) for chains in expected.values()}) == (1 if algorithm == "exhaustive" else 6)
 
 
@@ -221,11 +188,10 @@ def test_in_flight_is_a_setting_of_the_search(algorithm):
         searcher = make_searcher(settings.action_space(12), settings, random.Random(0))
         sizes = follow(searcher)
         assert sum(sizes) == searcher.simulations == {"exhaustive": 47}.get(algorithm, 50)
-        waits = {"beam": 4, "gumbel": 5}.get(algorithm, 0)
-        assert sum(size < in_flight for size in sizes[:-1]) <= waits
+        assert all(size == in_flight for size in sizes[:-1])
         asked[in_flight] = list(searcher.evaluated)
-    # The others see no rewards (random, exhaustive) or wait for those that they need.
-    assert (asked[1] != asked[4]) == (algorithm in ("uct", "puct"))
+    # The others (random, exhaustive) see no rewards.
+    assert (asked[1] != asked[4]) == (algorithm == "uct")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -250,19 +216,15 @@ def test_protocol_errors(algorithm):
     assert list(searcher.evaluated.items()) == [(chains[0], 0.25), (chains[1], 1.0)]
     with pytest.raises(ValueError, match="space: expected the one of these settings"):
         make_searcher(replace(settings, max_block=1).action_space(6), settings, random.Random(0))
-    with pytest.raises(ValueError, match="prior: expected one of 6 layers, got one of 5"):
-        make_searcher(space, settings, random.Random(0), SamplePrior.neutral(5))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("simulations", "max_edits", "prefix"), [(1, 4, 0), (9, 0, 0), (9, 4, 5)])
 def test_full_depth_alone(algorithm, simulations, max_edits, prefix):
-    # Oracle: one simulation, no edit allowed, or nothing to edit: the full chain and nothing else. The known chain
-    # edits the prefix, or is an edit where none is allowed.
+    # Oracle: one simulation, no edit allowed, or nothing to edit: the full chain and nothing else.
     if algorithm == "exhaustive" and simulations == 1:
         return
     settings = plain(algorithm=algorithm, simulations=simulations, max_edits=max_edits)
-    prior = replace(SamplePrior.neutral(5), known=((Chain((0, 1, 3, 4), 5), 1.0),))
-    searcher = search(constant, settings.action_space(5, prefix), settings, random.Random(0), prior)
+    searcher = search(constant, settings.action_space(5, prefix), settings, random.Random(0))
     assert list(map(str, searcher.evaluated)) == ["0-4"]
     assert searcher.done

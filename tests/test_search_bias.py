@@ -10,8 +10,7 @@ from scipy.stats import chi2
 from router.chain import Chain
 from search.actions import ActionSpace
 from search.algorithms import search
-from search.prior import SamplePrior
-from tests.toys import constant, plain, with_algorithm
+from tests.toys import constant, plain
 
 UNBIASED = plain(depth_penalty=0.0, random_share=0.1, exploration=0.5, in_flight=1)
 """Without the depth penalty, which prefers skips by design, a constant reward prefers no action."""
@@ -30,14 +29,14 @@ class SkewedRandom(random.Random):
 
 def root_weights(searcher):
     """Of each root action that was tried: 1 by name "draws", and its visits by name "visits" where there is a tree."""
-    if searcher.settings.algorithm in ("random", "beam"):
+    if searcher.settings.algorithm == "random":
         full = searcher.space.legal(Chain.full(8))
         return {"draws": {action: 1 for action in full if action.apply(Chain.full(8)) in searcher.evaluated}}
     visits = {edge.action: edge.visits for edge in searcher.tree.root.edges}
     return {"draws": dict.fromkeys(visits, 1), "visits": visits}
 
 
-def root_p_values(make_rng, seed, trees=2000, algorithm="uct", prior=None):
+def root_p_values(make_rng, seed, trees=2000, algorithm="uct"):
     """P-values of the root's drawn actions and of the root's visits, over independent trees.
 
     Null hypothesis: within a tree, which action is drawn as the first, second, ... is a uniform shuffle of the
@@ -47,8 +46,8 @@ def root_p_values(make_rng, seed, trees=2000, algorithm="uct", prior=None):
     variance of w, whatever the cluster sizes. Trees are independent, so for many of them
     sum((observed - expected)**2) / (sum of s * N / (N - 1)) is chi-square with N - 1 degrees of freedom.
     """
-    settings = replace(with_algorithm(UNBIASED, algorithm), simulations=20, max_block=2, max_times=2)
-    if algorithm in ("random", "beam"):
+    settings = replace(UNBIASED, algorithm=algorithm, simulations=20, max_block=2, max_times=2)
+    if algorithm == "random":
         settings = replace(settings, max_edits=1)  # with more, a chain of two edits may be one of a single edit
     space = settings.action_space(8)
     legal = space.legal(Chain.full(8))
@@ -56,7 +55,7 @@ def root_p_values(make_rng, seed, trees=2000, algorithm="uct", prior=None):
     seen = defaultdict(Counter)
     scale = defaultdict(float)
     for tree in range(trees):
-        searcher = search(constant, space, settings, make_rng(f"{seed}/{tree}"), prior)
+        searcher = search(constant, space, settings, make_rng(f"{seed}/{tree}"))
         for name, weights in root_weights(searcher).items():
             seen[name].update(weights)
             variance = sum(w * w for w in weights.values()) / size - (sum(weights.values()) / size) ** 2
@@ -85,32 +84,16 @@ def test_the_chi_square_sees_a_skewed_sampler():
         assert p_values["visits"] < 0.01
 
 
-NEUTRAL = SamplePrior.neutral(8)
-SKEWED = SamplePrior((0.4,) * 4 + (0.0,) * 4, (0.4,) * 4 + (0.0,) * 4)
-"""Negative control where actions are drawn by weight: the first half of the layers is a little likelier."""
-ARMS = [
-    ("puct", None), ("puct", NEUTRAL), ("gumbel", None), ("gumbel", NEUTRAL), ("random", None), ("beam", None),
-    ("beam", NEUTRAL),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("algorithm", "prior"), ARMS)
-def test_constant_reward_prefers_no_root_action_in_any_algorithm(algorithm, prior):
-    # Oracle: as above, for each algorithm, without a prior and with a neutral one; the least of up to six p-values must
-    # not be below 0.1 %. The exhaustive search tries everything, so it prefers nothing.
+def test_constant_reward_prefers_no_root_action_in_random_search():
+    # Oracle: as above; no p-value below 0.1 %. The exhaustive search tries everything, so it prefers nothing.
     for seed in range(3):
-        p_values = root_p_values(random.Random, seed, 1000, algorithm, prior)
-        assert min(p_values.values()) > 0.001
+        assert min(root_p_values(random.Random, seed, 1000, "random").values()) > 0.001
 
 
-@pytest.mark.parametrize(("algorithm", "prior"), ARMS)
-def test_the_chi_square_sees_a_skew_in_every_algorithm(algorithm, prior):
-    # Oracle: a skewed generator must fail the test above, or a skewed prior where the draws go by weight.
-    weighted = prior is not None or algorithm == "gumbel"
+def test_the_chi_square_sees_a_skew_in_random_search():
+    # Oracle: a skewed generator must fail the test above.
     for seed in range(2):
-        make_rng = random.Random if weighted else SkewedRandom
-        p_values = root_p_values(make_rng, seed, 1000, algorithm, SKEWED if weighted else None)
-        assert max(p_values.values()) < 0.001
+        assert max(root_p_values(SkewedRandom, seed, 1000, "random").values()) < 0.001
 
 
 def test_the_chi_square_is_calibrated():
@@ -122,8 +105,8 @@ def test_the_chi_square_is_calibrated():
 # b. Constant reward, deeper edits: no third of the network is preferred.
 
 
-def constant_reward_trees(algorithm):
-    settings = replace(with_algorithm(UNBIASED, algorithm), simulations=100)
+def constant_reward_trees():
+    settings = replace(UNBIASED, simulations=100)
     space = settings.action_space(30)
     return [search(constant, space, settings, random.Random(seed)).tree for seed in range(40)]
 
@@ -144,10 +127,9 @@ def third_shares(trees):
     return [taken[i] / taken.total() / (legal[i] / legal.total()) for i in range(3)]
 
 
-@pytest.mark.parametrize("algorithm", ["uct", "puct", "gumbel", "beam"])
-def test_constant_reward_spreads_deeper_edits_over_the_network(monkeypatch, algorithm):
+def test_constant_reward_spreads_deeper_edits_over_the_network(monkeypatch):
     # Oracle: the thirds' shares of the legal actions, within 20 %; a sampler of early positions must miss them.
-    assert third_shares(constant_reward_trees(algorithm)) == pytest.approx([1, 1, 1], rel=0.2)
+    assert third_shares(constant_reward_trees()) == pytest.approx([1, 1, 1], rel=0.2)
     fair = ActionSpace.action
 
     def early(space, chain, index):
@@ -156,5 +138,5 @@ def test_constant_reward_spreads_deeper_edits_over_the_network(monkeypatch, algo
 
     with monkeypatch.context() as patch:
         patch.setattr(ActionSpace, "action", early)
-        skewed = constant_reward_trees(algorithm)
+        skewed = constant_reward_trees()
     assert third_shares(skewed) != pytest.approx([1, 1, 1], rel=0.2)

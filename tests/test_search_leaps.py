@@ -12,7 +12,6 @@ from scipy.stats import binomtest, chisquare
 from router.chain import Chain
 from search.algorithms import make_searcher, search
 from search.mcts import TreeSearcher
-from search.prior import SamplePrior
 from search.settings import SearchSettings
 from search.tree import Tree
 from tests.toys import brute_force, plain
@@ -50,24 +49,20 @@ def test_a_share_changes_nothing_where_all_actions_are_of_one_kind(action_set: s
     assert [space.sample(full, one, 0.9) for _ in range(50)] == [space.sample(full, other) for _ in range(50)]
 
 
-@pytest.mark.parametrize("prior", [None, SamplePrior((0.0, 1.0, -1.0, 2.0) * 2, (1.0,) * 8)])
-def test_the_weights_of_a_node_give_skips_their_share(prior: SamplePrior | None) -> None:
+def test_the_weights_of_a_node_give_skips_their_share() -> None:
+    # Oracle: the share itself; within a kind all weigh the same.
     space = plain().action_space(8)
-    tree = Tree(space, prior, 0.25, 0.7)
-    weights, skips = tree.weights(tree.root), space.skips(tree.root.chain)
+    full, skips = Chain.full(8), space.skips(Chain.full(8))
+    weights = Tree(space, 0.7).weights(full)
     assert sum(weights[:skips]) == pytest.approx(0.7 * sum(weights))
-    unbalanced = Tree(space, prior, 0.25).weights(tree.root)
-    # Within each kind the proportions stay.
-    for part in (slice(0, skips), slice(skips, None)):
-        ratios = [a / b for a, b in zip(weights[part], unbalanced[part], strict=True)]
-        assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert len(set(weights[:skips])) == len(set(weights[skips:])) == 1
+    assert Tree(space).weights(full) == [1.0] * space.count(full)
 
 
-@pytest.mark.parametrize("algorithm", ["uct", "puct", "gumbel"])
 @pytest.mark.parametrize("seed", range(5))
-def test_leaping_searches_stay_in_the_space_and_never_repeat_a_chain(algorithm: str, seed: int) -> None:
+def test_leaping_searches_stay_in_the_space_and_never_repeat_a_chain(seed: int) -> None:
     # Oracle: brute force of the chains within 4 actions of 5 layers, 1 of them in the prefix.
-    settings = replace(LEAPING, algorithm=algorithm, simulations=400, max_block=2, max_times=1, max_depth=8)  # type: ignore[arg-type]
+    settings = replace(LEAPING, simulations=400, max_block=2, max_times=1, max_depth=8)
     space = settings.action_space(5, 1)
     asked: list[Chain] = []
 

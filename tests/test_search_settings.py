@@ -34,15 +34,9 @@ PRESETS = Path(__file__).parent.parent / "configs" / "search" / "presets"
         ("widening_constant", 0, "a finite number above 0"),
         ("margin_scale", 0.0, "a finite number above 0"),
         ("reward", "loss", "one of correct, margin"),
-        ("algorithm", "mcts", "one of uct, puct, gumbel, random, beam, exhaustive"),
+        ("algorithm", "mcts", "one of uct, random, exhaustive"),
         ("backup", "min", "one of mean, max"),
         ("depth_in", "both", "one of selection, reward"),
-        ("prior_exploration", -1, "a finite number of at least 0"),
-        ("uniform_share", 1.5, r"a finite number in 0\.\.1"),
-        ("considered", 0, "an integer of at least 1"),
-        ("beam_width", 0, "an integer of at least 1"),
-        ("value_visits", -1, "a finite number of at least 0"),
-        ("value_scale", 0, "a finite number above 0"),
         ("max_shift", 0, "an integer of at least 1"),
         ("action_set", "move", r"one of skip, repeat, both, both\+move"),
         ("max_block", 0, "an integer of at least 1"),
@@ -122,7 +116,7 @@ def test_each_sample_has_its_own_generator():
     assert numbers[0, "a"] == pytest.approx(0.9327985644569078, abs=1e-15)
 
 
-NAMES = ["beam", "cola", "default", "drllm", "exhaustive", "gumbel", "puct", "random", "summary"]
+NAMES = ["cola", "default", "drllm", "exhaustive", "random", "summary"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,13 +148,10 @@ def test_presets_hold_the_published_numbers():
 
 def test_presets_of_the_algorithms_differ_in_what_is_the_algorithms_own():
     # Oracle: the documented settings of each; cost, rewards and actions as in the default, so they can be compared, but
-    # for the exhaustive search, which is for small spaces. Gumbel's constants: Danihelka et al. 2022.
+    # for the exhaustive search, which is for small spaces.
     default = SearchSettings()
     own = {
-        "puct": {"random_share", "root_leap", "leap"},
-        "gumbel": {"random_share"},
         "random": {"edit_weights", "skip_share"},
-        "beam": {"beam_width", "max_edits"},
         "exhaustive": {"simulations", "max_edits"},
     }
     for name, fields in own.items():
@@ -172,8 +163,6 @@ def test_presets_of_the_algorithms_differ_in_what_is_the_algorithms_own():
             if getattr(preset, field.name) != getattr(default, field.name)
         }
         assert changed - {"algorithm"} <= fields
-    gumbel = SearchSettings(**yaml.safe_load((PRESETS / "gumbel.yaml").read_text()))
-    assert (gumbel.value_visits, gumbel.value_scale) == (50.0, 1.0)
     exhaustive = SearchSettings(**yaml.safe_load((PRESETS / "exhaustive.yaml").read_text()))
     full = exhaustive.action_space(30).count(Chain.full(30))
     assert exhaustive.max_edits == 1

@@ -11,20 +11,52 @@ import pytest
 import torch
 
 from data.records import read_records
-from data.sample import read_samples
+from data.sample import read_samples, write_samples
+from data.task_files import TaskSet, load_task, write_tasks
 from router.command import run_command
 from router.menu_head import MenuHead
 from router.storage import Router, load_router, save_router
 from search.__main__ import main as search
-from tests.test_search_priors_heads import (  # project: a fixture
-    HEADS,
-    MENU,
-    OTHER_MENU,
-    project,  # noqa: F401
-    run_arguments,
-    train_arguments,
-)
+from tests.tiny import NUM_LAYERS, tiny_samples, write_project
 from train.__main__ import main as train
+
+PREFIX = 2
+MENU = ("0-4", "0-2,4", "0-3", "0-2,3*2,4", "0,1,3,4")
+OTHER_MENU = ("0-4", "0,1,3,4", "0-1", "0-3")
+HEADS = ("layerwise", "menu", "program")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, samples, their menu table, and another task: other questions, asked otherwise."""
+    folder = write_project(tmp_path_factory.mktemp("project"), train=20)
+    (folder / "other").mkdir()
+    write_tasks(folder / "other", TaskSet.of(load_task("arc_easy", "letter")))
+    for split, count in (("train", 12), ("validation", 4)):
+        write_samples(folder / "other" / f"{split}.jsonl", tiny_samples(split, 60)[-count:])
+    for name, chains in (("menu", MENU), ("other_menu", OTHER_MENU)):
+        value = {"schema": 1, "num_layers": NUM_LAYERS, "prefix_layers": PREFIX, "chains": chains}
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    for data, out, menu in (("data", "table", "menu"), ("other", "other_table", "other_menu")):
+        search(run_arguments(folder, folder / out, data=data, menu=folder / f"{menu}.json"))
+    return folder
+
+
+def run_arguments(project: Path, out: Path, data: str = "data", **changes: object) -> list[str]:
+    settings = {
+        "data": project / data, "out": out, "model": project / "model", "splits": "[train,validation]",
+        "prefix_layers": PREFIX, "dtype": "float32", "search.simulations": 8,
+    } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def train_arguments(project: Path, out: Path, kind: str, **changes: object) -> list[str]:
+    settings = {
+        "out": out, "data.data": project / "data", "data.records": project / "table",
+        "data.base_model": project / "model", "model.kind": kind, "model.hidden": 8, "trainer.max_epochs": 3,
+        "trainer.enable_progress_bar": "false", "tracking.mode": "disabled",
+    } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
+    return [f"--{name}={value}" for name, value in settings.items()]
 
 
 @pytest.mark.parametrize("kind", HEADS)

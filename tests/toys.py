@@ -9,12 +9,11 @@ from dataclasses import replace
 from router.chain import Chain
 from search.actions import ActionSpace
 from search.algorithms import Searcher, make_searcher
-from search.prior import SamplePrior
 from search.settings import SearchSettings
 
 Reward = Callable[[Chain], float]
 
-ALGORITHMS = ("uct", "puct", "gumbel", "random", "beam", "exhaustive")
+ALGORITHMS = ("uct", "random", "exhaustive")
 PLAIN = SearchSettings(
     simulations=100, exploration=0.05, random_share=0.1, depth_penalty=0.1, depth_in="selection", backup="mean",
     skip_share=None, root_leap=1, leap=1, shorter_first=False, widening_constant=2.0, max_edits=4,
@@ -90,11 +89,10 @@ def run(
     seed: int | random.Random,
     num_layers: int,
     prefix_layers: int = 0,
-    prior: SamplePrior | None = None,
 ) -> Searcher:
     """Search to the end."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-    searcher = make_searcher(settings.action_space(num_layers, prefix_layers), settings, rng, prior)
+    searcher = make_searcher(settings.action_space(num_layers, prefix_layers), settings, rng)
     while chains := searcher.ask():
         searcher.tell([reward(chain) for chain in chains])
     return searcher
@@ -103,7 +101,3 @@ def run(
 def trials(*args, **kwargs) -> list[str]:
     """The chains of `run`, as text, in order."""
     return [str(chain) for chain in run(*args, **kwargs).evaluated]
-
-
-def with_algorithm(settings: SearchSettings, name: str) -> SearchSettings:
-    return replace(settings, algorithm=name)

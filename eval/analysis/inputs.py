@@ -14,7 +14,7 @@ from router.command import InputError
 from router.durable import read_json, require_directory, sha256_file
 from router.fingerprint import Fingerprints
 
-PLAN = ("prefix_layers", "dtype", "verify", "shuffle", "prior", "menu")
+PLAN = ("prefix_layers", "dtype", "verify", "shuffle", "menu")
 """Settings of a search, besides those of each sample's, that decide what it finds."""
 
 

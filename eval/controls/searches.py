@@ -14,7 +14,7 @@ OF_FILE = ("num_layers", "prefix_layers", "dtype", "fingerprints")
 """Fields of records that are the same in searches of one model and prompt."""
 OF_SAMPLE = ("task", "split", "mode")
 """Fields of records that are the same in searches of one sample."""
-OF_SEARCH = ("search", "menu", "prior", "prior_of_other_task", "prefix_layers", "shuffle", "verify", "dtype")
+OF_SEARCH = ("search", "menu", "prefix_layers", "shuffle", "verify", "dtype")
 """Settings that decide what a search does, but for what it is told."""
 
 
