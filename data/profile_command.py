@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from data.measured import ModelSettings, claim, open_scorer
+from data.accuracy import ModelSettings, claim, open_scorer
 from data.observe import Observations, Skip, observe
 from data.profile import profile
 from data.profile_figure import draw_profile

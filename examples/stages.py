@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.task_files import TASKS_FILE
+from data.tasks import TASKS_FILE
 from router.command import InputError
 from router.durable import read_json, sha256_file, write_json
 from search.__main__ import main as search

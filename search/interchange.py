@@ -24,7 +24,7 @@ from data.launch import this_process
 from data.records import read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
-from data.task_files import read_tasks
+from data.tasks import read_tasks
 from router.chain import Chain
 from router.command import InputError, parse_settings, provenance, run_command
 from router.durable import require_directory, sha256_file, sha256_json, writable_directory, write_json

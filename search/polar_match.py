@@ -12,7 +12,7 @@ from data.grading import Grader
 from data.judging import folded
 from data.records import SearchRecord
 from data.sample import Sample, normalise_question
-from data.task_files import TaskSet
+from data.tasks import TaskSet
 from router.chain import Chain
 from router.command import InputError
 from search.polar_file import PolarSample, verdict

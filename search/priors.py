@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.measured import ModelSettings, open_scorer
+from data.accuracy import ModelSettings, open_scorer
 from data.records import read_records
 from data.sample import SPLITS, read_samples
 from router.command import InputError, parse_settings, provenance, run_command

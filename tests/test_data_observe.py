@@ -13,7 +13,7 @@ from data.observe import Observations, confidence_of, observe, same_answer, with
 from data.records import ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.command import InputError
 from tests.sums import SUMS, digit_model, sums

@@ -11,7 +11,7 @@ import pytest
 
 from data.records import read_records
 from data.sample import read_samples, write_samples
-from data.task_files import TaskSet, load_task, write_tasks
+from data.tasks import TaskSet, load_task, write_tasks
 from examples.expert_iteration import found_in, main
 from router.command import run_command
 from router.durable import sha256_file

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from data.sample import Sample
-from data.task_files import TaskSet, load_task
+from data.tasks import TaskSet, load_task
 from router.chain import Chain, Segment
 from router.command import InputError
 from search.polar_file import PolarSample, predictor_writes

@@ -13,7 +13,7 @@ import torch
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.fingerprint import Fingerprints

@@ -15,7 +15,7 @@ import torch
 from data.records import read_records
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
-from data.task_files import TaskSet, load_task, write_tasks
+from data.tasks import TaskSet, load_task, write_tasks
 from router.command import run_command
 from router.head import Head
 from router.layerwise import LayerwiseHead
