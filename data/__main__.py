@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from data.accuracy import ModelSettings, accuracy
 from data.prepare import PrepareSettings, prepare
-from data.profile_command import ProfileSettings, run_profile
+from data.profile import ProfileSettings, run_profile
 from router.assets.catalogue import read_catalogue
 from router.assets.wheels import cache_directory, fetch, model_directory
 from router.command import InputError, parse_settings, run_command

@@ -15,7 +15,7 @@ import pytest
 
 from data.__main__ import main
 from data.accuracy import Answered, accuracies, read_answers
-from data.observe import observe
+from data.profile import observe
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
 from data.tasks import read_tasks
