@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.prepare import prepare
+from data.prepare import PrepareSettings, SplitSettings, prepare
 from data.sample import Sample, read_samples
-from data.settings import PrepareSettings, SplitSettings
-from data.task_files import TaskSet, read_tasks
+from data.tasks import TaskSet, read_tasks
 
 SIZES = {"train": 400, "validation": 100, "test": 400}
 """As in configs/data/demo.yaml, so that the questions are the demo's own."""

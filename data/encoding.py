@@ -9,8 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.prompts import Query
 from data.sample import Sample
-from data.task_files import TaskSet
-from data.tasks import Task
+from data.tasks import Task, TaskSet
 from router.tokens import prompt_tokens, tokens_after
 
 

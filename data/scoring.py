@@ -20,8 +20,7 @@ from data.grading import Grader
 from data.judging import is_whole_answer, judge
 from data.records import ChainResult
 from data.sample import Sample
-from data.task_files import TaskSet
-from data.tasks import CHOICE_MODES, Task
+from data.tasks import CHOICE_MODES, Task, TaskSet
 from router.block import Block
 from router.chain import Chain
 from router.choices import joined_states, rows_of

@@ -20,7 +20,7 @@ from data.flops import count_forward
 from data.launch import Launch, this_process
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
-from data.task_files import TaskSet
+from data.tasks import TaskSet
 from eval import compare
 from eval.arms import (
     EARLY_EXIT,

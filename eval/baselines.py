@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from data.confidence import confidences
-from data.observe import without
+from data.profile import without
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from eval.arms import EARLY_EXIT, MIXTURE

@@ -12,7 +12,7 @@ import torch
 
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
-from data.task_files import TASKS_FILE, TaskSet, read_tasks
+from data.tasks import TASKS_FILE, TaskSet, read_tasks
 from eval.controls.searches import require_random_search, require_same_search
 from eval.settings import EvalSettings
 from router.base_model import resolve_device

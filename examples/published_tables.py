@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.prepare import prepare
-from data.settings import PrepareSettings
+from data.prepare import PrepareSettings, prepare
 from eval.analysis.__main__ import main as analyse
 from eval.analysis.settings import ACTION_SETS, ActionSet
 from router.command import InputError, parse_settings, plain_values, run_command

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.launch import this_process
 from data.scoring import ChainScorer
-from data.task_files import read_tasks
+from data.tasks import read_tasks
 from router.command import InputError, one_line, parse_settings, provenance, run_command
 from router.durable import require_directory, writable_directory
 from router.models import load_model

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.sample import SPLITS, Sample, read_samples
-from data.task_files import TaskSet
+from data.tasks import TaskSet
 from router.command import InputError
 from router.durable import read_json
 from search.settings import SearchSettings

@@ -17,7 +17,7 @@ from data.controls import wrong_answers
 from data.records import SearchRecord, pareto_front
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
-from data.task_files import TASKS_FILE, TaskSet, load_task, write_tasks
+from data.tasks import TASKS_FILE, TaskSet, load_task, write_tasks
 from eval.__main__ import main
 from eval.inputs import SPLITS
 from router.chain import Chain

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from data.scoring import ChainScorer
-from data.task_files import TaskSet, load_task
+from data.tasks import TaskSet, load_task
 from eval.__main__ import main as evaluate
 from eval.latency.__main__ import main as latency
 from eval.results import RESULTS_FILE, read_results

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.storage import save_router
 from tests.test_router_routed import router_for
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from data.columns import Columns
 from data.prompts import Prompt
 from data.sample import Sample, write_samples
-from data.task_files import TaskSet, load_task, write_tasks
-from data.tasks import Task
+from data.sources import Columns
+from data.tasks import Task, TaskSet, load_task, write_tasks
 from tests.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
 SUMS = Task(

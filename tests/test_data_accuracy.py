@@ -15,10 +15,10 @@ import pytest
 
 from data.__main__ import main
 from data.accuracy import Answered, accuracies, read_answers
-from data.observe import observe
+from data.profile import observe
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
-from data.task_files import read_tasks
+from data.tasks import read_tasks
 from router.command import run_command
 from router.models import load_model
 from tests.sums import SUMS, sums, write_sums

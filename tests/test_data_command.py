@@ -10,9 +10,9 @@ import pytest
 
 import data.__main__
 from data.__main__ import main
+from data.prepare import PrepareSettings
 from data.sample import read_samples
-from data.settings import PrepareSettings
-from data.task_files import TaskSet, load_task, read_tasks
+from data.tasks import TaskSet, load_task, read_tasks
 from router.assets.catalogue import read_catalogue
 from router.command import InputError, parse_settings, run_command
 from router.durable import sha256_file

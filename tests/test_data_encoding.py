@@ -6,12 +6,11 @@ import dataclasses
 
 import pytest
 
-from data.columns import Columns
 from data.encoding import EncodedSample, Encoder
 from data.prompts import Prompt
 from data.sample import Sample
-from data.task_files import TaskSet, load_task
-from data.tasks import Task
+from data.sources import Columns
+from data.tasks import Task, TaskSet, load_task
 from router.command import InputError
 from tests.tiny import tiny_model, tiny_tokenizer
 

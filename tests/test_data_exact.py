@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from data.columns import Columns
 from data.prompts import Prompt
 from data.sample import Sample
 from data.scoring import ChainScorer
+from data.sources import Columns
 from data.tasks import Task
 from router.chain import Chain
 from router.view import chain_view

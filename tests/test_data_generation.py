@@ -7,15 +7,14 @@ import random
 
 import pytest
 
-from data.columns import Columns
 from data.generation import Answer, Generator, Request, end_tokens
 from data.grading import Grader
 from data.judging import is_whole_answer, judge
 from data.prompts import Prompt
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import load_task
-from data.tasks import Task
+from data.sources import Columns
+from data.tasks import Task, load_task
 from router.chain import Chain
 from tests.test_data_exact import CHAINS, FULL, greedy
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from data.loading import Loaded, load_samples
-from data.task_files import load_task
+from data.prepare import Loaded, load_samples
+from data.tasks import load_task
 from router.command import InputError
 from tests.made_up import ROWS
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import observe as observing
-from data.observe import Observations, confidence_of, observe, same_answer, without
+from data import profile as observing
+from data.probes import Observations
+from data.profile import confidence_of, observe, same_answer, without
 from data.records import ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.command import InputError
 from tests.sums import SUMS, digit_model, sums
@@ -21,6 +22,7 @@ from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
 SKIPS = [(4,), (1,), (2, 3), (1, 4)]
+EACH = [(1,), (2,), (3,), (4,)]
 
 
 def scorer_for(mode: str = "letter", packed: bool = True) -> ChainScorer:
@@ -92,14 +94,13 @@ def test_a_free_answer_is_not_read() -> None:
         np.testing.assert_allclose(observed.features[3][i], wanted, rtol=0, atol=2e-5)
 
 
-def test_batches_change_nothing_and_every_layer_is_skipped_unless_told() -> None:
+def test_batches_change_nothing() -> None:
     # Oracle: one sample a block.
     scorer, samples = scorer_for(), tiny_samples("train", 7)
-    single = observe(scorer, samples, batch_samples=1)
-    assert list(single.kept) == [(1,), (2,), (3,), (4,)]
+    single = observe(scorer, samples, EACH, batch_samples=1)
     assert (single.num_layers, single.samples) == (NUM_LAYERS, 7)
     for size in (3, 16):
-        other = observe(scorer, samples, batch_samples=size)
+        other = observe(scorer, samples, EACH, batch_samples=size)
         np.testing.assert_array_equal(other.correct, single.correct)
         np.testing.assert_allclose(other.confidence, single.confidence, atol=1e-5)
         for skip, kept in single.kept.items():
@@ -113,7 +114,7 @@ def test_shared_prefixes_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, blocks = scorer_for(), []
     load = scorer.load
     monkeypatch.setattr(scorer, "load", lambda encoded: blocks.append(load(encoded)) or blocks[-1])
-    observe(scorer, tiny_samples("train", 3), batch_samples=2)
+    observe(scorer, tiny_samples("train", 3), EACH, batch_samples=2)
     assert [[block.executed(i) for i in range(len(block.samples))] for block in blocks] == [[5 + 3 + 2 + 1] * 2, [11]]
 
 
@@ -147,31 +148,10 @@ def test_confidence_and_agreement_by_hand() -> None:
     assert same_answer(choice, tied, clear)
 
 
-@pytest.mark.parametrize(
-    ("skips", "message"),
-    [
-        ([(0,)], r"ascending layers in 1\.\.4, got \[0\]"),
-        ([(5,)], r"got \[5\]"),
-        ([()], r"got \[\]"),
-        ([(3, 2)], r"got \[3, 2\]"),
-        ([(2, 2)], r"got \[2, 2\]"),
-        ([(1,), (1,)], "expected each once"),
-    ],
-)
-def test_bad_skips_are_refused(skips: list[tuple[int, ...]], message: str) -> None:
-    # Oracle: layer 0 always runs; sets ascend; each stands once.
-    with pytest.raises(ValueError, match=message):
-        observe(scorer_for(), tiny_samples("train", 2), skips)
-
-
 def test_bad_input_is_refused() -> None:
-    # Oracle: the bounds that the docstrings state.
-    with pytest.raises(ValueError, match="samples: expected at least one"):
-        observe(scorer_for(), [])
-    with pytest.raises(ValueError, match="batch_samples: expected at least 1, got 0"):
-        observe(scorer_for(), tiny_samples("train", 2), batch_samples=0)
+    # Oracle: a sample of a task that the scorer does not know.
     with pytest.raises(InputError, match="data: sample"):
-        observe(scorer_for(), [Sample("another", "train", "Which?", ("a", "b"), 0)])
+        observe(scorer_for(), [Sample("another", "train", "Which?", ("a", "b"), 0)], EACH)
 
 
 def test_observations_that_do_not_fit_are_refused() -> None:
@@ -183,10 +163,7 @@ def test_observations_that_do_not_fit_are_refused() -> None:
         Observations(**parts, correct=wrong, kept={})
     with pytest.raises(ValueError, match=r"kept\[\(2,\)\]: expected 2 booleans"):
         Observations(**parts, correct=right, kept={(2,): right[:1]})
-    with pytest.raises(ValueError, match="skips: expected ascending layers"):
-        Observations(**parts, correct=right, kept={(3,): right})
     for features, message in (
-        ({3: np.zeros((2, 4), np.float32)}, r"read layers in 1\.\.2, got 3"),
         ({1: np.zeros((3, 4), np.float32)}, r"expected \[2, features\], got \[3, 4\]"),
         ({1: np.full((2, 4), np.inf, np.float32)}, "expected finite numbers"),
     ):

@@ -12,7 +12,7 @@ import yaml
 
 from data.__main__ import main
 from data.sample import SPLITS, Sample, read_samples
-from data.task_files import load_task, read_tasks
+from data.tasks import load_task, read_tasks
 from router.command import InputError
 
 

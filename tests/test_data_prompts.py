@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from data.prompts import Prompt
-from data.task_files import known_tasks, load_task
-from data.tasks import Task
+from data.tasks import Task, known_tasks, load_task
 from router.command import InputError
 from tests.made_up import ROWS
 from tests.tiny import tiny_tokenizer

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.command import InputError
 from router.view import chain_view

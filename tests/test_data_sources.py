@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.sources import content_of, read_rows, source_of
-from data.task_files import load_task
+from data.tasks import load_task
 from router.assets.catalogue import read_catalogue
 from router.command import InputError
 from tests.made_up import ROWS

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from data.sources import read_rows
-from data.task_files import load_task
+from data.tasks import load_task
 from router.command import InputError
 
 SETTINGS = {"dataset": "chain_sum", "settings": {1: {"min_terms": 2}, 2: {"min_terms": 3}}}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.task_files import TaskSet, known_tasks, load_task, read_tasks, write_tasks
+from data.tasks import TaskSet, known_tasks, load_task, read_tasks, write_tasks
 from router.command import InputError
 from tests.made_up import ROWS, own_task
 

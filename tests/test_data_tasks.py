@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.columns import Columns
 from data.prompts import Query
 from data.sample import Sample
-from data.task_files import known_tasks, load_task
-from data.tasks import Task
+from data.sources import Columns
+from data.tasks import Task, known_tasks, load_task
 from router.command import InputError
 from tests.made_up import ROWS, own_task
 

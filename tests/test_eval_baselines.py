@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from data.confidence import confidences
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from eval.baselines import (
     EXIT_FILE,
     MIXTURE_FILE,

@@ -13,7 +13,7 @@ import pytest
 
 from data.records import SearchRecord
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import MIXTURE_FILE

@@ -10,7 +10,7 @@ import torch
 
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from eval.controls.generation import GenerationJudge, choice_of
 from router.view import chain_view
 from tests.evaluation import TRIED

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import TaskSet, load_task
+from data.tasks import TaskSet, load_task
 from eval.controls.block import (
     CONTROL_RESULTS_FILE,
     PLAN_FILE,

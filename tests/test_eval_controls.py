@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
-from data.task_files import TaskSet, load_task
+from data.tasks import TaskSet, load_task
 from eval.controls.block import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
 from eval.controls.luck import collect_luck, luck
 from eval.controls.random_search import random_search

@@ -16,7 +16,7 @@ from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.statistics import wilson_interval
-from data.task_files import TaskSet, task_from
+from data.tasks import TaskSet, task_from
 from eval.__main__ import main
 from eval.controls.block import CONTROL_RESULTS_FILE, PLAN_FILE
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report

@@ -10,7 +10,7 @@ import pytest
 from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock
-from data.task_files import load_task
+from data.tasks import load_task
 from eval.policies import (
     FullDepth,
     Oracle,

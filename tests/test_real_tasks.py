@@ -8,14 +8,13 @@ import random
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.columns import Columns
 from data.encoding import Encoder
 from data.generation import Generator, Request
 from data.prompts import Prompt
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import TaskSet
-from data.tasks import Task
+from data.sources import Columns
+from data.tasks import Task, TaskSet
 from router.chain import Chain
 from router.models import load_model
 from tests.test_real_models import QWEN2, SMOLLM2

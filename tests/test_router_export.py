@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils.quantization_config import GgufConfig
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.export.checkpoint import export_chain
 from router.fingerprint import model_fingerprint

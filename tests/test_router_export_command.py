@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.commands.export import main

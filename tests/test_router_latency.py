@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.latency import LatencyProfile, Line, ladder, time_chains, time_router
 from tests.tiny import NUM_LAYERS, random_router, tiny_model, tiny_tokenizer

@@ -11,7 +11,7 @@ import torch
 from transformers import pipeline
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.command import InputError
 from router.models import load_model
 from router.routed import RoutedModel

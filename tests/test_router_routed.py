@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TextIteratorStreamer, pipeline
 from transformers.utils import logging as transformers_logging
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.guarantee import Guarantee
 from router.head import pad_states

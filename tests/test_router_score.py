@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.choices import question_of
 from router.routed import RoutedModel

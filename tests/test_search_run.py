@@ -18,7 +18,7 @@ import torch
 
 from data.records import SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer
-from data.task_files import TaskSet, load_task, write_tasks
+from data.tasks import TaskSet, load_task, write_tasks
 from router.command import run_command
 from router.models import load_model
 from search.__main__ import main

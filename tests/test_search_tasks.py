@@ -14,7 +14,7 @@ from data.grading import Grader
 from data.records import SearchRecord, read_records
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import TaskSet, load_task, read_tasks, write_tasks
+from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from router.command import InputError, run_command
 from router.models import load_model
 from search.__main__ import main

@@ -12,7 +12,7 @@ import torch
 
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.guarantee import GUARANTEE_FILE

@@ -13,7 +13,7 @@ import torch
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import read_samples
 from data.scoring import ChainScorer
-from data.task_files import TaskSet, load_task, write_tasks
+from data.tasks import TaskSet, load_task, write_tasks
 from data.tracking import TrackingSettings
 from router.chain import Chain
 from router.command import run_command

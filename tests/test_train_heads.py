@@ -15,7 +15,7 @@ import torch
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import Sample, read_samples, write_samples
 from data.scoring import ChainScorer
-from data.task_files import load_task
+from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.models import load_model

@@ -37,7 +37,7 @@ from transformers import (
 
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
-from data.task_files import TaskSet, load_task, write_tasks
+from data.tasks import TaskSet, load_task, write_tasks
 from router.storage import Router, RouterConfig
 
 NUM_LAYERS = 5

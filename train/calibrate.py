@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.measured import ModelSettings, claim, open_scorer
+from data.accuracy import ModelSettings, claim, open_scorer
 from data.records import SearchRecord, read_records
 from data.sample import Sample
-from data.task_files import TASKS_FILE
+from data.tasks import TASKS_FILE
 from router.chain import Chain
 from router.command import InputError, parse_settings, plain_values, provenance, run_command
 from router.durable import read_json, require_directory, require_file, sha256_file, sha256_json

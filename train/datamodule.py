@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
-from data.task_files import TASKS_FILE, TaskSet, read_tasks
+from data.tasks import TASKS_FILE, TaskSet, read_tasks
 from router.command import InputError
 from router.durable import require_directory
 from router.encoder import StateEncoder

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer
-from data.task_files import TaskSet
-from data.tasks import Task
+from data.tasks import Task, TaskSet
 from eval.controls.found import CONTROLLED, Found
 from eval.controls.generation import GenerationJudge, measure_generated
 from eval.controls.generation import policy_name as generated_name

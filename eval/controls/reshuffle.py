@@ -15,8 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock
-from data.task_files import TaskSet
-from data.tasks import Task
+from data.tasks import Task, TaskSet
 from eval.controls.statistics import Pair, Share, Value, mean_of, share_of, value_of
 from eval.running import run_policies
 from router.chain import Chain
