@@ -22,10 +22,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from router.durable import write_json
-from router.executor import ChainExecutor
-from router.models import load_model
-from router.rows import Target, plain_row
+from router.engine.executor import ChainExecutor
+from router.engine.load import load_model
+from router.engine.rows import Target, plain_row
+from router.files import write_json
 
 LAYER, TOKENS, READOUTS = 5, 90, 22
 PARTS = {

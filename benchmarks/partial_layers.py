@@ -20,14 +20,13 @@ from pathlib import Path
 import torch
 from demo_samples import demo_samples
 
-from data.encoding import EncodedSample
-from data.scoring import ChainScorer, batches_by_length
+from data.scoring import ChainScorer, EncodedSample, batches_by_length
 from data.tasks import TaskSet, load_task
 from router.chain import Chain
-from router.durable import write_json
-from router.models import load_model
+from router.engine.load import load_model
+from router.files import write_json
 from search.actions import ActionSpace
-from search.random_search import RandomSearcher
+from search.algorithms import RandomSearcher
 from search.settings import SearchSettings
 
 PREFIX_LAYERS, AT_ONCE = 12, 4

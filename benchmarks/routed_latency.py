@@ -6,7 +6,7 @@ SmolLM2-135M-Instruct in bfloat16; random prompts of 128 tokens, 32 greedy token
 
 full      the stock model, all 30 layers
 exported  the chain 0-19,26-29 (24 layers) as a stock checkpoint (`python -m router export`)
-view      the same chain as a view of the full model (`router.view.chain_view`)
+view      the same chain as a view of the full model (`router.engine.view.chain_view`)
 routed    `RoutedModel.generate` with a router that reads layer 12 and picks that chain
 
 Each call goes through the library's `generate`; a streamer notes when the first token is there (prefill) and when the
@@ -38,17 +38,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from data.flops import count_forward
-from router.budget import BudgetPoint
 from router.chain import Chain
-from router.durable import write_json
-from router.export.checkpoint import export_chain
+from router.engine.load import load_model
+from router.engine.view import chain_view, with_contiguous_head
+from router.files import write_json
 from router.fingerprint import Fingerprints
-from router.menu_head import MenuHead
-from router.models import load_model
+from router.heads.budget import BudgetPoint
+from router.heads.menu import MenuHead
 from router.routed import RoutedModel
-from router.routed.runner import ChainRunner
+from router.routed.export import export_chain
+from router.routed.model import ChainRunner
 from router.storage import Router, RouterConfig
-from router.view import chain_view, with_contiguous_head
 
 CHAIN = "0-19,26-29"
 READ_LAYER = 12

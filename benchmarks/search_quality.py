@@ -28,16 +28,16 @@ import yaml
 from demo_samples import demo_samples
 from tqdm import tqdm
 
-from data.controls import wrong_answers
+from data.answers import wrong_answers
 from data.records import ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from router.chain import Chain
-from router.command import InputError, run_command
-from router.durable import JsonLog, read_json_lines, sha256_json, writable_directory, write_json
-from router.models import load_model
-from search.algorithms import Searcher, make_searcher
-from search.mcts import TreeSearcher
+from router.command import run_command
+from router.engine.load import load_model
+from router.files import JsonLog, read_json_lines, sha256_json, writable_directory, write_json
+from router.validation import InputError
+from search.algorithms import Searcher, TreeSearcher, make_searcher
 from search.quality import Trace, found_by, mean_interval
 from search.settings import SearchSettings
 
@@ -57,7 +57,7 @@ class Plan:
         budget: full cost of a sample, layers; ours has half of it.
         seeds: seeds of the searches told the right answer.
         luck_seeds: seeds of those told a wrong answer, the first ones.
-        prefix_layers: layers that run in every chain.
+        first_editable: layers that run in every chain.
         num_layers: layers of the model.
         ours: preset of our search.
         published: presets that it is compared with.
@@ -66,7 +66,7 @@ class Plan:
     budget: int
     seeds: int
     luck_seeds: int
-    prefix_layers: int
+    first_editable: int
     num_layers: int
     ours: str
     published: tuple[str, ...]
@@ -128,7 +128,7 @@ class Comparison:
         for i, sample in enumerate(samples):
             for arm, told, seed in keys:
                 settings = arms[arm]
-                space = settings.action_space(self._scorer.num_layers, self._plan.prefix_layers)
+                space = settings.action_space(self._scorer.num_layers, self._plan.first_editable)
                 rng = random.Random(f"{arm}/{told}/{seed}/{sample.id}")
                 live[i, (arm, told, seed)] = make_searcher(space, settings, rng)
                 tried[i, (arm, told, seed)] = []
@@ -183,8 +183,8 @@ def summarise(lines: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
             traces[arm][told].append(by_seed)
     figures: dict[str, Any] = {"arms": {}, "samples": len(lines), "plan": asdict(plan)}
     print(
-        f"{len(lines)} samples, {plan.seeds} seeds ({plan.luck_seeds} told a wrong answer: luck), prefix_layers "
-        f"{plan.prefix_layers}, full cost {plan.budget} layers a sample; each figure: gold (luck)\n"
+        f"{len(lines)} samples, {plan.seeds} seeds ({plan.luck_seeds} told a wrong answer: luck), first_editable "
+        f"{plan.first_editable}, full cost {plan.budget} layers a sample; each figure: gold (luck)\n"
         f"{'search':>20} {'cost':>6} {'hypervolume':>15} "
         f"{'right':>13} {'depth':>13} {'shortened':>13} {'set right':>13}"
     )
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         budget=options.full_depths * scorer.num_layers,
         seeds=options.seeds,
         luck_seeds=min(options.luck_seeds, options.seeds),
-        prefix_layers=options.prefix_layers,
+        first_editable=options.first_editable,
         num_layers=scorer.num_layers,
         ours=options.ours,
         published=tuple(options.published),

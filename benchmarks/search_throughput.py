@@ -29,15 +29,14 @@ import yaml
 from demo_samples import demo_samples
 from transformers import PreTrainedModel
 
-from data.encoding import EncodedSample
 from data.records import ChainResult
-from data.scoring import ChainScorer, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
 from router.chain import Chain
-from router.durable import write_json
-from router.executor import ChainExecutor, Job
-from router.models import load_model
-from router.rows import Row, separate_rows
-from router.view import chain_view
+from router.engine.executor import ChainExecutor, Job
+from router.engine.load import load_model
+from router.engine.rows import Row, separate_rows
+from router.engine.view import chain_view
+from router.files import write_json
 from search.algorithms import Searcher
 from search.run import SplitSearch
 from search.settings import SearchSettings
@@ -218,21 +217,21 @@ def main() -> None:
     model, tokenizer = load_model(demo["model"], dtype=demo["dtype"], device="cpu")
     samples, tasks = demo_samples("test", 400)
     scorer = ChainScorer(model, tokenizer, tasks)
-    search = SplitSearch(scorer, settings, demo["prefix_layers"], "gold", size, verify=False)
+    search = SplitSearch(scorer, settings, demo["first_editable"], "gold", size, verify=False)
     encoded = scorer.encode_all(samples)
     batches = [batch for batch in batches_by_length([one.length for one in encoded], size) if len(batch) == size]
     plain = ChainExecutor(model, state_bytes=0, partial=False)
     rng = random.Random(0)
     print(
         f"SmolLM2-135M-Instruct, bfloat16, {torch.get_num_threads()} threads; ARC-Easy test, {repetitions} batches of "
-        f"{size} samples, {settings.simulations} simulations each, layers below {demo['prefix_layers']} unedited"
+        f"{size} samples, {settings.simulations} simulations each, layers below {demo['first_editable']} unedited"
     )
 
     others: dict[str, tuple[Run, int]] = {
         "published": (functools.partial(published, model), few),
         "batched": (functools.partial(batched, plain), some),
     }
-    warm = SplitSearch(scorer, SearchSettings(simulations=4), demo["prefix_layers"], "gold", size, verify=False)
+    warm = SplitSearch(scorer, SearchSettings(simulations=4), demo["first_editable"], "gold", size, verify=False)
     compare(warm, [encoded[i] for i in batches[0]], others, rng)
     rates: dict[str, list[float]] = {"published": [], "batched": [], "search": []}
     figures: list[dict[str, float]] = []

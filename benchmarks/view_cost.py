@@ -17,9 +17,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from router.chain import Chain
-from router.durable import write_json
-from router.models import load_model
-from router.view import chain_view
+from router.engine.load import load_model
+from router.engine.view import chain_view
+from router.files import write_json
 
 
 def seconds(make: Callable[[], object], times: int) -> list[float]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from data.accuracy import ModelSettings, accuracy
 from data.prepare import PrepareSettings, prepare
 from data.profile import ProfileSettings, run_profile
-from router.assets.catalogue import read_catalogue
-from router.assets.wheels import cache_directory, fetch, model_directory
-from router.command import InputError, parse_settings, run_command
-from router.durable import writable_directory
+from router.assets.wheels import cache_directory, fetch, model_directory, read_catalogue
+from router.command import parse_settings, run_command
+from router.files import writable_directory
+from router.validation import InputError
 
 USAGE = "usage: python -m data {prepare,accuracy,profile,fetch} [--help] [settings]"
 

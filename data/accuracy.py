@@ -21,8 +21,9 @@ from data.scoring import ChainScorer, batches_by_length
 from data.statistics import wilson_interval
 from data.tasks import TASKS_FILE, read_tasks
 from router.chain import Chain
-from router.command import InputError, provenance
-from router.durable import (
+from router.command import provenance
+from router.engine.load import load_model
+from router.files import (
     JsonLog,
     read_json,
     read_json_lines,
@@ -32,7 +33,7 @@ from router.durable import (
     writable_directory,
     write_json,
 )
-from router.models import load_model
+from router.validation import InputError
 
 SCHEMA = 1
 """Version of `accuracy.json`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from router.durable import replacing
+from router.files import replacing
 
 
 def save_figure(draw: Callable[[], Figure], paths: Sequence[Path], salt: str) -> list[Path]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from router.chain import Chain
-from router.decoder import find_decoder
+from router.engine.decoder import find_decoder
 
 LENGTHS = (16, 32)
 """Tokens of the two passes that are counted."""

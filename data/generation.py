@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from router.chain import Chain
-from router.tokens import left_padded
-from router.view import chain_view, with_contiguous_head
+from router.engine.load import left_padded
+from router.engine.view import chain_view, with_contiguous_head
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,38 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pydantic.dataclasses import dataclass as settings
 from tqdm import tqdm
 
 from data.store import RowT, Store
+from router.validation import SETTINGS, Positive
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+
+@settings(frozen=True, kw_only=True, config=SETTINGS)
+class RunSettings:
+    """What a command that runs a model on prepared samples works on, and where.
+
+    Attributes:
+        data: folder of `python -m data prepare`.
+        out: folder for the results; a run that was stopped goes on there.
+        limit: samples of each split at most, the first ones; null: all.
+        batch_samples: samples that run together.
+        batch_tokens: tokens in one call of a layer at most.
+    """
+
+    data: Path
+    out: Path
+    limit: Positive | None = None
+    batch_samples: Positive = 32
+    batch_tokens: Positive = 1024
+
+
 Tick = Callable[[float], object]
 """Told how many units of work (chains, samples) were done since the last call."""
 

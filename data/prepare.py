@@ -16,8 +16,9 @@ from data.sample import SPLITS, Sample, write_samples
 from data.sources import Row, content_of, lookup, read_rows, source_of
 from data.splits import Shots, SplitCount, build_splits, shares
 from data.tasks import TASKS_FILE, Task, TaskSet, load_task, write_tasks
-from router.command import InputError, one_line, plain_values, provenance
-from router.durable import read_json, sha256_file, sha256_json, writable_directory, write_json
+from router.command import one_line, plain_values, provenance
+from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
+from router.validation import InputError
 
 MANIFEST = "manifest.json"
 

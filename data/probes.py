@@ -134,7 +134,7 @@ class LayerProfile:
     """What can be read at one layer.
 
     Attributes:
-        prefix_layers: e, layers that have run when the states are read.
+        read_layer: e, layers that have run when the states are read.
         editable: layers that a router which reads there can still change, `num_layers - e`.
         confidence: Pearson's r of the probe with full depth's confidence.
         correct: AUC of the probe for "full depth is right".
@@ -143,7 +143,7 @@ class LayerProfile:
             reference for what could be known.
     """
 
-    prefix_layers: int
+    read_layer: int
     editable: int
     confidence: Measure
     correct: Measure
@@ -171,13 +171,13 @@ class Suggestion:
     """The read layer to start from.
 
     Attributes:
-        prefix_layers: the layer; None where nothing can be read anywhere.
+        read_layer: the layer; None where nothing can be read anywhere.
         measure: the measure that it was chosen by, "kept" or, where that is nowhere above chance, "confidence".
         score: the rule's value there, in layers: evidence above chance times layers that can still be edited.
         reason: the choice in words.
     """
 
-    prefix_layers: int | None
+    read_layer: int | None
     measure: str | None
     score: float
     reason: str
@@ -273,7 +273,7 @@ def probe(
         kept_why = None if rows else f"no skip from layer {e} on has {RAREST} samples of its rarer class"
         layers.append(
             LayerProfile(
-                prefix_layers=e,
+                read_layer=e,
                 editable=observed.num_layers - e,
                 confidence=measure(r, 1, None, confidence_why, fitted=True),
                 correct=measure(correct, 1, _rarer(observed.correct), correct_why, fitted=True),
@@ -321,7 +321,7 @@ def suggest(layers: Sequence[LayerProfile]) -> Suggestion:
         if best is not None and scores[best] > 0:
             one = layers[best]
             found = f"{words} {getattr(one, name)} with {one.editable} layers left to edit"
-            return Suggestion(one.prefix_layers, name, float(scores[best]), f"read at e = {one.prefix_layers}: {found}")
+            return Suggestion(one.read_layer, name, float(scores[best]), f"read at e = {one.read_layer}: {found}")
     reason = f"none: neither AUC(kept) nor r(confidence) is surely above chance at any of {len(layers)} layers"
     return Suggestion(None, None, 0.0, reason)
 

@@ -34,8 +34,9 @@ from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from data.statistics import greatest_probability
 from router.chain import Chain
-from router.command import InputError, one_line, provenance
-from router.durable import replacing, sha256_json, write_json
+from router.command import one_line, provenance
+from router.files import replacing, sha256_json, write_json
+from router.validation import InputError
 
 CHUNK = 64
 """Samples observed between two writes."""
@@ -263,10 +264,10 @@ def table(profile: Profile) -> str:
     missing: dict[str, list[int]] = {}
     for one in profile.layers:
         measures = (one.confidence, one.correct, one.kept, one.by_confidence)
-        rows.append((f"{one.prefix_layers}", f"{one.editable}", *map(str, measures)))
+        rows.append((f"{one.read_layer}", f"{one.editable}", *map(str, measures)))
         for name, measure in zip(PANELS, measures[:3], strict=True):
             if measure.reason is not None:
-                missing.setdefault(f"no {name}: {measure.reason}", []).append(one.prefix_layers)
+                missing.setdefault(f"no {name}: {measure.reason}", []).append(one.read_layer)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     means = ", ".join(f"{name} {'-' if at is None else f'{at:.3f}'}" for name, at in profile.permuted.items())
@@ -299,7 +300,7 @@ def draw(profile: Profile, title: str) -> Figure:
     figure = Figure(figsize=(7.5, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(PANELS), 1, sharex=True)
-    layers = [one.prefix_layers for one in profile.layers]
+    layers = [one.read_layer for one in profile.layers]
     chosen = profile.suggestion
     for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
         _band(axes, layers, [getattr(one, name) for one in profile.layers], "probe", PROBE, "o")
@@ -307,9 +308,9 @@ def draw(profile: Profile, title: str) -> Figure:
             reference = [one.by_confidence for one in profile.layers]
             _band(axes, layers, reference, "full depth's confidence", REFERENCE, "^")
         axes.axhline(CHANCE[name], color=GUESS, linestyle="--", linewidth=1, zorder=0, label="chance")
-        if chosen.prefix_layers is not None:
-            mark = f"suggested e = {chosen.prefix_layers}" + (", by this panel" if chosen.measure == name else "")
-            axes.axvline(chosen.prefix_layers, color=CHOSEN, linestyle=":", linewidth=1.8, zorder=0, label=mark)
+        if chosen.read_layer is not None:
+            mark = f"suggested e = {chosen.read_layer}" + (", by this panel" if chosen.measure == name else "")
+            axes.axvline(chosen.read_layer, color=CHOSEN, linestyle=":", linewidth=1.8, zorder=0, label=mark)
         axes.set_ylabel(label)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from router.command import InputError, one_line
+from router.command import one_line
+from router.validation import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

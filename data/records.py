@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.answers import clean_number, folded
 from data.sample import Mode
+from data.statistics import greatest_probability
 from data.store import read_finished
 from router.chain import Chain
-from router.durable import read_json, read_json_lines, require_file, sha256_file
+from router.files import read_json, read_json_lines, require_file, sha256_file
 from router.fingerprint import Fingerprints
 from router.validation import STORED, ChainField, Count, InputError, Positive, from_plain
 
@@ -292,3 +298,88 @@ def _parse(value: dict[str, Any], where: str) -> SearchRecord:
         raise InputError(f"{where}: expected schema {SCHEMA} or 2, got {value.get('schema')!r}")
     layers = value.get("num_layers")
     return from_plain(SearchRecord, value, where, num_layers=layers if isinstance(layers, int) else None)
+
+
+# A dense table of outcomes: every chain of a menu on every sample.
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseTable:
+    """What every chain of a menu answered on every sample.
+
+    Attributes:
+        chains: the chains, the full one first.
+        sample_ids: the samples.
+        tasks: each sample's task.
+        correct: `[samples, chains]`.
+        confidence: `[samples, chains]`: the greatest probability among the choices, 0..1; nan: a free answer.
+    """
+
+    chains: tuple[Chain, ...]
+    sample_ids: tuple[str, ...]
+    tasks: tuple[str, ...]
+    correct: Bool[np.ndarray, "samples chains"]
+    confidence: Float[np.ndarray, "samples chains"]
+
+    @classmethod
+    def of(cls, records: Sequence[SearchRecord], chains: Sequence[Chain] | None = None) -> DenseTable:
+        """Gather the chains that all records have (or those given), in the first record's order.
+
+        Raises:
+            InputError: where a record lacks a chain that was asked for.
+        """
+        by_sample = [{result.chain: result for result in record.results} for record in records]
+        chains = shared_chains(records) if chains is None else chains
+        for record, known in zip(records, by_sample, strict=True):
+            missing = [chain for chain in chains if chain not in known]
+            if missing:
+                raise InputError(f"records: expected {missing[0]} for every sample, got none for {record.sample_id}")
+        rows = [[known[chain] for chain in chains] for known in by_sample]
+        return cls(
+            chains=tuple(chains),
+            sample_ids=tuple(record.sample_id for record in records),
+            tasks=tuple(record.task for record in records),
+            correct=np.array([[result.correct for result in row] for row in rows], dtype=bool),
+            confidence=np.array([[_confidence(result.scores, result.prediction) for result in row] for row in rows]),
+        )
+
+    @cached_property
+    def depths(self) -> Int[np.ndarray, " chains"]:
+        """Depth of each chain, layers."""
+        return np.array([chain.depth for chain in self.chains])
+
+    @property
+    def accuracy(self) -> Float[np.ndarray, " chains"]:
+        """Share of samples that each chain answers rightly."""
+        result: NDArray[np.float64] = self.correct.mean(0)
+        return result
+
+    def best_of_each_depth(self) -> list[int]:
+        """Return each depth's most accurate chain (among equals the first by layers) as a column, shallowest first."""
+        right = self.correct.sum(0)
+        best: dict[int, int] = {}
+        for i in sorted(range(len(self.chains)), key=lambda i: (-right[i], self.chains[i].layers)):
+            best.setdefault(int(self.depths[i]), i)
+        return [best[depth] for depth in sorted(best)]
+
+    def place(self, chain: Chain) -> int:
+        """Return a chain's column.
+
+        Raises:
+            InputError: where it is not in the table.
+        """
+        try:
+            return self.chains.index(chain)
+        except ValueError:
+            raise InputError(f"records: expected a table with the chain {chain}, got one without") from None
+
+    def right(self, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+        """Return 1 for each sample that its chosen chain answers rightly, else 0."""
+        found: NDArray[np.float64] = self.correct[np.arange(len(choices)), choices].astype(float)
+        return found
+
+
+def _confidence(scores: Sequence[float], prediction: object) -> float:
+    if not isinstance(prediction, int) or len(scores) < 2:
+        return float("nan")
+    return greatest_probability(scores)

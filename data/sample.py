@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from router.command import InputError
-from router.durable import read_json_lines, require_file, write_text
+from router.files import read_json_lines, require_file, write_text
+from router.validation import InputError
 
 SCHEMA = 1
 """Version of the sample file's format."""

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data.answers import clean_number, last_boxed
 from data.prompts import LETTERS
 from data.sample import SPLITS
-from router.assets.catalogue import read_catalogue
-from router.assets.wheels import fetch
-from router.command import InputError, one_line
-from router.durable import require_file, sha256_file
+from router.assets.wheels import fetch, read_catalogue
+from router.command import one_line
+from router.files import require_file, sha256_file
+from router.validation import InputError
 
 if TYPE_CHECKING:
     from data.tasks import Task  # a task holds its columns and origins, so this module comes first

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from data.sample import Sample
-from router.command import InputError
+from router.validation import InputError
 
 ORDER = ("test", "calibration", "validation", "train")
 """Who chooses first: what is held out must not shrink because training data has the same question."""

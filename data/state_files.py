@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from router.durable import replacing
+from router.files import replacing
 from router.fingerprint import Fingerprints
 
 VERSION = 1

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
-from router.durable import replacing, sha256_json
+from router.files import replacing, sha256_json
 from router.fingerprint import Fingerprints
 
 VERSION = 1

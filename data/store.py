@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from router.durable import JsonLog, read_json, replacing, sha256_file, writable_directory, write_json
+from router.files import JsonLog, read_json, replacing, sha256_file, writable_directory, write_json
 from router.validation import InputError, from_plain, parse_json, shown, to_plain
 
 SCHEMA = 1

@@ -30,8 +30,9 @@ from data.sources import (
     free_answer,
     text_at,
 )
-from router.command import InputError, one_line, plain_values
-from router.durable import read_json, require_file, sha256_json, write_json
+from router.command import one_line, plain_values
+from router.files import read_json, require_file, sha256_json, write_json
+from router.validation import InputError
 
 CHOICE_MODES = ("continuation", "letter")
 """Scoring modes that compare the choices."""

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import wandb
 
-from router.command import InputError, one_line, without_places
-from router.durable import sha256_file, sha256_json
+from router.command import one_line, without_places
+from router.files import sha256_file, sha256_json
+from router.validation import InputError
 
 BASE_URL = "https://api.wandb.ai"
 """The server, unless WANDB_BASE_URL names another."""

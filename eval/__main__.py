@@ -65,11 +65,10 @@ from eval.shared_results import merge_shards
 from eval.static import CANDIDATES_FILE, STATIC_FILE, best_static, read_static_depth
 from eval.table import print_report
 from eval.tracking import track_report
-from router.base_model import resolve_device
 from router.command import parse_settings, provenance, run_command
-from router.durable import JsonLog, writable_directory
-from router.latency_file import budget_for
-from router.models import load_model
+from router.engine.load import load_model, resolve_device
+from router.files import JsonLog, writable_directory
+from router.latency import budget_for
 from router.storage import load_router
 
 STATISTICS_PACKAGES = ("numpy", "statsmodels")
@@ -203,7 +202,7 @@ def make_policies(
     settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, arms: Sequence[Arm], launch: Launch
 ) -> list[Policy]:
     """Return the policy of every arm; those that are chosen on train and validation are chosen, or read again."""
-    n, out, prefix = scorer.num_layers, settings.out, inputs.router.config.prefix_layers
+    n, out, prefix = scorer.num_layers, settings.out, inputs.router.config.read_layer
     reading = RouterReading(scorer, inputs.router)
     router = RouterPolicy(reading, settings.budget)
     static = best_static(
@@ -270,7 +269,7 @@ def describe_run(
             "revision": settings.revision,
             "dtype": scorer.dtype,
             "num_layers": scorer.num_layers,
-            "prefix_layers": config.prefix_layers,
+            "read_layer": config.read_layer,
         },
         "fingerprints": asdict(scorer.fingerprints),
         "oracle_found": sum(shortest_standing(record) is not None for record in oracle),

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.confidence import confidences
 from data.profile import without
 from data.sample import Sample
-from data.scoring import ChainScorer, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, SampleBlock, batches_by_length, confidences
 from eval.arms import EARLY_EXIT, MIXTURE
-from router.budget import best_mixture
 from router.chain import Chain
-from router.command import InputError
-from router.durable import read_json, write_json
+from router.files import read_json, write_json
+from router.heads.budget import best_mixture
+from router.validation import InputError
 
 MIXTURE_FILE, EXIT_FILE, PRUNED_FILE = "mixture.json", "early_exit.json", "pruned.json"
 INFLUENCE_SAMPLES = 128
@@ -123,23 +122,23 @@ def read_mixture(out: Path, num_layers: int, seed: int) -> MixturePolicy:
 
 
 def write_early_exit(
-    out: Path, scorer: ChainScorer, samples: Sequence[Sample], prefix_layers: int, depth: float, batch_samples: int
+    out: Path, scorer: ChainScorer, samples: Sequence[Sample], read_layer: int, depth: float, batch_samples: int
 ) -> None:
     """Choose layer and threshold of the early exit on validation, and write them.
 
-    Of all (layer from `prefix_layers` on, threshold) of mean depth at most `depth` it is the most accurate one, the
+    Of all (layer from `read_layer` on, threshold) of mean depth at most `depth` it is the most accurate one, the
     shallower among equals.
 
     Args:
         out: the run's folder.
         scorer: runs the chains, in the cheap mode.
         samples: the validation samples.
-        prefix_layers: least layer to stop after; 1 at least.
+        read_layer: least layer to stop after; 1 at least.
         depth: the router's mean depth on validation, layers.
         batch_samples: samples loaded at once.
     """
     n, count = scorer.num_layers, len(samples)
-    layers = list(range(max(1, prefix_layers), n))
+    layers = list(range(max(1, read_layer), n))
     sure, right = np.empty((len(layers), count)), np.empty((len(layers), count), np.bool_)
     full = np.empty(count, np.bool_)
     encoded = scorer.encode_all(samples)

@@ -24,8 +24,9 @@ from eval.metrics import corrected, paired
 from eval.report import REPORT_FILE, arms_of
 from eval.results import RESULTS_FILE, PolicyResult, read_results
 from eval.schema import validate_report
-from router.command import InputError, one_line, plain_values, run_command
-from router.durable import read_json, require_directory, require_file, sha256_file, write_json
+from router.command import one_line, plain_values, run_command
+from router.files import read_json, require_directory, require_file, sha256_file, write_json
+from router.validation import InputError
 
 SCHEMA = 1
 """Version of the format that `--json` writes (docs/report.md)."""
@@ -42,7 +43,7 @@ NOTED = {
     "mode of the search": ("mode",),
     "dtype": ("model", "dtype"),
     "revision": ("model", "revision"),
-    "prefix_layers": ("model", "prefix_layers"),
+    "read_layer": ("model", "read_layer"),
 }
 """Fields that may differ, which is then said; so are inputs."""
 CONTENT = ("task", "choices")

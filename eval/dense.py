@@ -1,4 +1,4 @@
-"""What policies are worth on a dense table (`data.dense_table`).
+"""What policies are worth on a dense table (`data.records`).
 
 On such a table a policy costs nothing to evaluate, so curves over budgets, seeds and permutations can be had. The
 table's chains ran in the search's cheap mode; `python -m eval` runs a router's own chains, in the real mode.
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from data.dense_table import DenseTable
+from data.records import DenseTable
 from eval.metrics import mean_interval
-from router.budget import Mixture, best_mixture
+from router.heads.budget import Mixture, best_mixture
 
 PERMUTATIONS = 10_000
 """Permutations of a router's chains among samples of one task."""

@@ -15,12 +15,11 @@ from data.sample import Sample, read_samples
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
 from eval.controls.searches import require_random_search, require_same_search
 from eval.settings import EvalSettings
-from router.base_model import resolve_device
-from router.command import InputError
-from router.durable import read_json, require_directory, require_file, sha256_file
+from router.engine.load import resolve_device
+from router.files import read_json, require_directory, require_file, sha256_file
 from router.fingerprint import Fingerprints
-from router.guarantee import GUARANTEE_FILE
-from router.storage import CONFIG_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
+from router.storage import CONFIG_FILE, GUARANTEE_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
+from router.validation import InputError
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
@@ -183,7 +182,7 @@ def _read_records(
     path = folder / f"{split}.jsonl"
     records = read_records(path, setting)
     first = records[0]
-    common = {name: getattr(first, name) for name in ("num_layers", "prefix_layers", "fingerprints")}
+    common = {name: getattr(first, name) for name in ("num_layers", "read_layer", "fingerprints")}
     known = {sample.id: sample for sample in samples}
     for record in records:
         wanted: dict[str, Any] = {"split": split, "reward_target": reward_target, **common}
@@ -255,8 +254,8 @@ def _check_agreement(records: dict[str, list[SearchRecord]], router: Router, set
                 f"records: expected num_layers {config.num_layers} in {path}, as the router has it, "
                 f"got {first.num_layers}"
             )
-        if first.prefix_layers > config.prefix_layers:
+        if first.read_layer > config.read_layer:
             raise InputError(
-                f"records: expected prefix_layers of at most {config.prefix_layers} in {path}, where the router reads, "
-                f"got {first.prefix_layers}"
+                f"records: expected read_layer of at most {config.read_layer} in {path}, where the router reads, "
+                f"got {first.read_layer}"
             )

@@ -65,7 +65,7 @@ class FullDepth:
 
 @dataclass(frozen=True)
 class RouterReading:
-    """What a router's head says of each sample: it reads `hidden_states[prefix_layers]` of prompt and choices.
+    """What a router's head says of each sample: it reads `hidden_states[read_layer]` of prompt and choices.
 
     A free answer is never among what it reads. A sample is read once, whatever number of policies ask.
 
@@ -82,7 +82,7 @@ class RouterReading:
         """Return the head's output for each sample of a loaded block."""
         ids = [encoded.sample.id for encoded in samples.samples]
         if not all(sample_id in self._read for sample_id in ids):
-            states = self.scorer.states(samples, self.router.config.prefix_layers)
+            states = self.scorer.states(samples, self.router.config.read_layer)
             outputs = self.router.outputs([state.cpu() for state in states])
             for sample_id, output in zip(ids, outputs, strict=True):
                 self._read.setdefault(sample_id, output)
@@ -118,21 +118,21 @@ class RandomChain:
     """For each sample a random chain as deep as the router's: what depth alone is worth.
 
     Each sample draws from its own generator of (seed, sample id). With n layers of which those from
-    `prefix_layers` on may be edited, and a router chain of depth d: d < n drops a uniformly random subset of n - d
+    `read_layer` on may be edited, and a router chain of depth d: d < n drops a uniformly random subset of n - d
     editable layers; d > n runs d - n editable layers, drawn uniformly with replacement, once more each, right
     after themselves; d = n is the full chain, also where the router's chain of that depth is an edited one.
 
     Attributes:
         router: the policy whose depth is matched.
         num_layers: n.
-        prefix_layers: layers that are never edited.
+        read_layer: layers that are never edited.
         seed: seed of the draws.
         name: the policy's name.
     """
 
     router: Policy
     num_layers: int
-    prefix_layers: int
+    read_layer: int
     seed: int
     name: str = RANDOM
 
@@ -140,21 +140,21 @@ class RandomChain:
         """Return a random chain for each sample, of the router's depth."""
         return [
             random_chain(
-                chain.depth, self.num_layers, self.prefix_layers, random.Random(f"{self.seed}/{encoded.sample.id}")
+                chain.depth, self.num_layers, self.read_layer, random.Random(f"{self.seed}/{encoded.sample.id}")
             )
             for chain, encoded in zip(self.router.chains(samples), samples.samples, strict=True)
         ]
 
 
-def random_chain(depth: int, num_layers: int, prefix_layers: int, rng: random.Random) -> Chain:
+def random_chain(depth: int, num_layers: int, read_layer: int, rng: random.Random) -> Chain:
     """Return a random chain of exactly `depth` layers, drawn as `RandomChain` says.
 
     Raises:
-        ValueError: where the depth is below `prefix_layers` or 1.
+        ValueError: where the depth is below `read_layer` or 1.
     """
-    if depth < max(1, prefix_layers):
-        raise ValueError(f"depth: expected at least {max(1, prefix_layers)}, got {depth}")
-    editable = range(prefix_layers, num_layers)
+    if depth < max(1, read_layer):
+        raise ValueError(f"depth: expected at least {max(1, read_layer)}, got {depth}")
+    editable = range(read_layer, num_layers)
     counts = [1] * num_layers
     if depth < num_layers:
         for layer in rng.sample(editable, num_layers - depth):

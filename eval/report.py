@@ -18,9 +18,10 @@ from eval.metrics import ArmMeasures, Paired, arm_of, chance_accuracy, collapse_
 from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
 from eval.schema import validate_report
 from eval.static import STATIC_FILE, read_static
-from router.command import InputError, plain_values
-from router.durable import read_json, require_file, sha256_file, write_json
-from router.latency_file import LATENCY_FILE, read_latency
+from router.command import plain_values
+from router.files import read_json, require_file, sha256_file, write_json
+from router.latency import LATENCY_FILE, read_latency
+from router.validation import InputError
 
 SCHEMA = 3
 """Version of the report's format (docs/report.md)."""

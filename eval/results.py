@@ -12,8 +12,8 @@ from typing import Any
 from data.records import ChainResult
 from data.sample import Sample
 from router.chain import Chain
-from router.command import InputError
-from router.durable import read_json, read_json_lines, sha256_json, write_json
+from router.files import read_json, read_json_lines, sha256_json, write_json
+from router.validation import InputError
 
 SCHEMA = 3
 """Version of `run.json` and of the results' lines."""

@@ -9,11 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.encoding import EncodedSample
 from data.launch import Launch
 from data.records import ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
 from eval.policies import Policy
 from eval.results import PolicyResult
 from eval.shared_results import ALONE, ResultsBook

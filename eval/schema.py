@@ -16,7 +16,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from router.command import InputError
+from router.validation import InputError
 
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 ROUNDING = 1e-9

@@ -9,7 +9,7 @@ from typing import Literal
 
 from data.tracking import TrackingSettings
 from eval.arms import EARLY_EXIT, MIXTURE, PRUNED, Baseline
-from router.command import InputError
+from router.validation import InputError
 
 
 @dataclass(frozen=True)

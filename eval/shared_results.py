@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data.launch import Launch
 from eval.results import PolicyResult, read_results
-from router.durable import JsonLog, replacing, writable_directory
+from router.files import JsonLog, replacing, writable_directory
 
 ALONE = Launch(0, 1, "auto")
 """The only process."""

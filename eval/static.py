@@ -33,8 +33,8 @@ from eval.running import run_policies
 from eval.settings import EvalSettings
 from eval.shared_results import ALONE
 from router.chain import Chain
-from router.command import InputError
-from router.durable import read_json, write_json
+from router.files import read_json, write_json
+from router.validation import InputError
 
 CANDIDATES_FILE, STATIC_FILE = "candidates.jsonl", "static.json"
 

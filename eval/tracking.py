@@ -15,7 +15,7 @@ import wandb
 from data.tracking import TrackingSettings, files_digest, log_files, start_run, use_files
 from eval.report import REPORT_FILE
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
-from router.durable import read_json, sha256_file, sha256_json, write_json
+from router.files import read_json, sha256_file, sha256_json, write_json
 from router.storage import CONFIG_FILE, WEIGHTS_FILE
 
 TRACKED_FILE = "tracked.json"

@@ -17,10 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from router.chain import Chain
-from router.command import InputError, parse_settings, run_command
-from router.export.checkpoint import export_chain
-from router.models import load_model
-from router.view import chain_view
+from router.command import parse_settings, run_command
+from router.engine.load import load_model
+from router.engine.view import chain_view
+from router.routed.export import export_chain
+from router.validation import InputError
 
 
 @dataclass(frozen=True)

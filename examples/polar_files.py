@@ -2,7 +2,7 @@ r"""Exchange chains with the published search of PoLar (arXiv 2606.06574): its f
 
     python -m examples.polar_files --kind export --records runs/demo/search/train.jsonl --data runs/demo/data \
         --file merged_mcts_samples.json
-    python -m examples.polar_files --kind import --file merged_mcts_samples.json --num_layers 36 --prefix_layers 12 \
+    python -m examples.polar_files --kind import --file merged_mcts_samples.json --num_layers 36 --first_editable 12 \
         --menu runs/polar/menu.json
 
 The file holds, for each question, paths that answered right and paths that answered wrong; a path is the list of layer
@@ -23,9 +23,10 @@ from typing import Any, Literal
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from router.chain import Chain
-from router.command import InputError, one_line, parse_settings, provenance, run_command
-from router.durable import require_directory, require_file, sha256_file, writable_directory, write_text
-from search.menu_file import Menu, write_menu
+from router.command import one_line, parse_settings, provenance, run_command
+from router.files import require_directory, require_file, sha256_file, writable_directory, write_text
+from router.validation import InputError
+from search.menu import Menu, write_menu
 
 VALID, INVALID = "final_valid_transitions", "final_invalid_transitions"
 
@@ -41,7 +42,7 @@ class Example:
         data: folder of `python -m data prepare` with its samples (kind export).
         menu: menu file to write (kind import).
         num_layers: layers of the model of their file (kind import).
-        prefix_layers: layers 0..prefix_layers-1 run unedited in every chain of the menu (kind import).
+        first_editable: layers 0..first_editable-1 run unedited in every chain of the menu (kind import).
         size: chains of the menu at most, full depth included (kind import).
     """
 
@@ -51,7 +52,7 @@ class Example:
     data: Path | None = None
     menu: Path | None = None
     num_layers: int | None = None
-    prefix_layers: int = 0
+    first_editable: int = 0
     size: int = 16
 
     def __post_init__(self) -> None:
@@ -59,8 +60,8 @@ class Example:
         for name in {"export": ("records", "data"), "import": ("menu", "num_layers")}[self.kind]:
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: expected a value with kind {self.kind}, got none")
-        if self.size < 2 or self.prefix_layers < 0:
-            raise ValueError(f"size, prefix_layers: expected at least 2, 0, got {self.size}, {self.prefix_layers}")
+        if self.size < 2 or self.first_editable < 0:
+            raise ValueError(f"size, first_editable: expected at least 2, 0, got {self.size}, {self.first_editable}")
 
 
 def polar_sample(record: SearchRecord, sample: Sample) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _paths(value: Any, where: str) -> list[list[int]]:
 
 
 def chains_by_reason(
-    samples: Sequence[dict[str, list[list[int]]]], num_layers: int, prefix_layers: int
+    samples: Sequence[dict[str, list[list[int]]]], num_layers: int, first_editable: int
 ) -> tuple[Counter[Chain], Counter[str]]:
     """Return the chains with the number of samples for which each is valid, and what became of all paths.
 
@@ -156,7 +157,7 @@ def chains_by_reason(
                     reasons["repeated"] += 1
                 elif path in sample[VALID] and path in sample[INVALID]:
                     reasons["valid and invalid"] += 1
-                elif chain.unedited_prefix < prefix_layers:
+                elif chain.unedited_prefix < first_editable:
                     reasons["edits the prefix"] += 1
                 elif name == INVALID:
                     reasons["invalid"] += 1
@@ -169,7 +170,7 @@ def chains_by_reason(
 
 def import_menu(example: Example, num_layers: int, menu_file: Path, made: dict[str, Any]) -> None:
     """Write the chains that are valid for most of their samples as a menu; of equal ones the shallower first."""
-    valid, reasons = chains_by_reason(read_polar(example.file), num_layers, example.prefix_layers)
+    valid, reasons = chains_by_reason(read_polar(example.file), num_layers, example.first_editable)
     print(", ".join(f"{count} {reason}" for reason, count in reasons.most_common()))
     full = Chain.full(num_layers)
     ranked = sorted(valid.keys() - {full}, key=lambda chain: (-valid[chain], chain.depth, chain.layers))
@@ -180,7 +181,7 @@ def import_menu(example: Example, num_layers: int, menu_file: Path, made: dict[s
     kept = ranked[: example.size - 1]
     counts = {str(chain): valid[chain] for chain in kept}
     about = {"file_sha256": sha256_file(example.file), "paths": dict(reasons), "valid_for": counts, **made}
-    write_menu(menu_file, Menu.of([full, *kept], example.prefix_layers, about))
+    write_menu(menu_file, Menu.of([full, *kept], example.first_editable, about))
     print(f"{1 + len(kept)} of {1 + len(ranked)} chains: {menu_file}")
 
 

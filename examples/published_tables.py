@@ -23,10 +23,11 @@ from typing import Any
 from data.prepare import PrepareSettings, prepare
 from eval.analysis.__main__ import main as analyse
 from eval.analysis.settings import ACTION_SETS, ActionSet
-from router.command import InputError, parse_settings, plain_values, run_command
-from router.durable import read_json, writable_directory
+from router.command import parse_settings, plain_values, run_command
+from router.files import read_json, writable_directory
+from router.validation import InputError
 from search.__main__ import main as search
-from search.run_settings import RunSettings
+from search.settings import RunSettings
 
 FREE = ("device", "batch_samples", "batch_tokens", "state_bytes", "estimate_only")
 """Settings of a finished search that may be others now: they decide no more than its speed and its rounding."""
@@ -70,7 +71,7 @@ class TablesSettings:
     Attributes:
         out: folder for the searches, analysis.json and the figures.
         models: the models, each in its variants.
-        prefix_layers: layers that run unedited in every chain; the published searches edit all.
+        first_editable: layers that run unedited in every chain; the published searches edit all.
         split: split that is searched and analysed.
         action_sets: the sets of edits that are compared.
         told_wrong: those of them whose search is run once more told a wrong answer.
@@ -85,7 +86,7 @@ class TablesSettings:
 
     out: Path
     models: list[ModelSettings]
-    prefix_layers: int = 0
+    first_editable: int = 0
     split: str = "test"
     action_sets: tuple[ActionSet, ...] = ("skip", "repeat", "both", "both+move")
     told_wrong: tuple[ActionSet, ...] = ("both",)
@@ -113,7 +114,7 @@ class TablesSettings:
         """Return the arguments of each of a model's searches, by its folder."""
         wanted = [(name, "gold") for name in self.action_sets] + [(name, "wrong") for name in self.told_wrong]
         named = {"data": model.data.out, "model": model.path, "revision": model.revision, "dtype": model.dtype}
-        named |= {"device": self.device, "prefix_layers": self.prefix_layers, "splits": f"[{self.split}]"}
+        named |= {"device": self.device, "first_editable": self.first_editable, "splits": f"[{self.split}]"}
         shared = [f"--{name}={value}" for name, value in named.items() if value is not None]
         return {
             folder: [

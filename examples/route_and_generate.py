@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None) -> None:
     marks = marks_for(sys.stdout.encoding)
     print(marks.legend())
     for prompt, one in zip(PROMPTS, routed.route(**batch), strict=True):
-        strip = draw_strip(one.chain, routed.router.config.prefix_layers, marks)
+        strip = draw_strip(one.chain, routed.router.config.read_layer, marks)
         print(f"{strip}  {one.chain.depth} of {layers} layers  {prompt!r}")
 
     # Rows of one chain run together; a row's text does not hang on its neighbours.

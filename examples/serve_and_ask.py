@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from router.command import InputError, parse_settings, run_command
+from router.command import parse_settings, run_command
+from router.validation import InputError
 
 STOP_SECONDS = 60
 """How long the server may take to stop."""

@@ -14,7 +14,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from router.command import InputError, run_command
+from router.command import run_command
+from router.validation import InputError
 
 COMMANDS = {
     "info": "info",

@@ -21,8 +21,7 @@ from typing import Any, TypeVar, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser
 from pydantic import ValidationError
 
-from router.validation import InputError as InputError
-from router.validation import describe, explain, parse_yaml
+from router.validation import InputError, describe, explain, parse_yaml
 
 PACKAGES = (
     "torch",

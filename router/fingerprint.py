@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from router.command import InputError
+from router.validation import InputError
 
 VALUES_PER_TENSOR = 4096
 """Weights of each parameter that enter the fingerprint, evenly spaced: a fine-tuned copy differs, a giant is fast."""

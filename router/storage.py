@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,19 +14,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from router.budget import BudgetPoint
 from router.chain import Chain
-from router.command import InputError, one_line
-from router.durable import read_json, replacing, require_directory, require_file, sha256_file, write_json
+from router.command import one_line
+from router.files import read_json, replacing, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
-from router.guarantee import Guarantee, read_guarantee
-from router.head import Head, ScoredChain, pad_states
-from router.layerwise import LayerwiseHead
-from router.menu_head import MenuHead
-from router.program import ProgramHead
+from router.heads.budget import BudgetPoint
+from router.heads.head import Decision, Head, pad_states
+from router.heads.layerwise import LayerwiseHead
+from router.heads.menu import MenuHead
+from router.validation import InputError
 
 SCHEMA = 2
-HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead, "program": ProgramHead}
+HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead}
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
 TRAINED_ON_FILE = "trained_on.json"
 """Beside a router: hashes of the questions (`Sample.split_hash`) that it was trained and chosen on."""
@@ -35,13 +34,10 @@ LARGEST = {
     "d_model": 2**20,
     "hidden": 2**16,
     "windows": 2**12,
-    "max_block": 2**10,
-    "max_times": 2**6,
-    "beam": 2**12,
 }
 """Sizes in a `config.json` beyond which it is no router's: some cost memory before or without any weights."""
-MOST_CHAINS, MOST_SEGMENTS = 2**12, 2**16
-"""Chains of a menu, and segments of a program head's layers, at most; see `LARGEST`."""
+MOST_CHAINS = 2**12
+"""Chains of a menu at most; see `LARGEST`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class RouterConfig:
         head: name of the head, a key of `HEADS`.
         head_settings: the head's own settings (hidden, windows, dropout).
         num_layers: layers of the base model.
-        prefix_layers: layers that run in every chain; the head reads their output.
+        read_layer: layers that run in every chain; the head reads their output.
         d_model: width of the base model's hidden states.
         task: the task that it was trained on.
         mode: the task's scoring mode.
@@ -67,7 +63,7 @@ class RouterConfig:
     head: str
     head_settings: dict[str, Any]
     num_layers: int
-    prefix_layers: int
+    read_layer: int
     d_model: int
     task: str
     mode: str
@@ -90,7 +86,7 @@ class RouterConfig:
             ValueError: where a setting of the head is unknown or out of its bounds.
         """
         try:
-            head = HEADS[self.head](self.num_layers, self.prefix_layers, self.d_model, **self.head_settings)
+            head = HEADS[self.head](self.num_layers, self.read_layer, self.d_model, **self.head_settings)
         except TypeError as error:
             raise ValueError(f"head_settings: {one_line(error)}") from error
         head.budget_points = self.budget_points
@@ -115,6 +111,47 @@ class RouterConfig:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """Where a head is run.
+
+    Attributes:
+        offset: price of a layer, in units of the head's values (`Head.decode_at`); None: all run at full depth.
+        least_score: samples whose chain scores less run at full depth; None: none do.
+    """
+
+    offset: float | None
+    least_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How much depth a router is to spend; without any field set, what its head likes best.
+
+    Attributes:
+        budget: mean depth wanted, layers.
+        guaranteed: take the certified operating point.
+        point: take this operating point, as calibration does.
+
+    Raises:
+        ValueError: where more than one is given.
+    """
+
+    budget: float | None = None
+    guaranteed: bool = False
+    point: OperatingPoint | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse operations that exclude each other."""
+        given = [self.budget is not None, self.guaranteed, self.point is not None]
+        if sum(given) > 1:
+            raise ValueError("budget: expected one of budget, guaranteed and point, got more")
+
+
+OWN_CHOICE = Operation()
+"""The head's own choice."""
+
+
+@dataclass(frozen=True)
 class Router:
     """A trained head with its configuration, and what was certified of it."""
 
@@ -122,53 +159,60 @@ class Router:
     head: Head
     guarantee: Guarantee | None = None
 
+    def require(self, operation: Operation) -> None:
+        """Refuse an operation that this router does not have.
+
+        Raises:
+            ValueError: where the budget lies outside what was measured in training, or nothing was certified.
+        """
+        if operation.guaranteed and self.guarantee is None:
+            raise ValueError("guaranteed: expected a router with a guarantee (python -m train calibrate), got none")
+        self.head.offset_for(operation.budget)
+
     @torch.inference_mode()
-    def outputs(self, states: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor, "batch ..."]:
-        """Return the head's output for each sample; batch partners do not matter."""
-        output: Tensor = self.head(*pad_states(states))
-        return output
-
-    def route(self, states: Sequence[Float[Tensor, "_ d_model"]], budget: float | None = None) -> list[ScoredChain]:
-        """Return one chain for each sample, from its `hidden_states[prefix_layers]`; batch partners do not matter.
+    def decide(
+        self, states: Sequence[Float[Tensor, "_ d_model"]], operation: Operation | Sequence[Operation] = OWN_CHOICE
+    ) -> list[Decision]:
+        """Decide one chain for each sample: the only place where a trained router says which chain runs.
 
         Args:
-            states: the states of each sample's tokens.
-            budget: mean depth wanted, layers; None: the router's own choice.
+            states: `hidden_states[read_layer]` of each sample's tokens; batch partners do not matter.
+            operation: how much depth to spend, for all samples alike or for each.
 
         Raises:
-            ValueError: where the budget lies outside what was measured in training.
+            ValueError: as in `require`, or where there is another number of operations than samples.
         """
-        return [ranked[0] for ranked in self.head.decode(self.outputs(states), budget)]
+        operations = [operation] * len(states) if isinstance(operation, Operation) else list(operation)
+        if len(operations) != len(states):
+            raise ValueError(f"operation: expected {len(states)} operations, one a sample, got {len(operations)}")
+        decided: dict[int, Decision] = {}
+        output: Tensor | None = None
+        for one in dict.fromkeys(operations):
+            self.require(one)
+            rows = [row for row, wanted in enumerate(operations) if wanted == one]
+            point = self._point(one)
+            if point.offset is None:
+                decided |= dict.fromkeys(rows, Decision(Chain.full(self.config.num_layers), 0.0))
+                continue
+            if output is None:
+                output = self.head(*pad_states(states))
+            best = [ranked[0] for ranked in self.head.decode_at(output[rows], point.offset)]
+            decided |= {row: self._or_full(chosen, point) for row, chosen in zip(rows, best, strict=True)}
+        return [decided[row] for row in range(len(operations))]
 
-    def route_at(
-        self, output: Float[Tensor, "batch ..."], offset: float | None, least_score: float | None
-    ) -> list[ScoredChain]:
-        """Return one chain for each row of the head's output, at an operating point and with fallback to full depth.
+    def _point(self, operation: Operation) -> OperatingPoint:
+        """Return the operating point that an operation stands for."""
+        if operation.point is not None:
+            return operation.point
+        if operation.guaranteed:
+            assert self.guarantee is not None
+            return OperatingPoint(self.guarantee.offset, self.guarantee.least_score)
+        return OperatingPoint(self.head.offset_for(operation.budget))
 
-        Args:
-            output: what `outputs` returned.
-            offset: the operating point; None: full depth for all.
-            least_score: chains that score less give way to full depth; None: none do.
-        """
-        full = ScoredChain(Chain.full(self.config.num_layers), 0.0)
-        if offset is None:
-            return [full] * len(output)
-        best = [ranked[0] for ranked in self.head.decode_at(output, offset)]
-        return [full if least_score is not None and one.score < least_score else one for one in best]
-
-    def route_guaranteed(self, states: Sequence[Float[Tensor, "_ d_model"]]) -> list[ScoredChain]:
-        """Return one chain for each sample, at the certified operating point.
-
-        Raises:
-            ValueError: where the router was not calibrated (`python -m train.calibrate`).
-        """
-        return self.guaranteed(self.outputs(states))
-
-    def guaranteed(self, output: Float[Tensor, "batch ..."]) -> list[ScoredChain]:
-        """Do as `route_guaranteed` does, from what `outputs` returned."""
-        if self.guarantee is None:
-            raise ValueError("guarantee: expected a router with one (python -m train.calibrate), got none")
-        return self.route_at(output, self.guarantee.offset, self.guarantee.least_score)
+    def _or_full(self, chosen: Decision, point: OperatingPoint) -> Decision:
+        if point.least_score is not None and chosen.score < point.least_score:
+            return Decision(Chain.full(self.config.num_layers), 0.0)
+        return chosen
 
 
 def save_router(folder: Path, router: Router) -> None:
@@ -246,9 +290,6 @@ def _require_sizes(config: RouterConfig) -> None:
             raise ValueError(f"{name}: expected an integer in 1..{largest}, got {given[name]!r}")
     if len(settings.get("chains", ())) > MOST_CHAINS:
         raise ValueError(f"chains: expected at most {MOST_CHAINS}, got {len(settings['chains'])}")
-    blocks, times = settings.get("max_block", 1), settings.get("max_times", 1)
-    if config.num_layers * blocks * (times + 1) > MOST_SEGMENTS:
-        raise ValueError(f"max_block, max_times: expected at most {MOST_SEGMENTS} segments, got {blocks} and {times}")
 
 
 def _require_shapes(config: RouterConfig, weights: Path) -> None:
@@ -262,3 +303,67 @@ def _require_shapes(config: RouterConfig, weights: Path) -> None:
             raise InputError(
                 f"router: expected {weights} with {name} of shape {wanted.get(name)}, got {found.get(name)}"
             )
+
+
+# A certified operating point of a router: what it promises, and where it falls back to full depth.
+
+
+SCHEMA = 1
+"""Version of the file's format."""
+GUARANTEE_FILE = "guarantee.json"
+"""Beside a router; made by `python -m train.calibrate`."""
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What calibration certified: with probability 1 - delta over the calibration draw, the loss is at most epsilon.
+
+    Attributes:
+        epsilon: loss allowed against full depth, mean over samples like the calibration split's.
+        delta: probability, over calibration draws, with which the claim may be wrong.
+        loss: "accuracy": accuracy of full depth minus the router's; "disagreement": share of samples whose answers
+            differ.
+        offset: operating point of the head (`Head.decode_at`); None: nothing was certified, all run at full depth.
+        least_score: samples whose chain scores less fall back to full depth; None: none do.
+        samples: calibration samples.
+        mean_loss: loss on them.
+        mean_depth: layers, mean over them.
+        smallest_epsilon: the least epsilon that could have been certified for the safest setting; descriptive, since
+            it is chosen after the data were seen. None: none below 1.
+    """
+
+    epsilon: float
+    delta: float
+    loss: Literal["accuracy", "disagreement"]
+    offset: float | None
+    least_score: float | None
+    samples: int
+    mean_loss: float
+    mean_depth: float
+    smallest_epsilon: float | None
+
+
+def write_guarantee(folder: Path, guarantee: Guarantee, weights_sha256: str, more: dict[str, Any]) -> None:
+    """Write the guarantee beside the router whose weights have that hash."""
+    content = {"schema": SCHEMA, "weights_sha256": weights_sha256, "guarantee": asdict(guarantee), **more}
+    write_json(folder / GUARANTEE_FILE, content)
+
+
+def read_guarantee(folder: Path, weights_sha256: str) -> Guarantee | None:
+    """Read a router's guarantee; None where it has none, or one of other weights (trained anew since).
+
+    Raises:
+        InputError: where the file is corrupt.
+    """
+    path = folder / GUARANTEE_FILE
+    if not path.exists():
+        return None
+    value = read_json(path)
+    if value.get("schema") != SCHEMA:
+        raise InputError(f"{path}: expected schema {SCHEMA}, got {value.get('schema')!r}")
+    if value.get("weights_sha256") != weights_sha256:
+        return None
+    try:
+        return Guarantee(**value["guarantee"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected a guarantee, got one without or with another field: {error}") from error

@@ -46,14 +46,14 @@ def marks_for(encoding: str | None) -> Marks:
     return BLOCKS
 
 
-def draw_strip(chain: Chain, prefix_layers: int, marks: Marks = BLOCKS) -> str:
+def draw_strip(chain: Chain, read_layer: int, marks: Marks = BLOCKS) -> str:
     """Return a chain as `num_layers` characters.
 
     A layer that runs more than once is drawn by how often (9 for more), one that is out of order as moved.
 
     Args:
         chain: the chain.
-        prefix_layers: layers that the router reads.
+        read_layer: layers that the router reads.
         marks: what stands for a layer.
     """
     counts, moved = Counter(chain.layers), _moved(chain)
@@ -66,7 +66,7 @@ def draw_strip(chain: Chain, prefix_layers: int, marks: Marks = BLOCKS) -> str:
         elif layer in moved:
             strip.append(marks.moved)
         else:
-            strip.append(marks.read if layer < prefix_layers else marks.run)
+            strip.append(marks.read if layer < read_layer else marks.run)
     return "".join(strip)
 
 

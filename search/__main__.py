@@ -21,15 +21,14 @@ from tqdm import tqdm
 from data.launch import this_process
 from data.scoring import ChainScorer
 from data.tasks import read_tasks
-from router.command import InputError, one_line, parse_settings, provenance, run_command
-from router.durable import require_directory, writable_directory
-from router.models import load_model
-from search.estimate import expected
-from search.menu_file import Menu, read_menu
-from search.run import SplitSearch
-from search.run_settings import RunSettings
+from router.command import one_line, parse_settings, provenance, run_command
+from router.engine.load import load_model
+from router.files import require_directory, writable_directory
+from router.validation import InputError
+from search.menu import Menu, read_menu
+from search.run import SplitSearch, SplitWork, expected, run_all
+from search.settings import RunSettings
 from search.summary import summary
-from search.work import SplitWork, run_all
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings.model, dtype=settings.dtype, device=launch.device, revision=settings.revision
     )
     scorer = ChainScorer(model, tokenizer, tasks, batch_tokens=settings.batch_tokens, state_bytes=settings.state_bytes)
-    if settings.prefix_layers >= scorer.num_layers:
+    if settings.first_editable >= scorer.num_layers:
         raise InputError(
-            f"prefix_layers: expected fewer than the model's {scorer.num_layers} layers, got {settings.prefix_layers}"
+            f"first_editable: expected fewer than the model's {scorer.num_layers} layers, got {settings.first_editable}"
         )
     if max(settings.read_layers, default=0) >= scorer.num_layers:
         raise InputError(
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     search = SplitSearch(
         scorer,
         settings.search if menu is None else replace(settings.search, simulations=len(menu.chains)),
-        settings.prefix_layers,
+        settings.first_editable,
         settings.reward_target,
         settings.batch_samples,
         settings.verify,
@@ -110,9 +109,9 @@ def _menu(settings: RunSettings, scorer: ChainScorer) -> Menu | None:
     menu = read_menu(settings.menu)
     if menu.num_layers != scorer.num_layers:
         raise InputError(f"menu: expected chains of {scorer.num_layers} layers, got {menu.num_layers}")
-    if menu.prefix_layers < settings.prefix_layers:
+    if menu.first_editable < settings.first_editable:
         raise InputError(
-            f"prefix_layers: expected at most the menu's {menu.prefix_layers}, got {settings.prefix_layers}"
+            f"first_editable: expected at most the menu's {menu.first_editable}, got {settings.first_editable}"
         )
     return menu
 

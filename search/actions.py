@@ -92,7 +92,7 @@ class ActionGroup(NamedTuple):
 class ActionSpace:
     """The legal actions of every chain of one model.
 
-    A chain's entries before `prefix_layers` are 0..prefix_layers-1 and are never edited; a block lies wholly
+    A chain's entries before `first_editable` are 0..first_editable-1 and are never edited; a block lies wholly
     behind them and stays there. No action makes a chain deeper than `max_depth` or empty. Two actions may give
     the same chain, and a move may give back the chain itself where its block is followed by its like (1,1).
 
@@ -101,7 +101,7 @@ class ActionSpace:
 
     Attributes:
         num_layers: layers of the unedited model, at least 1.
-        prefix_layers: layers 0..prefix_layers-1 run in every chain, unedited; 0..num_layers.
+        first_editable: layers 0..first_editable-1 run in every chain, unedited; 0..num_layers.
         action_set: kinds of action: "skip", "repeat", "both" (of these) or "both+move".
         max_block: entries of the longest block, at least 1.
         max_times: how many more times a repeat runs its block at most, at least 1.
@@ -115,7 +115,7 @@ class ActionSpace:
     """
 
     num_layers: int
-    prefix_layers: int = 0
+    first_editable: int = 0
     action_set: ActionSet = "both"
     max_block: int = 4
     max_times: int = 4
@@ -129,7 +129,7 @@ class ActionSpace:
     def __post_init__(self) -> None:
         """Refuse bounds that make no sense."""
         _require_int("num_layers", self.num_layers, 1)
-        _require_int("prefix_layers", self.prefix_layers, 0, self.num_layers)
+        _require_int("first_editable", self.first_editable, 0, self.num_layers)
         if self.action_set not in get_args(ActionSet):
             raise ValueError(f"action_set: expected one of {', '.join(get_args(ActionSet))}, got {self.action_set!r}")
         _require_int("max_block", self.max_block, 1)
@@ -143,7 +143,7 @@ class ActionSpace:
     def holds(self, chain: Chain) -> bool:
         """Return whether a chain is of this model, starts with the unedited prefix and is at most `max_depth` deep."""
         assert self.max_depth is not None
-        prefix = self.prefix_layers
+        prefix = self.first_editable
         return (
             chain.num_layers == self.num_layers
             and chain.layers[:prefix] == tuple(range(prefix))
@@ -220,7 +220,7 @@ class ActionSpace:
         """Return the number of the action at which each group of a chain's actions ends, and the groups."""
         if chain.num_layers != self.num_layers:
             raise ValueError(f"chain: expected one of a model of {self.num_layers} layers, got {chain.num_layers}")
-        prefix = self.prefix_layers
+        prefix = self.first_editable
         if chain.layers[:prefix] != tuple(range(prefix)):
             raise ValueError(f"chain: expected layers 0..{prefix - 1} first, unedited, got {chain}")
         depth = len(chain.layers)
@@ -233,7 +233,7 @@ class ActionSpace:
         assert self.max_depth is not None
         if depth > self.max_depth:
             raise ValueError(f"chain: expected a depth of at most max_depth {self.max_depth}, got {depth}")
-        prefix = self.prefix_layers
+        prefix = self.first_editable
         editable = depth - prefix
         groups: list[ActionGroup] = []
         sizes = [(size, editable - size + 1) for size in range(1, min(self.max_block, editable) + 1)]
@@ -258,9 +258,9 @@ class ActionSpace:
             for right in range(1, min(longest, editable - left) + 1):
                 positions = editable - left - right + 1
                 if left <= self.max_block and right <= self.max_shift:
-                    groups.append(ActionGroup("move", left, 0, right, self.prefix_layers, positions))
+                    groups.append(ActionGroup("move", left, 0, right, self.first_editable, positions))
                 elif right <= self.max_block and left <= self.max_shift:
-                    groups.append(ActionGroup("move", right, 0, -left, self.prefix_layers + left, positions))
+                    groups.append(ActionGroup("move", right, 0, -left, self.first_editable + left, positions))
         return groups
 
 

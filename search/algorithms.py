@@ -1,17 +1,433 @@
-"""The algorithms of the search behind one interface: `make_searcher` gives the one that the settings name."""
+"""What every search shares: ask and tell, the budget, and what was told."""
 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import Protocol
 
 from router.chain import Chain
 from search.actions import ActionSpace
-from search.exhaustive import ExhaustiveSearcher
-from search.mcts import TreeSearcher
-from search.random_search import RandomSearcher
 from search.settings import SearchSettings
+from search.tree import Edge, Node, Tree, select_uct, widening_limit
+
+
+class AskTell(ABC):
+    """The search of one sample: gives chains out, takes rewards in (`search.algorithms.Searcher`).
+
+    Attributes:
+        space: the legal actions.
+        settings: settings of the search.
+        evaluated: reward of every chain told, as it was told, in order of trial; the full chain is the first.
+    """
+
+    def __init__(self, space: ActionSpace, settings: SearchSettings) -> None:
+        """Start a search.
+
+        Args:
+            space: legal actions, as `settings.action_space` gives them for the model.
+            settings: settings of the search.
+
+        Raises:
+            ValueError: where the space has other bounds than the settings, whose record would then lie.
+        """
+        expected = settings.action_space(space.num_layers, space.first_editable)
+        if space != expected:
+            raise ValueError(f"space: expected the one of these settings, {expected}, got {space}")
+        self.space = space
+        self.settings = settings
+        self.evaluated: dict[Chain, float] = {}
+        self._started = 0
+        self._pending: list[Chain] = []
+        self._ended = False
+
+    @property
+    def simulations(self) -> int:
+        """Simulations finished: chains proposed and told, the full chain included."""
+        return len(self.evaluated)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is in flight and the simulations, or the chains, are used up."""
+        return not self._pending and (self._started >= self.settings.simulations or self._exhausted)
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether no chain is left to be proposed."""
+        return self._ended
+
+    def ask(self) -> list[Chain]:
+        """Return chains to evaluate now: 1 to `in_flight` chains never returned before, or none when done.
+
+        Raises:
+            RuntimeError: where the rewards of the last chains have not been told.
+        """
+        if self._pending:
+            raise RuntimeError(f"ask: expected the rewards of {len(self._pending)} chains to be told first, got none")
+        most = min(self.settings.in_flight, self.settings.simulations - self._started)
+        while len(self._pending) < most and not self._exhausted:
+            chain = self._propose()
+            if chain is None:
+                self._ended = not self._pending
+                break
+            self._pending.append(chain)
+            self._started += 1
+        return list(self._pending)
+
+    def tell(self, rewards: Sequence[float]) -> None:
+        """Add the rewards of the chains last asked, in their order.
+
+        Args:
+            rewards: one reward in 0..1 for each chain.
+
+        Raises:
+            ValueError: where their number or a reward is wrong; then nothing is added.
+        """
+        if len(rewards) != len(self._pending):
+            raise ValueError(
+                f"rewards: expected one for each of the {len(self._pending)} chains asked, got {len(rewards)}"
+            )
+        values = [float(reward) for reward in rewards]
+        for i, value in enumerate(values):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"rewards[{i}]: expected a number in 0..1, got {value!r}")
+        self.evaluated.update(zip(self._pending, values, strict=True))
+        self._pending = []
+        self._learn(values)
+
+    @abstractmethod
+    def _propose(self) -> Chain | None:
+        """Return a chain never proposed before, the full chain first.
+
+        None: nothing can be proposed before the rewards in flight are told; where none is, nothing is left.
+        """
+
+    def _learn(self, rewards: list[float]) -> None:  # noqa: B027 (most searches need it, random and exhaustive do not)
+        """Take in the rewards of the chains proposed since the last call, in their order."""
+
+    def _penalty(self, chain: Chain) -> float:
+        """Return lambda * depth / n of a chain, in units of reward (CoLa, arXiv 2507.07996)."""
+        return self.settings.depth_penalty * chain.depth / chain.num_layers
+
+
+# Drawing a node's actions without replacement: uniformly, or in proportion to weights.
+
+
+TRIES = 8
+"""Numbers drawn in vain, because they were drawn before, before a weighted draw builds its sums anew."""
+
+
+class UniformDraw:
+    """Numbers 0..count-1, each drawn once, uniformly and in constant time (sparse Fisher-Yates shuffle).
+
+    Attributes:
+        left: numbers not drawn yet.
+    """
+
+    __slots__ = ("_moved", "left")
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self._moved: dict[int, int] = {}
+
+    def draw(self, rng: random.Random) -> int:
+        """Draw a number; at least one must be left."""
+        index = rng.randrange(self.left)
+        self.left -= 1
+        drawn = self._moved.get(index, index)
+        if index != self.left:
+            self._moved[index] = self._moved.pop(self.left, self.left)
+        return drawn
+
+
+class WeightedDraw:
+    """Numbers 0..count-1, each drawn once, every time in proportion to the weights of those that are left.
+
+    This is the distribution of the Gumbel-top-k trick (Kool, van Hoof and Welling 2019, "Stochastic beams and where
+    to find them"), without a Gumbel variate for each of hundreds of numbers of which a few are drawn: a number is
+    found by bisection in the cumulative weights, and one that was drawn before is rejected.
+
+    Attributes:
+        left: numbers not drawn yet.
+    """
+
+    __slots__ = ("_cumulative", "_drawn", "_weights", "left")
+
+    def __init__(self, weights: list[float]) -> None:
+        """Start with nothing drawn; every weight must be above 0."""
+        self._weights = weights
+        self._cumulative = list(accumulate(weights))
+        self._drawn: set[int] = set()
+        self.left = len(weights)
+
+    def draw(self, rng: random.Random) -> int:
+        """Draw a number; at least one must be left."""
+        tries = 0
+        while True:
+            number = bisect_right(self._cumulative, rng.random() * self._cumulative[-1])
+            if number < len(self._weights) and number not in self._drawn:
+                break
+            tries += 1
+            if tries == TRIES:
+                # Most of the weight is drawn: leave it out. A number of weight 0 is never found by bisection.
+                left = [0.0 if i in self._drawn else weight for i, weight in enumerate(self._weights)]
+                self._cumulative = list(accumulate(left))
+        self._drawn.add(number)
+        self.left -= 1
+        return number
+
+
+# Monte-Carlo tree search over chains, as ask and tell: the caller evaluates, so many trees share a batch.
+#
+# A simulation walks from the root, opens one new chain and proposes it for evaluation; its reward is added to
+# every node of that walk. At each node on the way:
+#
+# 1. *Widen*: if the node has untried actions, and has fewer children than progressive widening allows or no
+#    open child at all, an untried action is drawn: uniformly, or by `skip_share`. A new
+#    chain ends the walk; a known one (a transposition) is walked through as if it had been selected, so that a
+#    hit costs neither an evaluation nor a simulation.
+#    With `root_leap` or `leap` above 1, several actions are drawn at once and lead to one new child.
+# 2. *Select*: otherwise a selection rule picks one of the open children: those that still lead to a new chain.
+#
+# So every simulation evaluates exactly one chain, none is ever proposed twice, and a space that runs out of
+# chains ends the search early. A transposition is one node: its value counts the simulations through it by any
+# path, but a simulation is added only to the nodes of the path that it took. A visit counts from the moment a
+# chain is proposed and its reward from the moment it is told (virtual visits), so simulations in flight spread
+# over the tree.
+#
+# The value of a simulation is its reward; with `depth_in` "reward" it is the reward less the penalty of the
+# evaluated chain's depth, which is known, and counts, from the moment the chain is proposed.
+
+
+RIGHT = 0.5
+"""A chain whose reward is above this is right (`SearchSettings.reward_for`)."""
+
+
+class TreeSearcher(AskTell):
+    """The tree search of one sample.
+
+    Attributes:
+        tree: the search tree; read it, do not change it.
+    """
+
+    def __init__(self, space: ActionSpace, settings: SearchSettings, rng: random.Random) -> None:
+        """Start a search at the full chain.
+
+        Args:
+            space: legal actions, as `settings.action_space` gives them for the model.
+            settings: settings of the search.
+            rng: this search's own generator; drawing from it elsewhere changes the result.
+
+        Raises:
+            ValueError: where the space has other bounds than the settings.
+        """
+        super().__init__(space, settings)
+        self.tree = Tree(space, settings.skip_share)
+        self._shortest: int | None = None
+        self._rng = rng
+        self._paths: list[list[Node]] = []
+        self._charged = settings.depth_in == "reward"
+        self._keep_best = settings.backup == "max"
+
+    @property
+    def _exhausted(self) -> bool:
+        return self._ended or (self._started > 0 and self.tree.root.closed)
+
+    def _propose(self) -> Chain | None:
+        path = self._walk()
+        if path is None:
+            return None
+        self._paths.append(path)
+        return path[-1].chain
+
+    def _learn(self, rewards: list[float]) -> None:
+        for path, reward in zip(self._paths, rewards, strict=True):
+            value = reward - self._charge(path[-1])
+            depth = path[-1].chain.depth
+            if reward > RIGHT and (self._shortest is None or depth < self._shortest):
+                self._shortest = depth
+            for node in path:
+                node.total += reward
+                node.best = max(node.best, value)
+                node.value = node.best if self._keep_best else node.total / node.visits
+        self._paths = []
+
+    def _charge(self, node: Node) -> float:
+        return self._penalty(node.chain) if self._charged else 0.0
+
+    def _walk(self) -> list[Node] | None:
+        """Walk from the root to a new chain, count visits, return its nodes, or None if no chain is left."""
+        path, taken = [self.tree.root], list[Edge]()
+        while path[-1].visits:
+            edge = self._step(path[-1])
+            if edge is not None:
+                taken.append(edge)
+                path.append(edge.child)
+                continue
+            # Every action left here led to a known chain: the node is closed now, choose again above it.
+            path.pop()
+            if not path:
+                return None
+            taken.pop()
+        charge = self._charge(path[-1])
+        for node in path:
+            node.visits += 1
+            node.total -= charge
+            node.best = max(node.best, -charge)
+            node.value = node.best if self._keep_best else node.total / node.visits
+        for edge in taken:
+            edge.visits += 1
+        return path
+
+    def _step(self, node: Node) -> Edge | None:
+        """Return the edge that a walk takes from a visited node, or None if none leads on."""
+        if node.untried and (not node.open or len(node.edges) < widening_limit(node.visits, self.settings)):
+            edge = self._leap(node) or self.tree.expand(node, self._rng)
+            if edge is not None:
+                return edge
+        return select_uct(node, self.settings, self._rng) if node.open else None
+
+    def _leap(self, node: Node) -> Edge | None:
+        """Return an edge to a chain several actions away, or a shorter one, where that is wanted and one is found."""
+        most = self.settings.root_leap if node is self.tree.root else self.settings.leap
+        depth = self._shortest if self.settings.shorter_first else None
+        return self.tree.leap(node, most, depth, self._rng) if most > 1 or depth is not None else None
+
+
+# Random chains: the baseline that every other algorithm must beat at equal cost.
+
+
+LISTED = 20_000
+"""Chains of one number of edits that are listed at most."""
+TRIES = 1000
+"""Chains drawn in vain in a row, because they were proposed before, before those left are listed."""
+
+
+class RandomSearcher(AskTell):
+    """The random search of one sample.
+
+    For each chain a number of edits is drawn by `edit_weights`, and then as many actions among the legal ones of the
+    chain so far (uniformly, or by `skip_share`); a chain that was proposed before, or that ends too early for want of
+    an action, is drawn again with the same number of edits. A number of edits that has no new chain left is not drawn
+    any more.
+    """
+
+    def __init__(self, space: ActionSpace, settings: SearchSettings, rng: random.Random) -> None:
+        """Start a search at the full chain; see `AskTell`."""
+        super().__init__(space, settings)
+        self._rng = rng
+        self._full = Chain.full(space.num_layers)
+        self._seen: set[Chain] = set()
+        self._weights = list(settings.edit_weights or (1.0,) * settings.max_edits)
+        self._rest: dict[int, list[Chain]] = {}
+
+    def _propose(self) -> Chain | None:
+        chain = self._draw() if self._seen else self._full
+        if chain is not None:
+            self._seen.add(chain)
+        return chain
+
+    def _draw(self) -> Chain | None:
+        while any(self._weights):
+            edits = self._rng.choices(range(1, len(self._weights) + 1), self._weights)[0]
+            chain = self._draw_edited(edits)
+            if chain is not None:
+                return chain
+            self._weights[edits - 1] = 0.0
+        return None
+
+    def _draw_edited(self, edits: int) -> Chain | None:
+        for _ in range(0 if edits in self._rest else TRIES):
+            chain = self._full
+            made = 0
+            while made < edits and self.space.count(chain):
+                chain = self.space.sample(chain, self._rng, self.settings.skip_share).apply(chain)
+                made += 1
+            if made == edits and chain not in self._seen:
+                return chain
+        # Almost every chain of so many edits was proposed: list the others, and draw among them.
+        if edits not in self._rest:
+            self._rest[edits] = self._list(edits)
+        rest = self._rest[edits]
+        while rest:
+            chain = rest.pop()
+            if chain not in self._seen:
+                return chain
+        return None
+
+    def _list(self, edits: int) -> list[Chain]:
+        """Return the chains that exactly `edits` actions lead to and that were not proposed, in random order.
+
+        None where they are too many to list: then draws fail because chains run out of actions on the way, not because
+        nothing is left, and this number of edits is given up.
+        """
+        chains = {self._full}
+        for _ in range(edits):
+            found: set[Chain] = set()
+            for chain in chains:
+                found.update(action.apply(chain) for action in self.space.legal(chain))
+                if len(found) > LISTED:
+                    return []
+            chains = found
+        rest = sorted(chains - self._seen, key=lambda chain: chain.layers)
+        self._rng.shuffle(rest)
+        return rest
+
+
+# Exhaustive search: every chain of a small space, for oracles and for tests.
+
+
+class ExhaustiveSearcher(AskTell):
+    """Every distinct chain within `max_edits` actions of the full chain, breadth first, in the actions' order."""
+
+    def __init__(self, space: ActionSpace, settings: SearchSettings) -> None:
+        """Start a search at the full chain.
+
+        Raises:
+            ValueError: where the space holds more chains than `simulations`; nothing is left out silently.
+        """
+        super().__init__(space, settings)
+        chains = chains_within(space, settings.simulations)
+        if chains is None:
+            raise ValueError(
+                f"simulations: expected a space of at most {settings.simulations} chains for the exhaustive search, "
+                "got more"
+            )
+        self._chains = chains
+
+    @property
+    def _exhausted(self) -> bool:
+        return self._started == len(self._chains)
+
+    def _propose(self) -> Chain | None:
+        return self._chains[self._started]
+
+
+@lru_cache(maxsize=4)
+def chains_within(space: ActionSpace, most: int) -> tuple[Chain, ...] | None:
+    """Return every distinct chain within `max_edits` actions, breadth first; None where there are more than `most`."""
+    chains = [Chain.full(space.num_layers)]
+    known = set(chains)
+    start = 0
+    for _ in range(space.max_edits):
+        stop = len(chains)
+        for chain in chains[start:stop]:
+            for action in space.legal(chain):
+                edited = action.apply(chain)
+                if edited not in known:
+                    if len(chains) == most:
+                        return None
+                    known.add(edited)
+                    chains.append(edited)
+        start = stop
+    return tuple(chains)
+
+
+# The algorithms of the search behind one interface: `make_searcher` gives the one that the settings name.
 
 
 class Searcher(Protocol):

@@ -1,28 +1,347 @@
-"""Make a menu: the chains that a router may choose from.
-
-    python -m search.menu --kind subsets --model qwen2.5-coder-1.5b-instruct --prefix_layers 22 --out runs/x/menu.json
-    python -m search.menu --kind records --records '[runs/x/search/train.jsonl]' --prefix_layers 20 --size 64 \
-        --out runs/x/menu.json
-    python -m search --menu runs/x/menu.json --data runs/x/data --out runs/x/table ...
-
-The last line then runs all samples through the whole menu: the *menu table*, which a menu head is trained on.
-"""
+"""The menu file: the chains that a router may choose from (docs/formats.md)."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from data.records import SearchRecord, read_records
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from data.records import ChainResult, SearchRecord, read_records
 from router.chain import Chain
-from router.command import InputError, parse_settings, provenance, run_command
-from router.durable import sha256_file, writable_directory
-from router.models import layers_of
-from search.menu_choice import Outcomes, ValueKind, best_of_each_depth, chain_means, choose_chains, outcomes_of
-from search.menu_file import Menu, write_menu
+from router.command import parse_settings, provenance, run_command
+from router.engine.load import layers_of
+from router.files import read_json, require_file, sha256_file, sha256_json, writable_directory, write_json
+from router.validation import InputError
+from search.settings import SearchSettings
+
+SCHEMA = 1
+"""Version of the menu file's format."""
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Chains to choose from.
+
+    Attributes:
+        chains: the chains, all different, of one model; the full chain is the first.
+        first_editable: layers 0..first_editable-1 run unedited in every chain.
+        made: how it was made: settings, measures, hashes of what it was chosen from.
+
+    Raises:
+        ValueError: where the chains are not so.
+    """
+
+    chains: tuple[Chain, ...]
+    first_editable: int
+    made: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no menu."""
+        if not self.chains or not self.chains[0].is_full:
+            raise ValueError("chains: expected the full chain as the first, got another or none")
+        if len({chain.num_layers for chain in self.chains}) > 1:
+            raise ValueError("chains: expected chains of one model, got several numbers of layers")
+        if len(set(self.chains)) != len(self.chains):
+            raise ValueError("chains: expected every chain once, got one twice")
+        if not 0 <= self.first_editable < self.num_layers:
+            raise ValueError(f"first_editable: expected 0..{self.num_layers - 1}, got {self.first_editable}")
+        for chain in self.chains:
+            if chain.unedited_prefix < self.first_editable:
+                raise ValueError(
+                    f"chains: expected chains that begin with layers 0..{self.first_editable - 1}, got {chain}"
+                )
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self.chains[0].num_layers
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the chains and the prefix; how they were chosen does not count."""
+        return sha256_json([self.first_editable, self.num_layers, [chain.to_json() for chain in self.chains]])
+
+    @classmethod
+    def of(cls, chains: Sequence[Chain], first_editable: int, made: dict[str, Any] | None = None) -> Menu:
+        """Return the menu of some chains: the full chain first, the others by depth and layers, each once."""
+        full = Chain.full(chains[0].num_layers)
+        others = sorted(set(chains) - {full}, key=lambda chain: (-chain.depth, chain.layers))
+        return cls((full, *others), first_editable, made or {})
+
+
+def write_menu(path: Path, menu: Menu) -> None:
+    """Write a menu file, complete or not at all."""
+    write_json(
+        path,
+        {
+            "schema": SCHEMA,
+            "num_layers": menu.num_layers,
+            "first_editable": menu.first_editable,
+            "chains": [str(chain) for chain in menu.chains],
+            "made": menu.made,
+        },
+    )
+
+
+def read_menu(path: Path) -> Menu:
+    """Read a menu file.
+
+    Raises:
+        InputError: where it is missing or no menu.
+    """
+    value = read_json(require_file(path, "menu"))
+    try:
+        if value.get("schema") != SCHEMA:
+            raise ValueError(f"schema: expected {SCHEMA}, got {value.get('schema')!r}")
+        chains = tuple(Chain.parse(text, value["num_layers"]) for text in value["chains"])
+        return Menu(chains, int(value["first_editable"]), dict(value.get("made", {})))
+    except KeyError as error:
+        raise InputError(f"{path}: expected the field {error}, got none") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+# Which chains make a good menu: a greedy choice by what a router could gain with them.
+#
+# A router that knew every outcome would gain the most from chains that are right by luck; one that knew nothing, from
+# those that are best on average. What a router can know lies between, so each outcome is shrunk towards its chain's mean
+# on the sample's task: a value v of chain k on sample s counts as (1 - p) * mean + p * v, where p, the *predictable
+# share*, says how much of the difference between samples a router is expected to foresee (1: coverage; 0: the static
+# frontier of each task). At a price per layer a menu is worth the mean over samples of its best priced value; the sum
+# over prices from 0 up serves several budgets at once. This worth is monotone and submodular in the menu, so the greedy
+# choice reaches at least 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and a chain that does what another one
+# does gains nothing: diversity follows.
+
+
+TASK_TRUST = 16.0
+"""Samples' worth of a chain's mean over all tasks that is added to its mean on one task."""
+LEAST_GAIN = 1e-9
+"""Mean worth that a chain must add to be chosen."""
+ValueKind = Literal["correct", "agree", "both"]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What chains did on samples.
+
+    Attributes:
+        chains: the chains, the full one first.
+        values: `[samples, chains]`, each in 0..1; nan: not tried.
+        tasks: each sample's task; none: all are of one.
+    """
+
+    chains: tuple[Chain, ...]
+    values: Float[np.ndarray, "samples chains"]
+    tasks: tuple[str, ...] = ()
+
+    def only(self, columns: Sequence[int]) -> Outcomes:
+        """Return the outcomes of some of the chains."""
+        return Outcomes(tuple(self.chains[i] for i in columns), self.values[:, list(columns)], self.tasks)
+
+    def shrunk(self, predictable: float) -> Float[np.ndarray, "samples chains"]:
+        """Return the values shrunk towards their chain's mean on the sample's task: a router can tell tasks apart.
+
+        Args:
+            predictable: p of the module's text, 0..1.
+        """
+        overall = chain_means(self.values)
+        means = np.tile(overall, (len(self.values), 1))
+        known = ~np.isnan(self.values)
+        filled = np.where(known, self.values, 0.0)
+        names = np.array(self.tasks)
+        for task in dict.fromkeys(self.tasks):
+            own = names == task
+            means[own] = (filled[own].sum(0) + TASK_TRUST * overall) / (known[own].sum(0) + TASK_TRUST)
+        result: NDArray[np.float64] = np.where(known, (1 - predictable) * means + predictable * filled, means)
+        return result
+
+
+def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editable: int, tried: int = 1) -> Outcomes:
+    """Return the outcomes of all chains in some records.
+
+    Args:
+        records: records of training samples, at least one.
+        value: "correct": 1 where a chain answers rightly; "agree": 1 where it answers as full depth does; "both": the
+            mean of the two.
+        first_editable: chains that edit an earlier layer are left out.
+        tried: samples on which a chain must have been tried; the full chain always stays.
+
+    Raises:
+        ValueError: where there are no records.
+    """
+    rows: list[dict[Chain, float]] = []
+    tasks: list[str] = []
+    counts: dict[Chain, int] = defaultdict(int)
+    full: Chain | None = None
+    for record in records:
+        full = record.full.chain
+        row = {
+            result.chain: _value(result, record.full, value)
+            for result in record.results
+            if result.chain.unedited_prefix >= first_editable
+        }
+        for chain in row:
+            counts[chain] += 1
+        rows.append(row)
+        tasks.append(record.task)
+    if full is None:
+        raise ValueError("records: expected at least one, got none")
+    others = sorted(
+        (chain for chain, count in counts.items() if count >= tried and chain != full),
+        key=lambda chain: (-chain.depth, chain.layers),
+    )
+    chains = (full, *others)
+    values = np.array([[row.get(chain, np.nan) for chain in chains] for row in rows])
+    return Outcomes(chains, values, tuple(tasks))
+
+
+def _value(result: ChainResult, full: ChainResult, kind: ValueKind) -> float:
+    agrees = float(result.prediction == full.prediction)
+    return {"correct": float(result.correct), "agree": agrees, "both": (result.correct + agrees) / 2}[kind]
+
+
+def chain_means(values: Float[np.ndarray, "samples chains"], trust: float = 4.0) -> Float[np.ndarray, " chains"]:
+    """Return the mean value of each chain; a chain tried seldom, drawn towards the mean of all.
+
+    Args:
+        values: see `Outcomes`.
+        trust: samples' worth of the mean of all chains that is added to each chain's own.
+    """
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    overall = filled.sum() / known.sum()
+    result: NDArray[np.float64] = (filled.sum(0) + trust * overall) / (known.sum(0) + trust)
+    return result
+
+
+def choose_chains(
+    outcomes: Outcomes, size: int, *, predictable: float, prices: Sequence[float], keep: Sequence[Chain] = ()
+) -> list[tuple[Chain, float]]:
+    """Choose a menu greedily.
+
+    Args:
+        outcomes: what the candidates did; the full chain is always chosen, first.
+        size: chains of the menu, at most.
+        predictable: share of the difference between samples that a router is expected to foresee.
+        prices: prices of a whole model's depth, in units of value, each at least 0; each weighs alike.
+        keep: candidates that are chosen in any case, after the full chain.
+
+    Returns:
+        The chains in the order of choice, each with what it added to the menu's worth.
+
+    Raises:
+        ValueError: where a bound is not met, or a chain to keep is no candidate.
+    """
+    if size < 1:
+        raise ValueError(f"size: expected at least 1, got {size}")
+    if not 0 <= predictable <= 1:
+        raise ValueError(f"predictable: expected 0..1, got {predictable}")
+    if not prices or min(prices) < 0:
+        raise ValueError(f"prices: expected some, each at least 0, got {list(prices)}")
+    places = {chain: i for i, chain in enumerate(outcomes.chains)}
+    strangers = [chain for chain in keep if chain not in places]
+    if strangers:
+        raise ValueError(f"keep: expected candidates, got {strangers[0]}")
+    shares = np.array([chain.depth / chain.num_layers for chain in outcomes.chains])
+    values = outcomes.shrunk(predictable)
+    worths = np.stack([values - price * shares for price in prices])  # [prices, samples, chains]
+    held = worths[:, :, 0].copy()
+    chosen = [(outcomes.chains[0], float(held.mean()))]
+    taken = {0}
+    waiting = [i for i in dict.fromkeys(places[chain] for chain in keep) if i not in taken]
+    while len(chosen) < min(size, len(outcomes.chains)):
+        gains = _gains(worths, held)
+        gains[list(taken)] = -1.0
+        best = waiting.pop(0) if waiting else int(gains.argmax())
+        if best in taken or (not waiting and gains[best] <= LEAST_GAIN and outcomes.chains[best] not in keep):
+            break
+        chosen.append((outcomes.chains[best], float(gains[best])))
+        taken.add(best)
+        np.maximum(held, worths[:, :, best], out=held)
+    return chosen
+
+
+def _gains(worths: NDArray[np.float64], held: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what each chain would add, in mean worth."""
+    total = np.zeros(worths.shape[2])
+    for of_price, of_held in zip(worths, held, strict=True):
+        total += np.maximum(of_price - of_held[:, None], 0.0).mean(0)
+    return total / len(worths)
+
+
+def best_of_each_depth(outcomes: Outcomes, trust: float = 4.0) -> list[Chain]:
+    """Return for each depth the chain of greatest (shrunk) mean value: the static frontier's candidates."""
+    means = chain_means(outcomes.values, trust)
+    best: dict[int, int] = {}
+    for i, chain in enumerate(outcomes.chains):
+        if chain.depth not in best or means[i] > means[best[chain.depth]]:
+            best[chain.depth] = i
+    return [outcomes.chains[best[depth]] for depth in sorted(best, reverse=True)]
+
+
+# The search that chooses nothing: every chain of a menu, for menu tables.
+
+
+class MenuSearcher:
+    """All chains of a menu at once (`search.algorithms.Searcher`).
+
+    Attributes:
+        settings: settings of the search; `simulations` is the number of chains.
+        evaluated: reward of every chain told, the full chain first.
+    """
+
+    def __init__(self, chains: Sequence[Chain], settings: SearchSettings) -> None:
+        """Start with a menu's chains, the full chain first.
+
+        Raises:
+            ValueError: where `simulations` is not their number.
+        """
+        if settings.simulations != len(chains):
+            raise ValueError(f"simulations: expected {len(chains)}, the menu's chains, got {settings.simulations}")
+        self.settings = settings
+        self.evaluated: dict[Chain, float] = {}
+        self._chains = tuple(chains)
+
+    @property
+    def simulations(self) -> int:
+        """Chains told."""
+        return len(self.evaluated)
+
+    @property
+    def done(self) -> bool:
+        """Whether all chains were told."""
+        return bool(self.evaluated)
+
+    def ask(self) -> list[Chain]:
+        """Return the menu, or nothing when it was told."""
+        return [] if self.done else list(self._chains)
+
+    def tell(self, rewards: Sequence[float]) -> None:
+        """Take the rewards of the chains, in their order.
+
+        Raises:
+            ValueError: where their number is wrong.
+        """
+        if len(rewards) != len(self._chains):
+            raise ValueError(f"rewards: expected one for each of {len(self._chains)} chains, got {len(rewards)}")
+        self.evaluated = dict(zip(self._chains, map(float, rewards), strict=True))
+
+
+# Make a menu: the chains that a router may choose from.
+#
+#     python -m search.menu --kind subsets --model qwen2.5-coder-1.5b-instruct --first_editable 22 --out runs/x/menu.json
+#     python -m search.menu --kind records --records '[runs/x/search/train.jsonl]' --first_editable 20 --size 64         --out runs/x/menu.json
+#     python -m search --menu runs/x/menu.json --data runs/x/data --out runs/x/table ...
+#
+# The last line then runs all samples through the whole menu: the *menu table*, which a menu head is trained on.
+
 
 MOST_SUBSETS = 2**12
 """Chains of kind subsets at most."""
@@ -34,9 +353,9 @@ class MenuSettings:
 
     Attributes:
         kind: "records": choose from the chains that searches (or menu tables) tried; "subsets": every chain that
-            drops some of the layers from `prefix_layers` on.
+            drops some of the layers from `first_editable` on.
         out: the file to write.
-        prefix_layers: layers that run unedited in every chain.
+        first_editable: layers that run unedited in every chain.
         records: record files of training samples, all of one model and prompt (kind records).
         size: chains of the menu, at most (kind records).
         value: what a chain is chosen for: right answers, agreement with full depth, or both (kind records).
@@ -55,7 +374,7 @@ class MenuSettings:
     """
 
     out: Path
-    prefix_layers: int
+    first_editable: int
     kind: Literal["records", "subsets"] = "records"
     records: tuple[Path, ...] = ()
     size: int = 64
@@ -74,7 +393,7 @@ class MenuSettings:
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
         least = {
-            "prefix_layers": 0,
+            "first_editable": 0,
             "size": 2,
             "tried": 1,
             "max_dropped": 1,
@@ -104,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     writable_directory(settings.out.parent, "out")
     made = provenance(plain)
     if settings.kind == "subsets":
-        menu = Menu.of(list(subsets(settings)), settings.prefix_layers, made)
+        menu = Menu.of(list(subsets(settings)), settings.first_editable, made)
     else:
         menu = _chosen(settings, made)
     if len(menu.chains) < 2:
@@ -115,15 +434,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def subsets(settings: MenuSettings) -> Iterator[Chain]:
-    """Give every chain that drops some of the layers from `prefix_layers` on.
+    """Give every chain that drops some of the layers from `first_editable` on.
 
     Raises:
         InputError: where there would be too many.
     """
     n = layers_of(settings.model, settings.revision)
-    if not 1 <= settings.prefix_layers < n:
-        raise InputError(f"prefix_layers: expected 1..{n - 1}, got {settings.prefix_layers}")
-    editable = range(settings.prefix_layers, n)
+    if not 1 <= settings.first_editable < n:
+        raise InputError(f"first_editable: expected 1..{n - 1}, got {settings.first_editable}")
+    editable = range(settings.first_editable, n)
     most = min(len(editable), settings.max_dropped or n, n - settings.min_depth)
     count = 0
     for k in range(most + 1):
@@ -155,7 +474,7 @@ def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:
     for chain, gain in chosen[:12]:
         print(f"  {chain!s:<32} depth {chain.depth:>3}  {gain:+.4f}")
     made = {**made, "records": hashes, "samples": len(outcomes.values), "gains": gains}
-    return Menu.of([chain for chain, _ in chosen], settings.prefix_layers, made)
+    return Menu.of([chain for chain, _ in chosen], settings.first_editable, made)
 
 
 def _outcomes(settings: MenuSettings) -> Outcomes:
@@ -169,7 +488,7 @@ def _outcomes(settings: MenuSettings) -> Outcomes:
             record.fingerprints.require(first.fingerprints, f"records: {path}")
             known = records.get(record.sample_id)
             records[record.sample_id] = record if known is None else _joined(known, record)
-    kept = outcomes_of(records.values(), settings.value, settings.prefix_layers, settings.tried)
+    kept = outcomes_of(records.values(), settings.value, settings.first_editable, settings.tried)
     means = chain_means(kept.values)
     allowed = [
         i

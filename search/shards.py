@@ -22,8 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data.records import SearchRecord, parse_record
-from router.command import InputError
-from router.durable import JsonLog, fsync, parse_json_line
+from router.files import JsonLog, fsync, parse_json_line
+from router.validation import InputError
 
 
 @dataclass

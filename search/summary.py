@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.records import SearchRecord
-from router.durable import write_json
-from search.agreement import Agreement
+from data.statistics import wilson_interval
+from router.files import write_json
 
 VERIFICATION_SCHEMA = 1
 """Version of `<split>.verification.json`."""
@@ -86,3 +88,145 @@ def duration(seconds: float) -> str:
 def megabytes(size: float) -> str:
     """Return bytes in a readable unit (powers of ten)."""
     return f"{size / 1e9:.1f} GB" if size >= 2e9 else f"{size / 1e6:.2f} MB"
+
+
+# How far the second judging of chains agrees with the search that found them: by mode and by margin.
+
+
+BINS = (0.0, 0.05, 0.2, 1.0)
+"""Lower bounds of the bins of margin (nats, in mode "exact" logits); the last has no upper one."""
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Right chains of one bin, and how many of them the second judging found wrong.
+
+    Attributes:
+        at_least: the bin's least margin; None: chains of mode "generate", which have none.
+        below: the bin's upper bound; None: there is none.
+        chains: right chains judged twice.
+        flipped: those that were wrong the second time.
+        rate: flipped of chains; None without chains.
+        interval: its 95 % Wilson interval; None without chains.
+    """
+
+    at_least: float | None
+    below: float | None
+    chains: int
+    flipped: int
+    rate: float | None
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, at_least: float | None, below: float | None, chains: int, flipped: int) -> Flips:
+        """Return a bin with its rate."""
+        if not chains:
+            return cls(at_least, below, 0, 0, None, None)
+        low, high = wilson_interval(flipped, chains)
+        return cls(at_least, below, chains, flipped, round(flipped / chains, 6), (round(low, 6), round(high, 6)))
+
+    @property
+    def name(self) -> str:
+        """The bin in words."""
+        if self.at_least is None:
+            return "any"
+        return f"{self.at_least:g} to {self.below:g}" if self.below is not None else f"{self.at_least:g} and more"
+
+
+@dataclass(frozen=True)
+class FlipTable:
+    """Flips of right chains by margin, for one pair of modes.
+
+    Attributes:
+        mode: scoring mode of the search.
+        verified_by: scoring mode of the second judging.
+        unit: of the margin: "nats", "logits", or None where there is none.
+        bins: by margin, ascending.
+        wrong: wrong chains judged twice (full depth, where it is wrong).
+        wrong_flipped: those that were right the second time.
+    """
+
+    mode: str
+    verified_by: str
+    unit: str | None
+    bins: tuple[Flips, ...]
+    wrong: int
+    wrong_flipped: int
+
+    def lines(self) -> list[str]:
+        """Return the table as lines of text."""
+        unit = "" if self.unit is None else f" ({self.unit})"
+        head = f"right chains that were wrong when judged again, {self.mode} verified by {self.verified_by}, by margin"
+        lines = [f"{head}{unit}", f"  {'margin':<12}{'chains':>8}{'flipped':>9}{'rate':>8}  95 % interval"]
+        for one in self.bins:
+            rate = "       -" if one.rate is None else f"{one.rate:>8.4f}"
+            interval = "" if one.interval is None else f"  {one.interval[0]:.4f}..{one.interval[1]:.4f}"
+            lines.append(f"  {one.name:<12}{one.chains:>8}{one.flipped:>9}{rate}{interval}")
+        return lines
+
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON object of docs/formats.md."""
+        return asdict(self)
+
+
+class Agreement:
+    """Counts the chains that were judged twice, record by record."""
+
+    def __init__(self, records: Iterable[SearchRecord] = ()) -> None:
+        """Count some records."""
+        self._counts: Counter[tuple[str, str, int, bool, bool]] = Counter()
+        for record in records:
+            self.add(record)
+
+    def add(self, record: SearchRecord) -> None:
+        """Count a record's chains."""
+        for result in record.results:
+            if result.verified is not None:
+                place = sum(abs(result.margin) >= least for least in BINS) - 1 if result.scores else -1
+                self._counts[record.mode, result.verified_by or "", place, result.correct, result.verified] += 1
+
+    def tables(self) -> list[FlipTable]:
+        """Return a table for each pair of modes that occurs."""
+        return [self._table(*pair) for pair in sorted({key[:2] for key in self._counts})]
+
+    def _table(self, mode: str, by: str) -> FlipTable:
+        def count(place: int | None, correct: bool, stood: bool) -> int:
+            return sum(
+                n
+                for key, n in self._counts.items()
+                if key[:2] == (mode, by) and (place is None or key[2] == place) and key[3:] == (correct, stood)
+            )
+
+        margins = mode != "generate"
+        bounds = [*zip(BINS, (*BINS[1:], None), strict=True)] if margins else [(None, None)]
+        bins = []
+        for place, (least, below) in zip(range(len(BINS)) if margins else (-1,), bounds, strict=True):
+            flipped = count(place, True, False)
+            bins.append(Flips.of(least, below, flipped + count(place, True, True), flipped))
+        wrong_flipped = count(None, False, False)
+        return FlipTable(
+            mode=mode,
+            verified_by=by,
+            unit={"generate": None, "exact": "logits"}.get(mode, "nats"),
+            bins=tuple(bins),
+            wrong=wrong_flipped + count(None, False, True),
+            wrong_flipped=wrong_flipped,
+        )
+
+    def line(self) -> str:
+        """Return one line on it; empty where nothing was verified.
+
+        Right and wrong chains are told apart: chains judged again are right, but for full depth where it is wrong.
+        """
+        counts: Counter[tuple[str, bool, bool]] = Counter()
+        for (_, by, _, correct, stood), n in self._counts.items():
+            counts[by, correct, stood] += n
+        lines = []
+        for by in sorted({by for by, _, _ in counts}):
+            parts = []
+            for correct, name in ((True, "right"), (False, "wrong")):
+                agreed, differed = counts[by, correct, True], counts[by, correct, False]
+                if agreed + differed:
+                    parts.append(f"{agreed} of {agreed + differed} {name} answers")
+            lines.append(f"verified by {by}: {' and '.join(parts)} confirmed")
+        return "; ".join(lines)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from data.records import ChainResult, pareto_front
 from data.scoring import ChainScorer, SampleBlock
 from router.chain import Chain
-from router.layerwise import classes_of
+from router.heads.layerwise import classes_of
 
 RULE = 2
 """Version of the rule below, part of the hash of a search's settings: 1 verified the front of all right chains only."""
@@ -19,7 +19,7 @@ MOST_GROUPS = 8
 """Groups that a batch is split into at most before its samples are run one by one."""
 
 
-def chains_to_verify(results: Sequence[ChainResult], prefix_layers: int) -> tuple[int, ...]:
+def chains_to_verify(results: Sequence[ChainResult], first_editable: int) -> tuple[int, ...]:
     """Return the indices of the chains that can become a label and have not been judged a second time yet.
 
     A label is the shortest right chain (of greatest margin among equals) or the one of greatest margin (the shortest
@@ -30,7 +30,7 @@ def chains_to_verify(results: Sequence[ChainResult], prefix_layers: int) -> tupl
 
     Args:
         results: every chain tried; those judged a second time have `verified` set. The first is full depth.
-        prefix_layers: layers that run once in every chain, unedited.
+        first_editable: layers that run once in every chain, unedited.
 
     Returns:
         Indices into `results`, ascending.
@@ -39,7 +39,7 @@ def chains_to_verify(results: Sequence[ChainResult], prefix_layers: int) -> tupl
     wanted = {0}
     kinds: tuple[Callable[[Chain], bool], ...] = (
         lambda _: True,
-        lambda chain: classes_of(chain, prefix_layers) is not None,
+        lambda chain: classes_of(chain, first_editable) is not None,
         is_program,
     )
     for kind in kinds:
@@ -61,7 +61,7 @@ def verify(
     scorer: ChainScorer,
     block: SampleBlock,
     found: Sequence[Sequence[ChainResult]],
-    prefix_layers: int,
+    first_editable: int,
 ) -> list[tuple[ChainResult, ...]]:
     """Judge every chain that can become a label once more: in the real mode, and in other batches than the search did.
 
@@ -74,7 +74,7 @@ def verify(
         scorer: runs the chains.
         block: the samples, as the search ran them side by side.
         found: for each sample every chain tried.
-        prefix_layers: layers that run in every chain.
+        first_editable: layers that run in every chain.
 
     Returns:
         For each sample the same results, with `verified` and `verified_by` set on those that were judged.
@@ -94,7 +94,7 @@ def verify(
             (place, i, j)
             for place, i in enumerate(company)
             if i not in company[:place] or not decoded[i]
-            for j in chains_to_verify(verified[i], prefix_layers)
+            for j in chains_to_verify(verified[i], first_editable)
         ]:
             judged = scorer.judge(alone, [(place, verified[i][j].chain) for place, i, j in jobs])
             for (place, i, j), again in zip(jobs, judged, strict=True):

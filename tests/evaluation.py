@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import data.sample
-from data.controls import wrong_answers
+from data.answers import wrong_answers
 from data.records import SearchRecord, pareto_front
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
@@ -21,11 +21,10 @@ from data.tasks import TASKS_FILE, TaskSet, load_task, write_tasks
 from eval.__main__ import main
 from eval.inputs import SPLITS
 from router.chain import Chain
-from router.durable import sha256_file
-from router.guarantee import Guarantee, write_guarantee
-from router.head import pad_states
-from router.models import load_model
-from router.storage import WEIGHTS_FILE, Router, save_router
+from router.engine.load import load_model
+from router.files import sha256_file
+from router.heads.head import pad_states
+from router.storage import WEIGHTS_FILE, Guarantee, Router, save_router, write_guarantee
 from tests.tiny import NUM_LAYERS, random_router, save_tiny
 
 ROOT = Path(data.sample.__file__).parent.parent
@@ -113,7 +112,7 @@ def make_records(
                 metadata=sample.metadata,
                 mode=encoded.task.mode,
                 num_layers=NUM_LAYERS,
-                prefix_layers=PREFIX,
+                read_layer=PREFIX,
                 dtype="float32",
                 reward_target="wrong" if targets else "gold",
                 target=encoded.target,

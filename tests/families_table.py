@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from router.durable import write_text
+from router.files import write_text
 from tests.tiny import FAMILIES
 
 README = Path(__file__).resolve().parent.parent / "README.md"

@@ -20,11 +20,11 @@ from eval.__main__ import main as evaluate
 from eval.latency.__main__ import main as latency
 from eval.results import RESULTS_FILE, read_results
 from router.chain import Chain
-from router.durable import read_json
-from router.executor import ChainExecutor, Job
+from router.engine.executor import ChainExecutor, Job
+from router.engine.rows import pack_row, plain_row, separate_rows
+from router.engine.view import chain_view
+from router.files import read_json
 from router.routed import RoutedModel
-from router.rows import pack_row, plain_row, separate_rows
-from router.view import chain_view
 from tests.evaluation import make_samples, prepared
 from tests.serving import chat_tokenizer, running
 from tests.test_router_routed import GREEDY, prompts, router_for

@@ -22,10 +22,9 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.__main__ import main
 from router.chain import Chain
-from router.durable import sha256_file, write_json
-from router.guarantee import Guarantee, write_guarantee
-from router.head import pad_states
-from router.storage import WEIGHTS_FILE, Router, load_router, save_router
+from router.files import sha256_file, write_json
+from router.heads.head import pad_states
+from router.storage import WEIGHTS_FILE, Guarantee, Router, load_router, save_router, write_guarantee
 from tests.tiny import random_router, save_tiny, tiny_model, tiny_tokenizer
 
 PREFIX = 2

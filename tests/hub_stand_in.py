@@ -244,8 +244,8 @@ def ask(hub: StandIn, home: Path, calls: list[dict[str, Any]], **environment: st
 
 
 def _main() -> None:
-    from router.command import InputError
     from router.routed import hub
+    from router.validation import InputError
 
     answers = []
     for call in json.load(sys.stdin):

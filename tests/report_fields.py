@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.schema import report_schema
-from router.durable import write_text
+from router.files import write_text
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "report.md"
 START, END = "<!-- fields: python -m tests.report_fields -->\n", "<!-- /fields -->\n"

@@ -15,7 +15,7 @@ from eval.report import write_report
 from eval.results import RESULTS_FILE, RUN_FILE, PolicyResult
 from eval.static import STATIC_FILE
 from router.chain import Chain
-from router.durable import write_json
+from router.files import write_json
 
 NUM_LAYERS = 4
 FULL = Chain.full(NUM_LAYERS)
@@ -70,7 +70,7 @@ def run_of(n: int, arms: Sequence[str]) -> dict[str, Any]:
         "judged_mode": "letter",
         "split": "test",
         "n": n,
-        "model": {"name": "tiny", "revision": None, "dtype": "float32", "num_layers": NUM_LAYERS, "prefix_layers": 1},
+        "model": {"name": "tiny", "revision": None, "dtype": "float32", "num_layers": NUM_LAYERS, "read_layer": 1},
         "fingerprints": {"model": hash_of("a"), "tokenizer": hash_of("b"), "prompt": hash_of("c")},
         "oracle_found": 10,
         "notes": [],

@@ -17,12 +17,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from router.chain import Chain
-from router.commands.serve import ServeSettings, make_service
+from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.serving.app import Service, make_app
-from router.serving.sampling import Sampling
-from router.serving.server import Server, bind, url_of
-from router.view import chain_view
+from router.serving.batcher import Sampling
+from router.serving.server import Server, ServeSettings, bind, make_service, url_of
 from tests.routed_folders import write_routed
 from tests.test_router_routed import router_for
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from router.engine.load import load_model
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
-from router.head import pad_states
-from router.layerwise import LayerwiseHead
-from router.models import load_model
+from router.heads.head import pad_states
+from router.heads.layerwise import LayerwiseHead
 from router.storage import Router, RouterConfig, save_router
 
 NAME = "smollm2-135m-instruct"

@@ -20,7 +20,7 @@ from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
 from data.tasks import read_tasks
 from router.command import run_command
-from router.models import load_model
+from router.engine.load import load_model
 from tests.sums import SUMS, sums, write_sums
 from tests.test_data_exact import FULL, greedy
 from tests.tiny import tiny_samples
@@ -107,7 +107,7 @@ def test_the_profile_of_a_mixture_is_that_of_its_observations(
     words = arguments(project, tmp_path, "profile", resamples=20, folds=4, components=4)
     assert run_command(main, words) == 0
     value = json.loads((tmp_path / "profile.json").read_text())["profile"]
-    assert [layer["prefix_layers"] for layer in value["layers"]] == [1, 2, 3, 4]
+    assert [layer["read_layer"] for layer in value["layers"]] == [1, 2, 3, 4]
     assert value["samples"] == 40
     assert (tmp_path / "profile.png").stat().st_size > 5000
     assert "suggestion:" in capsys.readouterr().out

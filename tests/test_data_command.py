@@ -13,9 +13,10 @@ from data.__main__ import main
 from data.prepare import PrepareSettings
 from data.sample import read_samples
 from data.tasks import TaskSet, load_task, read_tasks
-from router.assets.catalogue import read_catalogue
-from router.command import InputError, parse_settings, run_command
-from router.durable import sha256_file
+from router.assets.wheels import read_catalogue
+from router.command import parse_settings, run_command
+from router.files import sha256_file
+from router.validation import InputError
 
 ROOT = Path(data.__main__.__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs" / "data").glob("*.yaml"))

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from data.encoding import EncodedSample, Encoder
 from data.prompts import Prompt
 from data.sample import Sample
+from data.scoring import EncodedSample, Encoder
 from data.sources import Columns
 from data.tasks import Task, TaskSet, load_task
-from router.command import InputError
+from router.validation import InputError
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SUMS = Task("sums", Columns("q", "a"), answer_kind="text", mode="exact", max_new_tokens=8)

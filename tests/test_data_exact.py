@@ -15,7 +15,7 @@ from data.scoring import ChainScorer
 from data.sources import Columns
 from data.tasks import Task
 from router.chain import Chain
-from router.view import chain_view
+from router.engine.view import chain_view
 from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)

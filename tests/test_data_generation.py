@@ -9,10 +9,9 @@ import pytest
 
 from data.generation import Answer, Generator, Request, end_tokens
 from data.grading import Grader
-from data.judging import is_whole_answer, judge
 from data.prompts import Prompt
 from data.sample import Sample
-from data.scoring import ChainScorer
+from data.scoring import ChainScorer, is_whole_answer, judge
 from data.sources import Columns
 from data.tasks import Task, load_task
 from router.chain import Chain

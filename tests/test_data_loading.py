@@ -10,7 +10,7 @@ import pytest
 
 from data.prepare import Loaded, load_samples
 from data.tasks import load_task
-from router.command import InputError
+from router.validation import InputError
 from tests.made_up import ROWS
 
 GOOD = ROWS["arc_easy"][:2]

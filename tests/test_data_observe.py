@@ -16,7 +16,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
-from router.command import InputError
+from router.validation import InputError
 from tests.sums import SUMS, digit_model, sums
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer
 

@@ -13,7 +13,7 @@ import yaml
 from data.__main__ import main
 from data.sample import SPLITS, Sample, read_samples
 from data.tasks import load_task, read_tasks
-from router.command import InputError
+from router.validation import InputError
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -52,11 +52,11 @@ def test_a_planted_signal_is_found_from_its_layer_on() -> None:
     # Oracle: the hidden number itself, which the confidence orders: no probe is better, and this one comes near.
     observed = planted()
     found = probe(observed, resamples=200)
-    assert [one.prefix_layers for one in found.layers] == list(range(1, LAYERS))
+    assert [one.read_layer for one in found.layers] == list(range(1, LAYERS))
     assert [one.editable for one in found.layers] == [7, 6, 5, 4, 3, 2, 1]
     best = roc_auc_score(observed.correct, observed.confidence)
     for one in found.layers:
-        if one.prefix_layers < START:
+        if one.read_layer < START:
             assert abs(one.confidence.value) < 0.2
             assert abs(one.correct.value - 0.5) < 0.12
             assert abs(one.kept.value - 0.5) < 0.12
@@ -67,7 +67,7 @@ def test_a_planted_signal_is_found_from_its_layer_on() -> None:
             assert one.kept.interval[0] > 0.6
         for measure in (one.confidence, one.correct, one.kept, one.by_confidence):
             assert measure.interval[0] < measure.value < measure.interval[1]
-    assert found.suggestion.prefix_layers == START
+    assert found.suggestion.read_layer == START
     assert found.accuracy == observed.correct.mean()
 
 
@@ -98,8 +98,8 @@ def test_permuted_targets_are_at_chance() -> None:
 def test_noise_gets_no_suggestion() -> None:
     # Oracle: no layer holds anything. The rule may err in 5 % for each of its two measures.
     named = [probe(planted(n=120, start=LAYERS, seed=seed), resamples=100).suggestion for seed in range(8)]
-    assert sum(one.prefix_layers is not None for one in named) <= 1
-    assert "surely above chance at any of 7 layers" in next(one.reason for one in named if one.prefix_layers is None)
+    assert sum(one.read_layer is not None for one in named) <= 1
+    assert "surely above chance at any of 7 layers" in next(one.reason for one in named if one.read_layer is None)
 
 
 def test_out_of_fold_is_ridge_regression_with_a_penalty_by_leave_one_out() -> None:
@@ -214,7 +214,7 @@ def test_what_cannot_be_measured_says_why() -> None:
         assert (one.correct.value, one.correct.interval) == (None, None)
         assert one.correct.reason == "all samples are in one class"
         assert one.kept.value is None
-        assert one.kept.reason == f"no skip from layer {one.prefix_layers} on has 10 samples of its rarer class"
+        assert one.kept.reason == f"no skip from layer {one.read_layer} on has 10 samples of its rarer class"
     assert [one.by_confidence.reason for one in found.skips] == [
         "all samples are in one class",
         "the rarer class has 9 samples, fewer than 10",
@@ -261,7 +261,7 @@ def test_suggestion_weighs_evidence_by_room() -> None:
     # Oracle: Qwen2.5-Coder-1.5B as measured in the design (28 layers), where reading at 22 gave a router that works.
     row = {16: 0.55, 18: 0.60, 20: 0.70, 22: 0.775, 24: 0.79}
     chosen = suggest([layer(e, 28 - e, kept, 0.5) for e, kept in row.items()])
-    assert (chosen.prefix_layers, chosen.measure) == (22, "kept")
+    assert (chosen.read_layer, chosen.measure) == (22, "kept")
     assert chosen.reason == "read at e = 22: AUC(kept) 0.775 [0.755..0.795] with 6 layers left to edit"
     # Five layers at once: 0.02 becomes 0.02 * 2.5758 / 1.9600, the normal's quantiles at 1 - 0.025 / 5 and 1 - 0.025.
     assert chosen.score == pytest.approx(6 * (0.275 - 0.02 * 2.5758293 / 1.9599640))
@@ -270,11 +270,11 @@ def test_suggestion_weighs_evidence_by_room() -> None:
 def test_suggestion_falls_back_on_confidence_and_then_on_none() -> None:
     # Oracle: the rule worked out by hand.
     chosen = suggest([layer(1, 3, 0.51, 0.1), layer(2, 2, None, 0.4), layer(3, 1, 0.4, 0.5)])
-    assert (chosen.prefix_layers, chosen.measure) == (2, "confidence")
+    assert (chosen.read_layer, chosen.measure) == (2, "confidence")
     chosen = suggest([layer(1, 3, 0.51, 0.01), layer(2, 2, 0.49, -0.3)])
-    assert (chosen.prefix_layers, chosen.measure, chosen.score) == (None, None, 0.0)
+    assert (chosen.read_layer, chosen.measure, chosen.score) == (None, None, 0.0)
     assert chosen.reason.startswith("none: ")
-    assert suggest([]).prefix_layers is None
+    assert suggest([]).read_layer is None
 
 
 def test_table_has_a_line_a_layer() -> None:
@@ -283,7 +283,7 @@ def test_table_has_a_line_a_layer() -> None:
     lines = table(found).splitlines()
     assert lines[0].split()[:2] == ["e", "editable"]
     for one, line in zip(found.layers, lines[1:], strict=False):
-        assert line.split()[:3] == [str(one.prefix_layers), str(one.editable), f"{one.confidence.value:.3f}"]
+        assert line.split()[:3] == [str(one.read_layer), str(one.editable), f"{one.confidence.value:.3f}"]
         assert f"{one.kept.value:.3f} [{one.kept.interval[0]:.3f}..{one.kept.interval[1]:.3f}]" in line
     assert lines[-1] == f"suggestion: {found.suggestion.reason}"
 

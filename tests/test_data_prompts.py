@@ -16,7 +16,7 @@ import pytest
 
 from data.prompts import Prompt
 from data.tasks import Task, known_tasks, load_task
-from router.command import InputError
+from router.validation import InputError
 from tests.made_up import ROWS
 from tests.tiny import tiny_tokenizer
 

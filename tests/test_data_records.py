@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.records import ChainResult, Fingerprints, SearchRecord, pareto_front, read_records
 from router.chain import Chain
-from router.command import InputError
+from router.validation import InputError
 
 N = 4
 SCORES = st.floats(-50, 0).map(lambda value: round(value, 6))
@@ -25,7 +25,7 @@ def record(results: list[ChainResult], sample_id: str = "0" * 16) -> SearchRecor
         metadata={},
         mode="continuation",
         num_layers=N,
-        prefix_layers=1,
+        first_editable=1,
         dtype="float32",
         reward_target="gold",
         target=1,

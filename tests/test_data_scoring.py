@@ -10,8 +10,8 @@ from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from data.tasks import load_task
 from router.chain import Chain
-from router.command import InputError
-from router.view import chain_view
+from router.engine.view import chain_view
+from router.validation import InputError
 from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)

@@ -8,8 +8,8 @@ import pytest
 
 from data.sources import content_of, read_rows, source_of
 from data.tasks import load_task
-from router.assets.catalogue import read_catalogue
-from router.command import InputError
+from router.assets.wheels import read_catalogue
+from router.validation import InputError
 from tests.made_up import ROWS
 
 UNITS = ROWS["arc_easy"]

@@ -7,7 +7,7 @@ import pytest
 
 from data.sources import read_rows
 from data.tasks import load_task
-from router.command import InputError
+from router.validation import InputError
 
 SETTINGS = {"dataset": "chain_sum", "settings": {1: {"min_terms": 2}, 2: {"min_terms": 3}}}
 

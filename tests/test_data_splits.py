@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.sample import Sample
 from data.splits import Shots, SplitCount, Splits, build_splits, shares
-from router.command import InputError
+from router.validation import InputError
 
 
 def sample(question: str, answer: int = 0, split: str = "train", task: str = "made_up") -> Sample:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.tasks import TaskSet, known_tasks, load_task, read_tasks, write_tasks
-from router.command import InputError
+from router.validation import InputError
 from tests.made_up import ROWS, own_task
 
 

@@ -12,7 +12,7 @@ from data.prompts import Query
 from data.sample import Sample
 from data.sources import Columns
 from data.tasks import Task, known_tasks, load_task
-from router.command import InputError
+from router.validation import InputError
 from tests.made_up import ROWS, own_task
 
 ROW = ROWS["arc_easy"][0]

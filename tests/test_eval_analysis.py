@@ -40,7 +40,7 @@ def record(sample_id: str, tried: Tried, **changes: object) -> SearchRecord:
         metadata={},
         mode="continuation",
         num_layers=LAYERS,
-        prefix_layers=0,
+        first_editable=0,
         dtype="float32",
         reward_target="gold",
         target=1,

@@ -16,12 +16,12 @@ from data.records import SearchRecord
 from eval.analysis.__main__ import ANALYSIS_FILE, main
 from eval.analysis.figures import STYLES, draw_depths, draw_rates, draw_shares, draw_use
 from router.command import run_command
-from router.durable import read_json, sha256_file
+from router.files import read_json, sha256_file
 from router.fingerprint import Fingerprints
 from tests.test_eval_analysis import FOUND, TOLD_WRONG, Tried, record
 
 SIMULATIONS = 4
-PLAN = {"prefix_layers": 0, "dtype": "float32", "verify": True, "shuffle": 0, "menu": None}
+PLAN = {"first_editable": 0, "dtype": "float32", "verify": True, "shuffle": 0, "menu": None}
 LABELS = ["all", "arc_easy, difficulty 1", "arc_easy, difficulty 2"]
 LEVELS = {"a": 1, "b": 2, "c": 1, "d": 2, "e": 2, "f": 1, "g": 2}
 
@@ -209,8 +209,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "cells: expected the same simulations in {w}/skip/test.jsonl and {w}/repeat/test.jsonl, got 4 and 9",
     ),
     "another prefix": (
-        lambda w: write(w.folder / "repeat", FOUND, "repeat", {"prefix_layers": 1}),
-        "expected the same prefix_layers in {w}/skip/test.jsonl and {w}/repeat/test.jsonl, got 0 and 1",
+        lambda w: write(w.folder / "repeat", FOUND, "repeat", {"first_editable": 1}),
+        "expected the same first_editable in {w}/skip/test.jsonl and {w}/repeat/test.jsonl, got 0 and 1",
     ),
     "other samples": (
         lambda w: write(w.folder / "repeat", {key: FOUND[key] for key in "abcde"}, "repeat"),

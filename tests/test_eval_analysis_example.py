@@ -15,7 +15,7 @@ from data.records import read_records
 from eval.analysis.__main__ import ANALYSIS_FILE
 from examples.published_tables import TablesSettings, main
 from router.command import parse_settings, run_command
-from search.run_settings import RunSettings
+from search.settings import RunSettings
 from tests.sums import digit_model
 from tests.tiny import NUM_LAYERS, tiny_tokenizer
 
@@ -66,7 +66,7 @@ def test_every_shipped_configuration_is_accepted_down_to_its_tasks_and_searches(
         ("both+move", "gold"),
         ("both", "wrong"),
     ]
-    assert len({(one.search.simulations, one.prefix_layers, one.search.seed) for one in run}) == 1
+    assert len({(one.search.simulations, one.first_editable, one.search.seed) for one in run}) == 1
     assert len({one.out for one in run}) == len(run) == 5 * len(settings.models)
     if config.stem != "smollm2":
         assert run[0].search.simulations == 200

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from data.confidence import confidences
 from data.sample import Sample
-from data.scoring import ChainScorer
+from data.scoring import ChainScorer, confidences
 from data.tasks import load_task
 from eval.baselines import (
     EXIT_FILE,
@@ -29,8 +28,8 @@ from eval.baselines import (
     write_pruned,
 )
 from router.chain import Chain
-from router.command import InputError
-from router.durable import read_json, write_json
+from router.files import read_json, write_json
+from router.validation import InputError
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)

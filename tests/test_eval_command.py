@@ -24,8 +24,8 @@ from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.chain import Chain
-from router.durable import read_json, sha256_file
-from router.models import load_model
+from router.engine.load import load_model
+from router.files import read_json, sha256_file
 from router.storage import load_router
 from tests.evaluation import ARM_NAMES, FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS

@@ -17,7 +17,7 @@ from eval.compare import main
 from eval.report import REPORT_FILE
 from eval.results import RESULTS_FILE
 from router.command import run_command
-from router.durable import sha256_file
+from router.files import sha256_file
 from tests.reports import FULL, IDS, RIGHT, hash_of, results_of, run_of, write_evaluation, write_results
 
 OTHER = RIGHT | {"router": IDS[4:12], "static": IDS[2:12]}

@@ -12,7 +12,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from eval.controls.generation import GenerationJudge, choice_of
-from router.view import chain_view
+from router.engine.view import chain_view
 from tests.evaluation import TRIED
 from tests.sums import digit_model
 from tests.test_eval_control_runs import LETTER, questions

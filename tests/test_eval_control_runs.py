@@ -32,8 +32,8 @@ from eval.policies import FullDepth, Oracle
 from eval.results import PolicyResult
 from eval.running import run_policies
 from router.chain import Chain
-from router.command import InputError
-from router.view import chain_view
+from router.engine.view import chain_view
+from router.validation import InputError
 from tests.evaluation import make_records
 from tests.sums import SUMS, digit_model
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer

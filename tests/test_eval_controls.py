@@ -20,8 +20,8 @@ from eval.controls.random_search import random_search
 from eval.controls.searches import require_random_search, require_same_search
 from eval.controls.statistics import mean_of, share_of, value_of
 from router.chain import Chain
-from router.command import InputError
 from router.fingerprint import Fingerprints
+from router.validation import InputError
 from search.__main__ import main as search
 from tests.tiny import NUM_LAYERS, write_project
 
@@ -43,7 +43,7 @@ def searched(sample_id: str, answers: Sequence[int | None], target: int = GOLD) 
         metadata={},
         mode="letter",
         num_layers=NUM_LAYERS,
-        prefix_layers=1,
+        first_editable=1,
         dtype="float32",
         reward_target="gold" if target == GOLD else "wrong",
         target=target,
@@ -152,7 +152,7 @@ def test_two_choices_leave_no_sample_to_measure_luck_on() -> None:
 
 REFUSED = {
     "num_layers 5 of a search like the oracle's, got 6": {"num_layers": 6},
-    "prefix_layers 1 of a search": {"prefix_layers": 2},
+    "first_editable 1 of a search": {"first_editable": 2},
     "dtype float32 of": {"dtype": "bfloat16"},
     "expected fingerprints": {"fingerprints": Fingerprints("m", "t", "other")},
     "reward_target wrong of a search like the oracle's, got gold": {"reward_target": "gold"},
@@ -254,7 +254,7 @@ def test_intervals_are_those_of_the_library() -> None:
 def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
     # Oracle: the same command told a wrong answer passes, each other difference is named; no hand in the files.
     write_project(tmp_path, test=6)
-    common = {"data": tmp_path / "data", "model": tmp_path / "model", "prefix_layers": 1, "splits": "[test]"}
+    common = {"data": tmp_path / "data", "model": tmp_path / "model", "first_editable": 1, "splits": "[test]"}
     common |= {"dtype": "float32", "device": "cpu", "search.simulations": 8}
 
     def made(name: str, **changed: object) -> Path:

@@ -18,7 +18,7 @@ from router.chain import Chain
 from router.command import run_command
 from router.storage import TRAINED_ON_FILE, Router, load_router, save_router
 from search.__main__ import main as search
-from search.menu_file import Menu, write_menu
+from search.menu import Menu, write_menu
 from tests.tiny import NUM_LAYERS, write_project
 from train.__main__ import main as train
 
@@ -34,7 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     search(
         [
             f"--data={folder / 'data'}", f"--out={folder / 'table'}", f"--model={folder / 'model'}",
-            f"--menu={folder / 'menu.json'}", "--prefix_layers=2", "--dtype=float32", "--verify=false",
+            f"--menu={folder / 'menu.json'}", "--read_layer=2", "--dtype=float32", "--verify=false",
             "--read_layers=[2]",
         ]
     )  # fmt: skip

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.dense_table import DenseTable
-from data.records import ChainResult, SearchRecord, pareto_front
+from data.records import ChainResult, DenseTable, SearchRecord, pareto_front
 from eval.curves.__main__ import Tables, measure
 from eval.dense import (
     best_static,
@@ -20,10 +19,10 @@ from eval.dense import (
     right_of_mixture,
     same_menu,
 )
-from router.budget import Mixture
 from router.chain import Chain
-from router.command import InputError
 from router.fingerprint import Fingerprints
+from router.heads.budget import Mixture
+from router.validation import InputError
 
 FULL = Chain.full(6)
 CHAINS = (FULL, FULL.skip(5, 1), FULL.skip(4, 2), FULL.skip(3, 1), FULL.skip(3, 2))

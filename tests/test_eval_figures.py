@@ -156,7 +156,7 @@ def test_layers_that_all_chains_run_once_are_left_out_and_said_so(report: Report
     rate = [0.0] * 18 + [0.5, 0.0]
     use = {"chains": 12, "mean_runs": [1 - x for x in rate], "skip_rate": rate, "repeat_rate": [0.0] * 20}
     deep = report | {
-        "model": report["model"] | {"num_layers": 20, "prefix_layers": 16},
+        "model": report["model"] | {"num_layers": 20, "read_layer": 16},
         "layer_use": {arm["name"]: use for arm in report["arms"]},
     }
     drawn = draw_layer_use(deep)

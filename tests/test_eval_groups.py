@@ -12,7 +12,7 @@ from eval.report import REPORT_FILE
 from eval.results import Label, PolicyResult
 from eval.table import GROUP_ROWS, print_report
 from router.chain import Chain
-from router.durable import read_json
+from router.files import read_json
 from tests.evaluation import World, finished  # noqa: F401  (fixtures)
 
 FULL = Chain.full(4)

@@ -14,11 +14,11 @@ from eval.latency.arms import chains_to_time, latency_of, spread_of
 from eval.report import REPORT_FILE
 from eval.results import PolicyResult
 from router.chain import Chain
-from router.command import InputError, run_command
-from router.durable import read_json, write_json
+from router.command import run_command
+from router.files import read_json, write_json
 from router.fingerprint import Fingerprints
-from router.latency import ChainTimes, LatencyProfile, Line
-from router.latency_file import LATENCY_FILE, budget_for, read_latency
+from router.latency import LATENCY_FILE, ChainTimes, LatencyProfile, Line, budget_for, read_latency
+from router.validation import InputError
 from tests.evaluation import ARM_NAMES, World, finished, world  # noqa: F401  (fixtures)
 
 N = 6

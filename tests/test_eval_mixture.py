@@ -23,10 +23,10 @@ from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.chain import Chain
-from router.command import InputError
-from router.durable import read_json
-from router.models import load_model
-from router.view import chain_view
+from router.engine.load import load_model
+from router.engine.view import chain_view
+from router.files import read_json
+from router.validation import InputError
 from tests.evaluation import ARM_NAMES, FULL, INPUTS, SIZES, World, prepared
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 

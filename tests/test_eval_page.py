@@ -14,7 +14,7 @@ from eval.page.data import browser_data
 from eval.page.document import PAGE_FILE, build_page, write_page
 from eval.page.words import headline, sentences
 from router.chain import Chain
-from router.command import InputError
+from router.validation import InputError
 from tests.reports import NUM_LAYERS
 from tests.seen import EVIL, Page, Seen, html, seen  # noqa: F401  (fixtures)
 

@@ -48,7 +48,7 @@ def record(sample_id: str, tried: Sequence[tuple[str, bool]]) -> SearchRecord:
         metadata={},
         mode="continuation",
         num_layers=NUM_LAYERS,
-        prefix_layers=PREFIX,
+        read_layer=PREFIX,
         dtype="float32",
         reward_target="gold",
         target=0,

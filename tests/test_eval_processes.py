@@ -17,8 +17,8 @@ from eval.results import RESULTS_FILE, PolicyResult, read_results
 from eval.shared_results import ResultsBook, merge_shards
 from eval.static import CANDIDATES_FILE
 from router.chain import Chain
-from router.command import InputError
-from router.durable import JsonLog, read_json
+from router.files import JsonLog, read_json
+from router.validation import InputError
 from tests.evaluation import ROOT, World, finished, world  # noqa: F401  (fixtures)
 from tests.test_search_shards import LAUNCH
 from tests.tiny import NUM_LAYERS

@@ -140,12 +140,12 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
         "expected mode continuation",
     ),
     "records of another prefix": (
-        lambda w: w.edit_lines("records/test.jsonl", set_all("prefix_layers", 3)),
-        "expected prefix_layers of at most 2 in",
+        lambda w: w.edit_lines("records/test.jsonl", set_all("read_layer", 3)),
+        "expected read_layer of at most 2 in",
     ),
     "records of two prefixes": (
-        lambda w: w.edit_lines("records/test.jsonl", lambda v: v[5].update(prefix_layers=1)),
-        "expected prefix_layers 2",
+        lambda w: w.edit_lines("records/test.jsonl", lambda v: v[5].update(read_layer=1)),
+        "expected read_layer 2",
     ),
     "records of another prompt": (
         lambda w: w.edit_lines("records/test.jsonl", reprint("prompt")),

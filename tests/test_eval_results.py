@@ -14,7 +14,7 @@ from data.sample import Sample
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, PolicyResult
 from eval.static import STATIC_FILE
-from router.command import InputError
+from router.validation import InputError
 from tests.evaluation import FULL, World, finished  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS
 

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from eval.report import REPORT_FILE, SCHEMA
 from eval.schema import SCHEMA_FILE, report_schema, validate_report
-from router.command import InputError
+from router.validation import InputError
 from tests.evaluation import World, finished  # noqa: F401
 from tests.report_fields import PAGE, with_tables
 from tests.reports import NUM_LAYERS, write_evaluation

@@ -21,7 +21,7 @@ from wandb.proto import wandb_internal_pb2
 from data.tracking import TrackingSettings, files_digest, hashes_of, log_files
 from eval.results import RESULTS_FILE
 from eval.tracking import ROWS, lineage, shown, table, track_report
-from router.durable import sha256_file
+from router.files import sha256_file
 from tests.reports import IDS, RIGHT, hash_of, results_of, run_of, write_evaluation, write_results
 
 KEY = "0123456789abcdef" * 3

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.export_chain import main
 from router.assets.wheels import fetch
 from router.chain import Chain
-from router.export.checkpoint import export_chain
-from router.view import chain_view
+from router.engine.view import chain_view
+from router.routed.export import export_chain
 
 
 def test_the_example_exports_smollm2_and_both_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

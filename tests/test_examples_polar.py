@@ -14,7 +14,7 @@ from examples.polar_files import INVALID, VALID, chains_by_reason, main
 from router.chain import Chain
 from router.command import run_command
 from search.__main__ import main as search
-from search.menu_file import read_menu
+from search.menu import read_menu
 from tests.evaluation import write_records
 from tests.tiny import NUM_LAYERS, write_project
 
@@ -26,7 +26,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, samples, and a finished search of the training split."""
     folder = write_project(tmp_path_factory.mktemp("project"))
     named = {"data": folder / "data", "model": folder / "model", "out": folder / "records", "splits": "[train]",
-             "prefix_layers": 1, "dtype": "float32", "search.simulations": 12, "search.max_depth": 9}  # fmt: skip
+             "first_editable": 1, "dtype": "float32", "search.simulations": 12, "search.max_depth": 9}  # fmt: skip
     search([f"--{name}={value}" for name, value in named.items()])
     return folder
 
@@ -69,7 +69,7 @@ def test_an_export_holds_the_records_and_becomes_a_menu_that_a_search_takes(proj
     assert sorted(samples[0][VALID] + samples[0][INVALID]) == sorted(list(r.chain.layers) for r in first.results[3:])
     assert "initial_score" not in samples[0]
 
-    main(arguments(kind="import", file=file, num_layers=NUM_LAYERS, prefix_layers=1, size=4, menu=menu))
+    main(arguments(kind="import", file=file, num_layers=NUM_LAYERS, first_editable=1, size=4, menu=menu))
     chains = read_menu(menu).chains
     assert len(chains) == 4
     counts = {
@@ -80,7 +80,7 @@ def test_an_export_holds_the_records_and_becomes_a_menu_that_a_search_takes(proj
     best = sorted((count for chain, count in counts.items() if not Chain.parse(chain, NUM_LAYERS).is_full))[-3:]
     assert sorted(counts[str(chain)] for chain in chains[1:]) == best
     search(arguments(
-        data=project / "data", model=project / "model", out=tmp_path / "table", splits="[train]", prefix_layers=1,
+        data=project / "data", model=project / "model", out=tmp_path / "table", splits="[train]", first_editable=1,
         dtype="float32", menu=menu,
     ))  # fmt: skip
     for record in read_records(tmp_path / "table" / "train.jsonl"):

@@ -14,10 +14,10 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from router.chain import Chain
-from router.executor import ChainExecutor, Job
-from router.models import load_model
-from router.rows import Row, pack_row, plain_row, separate_rows
-from router.view import chain_view
+from router.engine.executor import ChainExecutor, Job
+from router.engine.load import load_model
+from router.engine.rows import Row, pack_row, plain_row, separate_rows
+from router.engine.view import chain_view
 
 SMOLLM2, GEMMA3, QWEN2 = "smollm2-135m-instruct", "gemma3-270m", "qwen2.5-coder-1.5b-instruct"
 NAMES = [SMOLLM2, GEMMA3, pytest.param(QWEN2, marks=pytest.mark.slow)]

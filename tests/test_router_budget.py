@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from router.budget import POINTS, BudgetPoint, offset_for, operating_points, priced_choice
+from router.heads.budget import POINTS, BudgetPoint, offset_for, operating_points, priced_choice
 
 Table = list[list[float]]
 

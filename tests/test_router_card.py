@@ -14,16 +14,15 @@ import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-
-from router.budget import BudgetPoint
-from router.chain import Chain
-from router.command import InputError
-from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
-from router.guarantee import Guarantee
-from router.routed.card import model_card, plain_text
-from router.storage import Router, RouterConfig, save_router, weights_sha256
-from tests.reports import GOLDEN
 from tests.test_router_program import every_chain
+
+from router.chain import Chain
+from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
+from router.heads.budget import BudgetPoint
+from router.routed.card import model_card, plain_text
+from router.storage import Guarantee, Router, RouterConfig, save_router, weights_sha256
+from router.validation import InputError
+from tests.reports import GOLDEN
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)

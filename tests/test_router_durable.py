@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from router.command import InputError, run_command
-from router.durable import JsonLog, read_json_lines, replacing, sha256_json, writable_directory, write_json
+from router.command import run_command
+from router.files import JsonLog, read_json_lines, replacing, sha256_json, writable_directory, write_json
+from router.validation import InputError
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from router.encoder import StateEncoder
-from router.head import pad_states
+from router.heads.head import StateEncoder, pad_states
 from train.datamodule import Examples, collate
 
 D = 12

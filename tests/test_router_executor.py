@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from router.chain import Chain
-from router.executor import ChainExecutor, Job
-from router.rows import Row, pack_row, plain_row, separate_rows
-from router.view import chain_view
+from router.engine.executor import ChainExecutor, Job
+from router.engine.rows import Row, pack_row, plain_row, separate_rows
+from router.engine.view import chain_view
 from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}

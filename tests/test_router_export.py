@@ -32,10 +32,10 @@ from transformers.utils.quantization_config import GgufConfig
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
-from router.export.checkpoint import export_chain
+from router.engine.view import chain_view
 from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel
-from router.view import chain_view
+from router.routed.export import export_chain
 from tests.test_router_vision import MODELS as IMAGE_MODELS
 from tests.test_router_vision import inputs as image_inputs
 from tests.tiny import NUM_LAYERS, VARIANTS, VOCABULARY, random_router, tiny_model, tiny_tokenizer

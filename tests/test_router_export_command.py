@@ -15,10 +15,10 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
-from router.commands.export import main
-from router.models import load_model
+from router.engine.load import load_model
+from router.engine.view import chain_view
+from router.routed.commands import main
 from router.storage import Router, save_router
-from router.view import chain_view
 from tests.tiny import NUM_LAYERS, random_router, save_tiny, tiny_model, tiny_tokenizer
 
 

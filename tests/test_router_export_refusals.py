@@ -28,11 +28,10 @@ from transformers import (
 )
 
 from router.chain import Chain
-from router.command import InputError
-from router.export.check import Exported, check_checkpoint
-from router.export.checkpoint import export_chain
-from router.layer_config import chain_config
-from router.view import chain_view
+from router.engine.layer_config import chain_config
+from router.engine.view import chain_view
+from router.routed.export import Exported, check_checkpoint, export_chain
+from router.validation import InputError
 from tests.tiny import NUM_LAYERS, VOCABULARY, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
@@ -249,7 +248,7 @@ def test_a_killed_export_leaves_no_folder_of_its_name(tmp_path: Path) -> None:
     # Oracle: the folder is absent after SIGKILL in the check, and the next export is as whole as any.
     script = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom router.chain import Chain\n"
-        "from router.export.checkpoint import export_chain\nfrom tests.tiny import tiny_model\n"
+        "from router.routed.export import export_chain\nfrom tests.tiny import tiny_model\n"
         "model = tiny_model('llama')\n"
         "kill = lambda module, given: os.kill(os.getpid(), signal.SIGKILL)\n"
         "model.model.layers[2].mlp.register_forward_pre_hook(kill)\n"

@@ -13,13 +13,23 @@ from typing import Any
 import pytest
 import torch
 
-from router.command import InputError
-from router.durable import sha256_file, write_json
+from router.files import sha256_file, write_json
 from router.fingerprint import Fingerprints
-from router.guarantee import GUARANTEE_FILE, Guarantee, write_guarantee
-from router.head import pad_states
+from router.heads.head import pad_states
 from router.routed.hub import ROUTER_FILES, published_files, push_router, router_folder, write_router_folder
-from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
+from router.storage import (
+    CONFIG_FILE,
+    GUARANTEE_FILE,
+    TRAINED_ON_FILE,
+    WEIGHTS_FILE,
+    Guarantee,
+    Router,
+    RouterConfig,
+    load_router,
+    save_router,
+    write_guarantee,
+)
+from router.validation import InputError
 from tests.hub_stand_in import TOKEN, StandIn, ask
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)

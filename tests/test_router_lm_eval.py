@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from router.choices import Question
-from router.harness.requests import question_of_requests
-from router.view import chain_view
+from router.engine.choices import Question
+from router.engine.view import chain_view
+from router.routed.lm_eval import question_of_requests
 from tests.harness import (
     BUDGET,
     TASKS,

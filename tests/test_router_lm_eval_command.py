@@ -15,10 +15,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM, hash_args
 from lm_eval.api.registry import get_model
 
-import router.harness.model
+import router.routed.lm_eval
 from router.__main__ import main
-from router.command import InputError, run_command
-from router.harness.model import RoutedLM
+from router.command import run_command
+from router.routed.lm_eval import RoutedLM
+from router.validation import InputError
 from tests.harness import (
     BUDGET,
     asked,

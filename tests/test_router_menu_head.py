@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from router.chain import Chain
 from router.fingerprint import Fingerprints
-from router.head import pad_states
-from router.menu_head import AUXILIARY, MenuHead
+from router.heads.head import pad_states
+from router.heads.menu import AUXILIARY, MenuHead
 from router.storage import HEADS, Router, RouterConfig, load_router, save_router
 
 N, PREFIX, D = 6, 2, 8

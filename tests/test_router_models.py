@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from router.assets.wheels import model_directory
-from router.command import InputError
+from router.validation import InputError
 from tests.wheels import build_wheel, left_in
 
 TOKENS = torch.tensor([[3, 4, 5, 6]])

@@ -11,12 +11,20 @@ from hypothesis import strategies as st
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
 
 from router.chain import Chain
-from router.executor import ChainExecutor, Job
-from router.partial import _lengths
-from router.rows import Row, Target, pack_row, plain_row, separate_rows
-from router.sharing import LEAST_SHARE, LEAST_TOKENS, shared_prefixes
-from router.states import StateNode
-from router.view import chain_view
+from router.engine.block import StateNode
+from router.engine.executor import ChainExecutor, Job
+from router.engine.partial import _lengths
+from router.engine.rows import (
+    LEAST_SHARE,
+    LEAST_TOKENS,
+    Row,
+    Target,
+    pack_row,
+    plain_row,
+    separate_rows,
+    shared_prefixes,
+)
+from router.engine.view import chain_view
 from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
 
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}

@@ -12,10 +12,10 @@ from transformers import pipeline
 
 from data.scoring import ChainScorer
 from data.tasks import load_task
-from router.command import InputError
-from router.models import load_model
+from router.engine.load import load_model
 from router.routed import RoutedModel
 from router.storage import load_router, save_router
+from router.validation import InputError
 from tests.routed_folders import write_routed
 from tests.test_router_routed import GREEDY, prompts
 from tests.tiny import save_tiny, tiny_tokenizer

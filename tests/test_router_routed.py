@@ -14,11 +14,10 @@ from transformers.utils import logging as transformers_logging
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
-from router.guarantee import Guarantee
-from router.head import pad_states
+from router.engine.view import chain_view
+from router.heads.head import pad_states
 from router.routed import RoutedModel
-from router.storage import Router
-from router.view import chain_view
+from router.storage import Guarantee, Router
 from tests.tiny import NUM_LAYERS, VARIANTS, random_router, tiny_model, tiny_tokenizer
 
 PREFIX = 2

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
-from router.choices import question_of
+from router.engine.choices import question_of
+from router.engine.view import chain_view
 from router.routed import RoutedModel
-from router.view import chain_view
 from tests.test_router_routed import router_for
 from tests.tiny import VARIANTS, tiny_model, tiny_samples, tiny_tokenizer
 
@@ -62,7 +62,7 @@ def test_chains_and_scores_are_those_of_evaluation(model: PreTrainedModel, route
     for sample in tiny_samples("test", 5):
         encoded = scorer.encode(sample)
         block = scorer.load([encoded])
-        (expected,) = routed.router.route(scorer.states(block, routed.router.config.prefix_layers), 4.0)
+        (expected,) = routed.router.route(scorer.states(block, routed.router.config.read_layer), 4.0)
         (result,) = scorer.score(block, [(0, expected.chain)])
         prompt = task.prompt.text(encoded.query, tokenizer)
         scored = routed.score(prompt, list(encoded.query.continuations))

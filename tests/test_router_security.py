@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from router.assets.wheels import fetch
-from router.command import InputError
-from router.durable import sha256_file
-from router.models import layers_of, load_model
+from router.engine.load import layers_of, load_model
+from router.files import sha256_file
 from router.storage import load_router, save_router
+from router.validation import InputError
 from tests.evaluation import vouch
 from tests.test_router_hub import make_router
 from tests.tiny import save_tiny, write_project
@@ -169,7 +169,7 @@ ABSURD = {
 LIMITED = """
 import json, re, resource, sys
 from pathlib import Path
-from router.command import InputError
+from router.validation import InputError
 from router.storage import load_router
 used = int(re.search(r"VmSize:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
@@ -272,7 +272,7 @@ def test_no_secret_of_the_environment_is_written_or_printed(tmp_path: Path) -> N
     arguments = {
         "search": [
             f"--data={names['data']}", f"--out={names['records']}", f"--model={names['model']}",
-            "--splits=[train,validation,test]", "--prefix_layers=2", "--dtype=float32", "--search.simulations=4",
+            "--splits=[train,validation,test]", "--read_layer=2", "--dtype=float32", "--search.simulations=4",
         ],
         "train": [
             f"--data.data={names['data']}", f"--data.records={names['records']}", f"--data.base_model={names['model']}",

@@ -11,9 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from router.latency import LatencyProfile, Line
-from router.latency_file import SCHEMA
-from router.serving.sampling import Sampling
+from router.latency import SCHEMA, LatencyProfile, Line
+from router.serving.batcher import Sampling
 from tests.serving import BUDGET, NAME, Oracle, Running, running, tiny_routed
 
 PROMPT = "Which of these is a fox?"

@@ -13,13 +13,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from router.routed import RoutedModel
-from router.serving.batcher import Batcher
-from router.serving.decoding import Picks, Piece, Progress, Row, Step
-from router.serving.errors import ApiError
-from router.serving.load import LoadBudget
-from router.serving.planning import BatchLimits
-from router.serving.sampling import Sampling
-from router.serving.text import TextStream
+from router.serving.app import TextStream
+from router.serving.batcher import Batcher, BatchLimits, Picks, Piece, Progress, Row, Sampling, Step
+from router.serving.protocol import ApiError
+from router.serving.server import LoadBudget
 from tests.serving import BUDGET, END, Alone, Brake, Oracle, tiny_routed, until
 from tests.tiny import VARIANTS
 

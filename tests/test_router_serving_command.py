@@ -16,9 +16,8 @@ import pytest
 
 from router.__main__ import main
 from router.command import run_command
-from router.commands.serve import KEY_VARIABLE
 from router.routed import RoutedModel
-from router.serving.server import bind, url_of
+from router.serving.server import KEY_VARIABLE, bind, url_of
 from tests.serving import NAME, Brake, Oracle, running, tiny_routed, until, write_served
 
 

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from router.serving import gate
+from router.serving import batcher as gate
 from tests.serving import NAME, Brake, Running, running, tiny_routed, until
 
 LARGE = 2**16

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast, TopPLogitsWarper
 
-from router.serving.decoding import Row
-from router.serving.errors import ApiError
-from router.serving.load import LoadBudget
-from router.serving.planning import BatchLimits, batch_of, partners_matter, within
-from router.serving.protocol import ChatAsked, CompletionAsked, parse
-from router.serving.sampling import Sampling, draw
-from router.serving.text import TextStream
+from router.serving.app import TextStream
+from router.serving.batcher import BatchLimits, Row, Sampling, batch_of, draw, partners_matter, within
+from router.serving.protocol import ApiError, ChatAsked, CompletionAsked, parse
+from router.serving.server import LoadBudget
 from tests.serving import pick
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -11,9 +11,9 @@ from accelerate.hooks import remove_hook_from_submodules
 from transformers import PreTrainedModel
 
 from router.chain import Chain
-from router.executor import ChainExecutor, Job
-from router.rows import plain_row
-from router.view import chain_view
+from router.engine.executor import ChainExecutor, Job
+from router.engine.rows import plain_row
+from router.engine.view import chain_view
 from tests.tiny import NUM_LAYERS, VARIANTS, tiny_model
 
 FULL = Chain.full(NUM_LAYERS)

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from router.chain import Chain
-from router.command import InputError
-from router.encoder import pool_windows
 from router.fingerprint import Fingerprints
-from router.head import pad_states
-from router.layerwise import REPEAT, RUN, SKIP, LayerwiseHead
+from router.heads.head import pad_states, pool_windows
+from router.heads.layerwise import REPEAT, RUN, SKIP, LayerwiseHead
 from router.storage import Router, RouterConfig, load_router, save_router
+from router.validation import InputError
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
 
@@ -124,7 +123,7 @@ def test_a_damaged_router_is_refused(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_head_for_no_layers_or_bad_sizes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"prefix_layers: expected 1\.\.5, got 6"):
+    with pytest.raises(ValueError, match=r"read_layer: expected 1\.\.5, got 6"):
         LayerwiseHead(6, 6, 16)
     with pytest.raises(ValueError, match="hidden: expected at least 1, got 0"):
         LayerwiseHead(6, 2, 16, hidden=0)

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from router.chain import Chain
-from router.decoder import find_decoder
-from router.view import chain_view, with_contiguous_head
+from router.engine.decoder import find_decoder
+from router.engine.view import chain_view, with_contiguous_head
 from tests.families_table import README, with_table
 from tests.tiny import NUM_LAYERS, VARIANTS, tiny_model
 

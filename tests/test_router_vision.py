@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from router.chain import Chain
-from router.view import chain_view
+from router.engine.view import chain_view
 from tests.tiny import FAMILIES, NUM_LAYERS
 
 IMAGE_TOKEN = 299

@@ -12,12 +12,13 @@ from transformers import AutoTokenizer
 
 from router.__main__ import COMMANDS, main
 from router.chain import Chain
-from router.command import InputError, run_command
-from router.latency_file import SCHEMA
-from router.menu_head import MenuHead
+from router.command import run_command
+from router.engine.view import chain_view
+from router.heads.menu import MenuHead
+from router.latency import SCHEMA
 from router.routed import RoutedModel
 from router.storage import Router, load_router, save_router
-from router.view import chain_view
+from router.validation import InputError
 from tests.routed_folders import write_routed
 from tests.tiny import tiny_model
 

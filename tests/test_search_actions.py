@@ -18,7 +18,7 @@ def spaces(draw):
     n = draw(st.integers(1, 9))
     return ActionSpace(
         num_layers=n,
-        prefix_layers=draw(st.integers(0, n)),
+        first_editable=draw(st.integers(0, n)),
         action_set=draw(st.sampled_from(["skip", "repeat", "both", "both+move"])),
         max_block=draw(st.integers(1, 5)),
         max_times=draw(st.integers(1, 5)),
@@ -46,7 +46,7 @@ def legal_by_definition(space, chain):
         for position in range(chain.depth):
             for size in range(1, space.max_block + 1):
                 for times in [0] if kind == "skip" else range(1, space.max_times + 1):
-                    if position < space.prefix_layers or position + size > chain.depth:
+                    if position < space.first_editable or position + size > chain.depth:
                         continue
                     depth = chain.depth + size * (times if kind == "repeat" else -1)
                     if 1 <= depth <= space.max_depth:
@@ -55,10 +55,10 @@ def legal_by_definition(space, chain):
 
 def moves_by_definition(space, chain):
     """Every order that puts a block of 1..max_block entries 1..max_shift earlier or later, behind the prefix."""
-    for position in range(space.prefix_layers, chain.depth):
+    for position in range(space.first_editable, chain.depth):
         for size in range(1, min(space.max_block, chain.depth - position) + 1):
             rest = chain.layers[:position] + chain.layers[position + size :]
-            for to in range(space.prefix_layers, len(rest) + 1):
+            for to in range(space.first_editable, len(rest) + 1):
                 if 1 <= abs(to - position) <= space.max_shift:
                     yield rest[:to] + chain.layers[position : position + size] + rest[to:]
 
@@ -105,7 +105,7 @@ def test_every_legal_action_keeps_the_rules(case):
     for action in space.legal(chain):
         edited = action.apply(chain)
         assert edited != chain or action.kind == "move"  # a move of a block before its like changes nothing
-        assert edited.layers[: space.prefix_layers] == tuple(range(space.prefix_layers))
+        assert edited.layers[: space.first_editable] == tuple(range(space.first_editable))
         assert 1 <= edited.depth <= space.max_depth
         space.count(edited)
 
@@ -140,18 +140,18 @@ def test_count_of_the_full_chain_by_hand():
     # Blocks of 1, shifts up to 3, of 4 entries: 1 goes 1, 2, 3 later (3 + 2 + 1), and 2, 3 earlier (2 + 1).
     assert ActionSpace(4, action_set="both+move", max_block=1, max_times=1, max_shift=3).count(Chain.full(4)) == 8 + 9
     # 16 layers behind the prefix: 16 + 15 + 14 + 13 = 58.
-    assert ActionSpace(20, prefix_layers=4, action_set="skip").count(Chain.full(20)) == 58
+    assert ActionSpace(20, first_editable=4, action_set="skip").count(Chain.full(20)) == 58
     # One layer to run at least: of two layers, either may go, both may not.
     assert ActionSpace(2, action_set="skip").legal(Chain.full(2)) == [
         Action("skip", 0, 1),
         Action("skip", 1, 1),
     ]
-    assert ActionSpace(3, prefix_layers=3).legal(Chain.full(3)) == []
+    assert ActionSpace(3, first_editable=3).legal(Chain.full(3)) == []
 
 
 def test_sampling_is_uniform():
     # Oracle: chi-square against the uniform distribution over the listed actions; a skewed draw must fail it.
-    space = ActionSpace(8, prefix_layers=2)
+    space = ActionSpace(8, first_editable=2)
     chain = Chain((0, 1, 2, 5, 5, 6), 8)
     legal = space.legal(chain)
 
@@ -189,8 +189,8 @@ def test_sampling_is_cheap():
         (lambda: Action("skip", 0, 1, 1), "times: expected 0 for a skip, got 1"),
         (lambda: Action("repeat", 0, 1), "times: expected an integer of at least 1, got 0"),
         (lambda: ActionSpace(0), "num_layers: expected an integer of at least 1, got 0"),
-        (lambda: ActionSpace(4, 5), r"prefix_layers: expected an integer in 0\.\.4, got 5"),
-        (lambda: ActionSpace(4, -1), r"prefix_layers: expected an integer in 0\.\.4, got -1"),
+        (lambda: ActionSpace(4, 5), r"first_editable: expected an integer in 0\.\.4, got 5"),
+        (lambda: ActionSpace(4, -1), r"first_editable: expected an integer in 0\.\.4, got -1"),
         (lambda: ActionSpace(4, 0, "move"), r"action_set: expected one of skip, repeat, both, both\+move, got 'move'"),
         (lambda: ActionSpace(4, max_block=0), "max_block: expected an integer of at least 1, got 0"),
         (lambda: ActionSpace(4, max_times=1.0), r"max_times: expected an integer of at least 1, got 1\.0"),

@@ -112,7 +112,7 @@ def test_any_search_keeps_the_rules_and_ends(algorithm, data):
     assert sum(sizes) == len(proposed) == searcher.simulations <= settings.simulations
     assert list(searcher.evaluated.values()) == [noisy(chain) for chain in proposed]
     for chain in proposed:
-        assert chain.layers[: space.prefix_layers] == tuple(range(space.prefix_layers))
+        assert chain.layers[: space.first_editable] == tuple(range(space.first_editable))
         assert 1 <= chain.depth <= space.max_depth
     if searcher.simulations < settings.simulations and (settings.edit_weights is None or algorithm != "random"):
         assert brute_force(space, min(2, settings.max_edits)) <= set(proposed)

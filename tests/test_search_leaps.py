@@ -10,8 +10,7 @@ import pytest
 from scipy.stats import binomtest, chisquare
 
 from router.chain import Chain
-from search.algorithms import make_searcher, search
-from search.mcts import TreeSearcher
+from search.algorithms import TreeSearcher, make_searcher, search
 from search.settings import SearchSettings
 from search.tree import Tree
 from tests.toys import brute_force, plain

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from router.chain import Chain
-from search.mcts import TreeSearcher
+from search.algorithms import TreeSearcher
 from tests.toys import SMALL, LastRandom, noisy, plain, run, trials
 
 BY_HAND = plain(

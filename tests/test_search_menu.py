@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from router.chain import Chain
-from router.command import InputError
-from search.menu_file import Menu, read_menu, write_menu
-from search.menu_search import MenuSearcher
+from router.validation import InputError
+from search.menu import Menu, MenuSearcher, read_menu, write_menu
 from search.settings import SearchSettings
 from tests.menus import FULL, chain
 
@@ -27,7 +26,7 @@ def test_a_menu_file_reads_back_and_its_hash_knows_chains_and_prefix_only(tmp_pa
     assert Menu(menu.chains[:-1], 2).sha256 != menu.sha256
 
 
-GOOD = {"schema": 1, "num_layers": 6, "prefix_layers": 2, "chains": ["0-5", "0-4"], "made": {}}
+GOOD = {"schema": 1, "num_layers": 6, "first_editable": 2, "chains": ["0-5", "0-4"], "made": {}}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ GOOD = {"schema": 1, "num_layers": 6, "prefix_layers": 2, "chains": ["0-5", "0-4
         ({"chains": ["0-5", "0-5,1"]}, "chains: expected chains that begin with layers 0..1, got 0-5,1"),
         ({"chains": ["0-5", "0-6"]}, "layers[6]: expected an integer in 0..5, got 6"),
         ({"chains": ["0-5", "all"]}, "chain: expected items such as 4, 0-3 or 5*2"),
-        ({"prefix_layers": 6}, "prefix_layers: expected 0..5, got 6"),
+        ({"first_editable": 6}, "first_editable: expected 0..5, got 6"),
         ({"chains": None}, "menu.json: expected the field 'chains', got none"),
         ({"num_layers": "six"}, "num_layers: expected an integer of at least 1, got 'six'"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.menu_choice import Outcomes, best_of_each_depth, choose_chains, outcomes_of
+from search.menu import Outcomes, best_of_each_depth, choose_chains, outcomes_of
 from tests.menus import FULL, N, chain, record
 
 

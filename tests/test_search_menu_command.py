@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from data.records import SearchRecord, pareto_front
-from router.command import InputError, run_command
+from router.command import run_command
 from router.fingerprint import Fingerprints
-from search.menu import MOST_SUBSETS, main
-from search.menu_file import read_menu
+from router.validation import InputError
+from search.menu import MOST_SUBSETS, main, read_menu
 from tests.menus import record, write_records
 from tests.tiny import save_tiny
 
@@ -24,13 +24,13 @@ def lucky_records() -> list[SearchRecord]:
 def test_chains_that_are_right_by_luck_are_left_out(tmp_path: Path) -> None:
     # Oracle: by hand; "0-3" gains the most if outcomes could be foreseen, with a fourth of full depth's right answers.
     path = write_records(tmp_path / "train.jsonl", lucky_records())
-    given = [f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--prefix_layers=2", "--predictable=1"]
+    given = [f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--first_editable=2", "--predictable=1"]
     main(given)
     assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-4"]
     main([*given, "--least=0"])
     menu = read_menu(tmp_path / "menu.json")
     assert [str(one) for one in menu.chains] == ["0-5", "0-4", "0-3"]
-    assert (menu.prefix_layers, menu.made["samples"]) == (2, 10)
+    assert (menu.first_editable, menu.made["samples"]) == (2, 10)
     main([*given, "--least=0", "--min_depth=5"])
     assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-4"]
     main([*given, "--least=0", "--max_depth=4"])  # the full chain is in it all the same
@@ -51,7 +51,7 @@ def test_records_of_several_searches_are_joined_by_sample(tmp_path: Path) -> Non
     menus = {}
     for name, given in (("joined", paths[:2]), ("whole", paths[2:])):
         files = ",".join(map(str, given))
-        main([f"--records=[{files}]", f"--out={tmp_path / name}.json", "--prefix_layers=2", "--least=0"])
+        main([f"--records=[{files}]", f"--out={tmp_path / name}.json", "--first_editable=2", "--least=0"])
         menus[name] = read_menu(tmp_path / f"{name}.json")
     assert menus["joined"] == menus["whole"]
     assert len(menus["whole"].chains) == 3
@@ -61,10 +61,10 @@ def test_records_of_several_searches_are_joined_by_sample(tmp_path: Path) -> Non
 def test_the_menu_of_all_subsets(tmp_path: Path) -> None:
     # Oracle: all subsets of layers 2..4 of the tiny model's five, listed by hand.
     model = save_tiny(tmp_path / "model")
-    given = ["--kind=subsets", f"--model={model}", "--prefix_layers=2", f"--out={tmp_path / 'menu.json'}"]
+    given = ["--kind=subsets", f"--model={model}", "--first_editable=2", f"--out={tmp_path / 'menu.json'}"]
     main(given)
     menu = read_menu(tmp_path / "menu.json")
-    assert (menu.num_layers, menu.prefix_layers) == (5, 2)
+    assert (menu.num_layers, menu.first_editable) == (5, 2)
     assert [str(one) for one in menu.chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4", "0-2", "0-1,3", "0-1,4", "0-1"]
     main([*given, "--max_dropped=1"])
     assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
@@ -88,7 +88,7 @@ def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRe
         "share above 1": {"predictable": 2},
         "price below 0": {"prices": "[-1]"},
         "size of one": {"size": 1},
-        "read layer of no model": {"kind": "subsets", "model": save_tiny(tmp_path / "model"), "prefix_layers": 5},
+        "read layer of no model": {"kind": "subsets", "model": save_tiny(tmp_path / "model"), "first_editable": 5},
     }
     return changes[name], good
 
@@ -104,7 +104,7 @@ def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRe
         ("share above 1", "predictable: expected 0..1, got 2"),
         ("price below 0", "prices: expected finite numbers of at least 0"),
         ("size of one", "size: expected at least 2, got 1"),
-        ("read layer of no model", "prefix_layers: expected 1..4, got 5"),
+        ("read layer of no model", "first_editable: expected 1..4, got 5"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_and_status_2(
 ) -> None:
     changes, records = refused(name, tmp_path)
     path = write_records(tmp_path / "train.jsonl", records)
-    settings = {"records": f"[{path}]", "out": tmp_path / "menu.json", "prefix_layers": 2} | changes
+    settings = {"records": f"[{path}]", "out": tmp_path / "menu.json", "first_editable": 2} | changes
     assert run_command(main, [f"--{key}={value}" for key, value in settings.items()]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in error

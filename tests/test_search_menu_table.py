@@ -16,9 +16,9 @@ from data.state_files import StatesOrigin, read_states, write_states
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
-from router.models import load_model
+from router.engine.load import load_model
 from search.__main__ import main
-from search.menu_file import Menu, write_menu
+from search.menu import Menu, write_menu
 from tests.test_search_run import arguments, assert_same
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples, write_project
 from train.features import FeatureKey, cached_states
@@ -37,7 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table_arguments(project: Path, out: Path, **changes: object) -> list[str]:
-    return arguments(project, out, **({"menu": project / "menu.json", "prefix_layers": 2} | changes))
+    return arguments(project, out, **({"menu": project / "menu.json", "first_editable": 2} | changes))
 
 
 def open_scorer(project: Path, **settings: object) -> ChainScorer:
@@ -56,7 +56,7 @@ def test_the_table_holds_what_each_chain_alone_scores(project: Path) -> None:
     assert [record.sample_id for record in records] == [sample.id for sample in tiny_samples("train", 8)]
     for record, sample in zip(records, tiny_samples("train", 8), strict=True):
         assert [result.chain for result in record.results] == CHAINS
-        assert (record.simulations, record.prefix_layers) == (len(CHAINS), 2)
+        assert (record.simulations, record.first_editable) == (len(CHAINS), 2)
         for result in record.results:
             (alone,) = scorer.score(scorer.load([scorer.encode(sample)]), [(0, result.chain)])
             assert (result.prediction, result.correct) == (alone.prediction, alone.correct)
@@ -174,7 +174,7 @@ def refused(project: Path, tmp_path: Path, name: str) -> dict[str, object]:
     elif name == "menu that edits its own prefix":
         menu.write_text((project / "menu.json").read_text().replace('"0-3"', '"1-4"'))
     changes: dict[str, dict[str, object]] = {
-        "menu that edits the prefix": {"menu": project / "menu.json", "prefix_layers": 3},
+        "menu that edits the prefix": {"menu": project / "menu.json", "first_editable": 3},
         "read layer before the first": {"menu": project / "menu.json", "read_layers": "[0,2]"},
         "read layer of no model": {"menu": project / "menu.json", "read_layers": "[2,5]"},
     }
@@ -188,7 +188,7 @@ def refused(project: Path, tmp_path: Path, name: str) -> dict[str, object]:
         ("damaged menu", "menu.json"),
         ("missing menu", "menu: expected an existing file"),
         ("menu that edits its own prefix", "chains: expected chains that begin with layers 0..1, got 1-4"),
-        ("menu that edits the prefix", "prefix_layers: expected at most the menu's 2, got 3"),
+        ("menu that edits the prefix", "first_editable: expected at most the menu's 2, got 3"),
         ("read layer before the first", "read_layers: expected layers of at least 1, got [0, 2]"),
         ("read layer of no model", "read_layers: expected fewer than the model's 5 layers, got 5"),
     ],

@@ -20,7 +20,7 @@ from data.records import SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, write_tasks
 from router.command import run_command
-from router.models import load_model
+from router.engine.load import load_model
 from search.__main__ import main
 from search.algorithms import make_searcher
 from search.settings import SearchSettings
@@ -38,7 +38,7 @@ def arguments(project: Path, folder: Path, **changes: object) -> list[str]:
         "out": folder,
         "model": project / "model",
         "splits": "[train]",
-        "prefix_layers": 1,
+        "first_editable": 1,
         "dtype": "float32",
         "search.simulations": 12,
         "search.max_depth": 9,
@@ -144,7 +144,7 @@ def test_records_stand_in_the_order_of_the_samples(project: Path, tmp_path: Path
 
 def test_a_space_smaller_than_the_simulations_ends(project: Path, tmp_path: Path) -> None:
     # Oracle: counting by hand. With layers 0-3 fixed and skips only there are two chains: 0-4 and 0-3.
-    main(arguments(project, tmp_path, prefix_layers=4, search__action_set="skip"))
+    main(arguments(project, tmp_path, first_editable=4, search__action_set="skip"))
     records = read_records(tmp_path / "train.jsonl")
     assert len(records) == 8
     assert all([str(r.chain) for r in record.results] == ["0-4", "0-3"] for record in records)
@@ -175,7 +175,7 @@ BAD = {
         {"splits": "[train,train]"},
         "splits: expected some of train, validation, calibration, test, each once",
     ),
-    "prefix too long": ({"prefix_layers": 5}, "prefix_layers: expected fewer than the model's 5 layers, got 5"),
+    "prefix too long": ({"first_editable": 5}, "first_editable: expected fewer than the model's 5 layers, got 5"),
     "missing directory": ({"data": "/nonexistent"}, "data: expected an existing directory, got '/nonexistent'"),
     "missing model": ({"model": "./nowhere"}, "model: expected a directory with config.json, got './nowhere'"),
     "unknown dtype": ({"dtype": "int3"}, "dtype: expected one of float32, bfloat16, float16, got 'int3'"),

@@ -100,7 +100,7 @@ def test_space_of_the_settings():
     # Oracle: every bound handed over; a depth cap below the model is refused.
     settings = SearchSettings(action_set="skip", max_block=2, max_times=3, max_depth=12, max_edits=5, max_shift=6)
     space = settings.action_space(10, 3)
-    assert (space.num_layers, space.prefix_layers, space.action_set) == (10, 3, "skip")
+    assert (space.num_layers, space.first_editable, space.action_set) == (10, 3, "skip")
     assert (space.max_block, space.max_times, space.max_depth, space.max_edits) == (2, 3, 12, 5)
     assert space.max_shift == 6
     with pytest.raises(ValueError, match="max_depth: expected an integer of at least 13, got 12"):

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from data.records import SearchRecord, read_records
-from router.command import InputError, run_command
-from router.durable import sha256_file
+from router.command import run_command
+from router.files import sha256_file
+from router.validation import InputError
 from search.__main__ import main
 from search.shards import SplitRecords
 from tests.test_search_run import arguments

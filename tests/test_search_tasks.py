@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.controls import wrong_answers
+from data.answers import wrong_answers
 from data.grading import Grader
 from data.records import SearchRecord, read_records
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
-from router.command import InputError, run_command
-from router.models import load_model
+from router.command import run_command
+from router.engine.load import load_model
+from router.validation import InputError
 from search.__main__ import main
-from search.agreement import Agreement
+from search.summary import Agreement
 from search.verification import chains_to_verify
 from tests.sums import LETTERS, SUMS, sums, write_sums
 from tests.test_data_exact import greedy
@@ -38,7 +39,7 @@ def search(project: Path, out: Path, **changes: object) -> list[SearchRecord]:
         "model": project / "model",
         "splits": "[train]",
         "dtype": "float32",
-        "prefix_layers": 1,
+        "first_editable": 1,
         "search__simulations": 24,
     }
     words = [f"--{name.replace('__', '.')}={value}" for name, value in (settings | changes).items()]
@@ -76,7 +77,7 @@ def test_a_mixture_is_searched_in_each_tasks_mode(project: Path, tmp_path: Path)
 def kept_of(record: SearchRecord) -> set[int]:
     """Chains that can become labels, where none fails (tests/test_search_verification.py tests the choice)."""
     plain = [dataclasses.replace(one, verified=None, verified_by=None) for one in record.results]
-    return {0, *record.pareto, *chains_to_verify(plain, record.prefix_layers)}
+    return {0, *record.pareto, *chains_to_verify(plain, record.first_editable)}
 
 
 def test_the_kept_chains_are_verified_by_real_generation(project: Path, tmp_path: Path) -> None:

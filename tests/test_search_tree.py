@@ -8,9 +8,8 @@ from statistics import mean
 import pytest
 from scipy.stats import chisquare
 
-from search.drawing import UniformDraw, WeightedDraw
-from search.selection import select_uct, uct_score, widening_limit
-from search.tree import Tree
+from search.algorithms import UniformDraw, WeightedDraw
+from search.tree import Tree, select_uct, uct_score, widening_limit
 from tests.toys import SMALL, brute_force, noisy, plain, run
 
 

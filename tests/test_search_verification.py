@@ -14,17 +14,17 @@ from torch import Tensor
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.scoring import ChainScorer, EncodedSample, SampleBlock
 from data.statistics import wilson_interval
-from router.capture import LayerCapture
 from router.chain import Chain
+from router.engine.capture import LayerCapture
 from router.fingerprint import Fingerprints
-from router.layerwise import classes_of
+from router.heads.layerwise import classes_of
 from search.__main__ import main
 from search.actions import ActionSpace
-from search.agreement import Agreement
+from search.summary import Agreement
 from search.verification import chains_to_verify, companies, is_program
 from tests.test_search_run import arguments
 from tests.tiny import write_project
-from train.targets import layer_classes
+from train.objectives import layer_classes
 
 N = 8
 
@@ -48,7 +48,7 @@ def record_of(results: list[ChainResult], mode: str = "letter") -> SearchRecord:
         metadata={},
         mode=mode,
         num_layers=N,
-        prefix_layers=2,
+        first_editable=2,
         dtype="float32",
         reward_target="gold",
         target=0,
@@ -86,7 +86,7 @@ def test_every_label_has_stood_its_verification(seed: int) -> None:
         for kind in (lambda _: True, lambda chain: classes_of(chain, 2) is not None, is_program):
             label = best([result for result in results if kind(result.chain)], rule)
             assert label is None or label.verified
-        classes = layer_classes(record_of(results), record_of(results).prefix_layers, rule)
+        classes = layer_classes(record_of(results), record_of(results).first_editable, rule)
         if classes is not None:
             assert judged[Chain.from_counts((1, 1, *classes)).layers].verified
     assert sum(result.verified is not None for result in results) < 30  # and not simply everything was judged
@@ -166,7 +166,7 @@ def test_layers_run_in_other_batches_when_chains_are_verified(
 
     monkeypatch.setattr(LayerCapture, "run_layer", noted)
     monkeypatch.setattr(ChainScorer, "load", loaded)
-    words = {"batch_samples": batch_samples, "prefix_layers": 2}
+    words = {"batch_samples": batch_samples, "first_editable": 2}
     main(arguments(project, tmp_path / "a", verify="false", **words))
     alone, calls[:] = list(calls), []
     main(arguments(project, tmp_path / "b", **words))

@@ -15,14 +15,12 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
-from router.guarantee import GUARANTEE_FILE
-from router.models import load_model
-from router.storage import TRAINED_ON_FILE, Router, load_router, save_router
+from router.engine.load import load_model
+from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, Router, load_router, save_router
 from search.__main__ import main as search
-from search.menu_file import Menu, write_menu
+from search.menu import Menu, write_menu
 from tests.tiny import NUM_LAYERS, random_router, tiny_samples, write_project
-from train.calibrate import main
-from train.calibration import settings_of, static_settings
+from train.calibrate import main, settings_of, static_settings
 from train.features import compute_states
 from train.guarantee import certify
 
@@ -151,7 +149,7 @@ def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path
     search(
         [
             f"--data={project / 'data'}", f"--out={project / 'table'}", f"--model={project / 'model'}",
-            f"--menu={project / 'menu.json'}", "--splits=[train,validation]", "--prefix_layers=2", "--dtype=float32",
+            f"--menu={project / 'menu.json'}", "--splits=[train,validation]", "--read_layer=2", "--dtype=float32",
             "--verify=false",
         ]
     )  # fmt: skip

@@ -17,7 +17,7 @@ from data.tasks import TaskSet, load_task, write_tasks
 from data.tracking import TrackingSettings
 from router.chain import Chain
 from router.command import run_command
-from router.models import load_model
+from router.engine.load import load_model
 from router.storage import load_router
 from search.__main__ import main as search
 from tests.tiny import NUM_LAYERS, save_tiny, write_project
@@ -32,7 +32,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     search(
         [
             f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
-            "--splits=[train,validation]", "--prefix_layers=2", "--dtype=float32", "--search.simulations=10",
+            "--splits=[train,validation]", "--read_layer=2", "--dtype=float32", "--search.simulations=10",
         ]
     )  # fmt: skip
     return folder
@@ -61,7 +61,7 @@ def test_the_router_of_the_best_epoch_is_written_and_routes(project: Path) -> No
     main(arguments(project))
     record = read_records(project / "records" / "train.jsonl")[0]
     router = load_router(project / "router", record.fingerprints)
-    assert (router.config.num_layers, router.config.prefix_layers) == (NUM_LAYERS, 2)
+    assert (router.config.num_layers, router.config.read_layer) == (NUM_LAYERS, 2)
     model, tokenizer = load_model(str(project / "model"))
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
     samples = read_samples(project / "data" / "test.jsonl")
@@ -204,7 +204,7 @@ def damage(project: Path, name: str) -> dict[str, object]:
     edits = {
         "corrupt record line": "{oops",
         "record of another split": json.dumps(value | {"split": "test"}),
-        "record of another read layer": json.dumps(value | {"prefix_layers": 1}),
+        "record of another read layer": json.dumps(value | {"read_layer": 1}),
         "record of another tokenizer": json.dumps(value | {"fingerprints": value["fingerprints"] | {"tokenizer": "z"}}),
         "record of an unknown sample": json.dumps(value | {"sample_id": "0" * 16}),
         "record of the control": json.dumps(value | {"reward_target": "wrong"}),
@@ -244,7 +244,7 @@ def damage(project: Path, name: str) -> dict[str, object]:
     elif name == "learning rate out of all bounds":
         return {"model.learning_rate": 1e30}
     elif name == "another read layer wanted":
-        return {"data.prefix_layers": 1}
+        return {"data.read_layer": 1}
     elif name == "missing directory":
         return {"data.records": project / "nowhere"}
     elif name == "unwritable output":
@@ -255,7 +255,7 @@ def damage(project: Path, name: str) -> dict[str, object]:
 BAD = {
     "corrupt record line": "train.jsonl, line 1: expected a JSON object, got a corrupt line",
     "record of another split": "expected records of the split train, got one of test",
-    "record of another read layer": "expected records of one search, got prefix_layers",
+    "record of another read layer": "expected records of one search, got read_layer",
     "record of another tokenizer": "expected records of one search, got fingerprints",
     "record of an unknown sample": "expected records of the samples in",
     "record of the control": "expected records of one search, got reward_target",
@@ -277,7 +277,7 @@ BAD = {
     "no tasks": "data: expected an existing file",
     "unknown setting": "hiden",
     "bad size": "hidden: expected at least 1, got 0",
-    "another read layer wanted": "data.prefix_layers: expected 2 (as in the records) to 4, got 1",
+    "another read layer wanted": "data.read_layer: expected 2 (as in the records) to 4, got 1",
     "missing directory": "data.records: expected an existing directory",
     "unwritable output": "out: expected a directory that can be written",
 }

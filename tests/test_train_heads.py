@@ -18,10 +18,10 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
-from router.models import load_model
+from router.engine.load import load_model
 from router.storage import Router, load_router
 from search.__main__ import main as search
-from search.menu_file import Menu, write_menu
+from search.menu import Menu, write_menu
 from tests.menus import write_records
 from tests.test_train_command import arguments
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
@@ -52,7 +52,7 @@ def tabled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
             f"--menu={folder / 'menu.json'}", f"--read_layers=[{READ}]", "--splits=[train,validation]",
-            "--prefix_layers=2", "--dtype=float32",
+            "--read_layer=2", "--dtype=float32",
         ]
     )  # fmt: skip
     return folder
@@ -64,7 +64,7 @@ def project(tabled: Path, tmp_path: Path) -> Path:
 
 
 def settings(project: Path, kind: str, **changes: object) -> list[str]:
-    own = {"model.kind": kind, "model.pooling": "ends", "model.hidden": 16, "data.prefix_layers": READ}
+    own = {"model.kind": kind, "model.pooling": "ends", "model.hidden": 16, "data.read_layer": READ}
     return arguments(project, **(own | {name.replace("__", "."): value for name, value in changes.items()}))
 
 
@@ -89,7 +89,7 @@ def test_a_head_is_trained_on_a_table_at_a_later_read_layer(project: Path, kind:
     main(settings(project, kind))
     record = read_records(project / "records" / "train.jsonl")[0]
     router = load_router(project / "router", record.fingerprints)
-    assert (router.config.head, router.config.prefix_layers, record.prefix_layers) == (kind, READ, 2)
+    assert (router.config.head, router.config.read_layer, record.read_layer) == (kind, READ, 2)
     assert not (project / "records" / "features").exists()
     if kind == "menu":
         assert router.config.head_settings["chains"] == LATE
@@ -194,7 +194,7 @@ def refused(project: Path, name: str) -> dict[str, object]:
         rewrite(project, lambda _, one: [dataclasses.replace(r, correct=False, margin=-1.0) for r in one.results])
         return {"model.kind": "program"}
     changes: dict[str, dict[str, object]] = {
-        "read layer of no model": {"data.prefix_layers": 5},
+        "read layer of no model": {"data.read_layer": 5},
         "limit of none": {"data.limit": 0},
         "unknown kind": {"model.kind": "oracle"},
         "weight above 1": {"model.menu.agreement": 1.5},
@@ -210,7 +210,7 @@ BAD = {
     "no menu table": "data.records: expected a menu table (python -m search --menu ...)",
     "a sample without a chain": "data.records: expected a menu table (python -m search --menu ...)",
     "no right chain": "data.records: expected a sample with a right chain in train, got none",
-    "read layer of no model": "data.prefix_layers: expected 2 (as in the records) to 4, got 5",
+    "read layer of no model": "data.read_layer: expected 2 (as in the records) to 4, got 5",
     "limit of none": "limit: expected at least 1, got 0",
     "unknown kind": "model.kind",
     "weight above 1": "agreement: expected 0..1, got 1.5",

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from router.program import ProgramHead
+from train.program_objective import ProgramObjective
 
 from data.records import ChainResult, SearchRecord, pareto_front
 from router.chain import Chain
-from router.command import InputError
-from router.menu_head import MenuHead
-from router.program import ProgramHead
+from router.heads.menu import MenuHead
+from router.validation import InputError
 from tests.menus import N, chain, record
-from train.menu_objective import MenuObjective, confidence_of
-from train.objectives import collapse
-from train.program_objective import ProgramObjective
+from train.objectives import MenuObjective, collapse, confidence_of
 
 PREFIX = 2
 

@@ -11,9 +11,8 @@ import torch
 from data.records import ChainResult, SearchRecord, pareto_front
 from router.chain import Chain
 from router.fingerprint import Fingerprints
-from router.layerwise import REPEAT, RUN, SKIP
-from train.losses import effective_number_weights, focal_loss
-from train.targets import class_counts, layer_classes
+from router.heads.layerwise import REPEAT, RUN, SKIP
+from train.objectives import class_counts, effective_number_weights, focal_loss, layer_classes
 
 N = 6
 FULL = Chain.full(N)

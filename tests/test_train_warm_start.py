@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from data.task_files import TaskSet, load_task, write_tasks
 
 from data.records import read_records
 from data.sample import read_samples, write_samples
-from data.task_files import TaskSet, load_task, write_tasks
 from router.command import run_command
-from router.menu_head import MenuHead
+from router.heads.menu import MenuHead
 from router.storage import Router, load_router, save_router
 from search.__main__ import main as search
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 12), ("validation", 4)):
         write_samples(folder / "other" / f"{split}.jsonl", tiny_samples(split, 60)[-count:])
     for name, chains in (("menu", MENU), ("other_menu", OTHER_MENU)):
-        value = {"schema": 1, "num_layers": NUM_LAYERS, "prefix_layers": PREFIX, "chains": chains}
+        value = {"schema": 1, "num_layers": NUM_LAYERS, "read_layer": PREFIX, "chains": chains}
         (folder / f"{name}.json").write_text(json.dumps(value))
     for data, out, menu in (("data", "table", "menu"), ("other", "other_table", "other_menu")):
         search(run_arguments(folder, folder / out, data=data, menu=folder / f"{menu}.json"))
@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_arguments(project: Path, out: Path, data: str = "data", **changes: object) -> list[str]:
     settings = {
         "data": project / data, "out": out, "model": project / "model", "splits": "[train,validation]",
-        "prefix_layers": PREFIX, "dtype": "float32", "search.simulations": 8,
+        "read_layer": PREFIX, "dtype": "float32", "search.simulations": 8,
     } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
     return [f"--{name}={value}" for name, value in settings.items()]
 
@@ -123,7 +123,7 @@ def test_the_weights_to_start_from_belong_to_the_trainings_key(
         ("other width", "warm_start: expected a router with hidden 9, as set here, got 8"),
         ("other weighting", "warm_start: expected a router with agreement 0.1, as set here, got 0.5"),
         ("other model", "warm_start: expected it to be made for the model"),
-        ("other read layer", "warm_start: expected a router with prefix_layers 3, as set here, got 2"),
+        ("other read layer", "warm_start: expected a router with read_layer 3, as set here, got 2"),
         ("no questions", "warm_start: expected a router with trained_on.json"),
         ("itself", "warm_start: expected another folder than out"),
         ("nowhere", "router: expected an existing directory"),

@@ -206,14 +206,14 @@ def write_project(folder: Path, train: int = 8, validation: int = 4, test: int =
     return folder
 
 
-def random_router(scorer: ChainScorer, prefix_layers: int) -> Router:
+def random_router(scorer: ChainScorer, read_layer: int) -> Router:
     """Return an untrained router for a tiny model, its weights wide enough that chains of several depths come out."""
     torch.manual_seed(0)
     config = RouterConfig(
         head="layerwise",
         head_settings={"hidden": 8, "windows": 2, "dropout": 0.0},
         num_layers=NUM_LAYERS,
-        prefix_layers=prefix_layers,
+        read_layer=read_layer,
         d_model=scorer.d_model,
         task="arc_easy",
         mode="continuation",

@@ -88,11 +88,11 @@ def run(
     settings: SearchSettings,
     seed: int | random.Random,
     num_layers: int,
-    prefix_layers: int = 0,
+    first_editable: int = 0,
 ) -> Searcher:
     """Search to the end."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-    searcher = make_searcher(settings.action_space(num_layers, prefix_layers), settings, rng)
+    searcher = make_searcher(settings.action_space(num_layers, first_editable), settings, rng)
     while chains := searcher.ask():
         searcher.tell([reward(chain) for chain in chains])
     return searcher

@@ -26,13 +26,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
 from data.tracking import TrackingSettings, log_files
-from router.command import InputError, one_line, provenance, run_command
-from router.durable import read_json, sha256_file, sha256_json, writable_directory, write_json
+from router.command import one_line, provenance, run_command
+from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
-from train.datamodule import Example, Examples, RouterData, collate
+from router.validation import InputError
+from train.datamodule import Example, Examples, RouterData, WarmStart, collate
 from train.module import RouterModule
 from train.tracking import start_logger
-from train.warm_start import WarmStart
 
 DONE_FILE = "train.json"
 MEASURED_AT_ONCE = 64
@@ -168,7 +168,7 @@ def _trained_before(out: Path, key: str) -> bool:
 
 
 def _describe(data: RouterData) -> str:
-    lines = [f"base model {data.base_model}, {data.origin.num_layers} layers, read after {data.prefix_layers} of them"]
+    lines = [f"base model {data.base_model}, {data.origin.num_layers} layers, read after {data.read_layer} of them"]
     for split, examples in data.examples.items():
         lines.append(f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without")
     told = data.objective.describe(data.examples["train"].targets)
@@ -201,7 +201,7 @@ def _finish(
         head=module.objective.name,
         head_settings=dict(module.head_settings),
         num_layers=origin.num_layers,
-        prefix_layers=data.prefix_layers,
+        read_layer=data.read_layer,
         d_model=data.d_model,
         task=data.tasks.name,
         mode=data.tasks.mode,

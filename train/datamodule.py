@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,18 @@ from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
-from router.command import InputError
-from router.durable import require_directory
-from router.encoder import StateEncoder
+from router.engine.load import load_model
+from router.files import require_directory, sha256_file
 from router.fingerprint import Fingerprints
-from router.head import pad_states
-from router.models import load_model
+from router.heads.head import Head, StateEncoder, pad_states
+from router.heads.menu import OUTCOMES, MenuHead
+from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
+from router.validation import InputError
 from train.features import FeatureKey, cached_states
 
 if TYPE_CHECKING:
     from train.objectives import Objective
+
 
 Example = tuple[Tensor, Any]
 """A sample's states, or what pooling made of them, and its target."""
@@ -46,7 +49,7 @@ class Origin:
     Attributes:
         fingerprints: base model, tokenizer and prompt.
         num_layers: layers of the base model.
-        prefix_layers: layers that run in every chain.
+        read_layer: layers that run in every chain.
         dtype: dtype of the base model.
         reward_target: must be "gold"; a control's records train nothing.
         search: hash of the search settings.
@@ -54,7 +57,7 @@ class Origin:
 
     fingerprints: Fingerprints
     num_layers: int
-    prefix_layers: int
+    read_layer: int
     dtype: str
     reward_target: str
     search: str
@@ -112,7 +115,7 @@ class RouterData(LightningDataModule):
         base_model: str = "smollm2-135m-instruct",
         revision: str | None = None,
         device: str = "auto",
-        prefix_layers: int | None = None,
+        read_layer: int | None = None,
         batch_size: int = 32,
         features: Path | None = None,
         limit: int | None = None,
@@ -125,7 +128,7 @@ class RouterData(LightningDataModule):
             base_model: the frozen model: an offline asset, a local directory or a hub id.
             revision: its hub revision.
             device: torch device for the states, or auto.
-            prefix_layers: the read layer: chains that edit an earlier one are no targets; at least the records' own;
+            read_layer: the read layer: chains that edit an earlier one are no targets; at least the records' own;
                 null: the records' own.
             batch_size: samples in a training batch.
             features: folder of the states' cache; null: `features` beside the records.
@@ -138,7 +141,7 @@ class RouterData(LightningDataModule):
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.base_model, self.revision = base_model, revision
         self._data, self._records, self._device = data, records, device
-        self._wanted_prefix, self._batch_size, self._limit = prefix_layers, batch_size, limit
+        self._wanted_prefix, self._batch_size, self._limit = read_layer, batch_size, limit
         self._features = features or records / "features"
         self._generator = torch.Generator().manual_seed(0)
         self._scorer: ChainScorer | None = None
@@ -149,7 +152,7 @@ class RouterData(LightningDataModule):
         self.layer_parameters: int
         self.examples: dict[str, Examples] = {}
         self.without_target: dict[str, int] = {}
-        self.prefix_layers: int
+        self.read_layer: int
         self.head_settings: dict[str, Any] = {}
         self.objective: Objective
         self.split_hashes: set[str] = set()
@@ -175,9 +178,9 @@ class RouterData(LightningDataModule):
         self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
         records = [record for pair in pairs.values() for record, _ in pair]
         self.origin = self._common_origin(records)
-        self.head_settings = self.objective.settings(records, self.prefix_layers)
+        self.head_settings = self.objective.settings(records, self.read_layer)
         for split, pair in pairs.items():
-            targets = [(sample, self.objective.target(record, self.prefix_layers)) for record, sample in pair]
+            targets = [(sample, self.objective.target(record, self.read_layer)) for record, sample in pair]
             kept = [(sample, target) for sample, target in targets if target is not None]
             self.without_target[split] = len(targets) - len(kept)
             if not kept:
@@ -192,7 +195,7 @@ class RouterData(LightningDataModule):
     def states(self, split: str, samples: list[Sample]) -> list[Tensor]:
         """Return the samples' states at the read layer: kept by the search, cached here, or from the model."""
         key = FeatureKey(
-            self.origin.fingerprints, self.origin.dtype, self.prefix_layers, tuple(sample.id for sample in samples)
+            self.origin.fingerprints, self.origin.dtype, self.read_layer, tuple(sample.id for sample in samples)
         )
         kept = self._records / f"{split}.states"
         return cached_states(self._features, split, samples, key, self._open_scorer, kept)
@@ -233,14 +236,14 @@ class RouterData(LightningDataModule):
                     )
         if first.reward_target != "gold":
             raise InputError(f"data.records: expected the reward target gold, got {first.reward_target}")
-        self.prefix_layers = first.prefix_layers if self._wanted_prefix is None else self._wanted_prefix
-        if not first.prefix_layers <= self.prefix_layers < first.num_layers:
+        self.read_layer = first.read_layer if self._wanted_prefix is None else self._wanted_prefix
+        if not first.read_layer <= self.read_layer < first.num_layers:
             raise InputError(
-                f"data.prefix_layers: expected {first.prefix_layers} (as in the records) to {first.num_layers - 1}, "
-                f"got {self.prefix_layers}"
+                f"data.read_layer: expected {first.read_layer} (as in the records) to {first.num_layers - 1}, "
+                f"got {self.read_layer}"
             )
-        if self.prefix_layers < 1:
-            raise InputError("data.records: expected prefix_layers of at least 1 for a router to read, got 0")
+        if self.read_layer < 1:
+            raise InputError("data.records: expected read_layer of at least 1 for a router to read, got 0")
         if any(record.mode != self.tasks[record.task].mode for record in records):
             raise InputError(f"data.records: expected the modes of {self._data / TASKS_FILE}, got another")
         self._check_model(first)
@@ -275,3 +278,97 @@ class RouterData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Example]:
         """Return validation batches in a fixed order."""
         return DataLoader(self.examples["validation"], batch_size=self._batch_size, collate_fn=collate)
+
+
+# A router whose weights another router's training starts from.
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A router to start from.
+
+    Attributes:
+        router: the router.
+        weights_sha256: hash of its weights, which decides what training makes of it.
+        split_hashes: the questions (`Sample.split_hash`) that it was trained and chosen on; whatever starts from it has
+            seen them too.
+    """
+
+    router: Router
+    weights_sha256: str
+    split_hashes: frozenset[str]
+
+    @classmethod
+    def read(cls, folder: Path, out: Path) -> WarmStart:
+        """Read a router's folder.
+
+        Args:
+            folder: the router's folder.
+            out: the folder that training will write.
+
+        Raises:
+            InputError: where it holds no router, none that says what it was trained on, or is `out`.
+        """
+        if folder.resolve() == out.resolve():
+            raise InputError(f"warm_start: expected another folder than out, got {str(folder)!r}")
+        with torch.random.fork_rng(devices=[]):  # a head draws when it is built; the new one draws as without this one
+            router = load_router(folder)
+        seen = trained_questions(folder)
+        if seen is None:
+            raise InputError(
+                f"warm_start: expected a router with {TRAINED_ON_FILE}, so that nobody evaluates on questions that it "
+                f"has seen, got {str(folder)!r} without"
+            )
+        return cls(router, sha256_file(folder / WEIGHTS_FILE), seen)
+
+    def require(self, name: str, head_settings: Mapping[str, Any], read_layer: int, fingerprints: Fingerprints) -> None:
+        """Check that a new head can start from this one; the prompt and the chains of a menu may be others.
+
+        Args:
+            name: the new head's kind, a key of `router.storage.HEADS`.
+            head_settings: its settings.
+            read_layer: its read layer.
+            fingerprints: what its records were made for.
+
+        Raises:
+            InputError: at the first that differs; the message names it and both values.
+        """
+        config = self.router.config
+        config.fingerprints.require(replace(fingerprints, prompt=config.fingerprints.prompt), "warm_start")
+        pairs = {"head": (name, config.head), "read_layer": (read_layer, config.read_layer)}
+        for key in (*head_settings, *(key for key in config.head_settings if key not in head_settings)):
+            if key != "chains":
+                pairs[key] = (head_settings.get(key), config.head_settings.get(key))
+        for key, (wanted, got) in pairs.items():
+            if wanted != got:
+                raise InputError(f"warm_start: expected a router with {key} {wanted}, as set here, got {got}")
+
+    def give(self, head: Head) -> str:
+        """Copy the weights into a head that was started from its own targets, and return a line on what was copied.
+
+        Of a menu head, chains that the old menu lacks keep what they started with, the rates among the targets.
+        """
+        old = self.router.head
+        if isinstance(head, MenuHead) and isinstance(old, MenuHead) and head.chains != old.chains:
+            head.encoder.load_state_dict(old.encoder.state_dict())
+            count = _copy_shared_rows(head, old)
+            return f"warm start: encoder, and {count} of {len(head.chains)} chains of the menu, from {self._told}"
+        head.load_state_dict(old.state_dict())
+        return f"warm start: all weights from {self._told}"
+
+    @property
+    def _told(self) -> str:
+        return f"a router of {self.router.config.task} (weights {self.weights_sha256[:12]})"
+
+
+@torch.no_grad()
+def _copy_shared_rows(head: MenuHead, old: MenuHead) -> int:
+    """Copy the rows of chains that both menus have, and of the auxiliary values; returns the number of chains."""
+    places = {chain: i for i, chain in enumerate(old.chains)}
+    width = len(OUTCOMES)
+    pairs = [(i, places[chain]) for i, chain in enumerate(head.chains) if chain in places]
+    for to, source in ((head.predict.weight, old.predict.weight), (head.predict.bias, old.predict.bias)):
+        for i, j in pairs:
+            to[i * width : (i + 1) * width] = source[j * width : (j + 1) * width]
+        to[len(head.chains) * width :] = source[len(old.chains) * width :]
+    return len(pairs)

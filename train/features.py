@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from data.state_files import StatesOrigin, read_states
-from router.durable import replacing, sha256_json
+from router.files import replacing, sha256_json
 from router.fingerprint import Fingerprints
 
 BATCH_SAMPLES = 64
@@ -31,13 +31,13 @@ class FeatureKey:
     Attributes:
         fingerprints: base model, tokenizer and prompt.
         dtype: dtype of the base model.
-        prefix_layers: the states are `hidden_states[prefix_layers]`.
+        read_layer: the states are `hidden_states[read_layer]`.
         sample_ids: the samples, in order.
     """
 
     fingerprints: Fingerprints
     dtype: str
-    prefix_layers: int
+    read_layer: int
     sample_ids: tuple[str, ...]
 
     @property
@@ -66,7 +66,7 @@ def cached_states(
     """
     if kept is not None:
         origin = StatesOrigin(key.fingerprints, key.dtype)
-        found = read_states(kept, origin, key.sample_ids, key.prefix_layers)
+        found = read_states(kept, origin, key.sample_ids, key.read_layer)
         if found is not None:
             return found
     path = folder / f"{split}-{key.digest}.safetensors"
@@ -74,15 +74,15 @@ def cached_states(
     if held is not None:
         return held
     folder.mkdir(parents=True, exist_ok=True)
-    states = compute_states(scorer(), samples, key.prefix_layers, f"states {split}")
+    states = compute_states(scorer(), samples, key.read_layer, f"states {split}")
     lengths = torch.tensor([len(state) for state in states])
     with replacing(path) as aside:
         save_file({"states": torch.cat(states), "lengths": lengths}, aside, metadata={"key": json.dumps(asdict(key))})
     return states
 
 
-def compute_states(scorer: ChainScorer, samples: Sequence[Sample], prefix_layers: int, label: str) -> list[Tensor]:
-    """Run layers 0..prefix_layers-1 on every sample; returns the states on the CPU, in the samples' order.
+def compute_states(scorer: ChainScorer, samples: Sequence[Sample], read_layer: int, label: str) -> list[Tensor]:
+    """Run layers 0..read_layer-1 on every sample; returns the states on the CPU, in the samples' order.
 
     Raises:
         InputError: where a sample cannot be asked.
@@ -92,7 +92,7 @@ def compute_states(scorer: ChainScorer, samples: Sequence[Sample], prefix_layers
     with tqdm(total=len(samples), desc=label, unit="sample") as progress:
         for batch in batches_by_length([sample.length for sample in encoded], BATCH_SAMPLES):
             block = scorer.load([encoded[i] for i in batch])
-            for i, state in zip(batch, scorer.states(block, prefix_layers), strict=True):
+            for i, state in zip(batch, scorer.states(block, read_layer), strict=True):
                 states[i] = state.cpu()
             progress.update(len(batch))
     return [state for state in states if state is not None]

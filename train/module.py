@@ -9,16 +9,19 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from router.encoder import Pooling, StateEncoder
-from router.head import Head
+from router.heads.head import Head, Pooling, StateEncoder
 from router.storage import HEADS
-from train.datamodule import Batch, RouterData
-from train.losses import effective_number_weights
-from train.menu_objective import MenuObjective
-from train.objectives import HeadName, LayerwiseObjective, Objective, collapse
+from train.datamodule import Batch, RouterData, WarmStart
+from train.objectives import (
+    HeadName,
+    LayerwiseObjective,
+    MenuObjective,
+    Objective,
+    TargetRule,
+    collapse,
+    effective_number_weights,
+)
 from train.program_objective import ProgramObjective
-from train.targets import TargetRule
-from train.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,10 @@ class RouterModule(LightningModule):
         origin = data.origin
         self.head_settings = {**self.encoder_settings, **data.head_settings}
         kind = HEADS[self.objective.name]
-        self.head = kind(origin.num_layers, data.prefix_layers, data.d_model, **self.head_settings)
+        self.head = kind(origin.num_layers, data.read_layer, data.d_model, **self.head_settings)
         self.objective.start(self.head, data.examples["train"].targets)
         if warm_start is not None:
-            warm_start.require(self.objective.name, self.head_settings, data.prefix_layers, origin.fingerprints)
+            warm_start.require(self.objective.name, self.head_settings, data.read_layer, origin.fingerprints)
             print(warm_start.give(self.head))
         data.pool(self.head.encoder)
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from sklearn.metrics import f1_score
+from jaxtyping import Float, Int
+from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor
+from torch.nn import functional
 
-from data.records import SearchRecord
+from data.records import ChainResult, SearchRecord, shared_chains
 from router.chain import Chain
-from router.head import Head
-from router.layerwise import CLASSES, LayerwiseHead
-from train.losses import effective_number_weights, focal_loss
-from train.targets import TargetRule, class_counts, layer_classes, layer_frequencies
+from router.heads.budget import best_mixture, operating_points, priced_choice
+from router.heads.head import Head
+from router.heads.layerwise import CLASSES, LayerwiseHead, classes_of
+from router.heads.menu import AGREE, CORRECT, OUTCOMES, MenuHead
+from router.validation import InputError
 
 HeadName = Literal["layerwise", "menu", "program"]
 
@@ -30,16 +34,16 @@ class Objective(ABC):
     name: HeadName
 
     @abstractmethod
-    def target(self, record: SearchRecord, prefix_layers: int) -> Any | None:
+    def target(self, record: SearchRecord, read_layer: int) -> Any | None:
         """Return what a record teaches, or None where it teaches nothing.
 
         Args:
             record: what was found for a sample.
-            prefix_layers: layers that the router's chains begin with.
+            read_layer: layers that the router's chains begin with.
         """
 
     @abstractmethod
-    def settings(self, records: Sequence[SearchRecord], prefix_layers: int) -> dict[str, Any]:
+    def settings(self, records: Sequence[SearchRecord], read_layer: int) -> dict[str, Any]:
         """Return the settings of the head that hang on the records (a menu's chains); none for most."""
 
     @abstractmethod
@@ -73,12 +77,12 @@ class LayerwiseObjective(Objective):
         self._rule, self._gamma, self._beta = rule, gamma, beta
         self._weights = torch.ones(len(CLASSES))
 
-    def target(self, record: SearchRecord, prefix_layers: int) -> Tensor | None:
+    def target(self, record: SearchRecord, read_layer: int) -> Tensor | None:
         """Return the classes of the record's target chain by layer."""
-        classes = layer_classes(record, prefix_layers, self._rule)
+        classes = layer_classes(record, read_layer, self._rule)
         return None if classes is None else torch.tensor(classes)
 
-    def settings(self, records: Sequence[SearchRecord], prefix_layers: int) -> dict[str, Any]:  # noqa: ARG002
+    def settings(self, records: Sequence[SearchRecord], read_layer: int) -> dict[str, Any]:  # noqa: ARG002
         """Return nothing."""
         return {}
 
@@ -123,3 +127,250 @@ def collapse(head: Head, output: Tensor) -> dict[str, float]:
         "distinct_chains": float(len(set(chains))),
         "mean_depth": sum(chain.depth for chain in chains) / len(chains),
     }
+
+
+# What the router is to predict: per-layer classes from search records.
+
+
+TargetRule = Literal["shortest", "margin"]
+
+
+def layer_classes(record: SearchRecord, read_layer: int, rule: TargetRule = "shortest") -> tuple[int, ...] | None:
+    """Return a record's target as one class (skip, run, repeat) for each layer after the prefix.
+
+    Only right chains that skip layers or run them once or twice in a row can be written so; block repeats and layers
+    run three times cannot. A chain that did not stand its verification is no target.
+
+    Args:
+        record: what the search found.
+        read_layer: layers that every chain begins with.
+        rule: "shortest": the shortest such chain, greatest margin among equals (the target of Dr.LLM,
+            arXiv 2510.12773); "margin": the one with the greatest margin.
+
+    Returns:
+        The classes, or None where no right chain can be written so.
+    """
+    candidates = [
+        (result, classes)
+        for result in record.results
+        if result.correct
+        and result.verified is not False
+        and (classes := classes_of(result.chain, read_layer)) is not None
+    ]
+    if not candidates:
+        return None
+
+    def rank(candidate: tuple[ChainResult, tuple[int, ...]]) -> tuple[float, float]:
+        result = candidate[0]
+        depth = float(result.chain.depth)
+        return (depth, -result.margin) if rule == "shortest" else (-result.margin, depth)
+
+    return min(candidates, key=rank)[1]
+
+
+def class_counts(targets: Sequence[Sequence[int]], classes: int) -> list[int]:
+    """Return how often each class stands in the targets."""
+    counts = [0] * classes
+    for target in targets:
+        for value in target:
+            counts[value] += 1
+    return counts
+
+
+def layer_frequencies(targets: Sequence[Sequence[int]], classes: int) -> list[list[float]]:
+    """Return the share of each class at each layer, with one more of each counted so that none is 0 (Laplace)."""
+    layers = list(zip(*targets, strict=True))
+    return [[(layer.count(c) + 1) / (len(layer) + classes) for c in range(classes)] for layer in layers]
+
+
+# Losses for classes of very different frequency.
+
+
+def effective_number_weights(counts: Sequence[int], beta: float) -> Float[Tensor, " classes"]:
+    """Return class weights (1 - beta) / (1 - beta^n), scaled to a mean of 1 over the classes that occur.
+
+    Class-balanced loss, Cui et al. 2019 (arXiv 1901.05555), equation 3; beta 0 weighs all classes alike, beta -> 1 by
+    inverse frequency. A class that does not occur gets weight 0.
+
+    Raises:
+        ValueError: where beta is not in 0..1 (1 excluded) or no class occurs.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta: expected at least 0 and below 1, got {beta}")
+    if not any(counts):
+        raise ValueError(f"counts: expected at least one class that occurs, got {list(counts)}")
+    weights = torch.tensor([(1 - beta) / (1 - beta**n) if n else 0.0 for n in counts], dtype=torch.float64)
+    return (weights * sum(n > 0 for n in counts) / weights.sum()).float()
+
+
+def focal_loss(
+    logits: Float[Tensor, "batch layers classes"],
+    targets: Int[Tensor, "batch layers"],
+    weights: Float[Tensor, " classes"],
+    gamma: float,
+) -> Float[Tensor, ""]:
+    """Return the mean of -w_t (1 - p_t)^gamma ln p_t over all layers of all rows (nats).
+
+    Focal loss, Lin et al. 2017 (arXiv 1708.02002), equation 5; gamma 0 is weighted cross-entropy (not divided by the
+    sum of the weights).
+    """
+    logprobs = functional.log_softmax(logits, dim=-1).gather(-1, targets[..., None])[..., 0]
+    return (-weights[targets] * (1 - logprobs.exp()) ** gamma * logprobs).mean()
+
+
+# Teaching a menu head: what every chain of the menu answered on every sample (a menu table).
+
+
+CONFIDENCE_SCALE = 4.0
+"""Margin of full depth, in nats, that counts as one unit of the auxiliary target."""
+
+
+class MenuObjective(Objective):
+    """For each chain of the menu: was it right, did it agree with full depth; and what full depth's confidence was."""
+
+    name: HeadName = "menu"
+
+    def __init__(self, *, agreement: float, auxiliary: float, softness: float) -> None:
+        """Set the training.
+
+        Args:
+            agreement: weight of agreement in a chain's value (`MenuHead`).
+            auxiliary: weight of the loss of the auxiliary targets, at least 0.
+            softness: nats; above 0 a right answer by a small margin m counts as sigmoid(m / softness) right and not as
+                1, since it could as well have been wrong.
+
+        Raises:
+            ValueError: where a number is out of its bounds.
+        """
+        for name, value in (("auxiliary", auxiliary), ("softness", softness)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+        if not 0 <= agreement <= 1:
+            raise ValueError(f"agreement: expected 0..1, got {agreement}")
+        self._agreement, self._auxiliary, self._softness = agreement, auxiliary, softness
+        self._chains: tuple[Chain, ...] = ()
+
+    def settings(self, records: Sequence[SearchRecord], read_layer: int) -> dict[str, Any]:
+        """Return the menu: all chains that every record tried and that keep the prefix.
+
+        Raises:
+            InputError: where a record lacks a chain of the menu, or the menu is the full chain alone.
+        """
+        self._chains = tuple(chain for chain in shared_chains(records) if chain.unedited_prefix >= read_layer)
+        if len(self._chains) < 2:
+            raise InputError(
+                "data.records: expected a menu table (python -m search --menu ...) with chains that begin with layers "
+                f"0..{read_layer - 1}, got {len(self._chains)} chains that all records have in common"
+            )
+        return {"chains": [str(chain) for chain in self._chains], "agreement": self._agreement}
+
+    def target(self, record: SearchRecord, read_layer: int) -> Tensor:  # noqa: ARG002
+        """Return the outcomes `[chains * outcomes]` of a record and behind them full depth's confidence and entropy."""
+        known = {result.chain: result for result in record.results}
+        missing = [chain for chain in self._chains if chain not in known]
+        if missing:
+            raise InputError(
+                f"data.records: expected every chain of the menu for every sample, got none of {missing[0]} "
+                f"for {record.sample_id}"
+            )
+        full = record.full
+        rows = [self._outcomes(known[chain], full) for chain in self._chains]
+        return torch.tensor([*(value for row in rows for value in row), *confidence_of(full)])
+
+    def _outcomes(self, result: ChainResult, full: ChainResult) -> tuple[float, float]:
+        right = float(result.correct)
+        if self._softness:
+            right = 1 / (1 + math.exp(-max(-60.0, min(60.0, result.margin / self._softness))))
+        return right, float(result.prediction == full.prediction)
+
+    def start(self, head: Head, targets: Sequence[Tensor]) -> None:
+        """Start from the outcomes' rates (Laplace)."""
+        assert isinstance(head, MenuHead)
+        table = torch.stack(list(targets))[:, : len(self._chains) * len(OUTCOMES)]
+        rates = (table.sum(0) + 1) / (len(table) + 2)
+        head.start_from(rates.reshape(len(self._chains), len(OUTCOMES)))
+
+    def collate(self, targets: Sequence[Tensor]) -> Tensor:
+        """Stack."""
+        return torch.stack(list(targets))
+
+    def loss(self, head: Head, output: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean binary cross-entropy of the outcomes (nats) plus the weighted auxiliary squared error."""
+        assert isinstance(head, MenuHead)
+        split = len(head.chains) * len(OUTCOMES)
+        loss = functional.binary_cross_entropy_with_logits(output[:, :split], targets[:, :split])
+        if self._auxiliary:
+            loss = loss + self._auxiliary * functional.mse_loss(output[:, split:], targets[:, split:])
+        return loss
+
+    def measures(self, head: Head, output: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return the mean area under the ROC curve over chains of both outcomes, and the accuracy of the own choice."""
+        assert isinstance(head, MenuHead)
+        logits = head.outcome_logits(output).flatten(1)
+        truth = (targets[:, : logits.shape[1]] > 0.5).float()
+        measured: dict[str, float] = {}
+        for place, name in ((CORRECT, "correct"), (AGREE, "agree")):
+            areas = [
+                roc_auc_score(truth[:, i].numpy(), logits[:, i].numpy())
+                for i in range(place, logits.shape[1], len(OUTCOMES))
+                if 0 < float(truth[:, i].mean()) < 1
+            ]
+            if areas:
+                measured[f"auc_{name}"] = float(sum(areas) / len(areas))
+        places = {chain: i for i, chain in enumerate(head.chains)}
+        chosen = torch.tensor([places[ranked[0].chain] for ranked in head.decode(output)])
+        right = truth[:, CORRECT :: len(OUTCOMES)]
+        measured["gain"] = frontier_gain(head.values(output), right, head.depths)
+        measured["accuracy"] = float(right.gather(1, chosen[:, None]).mean())
+        measured["full_accuracy"] = float(right[:, 0].mean())
+        return measured
+
+    def describe(self, targets: Sequence[Tensor]) -> str:
+        """Return how right the menu's chains are."""
+        split = len(self._chains) * len(OUTCOMES)
+        right = (torch.stack(list(targets))[:, CORRECT : split : len(OUTCOMES)] > 0.5).float()
+        means = right.mean(0)
+        best = int(means.argmax())
+        return (
+            f"menu of {len(self._chains)} chains: full depth right on {means[0]:.3f} of the training samples, "
+            f"the best chain ({self._chains[best]}) on {means[best]:.3f}, some chain on {right.amax(1).mean():.3f}"
+        )
+
+
+def frontier_gain(
+    values: Float[Tensor, "samples chains"], right: Float[Tensor, "samples chains"], depths: Float[Tensor, " chains"]
+) -> float:
+    """Return what choosing by sample adds to accuracy over the best static mixture of the same mean depth.
+
+    The mean over operating points, up to the depth of the most accurate chain. The mixtures are the best for these
+    very samples, which favours them a little.
+
+    Args:
+        values: value of each chain, as the head thinks.
+        right: 1 where a chain answers rightly.
+        depths: depth of each chain, layers.
+    """
+    rates = right.mean(0)
+    most = float(depths[rates == rates.max()].min())
+    gains = []
+    for point in operating_points(values, depths.expand_as(values)):
+        chosen = priced_choice(values, depths.expand_as(values), point.offset)
+        depth = float(depths[chosen].mean())
+        static = best_mixture(rates.tolist(), depths.tolist(), depth)
+        if static is not None and depth <= most:
+            gains.append(float(right.gather(1, chosen[:, None]).mean()) - static.mean(rates.tolist()))
+    return sum(gains) / len(gains) if gains else 0.0
+
+
+def confidence_of(full: ChainResult) -> tuple[float, float]:
+    """Return full depth's margin between its two best choices, in `CONFIDENCE_SCALE`, and its entropy (nats).
+
+    A free answer has no choices: its confidence is the mean log-probability of the right answer's tokens.
+    """
+    if not isinstance(full.prediction, int) or len(full.scores) < 2:
+        mean = sum(full.scores) / max(1, len(full.scores))
+        return mean / CONFIDENCE_SCALE, 0.0
+    ordered = sorted(full.scores, reverse=True)
+    chances = torch.tensor(full.scores).softmax(0)
+    entropy = float(-(chances * chances.clamp(min=1e-12).log()).sum())
+    return min((ordered[0] - ordered[1]) / CONFIDENCE_SCALE, 4.0), entropy

@@ -21,7 +21,7 @@ from eval.analysis.settings import AnalysisSettings
 from eval.analysis.statistics import RESAMPLES
 from eval.analysis.table import print_analysis
 from router.command import parse_settings, plain_values, provenance, run_command
-from router.durable import writable_directory, write_json
+from router.files import writable_directory, write_json
 
 SCHEMA = 1
 """Version of analysis.json."""

@@ -10,11 +10,11 @@ from typing import Any
 from data.records import SearchRecord, read_records
 from eval.analysis.outcomes import Outcome
 from eval.analysis.settings import AnalysisSettings, CellSettings
-from router.command import InputError
-from router.durable import read_json, require_directory, sha256_file
+from router.files import read_json, require_directory, sha256_file
 from router.fingerprint import Fingerprints
+from router.validation import InputError
 
-PLAN = ("prefix_layers", "dtype", "verify", "shuffle", "menu")
+PLAN = ("first_editable", "dtype", "verify", "shuffle", "menu")
 """Settings of a search, besides those of each sample's, that decide what it finds."""
 
 
@@ -106,7 +106,7 @@ def _read_search(cell: CellSettings, folder: Path, target: str) -> Searched:
             f"{setting}: expected a search with the action set {cell.action_set} in {path}, got {plan['action_set']}"
         )
     first = records[0]
-    common = {name: getattr(first, name) for name in ("num_layers", "prefix_layers", "fingerprints", "search")}
+    common = {name: getattr(first, name) for name in ("num_layers", "first_editable", "fingerprints", "search")}
     for record in records:
         for name, value in {"split": cell.split, "reward_target": target, **common}.items():
             if getattr(record, name) != value:

@@ -27,8 +27,9 @@ from eval.controls.reshuffle import KnownChains, lists_choices, measure_reshuffl
 from eval.controls.reshuffle import policy_name as reshuffled_name
 from eval.results import PolicyResult, read_results
 from eval.running import run_policies
-from router.command import InputError, plain_values
-from router.durable import JsonLog, read_json, require_file, write_json
+from router.command import plain_values
+from router.files import JsonLog, read_json, require_file, write_json
+from router.validation import InputError
 
 SCHEMA = 1
 """Version of `controls.json`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.arms import FULL, ORACLE
 from eval.controls.statistics import Pair
 from eval.results import PolicyResult
-from router.command import InputError
+from router.validation import InputError
 
 CONTROLLED = (FULL, ORACLE)
 """Arms whose chains are run again."""

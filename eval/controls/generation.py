@@ -1,7 +1,7 @@
 """Labels verified by real generation: do chains that score an answer as right also write it?
 
 For tasks that are not judged by generation anyway. Under each chain the model writes its answer after the same prompt.
-A task that asks for a letter, or for a free answer, is read as `data.judging` reads it. One that scores the choices'
+A task that asks for a letter, or for a free answer, is read as `data.scoring` reads it. One that scores the choices'
 texts asks for no form: the answer is the choice whose text is written, or whose letter where the prompt lists them.
 """
 
@@ -15,9 +15,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from data.answers import folded, parse_letter
-from data.encoding import EncodedSample
 from data.records import ChainResult
-from data.scoring import ChainScorer, SampleBlock
+from data.scoring import ChainScorer, EncodedSample, SampleBlock
 from data.tasks import Task
 from eval.controls.statistics import Pair, PairedShares, Share, paired_shares, share_of
 from eval.results import PolicyResult

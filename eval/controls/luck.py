@@ -15,7 +15,7 @@ from data.records import ChainResult, SearchRecord
 from eval.controls.searches import in_order, means
 from eval.controls.statistics import PairedShares, Share, Sums, Value, paired_shares, share_of, value_of
 from eval.policies import shortest_standing
-from router.command import InputError
+from router.validation import InputError
 
 GIVES_RIGHT, GIVES_TOLD, GIVES_OTHER, UNCLEAR = "right", "told", "other", "unclear"
 ANSWERS = (GIVES_RIGHT, GIVES_TOLD, GIVES_OTHER, UNCLEAR)

@@ -10,7 +10,7 @@ from data.records import SearchRecord
 from eval.controls.searches import in_order, means
 from eval.controls.statistics import PairedShares, Share, Value, mean_of, paired_shares, share_of
 from eval.policies import shortest_standing
-from router.command import InputError
+from router.validation import InputError
 
 TOLERANCE = 0.05
 """Share of the oracle's nominal layers by which a random search of other simulations may differ."""

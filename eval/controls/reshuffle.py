@@ -19,7 +19,7 @@ from data.tasks import Task, TaskSet
 from eval.controls.statistics import Pair, Share, Value, mean_of, share_of, value_of
 from eval.running import run_policies
 from router.chain import Chain
-from router.command import InputError
+from router.validation import InputError
 
 LARGEST_NUMBER = 999
 """Shuffles of one seed at most."""

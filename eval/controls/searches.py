@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from data.records import SearchRecord
-from router.command import InputError
-from router.durable import read_json, require_file, sha256_file
+from router.files import read_json, require_file, sha256_file
+from router.validation import InputError
 
-OF_FILE = ("num_layers", "prefix_layers", "dtype", "fingerprints")
+OF_FILE = ("num_layers", "first_editable", "dtype", "fingerprints")
 """Fields of records that are the same in searches of one model and prompt."""
 OF_SAMPLE = ("task", "split", "mode")
 """Fields of records that are the same in searches of one sample."""
-OF_SEARCH = ("search", "menu", "prefix_layers", "shuffle", "verify", "dtype")
+OF_SEARCH = ("search", "menu", "first_editable", "shuffle", "verify", "dtype")
 """Settings that decide what a search does, but for what it is told."""
 
 

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from data.dense_table import DenseTable
-from data.records import SearchRecord, read_records
+from data.records import DenseTable, SearchRecord, read_records
 from data.state_files import StatesOrigin, read_states
 from eval.curves.figure import write_curves_figure
 from eval.curves.summary import summary_of, table_of
@@ -35,10 +34,11 @@ from eval.dense import (
     same_menu,
 )
 from eval.inputs import require_unseen_by
-from router.budget import offset_for, operating_points, priced_choice
-from router.command import InputError, parse_settings, provenance, run_command
-from router.durable import require_directory, sha256_file, writable_directory, write_json
+from router.command import parse_settings, provenance, run_command
+from router.files import require_directory, sha256_file, writable_directory, write_json
+from router.heads.budget import offset_for, operating_points, priced_choice
 from router.storage import WEIGHTS_FILE, Router, load_router
+from router.validation import InputError
 
 SCHEMA = 1
 CURVES_FILE = "curves.json"
@@ -155,7 +155,7 @@ def _static(tables: Tables) -> list[dict[str, Any]]:
 
 def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: CurvesSettings) -> list[dict[str, Any]]:
     """Measure one router at every budget."""
-    e = router.config.prefix_layers
+    e = router.config.read_layer
     require_unseen_by(folder, set(tables.test.sample_ids), settings.data)
     kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= e]
     columns = np.array([tables.known.place(chain) for chain in kept])
@@ -189,12 +189,12 @@ def _states(router: Router, ids: Sequence[str], folder: Path, split: str) -> Ite
     """Give the states that the router reads, in parts, so that they need not fit in memory."""
     origin = StatesOrigin(router.config.fingerprints, router.config.dtype)
     for start in range(0, len(ids), ROUTED_AT_ONCE):
-        states = read_states(folder, origin, ids[start : start + ROUTED_AT_ONCE], router.config.prefix_layers)
+        states = read_states(folder, origin, ids[start : start + ROUTED_AT_ONCE], router.config.read_layer)
         if states is None:
             raise InputError(
-                f"records: expected the states that the router reads (hidden_states[{router.config.prefix_layers}]) "
+                f"records: expected the states that the router reads (hidden_states[{router.config.read_layer}]) "
                 f"of {split} in {folder}, got none for some; run python -m search with "
-                f"--read_layers '[{router.config.prefix_layers}]'"
+                f"--read_layers '[{router.config.read_layer}]'"
             )
         yield states
 

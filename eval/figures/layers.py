@@ -132,18 +132,18 @@ def _first_shown(report: Report) -> int:
         for layer in range(report["model"]["num_layers"])
         if any(one["skip_rate"][layer] or one["repeat_rate"][layer] for one in use)
     ]
-    first = min([report["model"]["prefix_layers"], *edited]) - 2
+    first = min([report["model"]["read_layer"], *edited]) - 2
     return first if 4 * first > report["model"]["num_layers"] else 0
 
 
 def _notes(report: Report, first: int) -> str:
     """Return what a reader must know of the layers."""
-    prefix = report["model"]["prefix_layers"]
+    prefix = report["model"]["read_layer"]
     notes = [f"layers 0 to {first - 1} are left out, all chains run them once"] if first else []
     return "; ".join([*notes, f"dotted line: the router reads layer {prefix}'s input"] if prefix else notes)
 
 
 def _mark_prefix(axes: Axes, report: Report, colour: str) -> None:
-    prefix = report["model"]["prefix_layers"]
+    prefix = report["model"]["read_layer"]
     if 0 < prefix < report["model"]["num_layers"]:
         axes.axvline(prefix - 0.5, color=colour, linestyle=":", linewidth=1.2)

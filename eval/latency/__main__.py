@@ -26,15 +26,14 @@ from eval.latency.table import print_latency
 from eval.refresh import refresh
 from eval.report import read_arms
 from eval.results import RESULTS_FILE, PolicyResult, read_run
-from router.base_model import resolve_device
 from router.chain import Chain
-from router.command import InputError, parse_settings, provenance, run_command
-from router.durable import require_directory, sha256_file, write_json
+from router.command import parse_settings, provenance, run_command
+from router.engine.load import load_model, resolve_device
+from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
-from router.latency import LatencyProfile, Line, ladder, time_chains, time_router
-from router.latency_file import LATENCY_FILE, SCHEMA
-from router.models import load_model
+from router.latency import LATENCY_FILE, SCHEMA, LatencyProfile, Line, ladder, time_chains, time_router
 from router.storage import Router, load_router
+from router.validation import InputError
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of the unit in which the system tells a process's greatest memory."""

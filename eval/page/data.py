@@ -11,7 +11,7 @@ from data.sample import Sample
 from eval.figures.style import Report, short_label
 from eval.results import PolicyResult
 from router.chain import Chain
-from router.command import InputError
+from router.validation import InputError
 
 RUN, SKIPPED, AGAIN, MOVED = "", "!", "+", "~"
 """Marks of a strip: a layer that runs, one that never does, one that has run before, one out of its place."""

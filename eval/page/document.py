@@ -24,7 +24,7 @@ from eval.page.data import browser_data, script_json
 from eval.page.svg import inline_svg, marker_svg
 from eval.results import PolicyResult
 from eval.table import group_label
-from router.durable import write_text
+from router.files import write_text
 
 PAGE_FILE = "report.html"
 MANY_GROUPS = 12

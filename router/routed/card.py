@@ -16,14 +16,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not marked so
 
-from router.assets.catalogue import read_catalogue
+from router.assets.wheels import read_catalogue
 from router.chain import Chain
-from router.command import InputError, one_line
+from router.command import one_line
 from router.fingerprint import Fingerprints
-from router.layerwise import CLASSES
-from router.menu_head import MenuHead
+from router.heads.layerwise import CLASSES
+from router.heads.menu import MenuHead
 from router.program import ProgramHead
 from router.storage import WEIGHTS_FILE, Router, RouterConfig, weights_sha256
+from router.validation import InputError
 
 LIBRARY = "cola-router"
 TAGS = ("cola-router", "adaptive-depth", "layer-skipping")
@@ -58,7 +59,7 @@ def model_card(router: Router, *, report: Mapping[str, Any] | None = None) -> st
 
 
 def place_of(name: str) -> Literal["asset", "hub", "local"]:
-    """Return where a base model is found by its name: as `router.models.load_model` tells names apart."""
+    """Return where a base model is found by its name: as `router.engine.load.load_model` tells names apart."""
     if name in read_catalogue()[1]:
         return "asset"
     if refused_id(name) is not None or Path(name).exists():  # no id begins with ".", "/" or "~"
@@ -88,7 +89,7 @@ def _summary(router: Router) -> str:
     return (
         f"# Router for {_name(config)}\n\n"
         f"A small network ({size:,} parameters) that reads a frozen language model's states after its first "
-        f"{config.prefix_layers} layers and picks, for each prompt, which of the {config.num_layers} layers run, and "
+        f"{config.read_layer} layers and picks, for each prompt, which of the {config.num_layers} layers run, and "
         "how often. It holds no weights of the language model, which is loaded beside it and stays as it is."
     )
 
@@ -128,7 +129,7 @@ def _base_model(config: RouterConfig) -> str:
         ("fingerprint of the prompts", plain_text(prints.prompt)),
         ("dtype whose states it reads", plain_text(config.dtype)),
         ("layers", str(config.num_layers)),
-        ("layers that always run first", f"{config.prefix_layers} (prefix_layers)"),
+        ("layers that always run first", f"{config.read_layer} (read_layer)"),
     ]
     return "## Base model\n\n" + _table(("what", "value"), rows)
 
@@ -138,7 +139,7 @@ def _head(router: Router) -> str:
     settings = {name: value for name, value in config.head_settings.items() if name != "chains"}
     told = ", ".join(f"{plain_text(name)} {plain_text(value)}" for name, value in settings.items())
     lines = [f"## Head and chains\n\nHead: {plain_text(config.head)}" + (f" ({told})." if told else ".")]
-    free = config.num_layers - config.prefix_layers
+    free = config.num_layers - config.read_layer
     if isinstance(head, MenuHead):
         lines.append(f"It picks one of {len(head.chains)} chains (a layer's mark: how often it runs, · not at all):")
         lines.append(_drawn(head.chains[:SHOWN_CHAINS]))

@@ -23,20 +23,23 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RevisionNotFoundError,
 )
 
-from router.command import InputError, one_line, without_places
-from router.durable import read_json, replacing, writable_directory, write_text
-from router.guarantee import GUARANTEE_FILE, read_guarantee, write_guarantee
+from router.command import one_line, without_places
+from router.files import read_json, replacing, writable_directory, write_text
 from router.routed.card import model_card, place_of, refused_id
 from router.storage import (
     CONFIG_FILE,
+    GUARANTEE_FILE,
     TRAINED_ON_FILE,
     WEIGHTS_FILE,
     Router,
     load_router,
+    read_guarantee,
     save_router,
     trained_questions,
     weights_sha256,
+    write_guarantee,
 )
+from router.validation import InputError
 
 CARD_FILE = "README.md"
 ROUTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINED_ON_FILE, GUARANTEE_FILE, CARD_FILE)
@@ -50,7 +53,7 @@ def router_folder(source: str | Path, *, revision: str | None = None, token: str
 
     Args:
         source: a local folder, or a hub id. A `Path`, and what begins with `.`, `/` or `~`, is a folder; so is any
-            other name where there is one, as for base models (`router.models`).
+            other name where there is one, as for base models (`router.engine.load`).
         revision: hub revision; None: the default. A local folder has none.
         token: hub token; None: the one that the hub's own tools have stored, if any.
 

@@ -10,25 +10,26 @@ chain generate together in the library's own `generate`, whose prefill goes on f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
-from router.choices import Question, ScoredChoices, question_of
-from router.head import ScoredChain
-from router.routed.grouping import by_chain, check_one_chain, joined, mask_of, padding_of, rows_of_option
-from router.routed.pretrained import load_pair
-from router.routed.runner import ChainRunner, Operation, Reading
-from router.routed.saving import SavesRouter
+from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
+from router.engine.replay import Prefix, PrefixRun
+from router.engine.view import CACHED_VIEWS, shallow_copy
+from router.heads.head import Decision
+from router.routed.load import SavesRouter, load_pair
 from router.storage import Router
-from router.view import shallow_copy
 
 
 class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
@@ -143,7 +144,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
 
     def route(
         self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
-    ) -> list[ScoredChain]:
+    ) -> list[Decision]:
         """Return the chain of each row's prompt, with its score.
 
         Args:
@@ -168,7 +169,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
         return self._runner.read(input_ids, mask)
 
-    def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[ScoredChain]:
+    def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[Decision]:
         """Return the chain of each row, with its score.
 
         Args:
@@ -305,3 +306,212 @@ def _routed_class(base: type[Any]) -> type[Any]:
     if base not in _classes:
         _classes[base] = type(base.__name__, (RoutedModel, base), {"__module__": base.__module__})
     return _classes[base]
+
+
+# The parts of routed calls: read prompts once, decide a chain for each, run rows of one chain from what was read.
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a batch of prompts.
+
+    Attributes:
+        run: what the first layers computed.
+        output: what the router's head says of each row.
+    """
+
+    run: PrefixRun
+    output: Float[Tensor, "rows ..."]
+
+    def select(self, rows: Sequence[int]) -> Reading:
+        """Return the same of some rows."""
+        return Reading(self.run.select(rows), self.output[list(rows)])
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How much depth the router is to spend.
+
+    Attributes:
+        budget: mean depth wanted, layers; None: the router's own choice.
+        guaranteed: take the certified operating point instead.
+    """
+
+    budget: float | None = None
+    guaranteed: bool = False
+
+
+class ChainRunner:
+    """Runs a model's chains for prompts that its router has read; safe for several threads."""
+
+    def __init__(self, model: PreTrainedModel, router: Router) -> None:
+        """Prepare a model, which is not changed.
+
+        Raises:
+            ValueError: where the model has another number of layers than the router was trained for.
+        """
+        self._model, self._router = model, router
+        self._prefix = Prefix(model, router.config.read_layer)
+        if self._prefix.num_layers != router.config.num_layers:
+            raise ValueError(
+                f"model: expected {router.config.num_layers} layers, as the router has it, "
+                f"got {self._prefix.num_layers}"
+            )
+        self._views: OrderedDict[Chain, PreTrainedModel] = OrderedDict()
+        self._scorer: ChoiceScorer | None = None
+        self._lock = threading.Lock()
+
+    @torch.no_grad()
+    def read(self, ids: Int[Tensor, "rows tokens"], mask: Int[Tensor, "rows tokens"]) -> Reading:
+        """Run the first layers and the router's head over a batch of prompts, padded on the left."""
+        run = self._prefix.run(ids, mask)
+        return Reading(run, self._router.outputs([row.cpu() for row in run.rows()]))
+
+    @torch.no_grad()
+    def decide(
+        self, output: Float[Tensor, "rows ..."], own: Operation, budgets: Sequence[float | None] | None = None
+    ) -> list[Decision]:
+        """Return the chain of each row, with its score.
+
+        Args:
+            output: what the head says of the rows.
+            own: how much depth to spend on rows without a budget.
+            budgets: mean depth wanted for each row, layers; None for rows without.
+
+        Raises:
+            ValueError: where a budget lies outside what was measured in training.
+        """
+        wanted = [None] * len(output) if budgets is None else list(budgets)
+        if len(wanted) != len(output):
+            raise ValueError(f"budgets: expected {len(output)} entries, one a row, got {len(wanted)}")
+        operations = [own if budget is None else Operation(budget) for budget in wanted]
+        decided: dict[int, Decision] = {}
+        for operation in dict.fromkeys(operations):
+            rows = [row for row, one in enumerate(operations) if one == operation]
+            decided |= zip(rows, self._at(output[rows], operation), strict=True)
+        return [decided[row] for row in range(len(wanted))]
+
+    def _at(self, output: Float[Tensor, "rows ..."], operation: Operation) -> list[Decision]:
+        if operation.guaranteed:
+            return self._router.guaranteed(output)
+        return [ranked[0] for ranked in self._router.head.decode(output, operation.budget)]
+
+    @torch.no_grad()
+    def generate(self, chain: Chain, reading: Reading, settings: GenerationConfig | None, **options: Any) -> Any:
+        """Generate under one chain for all rows of a reading, with the library's `generate`.
+
+        Args:
+            chain: a chain that begins with the layers which were read.
+            reading: what was read of the rows.
+            settings: the model's own settings, which `options` override.
+            options: what the library's `generate` takes.
+
+        Raises:
+            ValueError: where the chain begins otherwise.
+        """
+        view = self.view(chain)
+        view.generation_config = settings
+        with self._prefix.given(reading.run):
+            return view.generate(input_ids=reading.run.ids, attention_mask=reading.run.mask, **options)
+
+    def view(self, chain: Chain) -> PreTrainedModel:
+        """Return a plain model that runs a chain, for all that a model does; views are cached.
+
+        Raises:
+            ValueError: where the chain does not begin with the layers that the router reads.
+        """
+        with self._lock:
+            view = self._views.get(chain)
+            if view is None:
+                view = self._views[chain] = self._prefix.view(chain)
+                if len(self._views) > CACHED_VIEWS:
+                    self._views.popitem(last=False)
+            self._views.move_to_end(chain)
+            return view
+
+    def score(self, questions: Sequence[Question], own: Operation, *, scored: bool = True) -> list[ScoredChoices]:
+        """Score choices under the one chain that the router picks from prompt and choices.
+
+        Args:
+            questions: prompts and choices as token ids.
+            own: how much depth to spend.
+            scored: whether log-probabilities are wanted; otherwise only the chains.
+
+        Raises:
+            ValueError: where a prompt or a choice is empty.
+        """
+        with self._lock:
+            if self._scorer is None:
+                self._scorer = ChoiceScorer(self._model, self._router.config.read_layer)
+
+        def decide(states: list[Float[Tensor, "_ d_model"]]) -> list[Decision]:
+            return self.decide(self._router.outputs(states), own)
+
+        return self._scorer.score(questions, decide, scored=scored)
+
+
+# Rows of a `generate` call, taken apart by chain and put together again.
+
+
+def by_chain(chains: Sequence[Chain]) -> dict[Chain, list[int]]:
+    """Return the rows of each chain, chains in order of their first row."""
+    groups: dict[Chain, list[int]] = {}
+    for row, chain in enumerate(chains):
+        groups.setdefault(chain, []).append(row)
+    return groups
+
+
+def check_one_chain(settings: GenerationConfig, kwargs: Mapping[str, Any], chains: int) -> None:
+    """Refuse what belongs to a whole batch where its rows have several chains.
+
+    Raises:
+        ValueError: where a streamer, beams, a dictionary or a given cache is asked for.
+    """
+    asked = {
+        "streamer": kwargs.get("streamer") is not None,
+        "num_beams": (kwargs.get("num_beams", settings.num_beams) or 1) > 1,
+        "return_dict_in_generate": bool(kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)),
+        "past_key_values": kwargs.get("past_key_values") is not None,
+    }
+    if wrong := [name for name, given in asked.items() if given]:
+        raise ValueError(
+            f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
+            "them by what route() returns"
+        )
+
+
+def mask_of(ids: Tensor, settings: GenerationConfig) -> Tensor:
+    """Tell padding from tokens as the library does: padding tokens that are no end of sequence."""
+    padding, ends = settings.pad_token_id, settings.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if padding is None or padding in ends or not bool((ids == padding).any()):
+        return torch.ones_like(ids)
+    mask: Tensor = (ids != padding).long()
+    return mask
+
+
+def padding_of(settings: GenerationConfig, kwargs: Mapping[str, Any]) -> int:
+    """Return the token that fills rows up which ended early: the padding, else the end of sequence."""
+    ends = kwargs.get("eos_token_id", settings.eos_token_id)
+    ends = ends if isinstance(ends, list) else [ends]
+    found = kwargs.get("pad_token_id", settings.pad_token_id)
+    return int(found if found is not None else ends[0] if ends[0] is not None else 0)
+
+
+def rows_of_option(value: Any, index: Tensor, rows: int) -> Any:
+    """Return a tensor's part for some rows; anything else as it is."""
+    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows:
+        return value[index.to(value.device)]
+    return value
+
+
+def joined(parts: Sequence[tuple[list[int], Tensor]], rows: int, padding: int) -> Tensor:
+    """Put groups' sequences back into the order of the rows, padded at the end."""
+    width = max(out.shape[1] for _, out in parts)
+    first = parts[0][1]
+    times = len(first) // len(parts[0][0])
+    whole = first.new_full((rows * times, width), padding)
+    for group, out in parts:
+        for place, row in enumerate(group):
+            whole[row * times : (row + 1) * times, : out.shape[1]] = out[place * times : (place + 1) * times]
+    return whole

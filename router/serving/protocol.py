@@ -6,13 +6,16 @@ does not do (penalties, log-probabilities, tools) is refused unless it is asked 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import ErrorDetails, from_json
+from starlette.requests import Request
 
-from router.serving.errors import ApiError, shown
+from router.serving.batcher import Batcher, Piece, Row
 
 MAX_CHOICES = 128
 """Choices of one prompt, as in OpenAI's interface."""
@@ -228,3 +231,145 @@ def _refused(detail: ErrorDetails) -> ApiError:
         message = f"{param[:60]}: {message}"
     code = "unknown_field" if detail["type"] == "extra_forbidden" else "invalid_value"
     return ApiError(400, message, param=param[:60], code=code)
+
+
+# Errors as OpenAI's clients know them: a status and `{"error": {"message", "type", "param", "code"}}`.
+
+
+class ApiError(Exception):
+    """What a request is answered with when it cannot be served.
+
+    Attributes:
+        status: HTTP status.
+        message: what was expected and what came.
+        param: the field at fault; None: no one field.
+        code: a word for programs.
+        headers: more headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def bad(param: str, expected: str, got: object) -> ApiError:
+    """Return the error of a field that holds something else than expected; long values are cut short."""
+    return ApiError(400, f"{param}: expected {expected}, got {shown(got)}", param=param, code="invalid_value")
+
+
+def internal() -> ApiError:
+    """Return the error of what is our fault; what happened is in the log, not in the answer."""
+    return ApiError(500, "the server failed at this request", code="internal_error")
+
+
+def shown(value: object) -> str:
+    """Return a value as a short text."""
+    if isinstance(value, (list, dict)):
+        return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+# Between the event loop and the worker: a request's rows, and what comes back of them.
+
+
+Result = TypeVar("Result")
+
+
+class ClientLeftError(Exception):
+    """The client has closed its connection; nobody reads an answer."""
+
+
+class Exchange:
+    """A request's rows while they wait and run, seen from the event loop.
+
+    Attributes:
+        rows: the rows, in the order of the request's choices.
+    """
+
+    def __init__(self, batcher: Batcher, rows: Sequence[Row], deadline: float) -> None:
+        """Let rows wait for the worker.
+
+        Args:
+            batcher: the worker.
+            rows: the rows.
+            deadline: when the request is given up, in seconds of the event loop's clock.
+
+        Raises:
+            ApiError: as `Batcher.submit` does.
+        """
+        self.rows = list(rows)
+        self._batcher, self._deadline = batcher, deadline
+        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def post(piece: Piece) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+        for row in self.rows:
+            row.post = post
+        batcher.submit(self.rows)
+
+    def abandon(self) -> None:
+        """Give up rows that have not ended."""
+        if any(not row.ended for row in self.rows):
+            self._batcher.abandon(self.rows)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield what the rows say, until all have ended.
+
+        Raises:
+            ApiError: a row's, where one fails; 504 where time is up.
+        """
+        left = len(self.rows)
+        while left:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    piece = await self._pieces.get()
+            except TimeoutError:
+                raise ApiError(504, "the request took too long", code="timeout") from None
+            if piece.row.error is not None:
+                raise piece.row.error
+            left -= piece.text is None
+            yield piece
+
+
+async def unless_left(request: Request, work: Awaitable[Result]) -> Result:
+    """Return what work returns; its request's body has been read.
+
+    Raises:
+        ClientLeftError: where the client leaves before; the work is cancelled.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeftError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

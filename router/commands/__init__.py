@@ -1,1 +1,0 @@
-"""What `python -m router` does, a module for each word."""

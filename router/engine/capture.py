@@ -1,0 +1,378 @@
+"""What a model passes to each of its layers, captured from the model's own forward.
+
+So that layers can be called one by one for any architecture: position embeddings, masks and whatever else a family
+hands down, by position or by keyword, come from its own code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from router.engine.decoder import Decoder
+from router.engine.view import install_output_hooks, replace_head, shallow_copy, with_layers
+
+Axes = dict[int, str]
+"""Which dimension of a tensor counts rows ("batch") or tokens ("tokens")."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """Arguments of one layer besides the hidden states.
+
+    Attributes:
+        args: further positional arguments.
+        kwargs: keyword arguments.
+        hidden_keyword: whether the model passes the hidden states by keyword.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden_keyword: bool
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One batch as the model hands it to its layers.
+
+    Attributes:
+        hidden: input of the first layer, `[batch, tokens, d_model]`.
+        calls: the arguments of each layer, in order.
+    """
+
+    hidden: Float[Tensor, "batch tokens d_model"]
+    calls: list[LayerCall]
+
+
+class LayerCapture:
+    """Runs a model's own forward around its layers: `capture` before them, `head` after them.
+
+    Attributes:
+        device: device of the token embeddings.
+        vocabulary: size of the vocabulary.
+        attention: name of the attention implementation.
+        has_own_masks: whether layers keep masks of their own, by place in the row (GPT-Neo).
+        spans: lengths in the configuration at which attention may begin to do something else (windows, chunks), tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel, decoder: Decoder) -> None:
+        """Learn how the model calls its layers and what they return.
+
+        Raises:
+            ValueError: where the model is in training mode (dropout would make runs differ).
+        """
+        if model.training:
+            raise ValueError("model: expected evaluation mode, got a model in training mode; call model.eval()")
+        self._model = model
+        self._decoder = decoder
+        self.device = _input_device(model)
+        install_output_hooks(decoder)
+        self.attention = getattr(decoder.config, "_attn_implementation", None)
+        self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self.spans = _spans(decoder.config, model.config)
+        self.has_own_masks = any(_is_mask(buffer) for layer in decoder.layers for buffer in layer.buffers())
+        # While layers only record, logits are thrown away: none are made where the output embedding can be left out,
+        # else one token's where the family offers that.
+        offered = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        self._few_logits = {"logits_to_keep": 1} if offered else {}
+        self._local = threading.local()
+        self._returns_tuple = self._layers_return_tuples()
+        recorders = [self._recorder(layer) for layer in decoder.layers]
+        recording = with_layers(model, decoder, recorders, range(decoder.num_layers))
+        self._recording = replace_head(recording, lambda _: nn.Identity())
+        self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
+        self._axes = self._learn_axes()
+        self._cache_slots = self._learn_cache_slots()
+
+    def capture(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        positions: Int[Tensor, "batch tokens"],
+        mask: Int[Tensor, "batch tokens"],
+    ) -> Captured:
+        """Return the first layer's input and every layer's arguments for a batch; no layer runs.
+
+        Args:
+            tokens: token ids.
+            positions: position of each token.
+            mask: 1 for tokens, 0 for padding.
+        """
+        self._local.hidden, self._local.calls = None, []
+        self._call(self._recording, tokens, positions, mask, **self._few_logits)
+        assert self._local.hidden is not None
+        return Captured(self._local.hidden, self._local.calls)
+
+    def head(self, hidden: Float[Tensor, "count d_model"]) -> Float[Tensor, "count vocabulary"]:
+        """Return the logits of the last layer's outputs: final norm, output embedding and whatever follows."""
+        self._local.inject = hidden[:, None]
+        # Each state stands alone in a row of its own, so masks and positions cannot matter.
+        tokens = torch.zeros(len(hidden), 1, dtype=torch.long, device=self.device)
+        logits = self._call(self._tail, tokens, torch.zeros_like(tokens), torch.ones_like(tokens)).logits
+        self._local.inject = None
+        result: Tensor = logits[:, 0]
+        return result
+
+    def run_layer(self, layer: int, hidden: Float[Tensor, "batch tokens d_model"], call: LayerCall) -> Tensor:
+        """Run one layer of the original model; returns its output `[batch, tokens, d_model]`."""
+        module = self._decoder.layers[layer]
+        if call.hidden_keyword:
+            output = module(*call.args, hidden_states=hidden, **call.kwargs)
+        else:
+            output = module(hidden, *call.args, **call.kwargs)
+        result: Tensor = output[0] if self._returns_tuple else output
+        return result
+
+    def axes(self, layer: int) -> list[Axes]:
+        """Return the axes of each tensor among a layer's arguments, in the order of `tensors_of`.
+
+        They hold for batches with padding: without any, a model may leave its mask out, or not, as lengths fall.
+        """
+        return self._axes[layer]
+
+    @property
+    def has_placement_hooks(self) -> bool:
+        """Whether accelerate's hooks move weights or inputs around each module's forward."""
+        return any(hasattr(module, "_hf_hook") for module in self._model.modules())
+
+    def cache_slot(self, layer: int) -> int | str | None:
+        """Return where the model passes its key/value cache to a layer: an index of `args`, a keyword, or nowhere."""
+        return self._cache_slots[layer]
+
+    def with_cache(self, layer: int, call: LayerCall, cache: object) -> LayerCall:
+        """Return a layer's arguments with an object in the cache's place."""
+        slot = self._cache_slots[layer]
+        if isinstance(slot, int):
+            return LayerCall((*call.args[:slot], cache, *call.args[slot + 1 :]), call.kwargs, call.hidden_keyword)
+        assert slot is not None
+        return LayerCall(call.args, {**call.kwargs, slot: cache}, call.hidden_keyword)
+
+    def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor, **options: int) -> Any:
+        options = {"use_cache": False, "return_dict": True} | options
+        return view(input_ids=tokens, attention_mask=mask, position_ids=positions, **options)
+
+    def _recorder(self, layer: nn.Module) -> nn.Module:
+        local, returns_tuple = self._local, self._returns_tuple
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            hidden_keyword = not args
+            hidden = kwargs.pop("hidden_states") if hidden_keyword else args[0]
+            if local.hidden is None:
+                local.hidden = hidden
+            local.calls.append(LayerCall(args[1:], kwargs, hidden_keyword))
+            return (hidden,) if returns_tuple else hidden
+
+        return _with_forward(layer, record)
+
+    def _injector(self, layer: nn.Module) -> nn.Module:
+        local, returns_tuple = self._local, self._returns_tuple
+
+        def inject(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
+            return (local.inject,) if returns_tuple else local.inject
+
+        return _with_forward(layer, inject)
+
+    def _layers_return_tuples(self) -> bool:
+        seen: list[bool] = []
+        probe = shallow_copy(self._decoder.layers[0])
+        probe.register_forward_hook(lambda _module, _args, output: seen.append(isinstance(output, tuple)))
+        view = with_layers(self._model, self._decoder, [probe], [0])
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        with torch.inference_mode():
+            self._call(view, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens))
+        return seen[0]
+
+    def _learn_axes(self) -> list[list[Axes]]:
+        """Compare the shapes of two batches that differ in rows and tokens."""
+        shapes = []
+        for rows, length in ((2, 5), (3, 7)):
+            tokens = torch.zeros(rows, length, dtype=torch.long, device=self.device)
+            positions = torch.arange(length, device=self.device).expand(rows, -1).contiguous()
+            mask = torch.ones_like(tokens)
+            mask[:, -1] = 0
+            with torch.inference_mode():
+                captured = self.capture(tokens, positions, mask)
+            shapes.append([[tensor.shape for tensor in tensors_of(call)] for call in captured.calls])
+        return [
+            [_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)
+        ]
+
+    def _learn_cache_slots(self) -> list[int | str | None]:
+        """Look where the model passes the cache that it makes for itself."""
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        self._local.hidden, self._local.calls = None, []
+        with torch.inference_mode():
+            options = {"use_cache": True, **self._few_logits}
+            self._call(
+                self._recording, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens), **options
+            )
+        slots: list[int | str | None] = []
+        for call in self._local.calls:
+            places = [*enumerate(call.args), *call.kwargs.items()]
+            slots.append(next((place for place, value in places if isinstance(value, Cache)), None))
+        return slots
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device on which the token embeddings run, also where their weights are offloaded until then."""
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    execution = getattr(hook, "execution_device", None)
+    if execution is not None:
+        return torch.device(execution)
+    device = embeddings.weight.device
+    assert isinstance(device, torch.device)
+    return device
+
+
+def _spans(*configs: Any) -> list[int]:
+    """Return whole numbers above 1 that a configuration calls a window or chunk, ascending."""
+    named = [item for config in configs for item in config.to_dict().items()]
+    return sorted({v for k, v in named if ("window" in k or "chunk" in k) and type(v) is int and v > 1})
+
+
+def _is_mask(buffer: Tensor) -> bool:
+    """Whether a buffer says for each place in a row which others it sees."""
+    return buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1
+
+
+def _compare(first: torch.Size, second: torch.Size) -> Axes:
+    kinds = {(2, 3): "batch", (5, 7): "tokens"}
+    pairs = list(zip(first, second, strict=True))
+    if any(one != other and (one, other) not in kinds for one, other in pairs):
+        raise ValueError(
+            "model: expected layers whose arguments have rows and tokens as dimensions of their own, "
+            f"got shapes {tuple(first)} for 2 rows of 5 tokens and {tuple(second)} for 3 rows of 7"
+        )
+    return {axis: kinds[pair] for axis, pair in enumerate(pairs) if pair in kinds}
+
+
+def _with_forward(layer: nn.Module, forward: Any) -> nn.Module:
+    """Return a copy of a layer that keeps its attributes but has no hooks and another forward."""
+    clone = shallow_copy(layer)
+    for name, registry in clone.__dict__.items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+            registry.clear()
+    clone.__dict__["forward"] = forward
+    return clone
+
+
+def tensors_of(call: LayerCall) -> list[Tensor]:
+    """Return the tensors among a layer's arguments, in a fixed order."""
+    found: list[Tensor] = []
+    map_tensors(call, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def map_tensors(call: LayerCall, function: Any) -> LayerCall:
+    """Return the call with each tensor replaced by `function(tensor)`, in the order of `tensors_of`."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, tuple):
+            return tuple(walk(item) for item in value)
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        return value
+
+    return LayerCall(walk(call.args), walk(call.kwargs), call.hidden_keyword)
+
+
+# The arguments that the model hands to its layers for a block's rows, cut to some rows and tokens.
+
+
+class Arguments:
+    """Every layer's arguments for a block of rows.
+
+    A dimension of tokens counts those that ask (queries); of two, as in a mask, the second counts those that are seen
+    (keys).
+    """
+
+    def __init__(self, calls: Sequence[LayerCall], capture: LayerCapture, readouts: Sequence[Sequence[int]]) -> None:
+        """Take what was captured.
+
+        Args:
+            calls: each layer's arguments for all rows.
+            capture: what captured them.
+            readouts: for each row the indices of the tokens that the head needs, ascending.
+        """
+        self._calls = calls
+        self._capture = capture
+        most = max(1, *map(len, readouts))
+        filled = [[*indices, *[indices[-1] if indices else 0] * (most - len(indices))] for indices in readouts]
+        self._readouts = torch.tensor(filled, device=capture.device)
+        self._at_readouts: dict[int, Tensor] = {}
+
+    def tokens(self, layer: int, rows: Sequence[int], start: int, stop: int) -> LayerCall:
+        """Return a layer's arguments for tokens start..stop-1 of some rows, which see those before them too."""
+
+        def cut(tensor: Tensor, axes: Axes) -> Tensor:
+            query, key = _token_axes(axes)
+            if query is not None:
+                tensor = tensor.narrow(query, start, stop - start)
+            return tensor if key is None else tensor.narrow(key, 0, stop)
+
+        return self._cut(layer, rows, cut)
+
+    def readouts(self, layer: int, rows: Sequence[int], count: int, stop: int) -> LayerCall:
+        """Return a layer's arguments for the first `count` readouts of some rows, which see tokens below `stop`.
+
+        A row that has fewer repeats its last one.
+
+        Raises:
+            ValueError: where the arguments do not tell the tokens of one row from those of another.
+        """
+
+        def cut(tensor: Tensor, axes: Axes) -> Tensor:
+            query, key = _token_axes(axes)
+            if query is not None:
+                # The captured tensors live as long as their block, so their ids stay theirs.
+                if id(tensor) not in self._at_readouts:
+                    self._at_readouts[id(tensor)] = self._pick(tensor, axes, query)
+                tensor = self._at_readouts[id(tensor)].narrow(query, 0, count)
+            return tensor if key is None else tensor.narrow(key, 0, stop)
+
+        return self._cut(layer, rows, cut)
+
+    def _cut(self, layer: int, rows: Sequence[int], cut: Callable[[Tensor, Axes], Tensor]) -> LayerCall:
+        every_axes = iter(self._capture.axes(layer))
+        index = torch.tensor(rows, device=self._capture.device)
+
+        def part(tensor: Tensor) -> Tensor:
+            axes = next(every_axes)
+            tensor = cut(tensor, axes)
+            for axis, kind in axes.items():
+                if kind == "batch":
+                    tensor = tensor.index_select(axis, index)
+            return tensor
+
+        return map_tensors(self._calls[layer], part)
+
+    def _pick(self, tensor: Tensor, axes: Axes, query: int) -> Tensor:
+        batch = [axis for axis, kind in axes.items() if kind == "batch"]
+        if len(batch) != 1:
+            raise ValueError(f"arguments: expected rows as a dimension beside tokens, got shape {tuple(tensor.shape)}")
+        shape = [1] * tensor.ndim
+        shape[batch[0]], shape[query] = self._readouts.shape
+        index = self._readouts if batch[0] < query else self._readouts.T
+        wanted = list(tensor.shape)
+        wanted[query] = self._readouts.shape[1]
+        return tensor.gather(query, index.reshape(shape).expand(wanted))
+
+
+def _token_axes(axes: Axes) -> tuple[int | None, int | None]:
+    tokens = [axis for axis, kind in axes.items() if kind == "tokens"]
+    if len(tokens) > 2:
+        raise ValueError(f"arguments: expected at most two dimensions of tokens, got {len(tokens)}")
+    query, key = [*tokens, None, None][:2]
+    return query, key

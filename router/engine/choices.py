@@ -1,0 +1,238 @@
+"""Choices after a prompt: read once by the router, then scored under one chain.
+
+Prompt and choices stand in one packed row where the model allows it, else in a row for each choice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from router.chain import Chain
+from router.engine.capture import LayerCapture
+from router.engine.executor import ChainExecutor, ExecutorStatistics, Job
+from router.engine.load import prompt_tokens, tokens_after
+from router.engine.rows import Row, pack_row, plain_row, separate_rows
+from router.heads.head import Decision
+
+STATE_BYTES = 2**28
+"""Bytes of computed states kept while a call runs."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and its choices as token ids.
+
+    Attributes:
+        prompt: tokens of the prompt.
+        choices: tokens of each choice, that follow the prompt; none: the prompt alone is read.
+    """
+
+    prompt: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoredChoices:
+    """What one chain says of a question's choices.
+
+    Attributes:
+        routed: the chain, with the router's score of it.
+        logprobs: log-probability of each choice after the prompt, nats, summed over its tokens.
+        tokens: tokens of each choice, for who wants means.
+    """
+
+    routed: Decision
+    logprobs: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def best(self) -> int:
+        """Index of the choice of greatest log-probability, the first of several."""
+        return max(range(len(self.logprobs)), key=self.logprobs.__getitem__)
+
+
+def question_of(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str], *, special: bool = True
+) -> Question:
+    """Return a prompt and its choices as token ids; `special` as in `router.engine.load.prompt_tokens`.
+
+    Raises:
+        ValueError: where there is no choice.
+    """
+    if isinstance(choices, str) or not choices:
+        raise ValueError(f"choices: expected a list of at least one text, got {choices!r}")
+    tokens = prompt_tokens(tokenizer, prompt, special=special)
+    wholes = [prompt_tokens(tokenizer, prompt + choice, special=special) for choice in choices]
+    own = (tokens_after(tokenizer, tokens, whole, choice) for whole, choice in zip(wholes, choices, strict=True))
+    return Question(tokens, tuple(own))
+
+
+def rows_of(prompt: Sequence[int], choices: Sequence[Sequence[int]], *, packed: bool) -> list[Row]:
+    """Return the rows of a question: one with everything, or one a choice.
+
+    Raises:
+        ValueError: where the prompt or a choice is empty.
+    """
+    if not choices:
+        return [plain_row(prompt)]
+    return [pack_row(prompt, choices)] if packed else separate_rows(prompt, choices)
+
+
+def joined_states(
+    states: Sequence[Float[Tensor, "_ d_model"]], prompt_tokens: int, *, choices: bool
+) -> Float[Tensor, "_ d_model"]:
+    """Return the states of a question from those of its rows: of the prompt, then of each choice.
+
+    Choices come without their last token, which nothing follows.
+
+    Args:
+        states: the states of each of its rows.
+        prompt_tokens: tokens of its prompt.
+        choices: whether those of the choices are wanted.
+    """
+    first, *others = states
+    if not choices:
+        return first[:prompt_tokens]
+    return torch.cat([first, *(other[prompt_tokens:] for other in others)])
+
+
+class ChoiceScorer:
+    """Reads and scores questions with a model; safe for several threads, which take turns."""
+
+    def __init__(self, model: PreTrainedModel, read_layer: int, *, batch_tokens: int = 2048) -> None:
+        """Prepare a model, which is not changed.
+
+        Args:
+            model: a decoder-only model in evaluation mode.
+            read_layer: layers whose output the router reads.
+            batch_tokens: tokens in one call of a layer at most.
+        """
+        self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=STATE_BYTES)
+        self._prefix = Chain(tuple(range(read_layer)), self._executor.num_layers)
+        self._lock = threading.Lock()
+
+    def score(
+        self,
+        questions: Sequence[Question],
+        decide: Callable[[list[Float[Tensor, "_ d_model"]]], list[Decision]],
+        *,
+        scored: bool = True,
+    ) -> list[ScoredChoices]:
+        """Run the first layers, let the router decide, and score each question's choices under its chain.
+
+        Args:
+            questions: the questions.
+            decide: one chain for each question, from the states of its prompt and choices.
+            scored: whether log-probabilities are wanted; otherwise there are none.
+
+        Raises:
+            ValueError: where a prompt or a choice is empty.
+        """
+        with self._lock:
+            return self._score(questions, decide, scored=scored)
+
+    def _score(
+        self,
+        questions: Sequence[Question],
+        decide: Callable[[list[Float[Tensor, "_ d_model"]]], list[Decision]],
+        *,
+        scored: bool,
+    ) -> list[ScoredChoices]:
+        packed = self._executor.can_pack
+        every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]
+        block = self._executor.load([row for rows in every for row in rows])
+        read = iter(self._executor.states(block, [Job(i, self._prefix) for i in range(len(block.rows))]))
+        states = [
+            joined_states([next(read) for _ in rows], len(question.prompt), choices=bool(question.choices))
+            for question, rows in zip(questions, every, strict=True)
+        ]
+        routed = decide([state.cpu() for state in states])
+        if not scored:
+            return [ScoredChoices(one, (), ()) for one in routed]
+        owners = [owner for owner, rows in enumerate(every) for _ in rows]
+        jobs = [Job(row, routed[owner].chain) for row, owner in enumerate(owners)]
+        sums = [[0.0] * len(question.choices) for question in questions]
+        logprobs = self._executor.target_logprobs(block, jobs)
+        for row, owner, values in zip(block.rows, owners, logprobs, strict=True):
+            for target, value in zip(row.targets, values.tolist(), strict=True):
+                sums[owner][target.group] += value
+        return [
+            ScoredChoices(one, tuple(total), tuple(map(len, question.choices)))
+            for one, total, question in zip(routed, sums, questions, strict=True)
+        ]
+
+
+# What the head says of tokens: their log-probabilities and what greedy decoding would emit.
+
+
+HEAD_LOGITS = 16 * 2**20
+"""Logits computed at once, which bounds the head's memory (64 MiB in float32)."""
+CACHED_LOGITS = 2**19
+"""Logits normalised at once on a CPU: in float32 they stay in its cache, which makes it four times as fast."""
+
+
+class HeadReader:
+    """Runs the head on states, in pieces that fit the memory."""
+
+    def __init__(self, capture: LayerCapture, statistics: ExecutorStatistics) -> None:
+        """Prepare a model's head."""
+        self._capture = capture
+        self._statistics = statistics
+        self._logits = HEAD_LOGITS
+
+    def read(
+        self, hidden: Float[Tensor, "states d_model"], pairs: Int[Tensor, "pairs 2"], *, compare: bool
+    ) -> Float[Tensor, "pairs 3"]:
+        """Return what `ChainExecutor.target_readings` says of token `pairs[i, 1]` after state `pairs[i, 0]`.
+
+        Token ids below 2**24 are exact in float32.
+
+        Args:
+            hidden: outputs of the last layer.
+            pairs: ascending by state.
+            compare: whether the second and third column are wanted; else they are 0.
+        """
+        values = torch.zeros(len(pairs), 3, dtype=torch.float32, device=hidden.device)
+        start = 0
+        while start < len(hidden):
+            stop = min(len(hidden), start + max(1, self._logits // self._capture.vocabulary))
+            inside = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
+            try:
+                with self._statistics.head():
+                    logits = self._capture.head(hidden[start:stop])
+                values[inside] = _read(logits, pairs[inside, 0] - start, pairs[inside, 1], compare)
+                start = stop
+                continue
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise
+            self._logits = (stop - start) // 2 * self._capture.vocabulary
+            free_accelerator_memory()
+        return values
+
+
+def _read(logits: Tensor, rows: Tensor, tokens: Tensor, compare: bool) -> Tensor:
+    values = torch.zeros(len(rows), 3, dtype=torch.float32, device=logits.device)
+    chosen = logits[rows, tokens].float()
+    count = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    normalisers = torch.cat([piece.float().logsumexp(dim=-1) for piece in torch.split(logits, count)])
+    values[:, 0] = chosen - normalisers[rows]
+    if compare:
+        best, second = logits.topk(2, dim=-1).values[rows].float().unbind(dim=-1)
+        # Where the token is the only one with the highest logit, the best other one is the second.
+        values[:, 1] = chosen - torch.where(chosen == best, second, best)
+        values[:, 2] = logits.argmax(dim=-1)[rows].float()
+    return values
+
+
+def free_accelerator_memory() -> None:
+    """Give cached blocks back, so that a smaller batch finds room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,501 @@
+"""The chain executor: many (row, chain) pairs at once, each shared chain prefix of a row computed once.
+
+Rows wait at their next layer. The lowest waiting layer runs first, for all rows that wait there, so rows that were
+separated by a skip or a repeat meet again. Where the model allows it (router/partial.py), a chain's last layer runs
+on the tokens that the head needs, and tokens that many rows begin with run once for all. Results equal the chain
+view's (router/view.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.engine.block import Block, MaskRules, StateCache, StateNode
+from router.engine.capture import LayerCapture
+from router.engine.choices import HeadReader, free_accelerator_memory
+from router.engine.decoder import find_decoder
+from router.engine.partial import KeyValues, PartialLayers, stacked
+from router.engine.rows import Row
+
+KEYS = 8
+"""Keys in one call of a layer, those of shared tokens included, in times `batch_tokens`."""
+READOUT_SHARE = 0.5
+"""Share of a row's tokens up to which a last layer runs on the readouts alone: its keys and values cost a pass too."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be run through one chain.
+
+    Attributes:
+        row: index of the row in its block.
+        chain: the chain.
+    """
+
+    row: int
+    chain: Chain
+
+
+class ChainExecutor:
+    """Runs chains of a model's layers over blocks of rows.
+
+    Attributes:
+        num_layers: layers of the model.
+        can_pack: whether packed rows are possible; otherwise use separate rows.
+        statistics: counts and times of what was run.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        batch_tokens: int = 2048,
+        state_bytes: int = 2**30,
+        partial: bool = True,
+    ) -> None:
+        """Prepare a model, which is not changed. Not safe for use by several threads at once.
+
+        Args:
+            model: a decoder-only model in evaluation mode.
+            batch_tokens: tokens in one call of a layer at most (a longer row still runs alone).
+            state_bytes: bytes of computed states, keys and values kept for reuse.
+            partial: whether a layer may run on a part of a row's tokens where the model allows it: on those that the
+                head needs, in a chain's last layer, and once on tokens that many rows begin with.
+
+        Raises:
+            ValueError: where the layers are not found, the model is in training mode or a bound is not positive.
+        """
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
+        decoder = find_decoder(model)
+        self.num_layers = decoder.num_layers
+        self.statistics = ExecutorStatistics()
+        self._capture = LayerCapture(model, decoder)
+        with torch.inference_mode():
+            self._rules = MaskRules(self._capture, decoder.num_layers)
+            self._layers = PartialLayers(self._capture, decoder.num_layers, allowed=partial)
+        self._cache = StateCache(state_bytes)
+        self._batch_tokens = batch_tokens
+        self._head = HeadReader(self._capture, self.statistics)
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether packed rows are possible."""
+        return self._rules.can_pack
+
+    @property
+    def can_share(self) -> bool:
+        """Whether tokens that many rows begin with run once for all of them."""
+        return all(self._layers.supported)
+
+    @property
+    def state_bytes_held(self) -> int:
+        """Bytes of computed states, keys and values held now."""
+        return self._cache.bytes
+
+    def load(self, rows: Sequence[Row], *, share: bool = True) -> Block:
+        """Capture rows, so that jobs can run on them; states of blocks loaded before are dropped.
+
+        Args:
+            rows: the rows.
+            share: whether tokens that many rows begin with run once for all of them, where that is possible and pays.
+        """
+        self._cache.clear()
+        with torch.inference_mode():
+            share = share and self.can_share and self._within_reach(max(len(row.tokens) for row in rows))
+            return Block(self._capture, self._rules, rows, share=share)
+
+    def _within_reach(self, tokens: int) -> bool:
+        """Whether rows of so many tokens may run in parts."""
+        return self._layers.reach is None or tokens <= self._layers.reach
+
+    @torch.inference_mode()
+    def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ d_model"]]:
+        """Return the output of each job's last layer, before the final norm; one tensor a job."""
+        plan, ends = self._run(block, jobs, whole=True)
+        states = []
+        try:
+            for end in ends:
+                parts = [node.state for node in (end.shared, end) if node is not None]
+                states.append(torch.cat([state for state in parts if state is not None]))
+        finally:
+            plan.keep_ends()
+        return states
+
+    @torch.inference_mode()
+    def logits(
+        self, block: Block, jobs: Sequence[Job], tokens: Sequence[int] | None = None
+    ) -> list[Float[Tensor, "_ vocabulary"]]:
+        """Return the logits of each job at every token of its row, or at one token of each (one line)."""
+        states = self.states(block, jobs)
+        if tokens is not None:
+            states = [state[token : token + 1] for state, token in zip(states, tokens, strict=True)]
+        return [self._capture.head(state) for state in states]
+
+    def target_logprobs(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, " _"]]:
+        """Return the log-probability (nats, float32) of each target of each job's row."""
+        return [reading[:, 0] for reading in self._target_readings(block, jobs, compare=False)]
+
+    def target_readings(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ 3"]]:
+        """Return for each target of each job's row: what tells whether greedy decoding would emit it.
+
+        The columns (float32) are the target's log-probability in nats, its logit minus the best other token's, and
+        the id of the token with the highest logit.
+        """
+        return self._target_readings(block, jobs, compare=True)
+
+    @torch.inference_mode()
+    def _target_readings(self, block: Block, jobs: Sequence[Job], *, compare: bool) -> list[Tensor]:
+        plan, ends = self._run(block, jobs, whole=False)
+        hidden, pairs, counts = [], [], []
+        offset = 0
+        try:
+            for job, end in zip(jobs, ends, strict=True):
+                row, part = block.rows[job.row], block.parts[job.row]
+                if end.state is not None:
+                    hidden.append(end.state[list(part.readout)])
+                else:
+                    assert end.readout is not None
+                    hidden.append(end.readout)
+                at = {index: offset + i for i, index in enumerate(row.readout)}
+                pairs += [(at[target.index], target.token) for target in row.targets]
+                counts.append(len(row.targets))
+                offset += len(part.readout)
+        finally:
+            plan.keep_ends()
+        states = torch.cat(hidden)
+        asked = torch.tensor(pairs, device=states.device).reshape(-1, 2)
+        return list(torch.split(self._head.read(states, asked, compare=compare), counts))
+
+    def _run(self, block: Block, jobs: Sequence[Job], *, whole: bool) -> tuple[Plan, list[StateNode]]:
+        """Compute what the jobs need; returns the node at each job's end, held until the plan's `keep_ends`."""
+        plan = Plan(block, self._cache)
+        try:
+            ends = [self._want(plan, block, job, whole) for job in jobs]
+            plan.start()
+            while (waiting := plan.next_layer()) is not None:
+                layer, steps = waiting
+                for kind, alike in self._by_kind(block, plan, layer, steps).items():
+                    for batch in self._batches(block, alike):
+                        self._step_or_halve(block, layer, kind, batch)
+                        for step in batch:
+                            plan.finish(step)
+        except BaseException:
+            plan.abandon()
+            raise
+        return plan, ends
+
+    def _want(self, plan: Plan, block: Block, job: Job, whole: bool) -> StateNode:
+        """Plan a job; returns the node at its end."""
+        if not 0 <= job.row < len(block.rows):
+            raise ValueError(f"job: expected a row below {len(block.rows)}, got {job.row}")
+        if job.chain.num_layers != self.num_layers:
+            raise ValueError(f"chain: expected num_layers={self.num_layers}, got {job.chain.num_layers}")
+        node = block.roots[job.row]
+        for layer in job.chain.layers:
+            node = node.child(layer)
+        plan.want(job.row, node, whole=whole)
+        if whole and node.shared is not None:
+            prefix = block.parts[job.row].prefix
+            assert prefix is not None
+            plan.want(prefix, node.shared, whole=True)
+        return node
+
+    def _by_kind(self, block: Block, plan: Plan, layer: int, steps: Sequence[Step]) -> dict[_Kind, list[Step]]:
+        """Group the steps of one layer by how they run."""
+        kinds: dict[_Kind, list[Step]] = {}
+        for step in steps:
+            part = block.parts[step.part]
+            whole = plan.is_whole(step.node)
+            if step.part < len(block.rows):
+                few = 0 < len(part.readout) <= READOUT_SHARE * part.length
+                possible = self._layers.supported[layer] and self._within_reach(part.start + part.length)
+                whole = whole or not (few and possible)
+            kinds.setdefault(_Kind(part.start, step.part >= len(block.rows), whole), []).append(step)
+        return kinds
+
+    def _batches(self, block: Block, steps: list[Step]) -> Iterable[list[Step]]:
+        """Split steps of one layer into batches of at most `batch_tokens` padded tokens, by length.
+
+        Keys and values of shared tokens stand in front of each row's own: they are bounded too, by KEYS as many.
+        """
+        batch: list[Step] = []
+        for step in sorted(steps, key=lambda step: block.parts[step.part].length):
+            part, rows = block.parts[step.part], len(batch) + 1
+            own, seen = part.length * rows, (part.start + part.length) * rows
+            if batch and (own > self._batch_tokens or seen > KEYS * self._batch_tokens):
+                yield batch
+                batch = []
+            batch.append(step)
+        yield batch
+
+    def _step_or_halve(self, block: Block, layer: int, kind: _Kind, batch: list[Step]) -> None:
+        """Run one layer for a batch; where the accelerator's memory ends, for its halves, and stay at their size."""
+        try:
+            self._step(block, layer, kind, batch)
+            return
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        # Outside the handler, so that the failed call's tensors are free before the next one is made.
+        half = len(batch) // 2
+        tokens = max(block.parts[step.part].length for step in batch)
+        self._batch_tokens = min(self._batch_tokens, half * tokens)
+        free_accelerator_memory()
+        self._step_or_halve(block, layer, kind, batch[:half])
+        self._step_or_halve(block, layer, kind, batch[half:])
+
+    def _step(self, block: Block, layer: int, kind: _Kind, batch: list[Step]) -> None:
+        """Run one layer for a batch of steps of one kind and set what their nodes hold."""
+        parts = [block.parts[step.part] for step in batch]
+        nodes = [step.node for step in batch]
+        rows, lengths = [part.row for part in parts], [part.length for part in parts]
+        stop = kind.start + max(lengths)
+        # Padding stands on the right, where no real token looks; zeros keep it finite.
+        inputs = [node.parent.state for node in nodes if node.parent is not None]
+        hidden = pad_sequence([state for state in inputs if state is not None], batch_first=True)
+        call = block.arguments.tokens(layer, rows, kind.start, stop)
+        before = stacked([node.shared.memory for node in nodes if node.shared is not None])
+        output = memory = None
+        with self.statistics.layer():
+            if kind.shared and kind.whole:
+                output, memory = self._layers.record(layer, hidden, call)
+            elif kind.whole:
+                output = self._layers.run(layer, hidden, call, before)
+            else:
+                memory = self._layers.memory(layer, hidden, call, before)
+        if not (kind.whole or kind.shared):
+            assert memory is not None
+            self._read_out(block, layer, batch, hidden, memory)
+            memory = None
+        # Memory can end in the copies as well: nothing is set or counted before all of them are made.
+        cut = enumerate(lengths)
+        states = [None if output is None else output[i, :length].clone() for i, length in cut]
+        memories = [None if memory is None else _row_of(memory, i, length) for i, length in enumerate(lengths)]
+        for node, step, state, held in zip(nodes, batch, states, memories, strict=True):
+            if state is not None:
+                node.state = state
+            if held is not None:
+                node.memory = held
+            if not kind.shared:
+                block.executed[step.part] += 1
+        self.statistics.count(hidden.shape[0] * hidden.shape[1], sum(lengths))
+
+    def _read_out(self, block: Block, layer: int, batch: list[Step], hidden: Tensor, memory: KeyValues) -> None:
+        """Run a layer for the readouts of a batch, given the keys and values of all tokens."""
+        parts = [block.parts[step.part] for step in batch]
+        counts = [len(part.readout) for part in parts]
+        call = block.arguments.readouts(layer, [part.row for part in parts], max(counts), memory.keys.shape[2])
+        filled = [[*part.readout, *[part.readout[-1]] * (max(counts) - len(part.readout))] for part in parts]
+        places = torch.tensor(filled, device=hidden.device)
+        asked = hidden[torch.arange(len(parts), device=hidden.device)[:, None], places]
+        with self.statistics.layer():
+            output = self._layers.query(layer, asked, call, memory)
+        for i, (step, count) in enumerate(zip(batch, counts, strict=True)):
+            step.node.readout = output[i, :count].clone()
+
+
+class _Kind(NamedTuple):
+    """How a step runs; steps of one batch run alike.
+
+    Attributes:
+        start: shared tokens in front.
+        shared: whether its tokens are shared themselves, so that their keys and values are needed.
+        whole: whether all tokens' outputs are needed.
+    """
+
+    start: int
+    shared: bool
+    whole: bool
+
+
+def _row_of(memory: KeyValues, row: int, length: int) -> KeyValues:
+    """Return one row's keys and values, copied."""
+    return memory.map(lambda tensor: tensor[row, :, :length].clone())
+
+
+# What one run of the executor must compute, and in which order.
+
+
+class Step(NamedTuple):
+    """One layer for one part of a row.
+
+    Attributes:
+        part: index of the part in its block.
+        node: what is computed.
+    """
+
+    part: int
+    node: StateNode
+
+
+class Plan:
+    """The steps of a run: each as soon as what it reads is there, the lowest layer first.
+
+    What is still to be read is kept out of the cache, so that nothing drops it.
+    """
+
+    def __init__(self, block: Block, cache: StateCache) -> None:
+        """Make an empty plan."""
+        self._block = block
+        self._cache = cache
+        self._parts: dict[StateNode, int] = {}
+        self._whole: set[StateNode] = set()
+        self._readers: dict[StateNode, int] = defaultdict(int)
+        self._ends: dict[StateNode, None] = {}
+        self._waiting: dict[StateNode, list[Step]] = defaultdict(list)
+        self._ready: dict[int, list[Step]] = defaultdict(list)
+
+    def want(self, part: int, node: StateNode, *, whole: bool) -> None:
+        """Plan a node, and all before it that is not held; call `keep_ends` when it has been used.
+
+        Args:
+            part: the part that it belongs to.
+            node: the node.
+            whole: whether its state is wanted, else its readout.
+        """
+        self._ends[node] = None
+        if node.state is not None or (node.readout is not None and not whole):
+            self._cache.release(node)
+            return
+        if whole:
+            self._whole.add(node)
+        self._plan(part, node)
+
+    def _plan(self, part: int, node: StateNode) -> None:
+        prefix = self._block.parts[part].prefix
+        while node not in self._parts:
+            self._parts[node] = part
+            self._cache.release(node)  # it may hold less than is wanted now
+            parent, shared = node.parent, node.shared
+            assert parent is not None
+            self._readers[parent] += 1
+            if shared is not None:
+                assert prefix is not None
+                self._readers[shared] += 1
+                if shared.memory is None:
+                    self._plan(prefix, shared)
+                else:
+                    self._cache.release(shared)
+            if parent.state is not None:
+                self._cache.release(parent)
+                return
+            self._whole.add(parent)
+            node = parent
+
+    def start(self) -> None:
+        """Find the steps that can run at once; nothing more can be planned then."""
+        for node, part in self._parts.items():
+            step, missing = Step(part, node), _missing(node)
+            for read in missing:
+                self._waiting[read].append(step)
+            if not missing:
+                self._ready[node.layer].append(step)
+
+    def is_whole(self, node: StateNode) -> bool:
+        """Whether a planned node's state is wanted."""
+        return node in self._whole
+
+    def next_layer(self) -> tuple[int, list[Step]] | None:
+        """Return the lowest layer that steps wait at, and these; None when all are done."""
+        if not self._ready:
+            return None
+        layer = min(self._ready)
+        return layer, self._ready.pop(layer)
+
+    def finish(self, step: Step) -> None:
+        """Let the steps that waited for this one run, and what it read be dropped once nothing else reads it."""
+        for after in self._waiting.pop(step.node, ()):
+            if not _missing(after.node):
+                self._ready[after.node.layer].append(after)
+        for read in (step.node.parent, step.node.shared):
+            if read is None:
+                continue
+            self._readers[read] -= 1
+            if not self._readers[read] and read not in self._ends:
+                self._cache.keep(read)
+
+    def keep_ends(self) -> None:
+        """Give the wanted nodes to the cache."""
+        for node in self._ends:
+            self._cache.keep(node)
+
+    def abandon(self) -> None:
+        """Give all that is held to the cache, after an error."""
+        for node in (*self._readers, *self._parts, *self._ends):
+            self._cache.keep(node)
+
+
+def _missing(node: StateNode) -> list[StateNode]:
+    """Return what a node's step reads and is not there yet."""
+    missing = []
+    if node.parent is not None and node.parent.state is None:
+        missing.append(node.parent)
+    if node.shared is not None and node.shared.memory is None:
+        missing.append(node.shared)
+    return missing
+
+
+# Counts and times of what an executor ran.
+
+
+@dataclass
+class ExecutorStatistics:
+    """What an executor ran since it was made, or since `clear`.
+
+    Times are until a call returns: an accelerator may still be at work then.
+
+    Attributes:
+        layer_calls: calls of a layer, each with a batch.
+        tokens: tokens handed to layers, padding included; a last layer that runs on the readouts alone counts all
+            tokens of its rows, whose keys and values it makes.
+        useful_tokens: the same without padding.
+        layer_seconds: seconds in layer forwards.
+        head_seconds: seconds in the head's forward (final norm and output embedding).
+    """
+
+    layer_calls: int = 0
+    tokens: int = 0
+    useful_tokens: int = 0
+    layer_seconds: float = 0.0
+    head_seconds: float = 0.0
+
+    def clear(self) -> None:
+        """Begin anew."""
+        vars(self).update(vars(ExecutorStatistics()))
+
+    def count(self, tokens: int, useful: int) -> None:
+        """Count one call of a layer."""
+        self.layer_calls += 1
+        self.tokens += tokens
+        self.useful_tokens += useful
+
+    @contextlib.contextmanager
+    def layer(self) -> Iterator[None]:
+        """Time a layer's forward."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.layer_seconds += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def head(self) -> Iterator[None]:
+        """Time the head's forward."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.head_seconds += time.perf_counter() - start

@@ -1,0 +1,260 @@
+"""Loading of the frozen base model, from a local directory or from the hub."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from router.assets.wheels import model_directory, read_catalogue
+from router.command import one_line
+from router.engine.decoder import find_decoder
+from router.validation import SETTINGS, InputError
+
+HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+"""Options of `from_pretrained` that say where files come from: they count for the tokenizer too."""
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class ModelSettings:
+    """The base model of a command.
+
+    Attributes:
+        model: the base model: an offline asset, a local directory or a hub id; null: the one that the records or the
+            router name.
+        revision: its hub revision.
+        dtype: its dtype.
+        device: torch device; auto: CUDA where there is one, else CPU.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    device: str = "auto"
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_base_model(
+    name: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer in evaluation mode, with gradients off.
+
+    Safetensors only, and no code from the model's repository runs, unless `options` say so.
+
+    Args:
+        name: a local directory, or a hub id such as "HuggingFaceTB/SmolLM2-135M-Instruct".
+        dtype: one of `DTYPES`.
+        device: torch device.
+        revision: hub revision.
+        options: passed on to `from_pretrained`, for example `attn_implementation`.
+
+    Raises:
+        InputError: where the directory, the hub id, the dtype or the device does not exist.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    device = resolve_device(device)
+    source = _source(name)
+    # Said outright: else the library asks on the terminal, and takes what is piped in for an answer.
+    trusted = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
+    where = {option: options[option] for option in HUB_OPTIONS if option in options}
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
+    with _reading(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options | trusted
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **where | trusted)
+    if "device_map" not in options:
+        model = model.to(device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def count_layers(name: str, *, revision: str | None = None) -> int:
+    """Return the number of a model's layers, from its configuration alone: no weights are read.
+
+    Args:
+        name: a local directory or a hub id.
+        revision: hub revision.
+
+    Raises:
+        InputError: where there is no such model.
+    """
+    with _reading(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(_source(name), revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return find_decoder(model).num_layers
+
+
+def stored_dtype(name: str, *, revision: str | None = None) -> str:
+    """Return the dtype that a model's configuration names, one of `DTYPES`, or float32; arguments as `count_layers`.
+
+    Raises:
+        InputError: where there is no such model.
+    """
+    with _reading(name):
+        config = AutoConfig.from_pretrained(_source(name), revision=revision, trust_remote_code=False)
+    found = config.dtype or getattr(config.get_text_config(decoder=True), "dtype", None)
+    return next((word for word, dtype in DTYPES.items() if dtype == found), "float32")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
+        ) from error
+
+
+def _source(name: str) -> str:
+    """Return what the library loads a model from: a directory's path, or the hub id as it is."""
+    try:
+        path = Path(name).expanduser()
+        if not (name.startswith((".", "/", "~")) or Path(name).exists()):
+            return name
+    except (OSError, RuntimeError) as error:  # a name that is too long, or the home of nobody
+        raise InputError(f"model: expected a local directory or a hub id, got {name!r} ({one_line(error)})") from error
+    if not (path / "config.json").is_file():
+        raise InputError(f"model: expected a directory with config.json, got {name!r}")
+    return str(path)
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device for "auto" (CUDA where there is one, else CPU) or the given name.
+
+    Raises:
+        InputError: where the device does not exist here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: expected auto, cpu or a device of this machine, got {name!r}") from error
+    return name
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return how many positions a model has; None where it does not say."""
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) else None
+
+
+# The base model by name: a local directory, an offline asset or a hub id.
+
+
+def load_model(
+    name: str, *, dtype: str = "float32", device: str = "auto", revision: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base model and its tokenizer.
+
+    Args:
+        name: a local directory, a model of router/assets/assets.json, or a hub id. What begins with `.`, `/` or `~`
+            is a directory; so is any other name where there is one, as in all of the library.
+        dtype: "float32", "bfloat16" or "float16".
+        device: torch device, or "auto".
+        revision: hub revision.
+        options: passed on to `from_pretrained`, for example `attn_implementation` or `device_map`.
+
+    Raises:
+        InputError: where it cannot be loaded, or the name is both an offline asset's and a directory's.
+    """
+    return load_base_model(_source_models(name), dtype=dtype, device=device, revision=revision, **options)
+
+
+def layers_of(name: str, revision: str | None = None) -> int:
+    """Return the number of a base model's layers, without its weights; `name` and errors as in `load_model`."""
+    return count_layers(_source_models(name), revision=revision)
+
+
+def dtype_of(name: str, revision: str | None = None) -> str:
+    """Return the dtype that a base model is stored in, by its configuration, or float32; errors as `load_model`."""
+    return stored_dtype(_source_models(name), revision=revision)
+
+
+def _source_models(name: str) -> str:
+    """Return the directory of an offline asset, which is fetched if need be, or the name as it is."""
+    _, assets = read_catalogue()
+    if name not in assets:
+        return name
+    if Path(name).exists():
+        raise InputError(f"model: expected ./{name} for the directory here, or another folder for the asset, got both")
+    return str(model_directory(name))
+
+
+# Texts as token ids: a prompt with what the tokenizer puts before it, and what a continuation adds to it.
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> tuple[int, ...]:
+    """Return a text's tokens with what the tokenizer puts before it (BOS), but not what it puts after it (EOS).
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+        special: whether anything is put before it; a chat template writes its special tokens itself.
+    """
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not special:
+        return tuple(plain)
+    whole = tokenizer(text)["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[: start + len(plain)])
+    return tuple(whole)
+
+
+def tokens_after(
+    tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], joined: tuple[int, ...], added: str
+) -> tuple[int, ...]:
+    """Return the tokens of a continuation.
+
+    They are those that it adds to the prompt; where the tokenizer would merge across the border, it is tokenised alone,
+    so that all continuations follow the same prompt tokens.
+
+    Args:
+        tokenizer: the tokenizer.
+        prompt: the prompt's tokens.
+        joined: the tokens of prompt and continuation as one text.
+        added: the continuation.
+    """
+    if joined[: len(prompt)] == prompt and len(joined) > len(prompt):
+        return joined[len(prompt) :]
+    return tuple(tokenizer(added, add_special_tokens=False)["input_ids"])
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    """Return the tokens of a chat that the model is to answer; the template writes its special tokens itself.
+
+    Raises:
+        jinja2.TemplateError, TypeError, ValueError: where the chat template refuses the messages, or there is none.
+    """
+    text = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+    )
+    return prompt_tokens(tokenizer, str(text), special=False)
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device, padding: int = 0
+) -> tuple[Int[Tensor, "prompts tokens"], Int[Tensor, "prompts tokens"]]:
+    """Return prompts as one batch, padded on the left as generation needs them, and the mask of real tokens."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask

@@ -1,1 +1,0 @@
-"""A static chain as a standard checkpoint, which loads without this package."""

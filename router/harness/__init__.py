@@ -1,1 +1,0 @@
-"""A routed model as a model of lm-evaluation-harness."""

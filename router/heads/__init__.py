@@ -1,0 +1,1 @@
+"""Router heads: states in, chains with scores out."""

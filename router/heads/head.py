@@ -1,0 +1,224 @@
+"""What every router head shares: states in, chains with scores out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from router.chain import Chain
+from router.heads.budget import BudgetPoint, offset_for
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A chain that a head proposes.
+
+    Attributes:
+        chain: the chain.
+        score: what the head thinks of it, in the head's own terms: a log-probability (nats), or a value.
+    """
+
+    chain: Chain
+    score: float
+
+
+class Head(nn.Module, ABC):
+    """A small network from the frozen model's early states to chains.
+
+    Attributes:
+        encoder: pools and narrows the states; every head has one.
+        num_layers: layers of the base model.
+        read_layer: layers 0..read_layer-1 run in every chain; the head reads the last one's output.
+        d_model: width of the states.
+        budget_points: operating points, by mean depth; empty before calibration.
+    """
+
+    encoder: StateEncoder
+
+    def __init__(self, num_layers: int, read_layer: int, d_model: int) -> None:
+        """Set what all heads share.
+
+        Raises:
+            ValueError: where `read_layer` is not in 1..num_layers-1.
+        """
+        super().__init__()
+        if not 1 <= read_layer < num_layers:
+            raise ValueError(f"read_layer: expected 1..{num_layers - 1}, got {read_layer}")
+        self.num_layers = num_layers
+        self.read_layer = read_layer
+        self.d_model = d_model
+        self.budget_points: tuple[BudgetPoint, ...] = ()
+
+    def forward(
+        self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch ..."]:
+        """Return the head's output; row i depends on row i alone, padding (mask False) does not count."""
+        return self.respond(self.encoder(states, mask))
+
+    @abstractmethod
+    def respond(self, features: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch ..."]:
+        """Return the head's output for encoded states."""
+
+    def decode(self, output: Float[Tensor, "batch ..."], budget: float | None = None) -> list[list[Decision]]:
+        """Return for each row its chains, best first.
+
+        Args:
+            output: what `forward` returned.
+            budget: mean depth wanted over samples like the validation split's, layers; None: the head's own choice.
+
+        Raises:
+            ValueError: where there is a budget and the head is not calibrated, or it lies outside what was measured.
+        """
+        return self.decode_at(output, self.offset_for(budget))
+
+    @abstractmethod
+    def decode_at(self, output: Float[Tensor, "batch ..."], offset: float) -> list[list[Decision]]:
+        """Return for each row its chains, best first, at an operating point's offset; 0: the head's own choice."""
+
+    @abstractmethod
+    def scores_of(self, output: Float[Tensor, "batch ..."], chains: Sequence[Chain]) -> Float[Tensor, "batch chains"]:
+        """Return the score (as in `decode_at`) of each given chain; -inf where the head cannot say a chain."""
+
+    @abstractmethod
+    def calibrate(self, output: Float[Tensor, "batch ..."]) -> None:
+        """Set the operating points from the head's output on a validation split, so that budgets can be met."""
+
+    def forward_flops(self, tokens: int) -> int:
+        """Return the floating-point operations of one sample's forward (2 a multiply-add), the encoder's included."""
+        behind = {id(parameter) for parameter in self.encoder.parameters()}
+        own = [parameter for parameter in self.parameters() if parameter.ndim == 2 and id(parameter) not in behind]
+        return self.encoder.forward_flops(tokens) + sum(2 * parameter.numel() for parameter in own)
+
+    def offset_for(self, budget: float | None) -> float:
+        """Return the offset for a mean depth; see `router.heads.budget.offset_for`."""
+        return offset_for(self.budget_points, budget)
+
+
+def pad_states(
+    states: Sequence[Float[Tensor, "_ d_model"]],
+) -> tuple[Float[Tensor, "batch tokens d_model"], Bool[Tensor, "batch tokens"]]:
+    """Return states of different lengths as one float32 batch, padded on the right, and the mask of real tokens."""
+    lengths = torch.tensor([len(state) for state in states])
+    padded = pad_sequence([state.float() for state in states], batch_first=True)
+    mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
+    return padded, mask.to(padded.device)
+
+
+# What every head begins with: a sample's token states pooled and narrowed to a few features.
+
+
+Pooling = Literal["windows", "ends", "attention"]
+
+
+class StateEncoder(nn.Module):
+    """Token states to one vector of features.
+
+    Attributes:
+        hidden: width of the features.
+    """
+
+    def __init__(
+        self, d_model: int, *, hidden: int = 64, pooling: Pooling = "windows", windows: int = 8, dropout: float = 0.1
+    ) -> None:
+        """Build the network.
+
+        Args:
+            d_model: width of the states.
+            hidden: width of the features.
+            pooling: "windows": the mean of each of `windows` parts of the tokens goes through the bottleneck, then
+                their mean is taken; "ends": the last token and the mean of all; "attention": `windows` learned
+                weightings of the tokens, and the last token.
+            windows: parts of the tokens, or learned weightings of them.
+            dropout: share of what goes into the bottleneck's successor that is dropped in training.
+
+        Raises:
+            ValueError: where a size is below 1, the dropout outside 0..1 or the pooling unknown.
+        """
+        super().__init__()
+        for name, value in (("hidden", hidden), ("windows", windows)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected at least 0 and below 1, got {dropout}")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling: expected one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        self.hidden, self.windows, self.pooling = hidden, windows, pooling
+        self.normalise = nn.LayerNorm(d_model, elementwise_affine=False)
+        parts = {"windows": 1, "ends": 2, "attention": 1 + windows}[pooling]
+        self.weigh = nn.Linear(d_model, windows, bias=False) if pooling == "attention" else None
+        self.bottleneck = nn.Linear(parts * d_model, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch hidden"]:
+        """Return a row's features; padding (mask False) does not count."""
+        return self.narrow(*self.pool(states, mask))
+
+    def pool(
+        self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
+    ) -> tuple[Float[Tensor, "batch places d_model"], Bool[Tensor, "batch places"]]:
+        """Do what has no weights and so needs doing once for a sample, however long the training.
+
+        Returns:
+            The normalised and pooled states, and which places are filled: `windows` means; the last token and the mean
+            of all; or, for attention, which has weights, all tokens.
+        """
+        normal = self.normalise(states)
+        if self.pooling == "windows":
+            return pool_windows(normal, mask, self.windows)
+        if self.pooling == "attention":
+            return normal, mask
+        last = _last(normal, mask)
+        mean = (normal * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+        return torch.stack([last, mean], dim=1), mask.new_ones(len(mask), 2)
+
+    def narrow(
+        self, pooled: Float[Tensor, "batch places d_model"], filled: Bool[Tensor, "batch places"]
+    ) -> Float[Tensor, "batch hidden"]:
+        """Return the features of what `pool` gave."""
+        if self.pooling == "windows":
+            features = functional.gelu(self.bottleneck(pooled)) * filled[..., None]
+            joined: Tensor = features.sum(1) / filled.sum(1)[:, None]
+            return self.dropout(joined)  # type: ignore[no-any-return]
+        if self.weigh is not None:
+            weights = self.weigh(pooled).masked_fill(~filled[..., None], float("-inf")).softmax(1)
+            sums = torch.einsum("btw,btd->bwd", weights, pooled)
+            pooled = torch.cat([_last(pooled, filled)[:, None], sums], dim=1)
+        return self.dropout(functional.gelu(self.bottleneck(pooled.flatten(1))))  # type: ignore[no-any-return]
+
+    def forward_flops(self, tokens: int) -> int:
+        """Return the floating-point operations for one sample (2 a multiply-add), pooling included."""
+        d_model = self.normalise.normalized_shape[0]
+        sums = {"windows": 1, "ends": 1, "attention": self.windows}[self.pooling]
+        weights = 0 if self.weigh is None else 2 * tokens * self.weigh.weight.numel()
+        passes = self.windows if self.pooling == "windows" else 1
+        # Normalising takes about eight operations a value.
+        return (
+            8 * tokens * d_model + 2 * sums * tokens * d_model + weights + 2 * passes * self.bottleneck.weight.numel()
+        )
+
+
+def pool_windows(
+    states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"], windows: int
+) -> tuple[Float[Tensor, "batch windows d_model"], Bool[Tensor, "batch windows"]]:
+    """Return the mean state of each of `windows` equal parts of a row's real tokens, and whether a part has any."""
+    rank = mask.cumsum(1) - 1
+    part = (rank * windows).div(mask.sum(1, keepdim=True), rounding_mode="floor").clamp(0, windows - 1)
+    member = functional.one_hot(part, windows).to(states.dtype) * mask[..., None].to(states.dtype)
+    sizes = member.sum(1)
+    pooled = torch.einsum("btw,btd->bwd", member, states) / sizes.clamp(min=1)[..., None]
+    return pooled, sizes > 0
+
+
+def _last(values: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]) -> Tensor:
+    """Return each row's last real token."""
+    return values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]

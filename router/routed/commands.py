@@ -1,0 +1,449 @@
+"""The prompts of a command, and their batches of token ids."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from router.chain import Chain
+from router.command import first_word, parse_settings
+from router.engine.load import (
+    DTYPES,
+    chat_tokens,
+    context_of,
+    dtype_of,
+    layers_of,
+    left_padded,
+    load_model,
+    prompt_tokens,
+)
+from router.files import read_json, read_json_lines, require_file
+from router.heads.head import Decision
+from router.heads.menu import MenuHead
+from router.routed import RoutedModel
+from router.routed.export import export_chain, free_folder
+from router.routed.hub import router_folder
+from router.routed.load import RoutedSettings, load_routed, require_pair
+from router.routed.model import by_chain
+from router.storage import Router, load_router
+from router.strip import draw_strip, marks_for, ruler
+from router.validation import InputError
+
+
+@dataclass(frozen=True)
+class PromptSettings(RoutedSettings):
+    """A routed model and prompts for it.
+
+    Attributes:
+        prompt: the prompt.
+        prompts: file of prompts in its place: `.jsonl` with a "prompt" in each object, else one a line.
+        chat: whether a prompt is a user's message, put into the tokenizer's chat template.
+        batch_size: prompts run together.
+        json: whether the result is printed as JSON Lines.
+    """
+
+    prompt: str | None = None
+    prompts: Path | None = None
+    chat: bool = False
+    batch_size: int = 8
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that exclude each other or are out of their bounds."""
+        super().__post_init__()
+        if (self.prompt is None) == (self.prompts is None):
+            got = "none" if self.prompt is None else "both"
+            raise ValueError(f"prompt: expected one of prompt and prompts, got {got}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+
+
+def read_prompts(settings: PromptSettings) -> list[str]:
+    """Return the prompts.
+
+    Raises:
+        InputError: where the file is missing, or a line is no prompt.
+    """
+    if settings.prompts is None:
+        return [settings.prompt or ""]
+    path = settings.prompts
+    if not path.is_file():
+        raise InputError(f"prompts: expected an existing file, got {str(path)!r}")
+    if path.suffix != ".jsonl":
+        try:
+            found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"prompts: expected text in UTF-8 in {path}, got {error.reason}") from error
+    else:
+        found = []
+        for number, value in read_json_lines(path):
+            if not isinstance(value.get("prompt"), str):
+                raise InputError(f"prompts: expected a text as prompt in {path}:{number}, got {value.get('prompt')!r}")
+            found.append(value["prompt"])
+    if not found:
+        raise InputError(f"prompts: expected at least one in {path}, got none")
+    return found
+
+
+def encode_prompts(
+    routed: RoutedModel, prompts: Sequence[str], settings: PromptSettings, reserve: int = 0
+) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """Give prompts in batches: their texts, token ids padded on the left, and masks.
+
+    Args:
+        routed: the routed model.
+        prompts: the prompts.
+        settings: batch size, and whether there is a chat template.
+        reserve: tokens that are to follow each prompt.
+
+    Raises:
+        InputError: at a prompt without tokens, one that is too long, or a tokenizer without a chat template.
+    """
+    tokenizer = routed.tokenizer
+    assert tokenizer is not None
+    rows = [_tokens(tokenizer, prompt, settings.chat) for prompt in prompts]
+    context = context_of(routed)
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise InputError(f"prompt: expected at least one token, got {prompt!r}")
+        if context is not None and len(row) + reserve > context:
+            raise InputError(
+                f"prompt: expected at most {context - reserve} tokens ({context} positions, {reserve} of them for the "
+                f"answer), got {len(row)}"
+            )
+    for start in range(0, len(prompts), settings.batch_size):
+        part = rows[start : start + settings.batch_size]
+        yield list(prompts[start : start + settings.batch_size]), *left_padded(part, routed.device)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> tuple[int, ...]:
+    if not chat:
+        return prompt_tokens(tokenizer, prompt)
+    if tokenizer.chat_template is None:
+        raise InputError("chat: expected a tokenizer with a chat template, got one without")
+    return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
+
+
+# Say what a router is, from its files alone.
+
+
+@dataclass(frozen=True)
+class InfoSettings:
+    """Settings of `python -m router info`.
+
+    Attributes:
+        router: a router's folder or its hub id; may stand alone, as the first word.
+        revision: its hub revision.
+        json: whether the result is printed as JSON.
+    """
+
+    router: str
+    revision: str | None = None
+    json: bool = False
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print what a router is.
+
+    Raises:
+        InputError: at bad input.
+    """
+    description = "Say what a router is: its base model, head, budgets and guarantee. No model is loaded."
+    settings, _ = parse_settings(InfoSettings, first_word(argv, "router"), "router info", description)
+    router = load_router(router_folder(settings.router, revision=settings.revision))
+    facts = describe(router)
+    if settings.json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name.ljust(width)}  {_shown(value)}")
+    if isinstance(router.head, MenuHead):
+        print(f"\n{marks_for(sys.stdout.encoding).legend()}")
+        for chain in router.head.chains:
+            strip = draw_strip(chain, router.config.read_layer, marks_for(sys.stdout.encoding))
+            print(f"  {strip}  {chain.depth:3}  {chain}")
+
+
+def describe(router: Router) -> dict[str, Any]:
+    """Return what is worth knowing of a router, as JSON data."""
+    config, certified = router.config, router.guarantee
+    depths = sorted(point.mean_depth for point in config.budget_points)
+    facts: dict[str, Any] = {
+        "base_model": config.base_model,
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "num_layers": config.num_layers,
+        "read_layer": config.read_layer,
+        "head": config.head,
+        "parameters": sum(parameter.numel() for parameter in router.head.parameters()),
+        "task": config.task,
+        "mode": config.mode,
+        "budgets": [round(depths[0], 2), round(depths[-1], 2)] if depths else None,
+        "guarantee": None if certified is None else asdict(certified),
+        "fingerprints": asdict(config.fingerprints),
+    }
+    if isinstance(router.head, MenuHead):
+        facts["menu"] = [str(chain) for chain in router.head.chains]
+    return facts
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one[:12] if isinstance(one, str) else one}" for name, one in value.items())
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(one, float) for one in value):
+        return f"{value[0]:g}..{value[1]:g} layers"
+    if isinstance(value, list):
+        return f"{len(value)} chains"
+    return "-" if value is None else str(value)
+
+
+# Show the chain that a router picks for each prompt, drawn as a strip of layers.
+
+
+@dataclass(frozen=True)
+class RouteSettings(PromptSettings):
+    """Settings of `python -m router route`.
+
+    Attributes:
+        choices: choices that may follow the prompt, which the router reads too, as in training on such tasks; each as
+            text that begins where the prompt ends.
+    """
+
+    choices: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that exclude each other."""
+        super().__post_init__()
+        if self.choices is not None and (self.prompts is not None or self.chat):
+            raise ValueError("choices: expected a prompt of its own, as text, got prompts or chat")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Route prompts and print their chains.
+
+    Raises:
+        InputError: at bad input.
+    """
+    description = "Show the chain of layers that a router picks for each prompt."
+    settings, _ = parse_settings(RouteSettings, first_word(argv, "router"), "router route", description)
+    prompts = read_prompts(settings)
+    routed = load_routed(settings)
+    depths: list[int] = []
+    for texts, chosen in _decisions(routed, prompts, settings):
+        if not depths and not settings.json:
+            print(marks_for(sys.stdout.encoding).legend())
+        for text, one in zip(texts, chosen, strict=True):
+            depths.append(one.chain.depth)
+            print(as_json(text, one) if settings.json else drawn(text, one, routed.router.config.read_layer))
+    if len(depths) > 1 and not settings.json:
+        print(f"\nmean depth {sum(depths) / len(depths):.2f} of {routed.router.config.num_layers} layers")
+
+
+def _decisions(
+    routed: RoutedModel, prompts: Sequence[str], settings: RouteSettings
+) -> Iterator[tuple[list[str], list[Decision]]]:
+    if settings.choices is not None:
+        yield list(prompts), [routed.score(prompts[0], settings.choices).routed]
+        return
+    for texts, ids, mask in encode_prompts(routed, prompts, settings):
+        yield texts, routed.route(ids, mask)
+
+
+def drawn(prompt: str, routed: Decision, read_layer: int) -> str:
+    """Return a prompt and its chain as four lines."""
+    chain, shown = routed.chain, " ".join(prompt.split())
+    shown = shown if len(shown) <= 100 else shown[:99] + "…"
+    strip = draw_strip(chain, read_layer, marks_for(sys.stdout.encoding))
+    told = f"{chain.depth} of {chain.num_layers} layers, score {routed.score:.3f}"
+    return f"\n{shown}\n  {strip}   {told}\n  {ruler(chain.num_layers)}\n  {chain}"
+
+
+def as_json(prompt: str, routed: Decision, **more: object) -> str:
+    """Return a prompt and its chain as one line of JSON."""
+    chain = routed.chain
+    value = {"prompt": prompt, **more, "chain": str(chain), "layers": list(chain.layers), "depth": chain.depth}
+    return json.dumps(value | {"score": routed.score}, ensure_ascii=False)
+
+
+# Generate text for prompts, each under the chain that the router picks for it.
+
+
+@dataclass(frozen=True)
+class GenerateSettings(PromptSettings):
+    """Settings of `python -m router generate`.
+
+    Attributes:
+        max_new_tokens: tokens generated for each prompt at most.
+        temperature: of sampling; 0: the most probable token each time.
+        top_p: share of probability that sampling draws from.
+        seed: seed of sampling.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of their bounds."""
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature: expected at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected more than 0 and at most 1, got {self.top_p}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr.
+
+    Raises:
+        InputError: at bad input.
+    """
+    description = "Generate text, each prompt under the chain of layers that the router picks for it."
+    settings, _ = parse_settings(GenerateSettings, first_word(argv, "router"), "router generate", description)
+    prompts = read_prompts(settings)
+    routed = load_routed(settings)
+    set_seed(settings.seed)
+    for texts, ids, mask in encode_prompts(routed, prompts, settings, settings.max_new_tokens):
+        for text, (answer, one) in zip(texts, _answers(routed, ids, mask, settings), strict=True):
+            if settings.json:
+                print(as_json(text, one, text=answer), flush=True)
+            else:
+                print(f"[{one.chain.depth} of {one.chain.num_layers} layers: {one.chain}]", file=sys.stderr)
+                print(answer, flush=True)
+
+
+def _answers(
+    routed: RoutedModel, ids: torch.Tensor, mask: torch.Tensor, settings: GenerateSettings
+) -> list[tuple[str, Decision]]:
+    """Return the text that follows each prompt of a batch, and its chain."""
+    assert routed.tokenizer is not None
+    options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "do_sample": settings.temperature > 0}
+    if settings.temperature > 0:
+        options |= {"temperature": settings.temperature, "top_p": settings.top_p}
+    if routed.generation_config.pad_token_id is None:
+        options["pad_token_id"] = _padding(routed)
+    reading = routed.read(ids, mask)
+    chosen = routed.decide(reading)
+    texts = [""] * len(chosen)
+    for chain, rows in by_chain([one.chain for one in chosen]).items():
+        out = routed.generate_as(chain, reading.select(rows), **options)
+        for row, tokens in zip(rows, out[:, ids.shape[1] :], strict=True):
+            texts[row] = str(routed.tokenizer.decode(tokens, skip_special_tokens=True))
+    return list(zip(texts, chosen, strict=True))
+
+
+def _padding(routed: RoutedModel) -> int:
+    """Return a token that fills rows up which ended early; the library warns where none is given."""
+    ends = routed.generation_config.eos_token_id
+    found = ends[0] if isinstance(ends, list) else ends
+    if found is None and routed.tokenizer is not None:
+        found = routed.tokenizer.pad_token_id
+    if found is None:
+        raise InputError("model: expected a padding or an end-of-sequence token, got none")
+    return int(found)
+
+
+# Write one chain of a base model as a standard checkpoint, which stock transformers loads without this package.
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Settings of `python -m router export`.
+
+    Attributes:
+        out: folder for the checkpoint, absent or empty.
+        model: base model: an offline asset, a local directory or a hub id; unset: the router's.
+        router: a router's folder or its hub id; says which base model and dtype, and checks the model's weights.
+        chain: the chain, such as 0-24,28-29.
+        static: in place of a chain, `static.json` of an evaluation: its best single chain.
+        dtype: float32, bfloat16 or float16; unset: the router's, or what the base model is stored in.
+        revision: the base model's hub revision; unset: the router's, where the base model is.
+        device: torch device on which the checkpoint is checked, or auto.
+    """
+
+    out: Path
+    model: str | None = None
+    router: str | None = None
+    chain: str | None = None
+    static: Path | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that leave the chain or the base model open."""
+        if (self.chain is None) == (self.static is None):
+            got = "neither" if self.chain is None else "both"
+            raise ValueError(f"chain: expected exactly one of chain and static, got {got}")
+        if self.model is None and self.router is None:
+            raise ValueError("model: expected a base model, or a router that names one, got neither")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export a chain, and say how to load it.
+
+    Raises:
+        InputError: at bad input, or where the checkpoint would not be the chain.
+    """
+    description = "Write one chain as a standard checkpoint that stock transformers loads."
+    settings, _ = parse_settings(ExportSettings, argv, "router export", description)
+    free_folder(settings.out)
+    router = None if settings.router is None else load_router(router_folder(settings.router))
+    name, revision = _base_model(settings, router)
+    chain = read_chain(settings, layers_of(name, revision) if router is None else router.config.num_layers)
+    dtype = settings.dtype or (dtype_of(name, revision) if router is None else router.config.dtype)
+    model, tokenizer = load_model(name, dtype=dtype, device=settings.device, revision=revision)
+    if router is not None:
+        require_pair(model, tokenizer, router, f"router {settings.router!r}")
+    folder = export_chain(model, tokenizer, chain, settings.out, base_model=name, revision=revision)
+    print(f"chain {chain}: {chain.depth} layers in place of {chain.num_layers}, {dtype}")
+    print(f"  {draw_strip(chain, 0, marks_for(sys.stdout.encoding))}\n  {ruler(chain.num_layers)}")
+    print("equal to the bit to the base model under this chain, loaded by stock transformers")
+    print(f"written to {folder}")
+    print(f'load it: transformers.AutoModelForCausalLM.from_pretrained("{folder}", dtype="{dtype}")')
+
+
+def _base_model(settings: ExportSettings, router: Router | None) -> tuple[str, str | None]:
+    """Return the base model's name and hub revision."""
+    if router is None:
+        assert settings.model is not None  # the settings refuse that
+        return settings.model, settings.revision
+    config = router.config
+    name = settings.model or config.base_model
+    own = config.revision if name == config.base_model else None
+    return name, settings.revision or own
+
+
+def read_chain(settings: ExportSettings, num_layers: int) -> Chain:
+    """Return the chain that the settings name.
+
+    Raises:
+        InputError: where it is no chain over that many layers; the message names its file, where it has one.
+    """
+    try:
+        if settings.static is None:
+            assert settings.chain is not None  # the settings refuse that
+            return Chain.parse(settings.chain, num_layers)
+        return Chain.from_json(read_json(require_file(settings.static, "static")).get("chain"), num_layers)
+    except InputError:
+        raise
+    except ValueError as error:
+        where = f"chain {settings.chain}" if settings.static is None else f"static: {settings.static}"
+        told = str(error)
+        raise InputError(
+            told if told.startswith("chain: ") and settings.static is None else f"{where}: {told}"
+        ) from error

@@ -1,0 +1,641 @@
+"""A routed model in lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness), as "cola-router".
+
+    python -m router lm-eval --model cola-router --model_args router=runs/demo/router,budget=23.5 --tasks arc_easy
+
+Each document gets one chain. The router reads the document's prompt and choices, as in training; then requests of one
+chain run together in lm-eval's own class for `transformers` models, on the view of that chain. Prompts, tokens, batches
+and scores are lm-eval's: where all documents run at full depth, so do the numbers equal those of `--model hf`.
+
+Reading a text without a prompt before it (`loglikelihood_rolling`: perplexity) gives a router nothing to go by; such
+requests run at full depth.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol, TypeVar
+
+import torch
+from lm_eval.api.registry import model_registry, register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from safetensors.torch import save
+from tqdm import tqdm
+
+from router.chain import Chain
+from router.command import one_line, parse_settings
+from router.engine.choices import Question
+from router.engine.load import DTYPES
+from router.routed import RoutedModel
+from router.routed.load import RoutedSettings, load_routed
+from router.routed.model import by_chain
+from router.validation import InputError
+
+NAME = "cola-router"
+"""lm-eval's `--model`."""
+_NOT_SO_HERE = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
+"""Warnings of lm-eval's that arguments may be ignored and processes be told apart; here both are refused instead."""
+
+Answer = TypeVar("Answer")
+
+
+class RoutedLM(HFLM):  # type: ignore[misc]
+    """A routed model as lm-eval's model: one chain for each document.
+
+    Attributes:
+        routed: the model.
+    """
+
+    routed: RoutedModel
+    _model: Any
+
+    def __init__(self, router: str | RoutedModel = "", **options: Any) -> None:
+        """Load a router with its base model, or take a routed model as it is.
+
+        Args:
+            router: a router's folder, its hub id, or a routed model with its tokenizer.
+            options: the other fields of `ModelArguments`; with a routed model only those in `HARNESS`.
+
+        Raises:
+            InputError: at an unknown option or a bad value, where the router or its base model cannot be loaded, or
+                under a launcher of several processes.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"lm-eval: expected one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}")
+        if isinstance(router, RoutedModel):
+            if loading := [name for name in options if name not in HARNESS]:
+                raise InputError(f"{loading[0]}: expected a router by name to load with it, got a loaded model")
+            arguments = ModelArguments.parse({"router": str(router.router_folder or NAME), **options})
+            self.routed = router
+        else:
+            options["device"] = device_for(options.get("device"))
+            arguments = ModelArguments.parse({"router": router, **options})
+            self.routed = load_routed(arguments)
+        self._prepare(arguments)
+
+    def _prepare(self, arguments: ModelArguments) -> None:
+        config = self.routed.router.config
+        if self.routed.tokenizer is None:
+            raise InputError("router: expected a routed model with a tokenizer, got none")
+        tokenizer = copy.deepcopy(self.routed.tokenizer)  # lm-eval gives it a padding token where it has none
+        if arguments.add_bos_token is not None:
+            tokenizer.add_bos_token = arguments.add_bos_token
+        full = self.routed.view(Chain.full(config.num_layers))
+        with _without_warnings(_NOT_SO_HERE):
+            super().__init__(
+                full, backend="causal", tokenizer=tokenizer, **{name: getattr(arguments, name) for name in HARNESS}
+            )
+        # auto:N looks for a batch size N times within a set of requests; the set of one chain may be smaller than N.
+        self.batch_schedule = 1
+        self.pretrained = full.name_or_path
+        same = arguments.base_model in (None, config.base_model)
+        self.revision = arguments.base_revision or (config.revision if same else None) or "main"
+        self._source = arguments.router
+        self._depths = Depths(config.num_layers)
+        self._asked: Sequence[Request] | None = None
+        self._memory = ChainMemory()
+        self._largest_batch: int | None = None
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> RoutedLM:
+        """Make the model from lm-eval's command line; `--model_args` go before the command's options."""
+        return cls(**{**(additional_config or {}), **arg_dict})
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take over lm-eval's cache of answers.
+
+        Raises:
+            InputError: where its answers come from another router or budget.
+        """
+        super().set_cache_hook(cache_hook)
+        self._memory = ChainMemory(cache_hook.dbdict, self._settings())
+
+    def _settings(self) -> str:
+        """Return what an answer depends on besides the request."""
+        router = self.routed.router
+        digest = hashlib.sha256(save(router.head.state_dict()))
+        digest.update(json.dumps([asdict(router.config), str(self.routed.dtype)], sort_keys=True, default=str).encode())
+        guarantee = asdict(router.guarantee) if self.routed.guaranteed and router.guarantee else None
+        return json.dumps({"router": digest.hexdigest(), "budget": self.routed.budget, "guarantee": guarantee})
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score continuations, all of a document under one chain; see `question_of_requests` for what the router reads.
+
+        Returns:
+            For each request the continuation's log-probability (nats) and whether greedy decoding would emit it.
+        """
+        self._asked = requests
+        try:
+            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._asked = None
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Score what `loglikelihood` has tokenised, chain by chain; windows of a rolling likelihood at full depth."""
+        score = super()._loglikelihood_tokens
+        if self._asked is None:
+            scores: list[tuple[float, bool]] = score(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+            return scores
+        chains = self._chains(self._asked, [(context, added) for _, context, added in requests])
+        answers = self._by_chain(chains, lambda rows, quiet: score([requests[i] for i in rows], quiet), disable_tqdm)
+        self._note("loglikelihood", self._asked, chains)
+        return answers
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate after contexts, all of a document under one chain; the router reads the context."""
+        generate = super().generate_until
+        prompts = [(self._prompt(*request.args[:2]), ()) for request in requests]
+        chains = self._chains(requests, prompts)
+        texts = self._by_chain(chains, lambda rows, quiet: generate([requests[i] for i in rows], quiet), disable_tqdm)
+        self._note("generate_until", requests, chains)
+        return texts
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Score whole texts at full depth: there is no prompt for the router to read.
+
+        Returns:
+            The log-probability (nats) of each text.
+        """
+        full = Chain.full(self.routed.router.config.num_layers)
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        self._note("loglikelihood_rolling (no prompt to read: full depth)", requests, [full] * len(requests))
+        return scores
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval writes beside its results: of the base model, and under "cola_router" of the routing.
+
+        Depth is the mean over documents that were run, in layers; answers from a cache were not.
+        """
+        info: dict[str, Any] = super().get_model_info()
+        info["cola_router"] = {
+            "router": self._source,
+            "budget": self.routed.budget,
+            "guaranteed": self.routed.guaranteed,
+            **self._depths.to_json(),
+        }
+        return info
+
+    def _note(self, kind: str, requests: Sequence[Request], chains: Sequence[Chain]) -> None:
+        """Note the documents of one kind of request that have run, and say how deep."""
+        if not requests:
+            return
+        print(f"{NAME}: {kind}: {self._depths.add(requests, chains)}", file=sys.stderr)
+
+    def _prompt(self, context: str, settings: dict[str, Any]) -> Sequence[int]:
+        """Return a context's tokens as lm-eval's class would give them to the model, alone."""
+        ids, _ = self.tok_batch_encode([context], truncation=self.truncation)
+        room = self.max_length - normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+        return ids[0].tolist()[-max(1, room) :] or [self.prefix_token_id]
+
+    def _chains(self, requests: Sequence[Request], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Chain]:
+        """Return the chain of each request: the one that the router picks for its document.
+
+        Args:
+            requests: the requests.
+            pairs: tokens of each one's context and continuation.
+        """
+        chains: dict[int, Chain] = {}
+        new: list[list[int]] = []
+        for places in documents(requests):
+            known = self._memory.recall(requests[places[0]], self.routed.router.config.num_layers)
+            if known is None:
+                new.append(places)
+            else:
+                chains |= dict.fromkeys(places, known)
+        questions = [self._question(requests, pairs, places) for places in new]
+        with tqdm(total=len(new), desc="Routing documents", disable=not new) as progress:
+            for batch in reading_batches(questions):
+                scored = self.routed.score_tokens([questions[i] for i in batch], scored=False)
+                for i, one in zip(batch, scored, strict=True):
+                    chains |= dict.fromkeys(new[i], one.routed.chain)
+                    self._memory.keep([requests[place] for place in new[i]], one.routed.chain)
+                progress.update(len(batch))
+        return [chains[i] for i in range(len(requests))]
+
+    def _question(
+        self,
+        requests: Sequence[Request],
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        places: Sequence[int],
+    ) -> Question:
+        """Return what the router reads of the document whose requests are in those places."""
+        once = list({id(requests[i]): i for i in places}.values())  # a repeat is the same request again
+        # Without a context stands what measures how likely a choice is by itself: it tells the router nothing.
+        asked = [i for i in once if requests[i].args[0]] or once
+        return question_of_requests([pairs[i] for i in asked], self.max_length)
+
+    def _by_chain(
+        self, chains: Sequence[Chain], run: Callable[[list[int], bool], list[Answer]], disable_tqdm: bool
+    ) -> list[Answer]:
+        """Run requests chain by chain and order the answers; the deepest first: if memory ends, then at the start."""
+        groups = sorted(by_chain(chains).items(), key=lambda group: -group[0].depth)
+        own = len(groups) > 1  # one bar for all chains in place of one for each
+        answers: dict[int, Answer] = {}
+        with tqdm(total=len(chains), desc="Running requests by chain", disable=disable_tqdm or not own) as progress:
+            for chain, places in groups:
+                with self._under(chain):
+                    answers |= zip(places, run(places, disable_tqdm or own), strict=True)
+                progress.update(len(places))
+        return [answers[i] for i in range(len(chains))]
+
+    @contextmanager
+    def _under(self, chain: Chain) -> Iterator[None]:
+        """Let lm-eval's class run a chain's view in place of the full model."""
+        kept, self._model = self._model, self.routed.view(chain)
+        try:
+            yield
+        finally:
+            self._model = kept
+
+    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+        """Find the batch that memory holds (`batch_size=auto`); for rows of full length once, not for every chain."""
+        if requests is not None or self._largest_batch is None:
+            found = int(super()._detect_batch_size(requests, pos))
+            if requests is not None:
+                return found
+            self._largest_batch = found
+        return self._largest_batch
+
+
+def register() -> None:
+    """Make `NAME` known to lm-eval in this process; once, however often it is called or the module imported anew.
+
+    Releases of lm-eval that read entry points (group "lm_eval.models") know the name before.
+    """
+    if NAME not in model_registry:
+        register_model(NAME)(RoutedLM)
+
+
+@contextmanager
+def _without_warnings(beginnings: tuple[str, ...]) -> Iterator[None]:
+    """Keep lm-eval's class from logging warnings that begin so."""
+    logger = logging.getLogger(HFLM.__module__)
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginnings)
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
+register()
+
+
+# Requests of lm-evaluation-harness by document: what the router reads, the chain, how deep it ran.
+#
+# A document is one sample of a task. With choices it makes several requests, which are to run under one chain: chains
+# differ in what they give to any text, so that choices under different ones could not be compared.
+
+
+READ_TOKENS = 2**14
+"""Tokens that are read in one go at most (a longer document is read alone); bounds the memory of their states."""
+_SETTINGS_KEY = "cola-router settings"
+
+
+class Request(Protocol):
+    """What is used of lm-eval's `Instance`.
+
+    Attributes:
+        task_name: the task.
+        doc_id: index of the document in its task; None where the request was made by hand.
+        args: context and continuation, context and generation settings, or a text alone.
+    """
+
+    task_name: str | None
+    doc_id: int | None
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Return the arguments."""
+
+
+def documents(requests: Sequence[Request]) -> list[list[int]]:
+    """Return the places of each document's requests, documents in order of their first; repeats included.
+
+    Requests made by hand, without a document, belong together where they have the same context.
+    """
+    places: dict[tuple[str | None, Any], list[int]] = {}
+    for place, request in enumerate(requests):
+        document = request.args[0] if request.doc_id is None else request.doc_id
+        places.setdefault((request.task_name, document), []).append(place)
+    return list(places.values())
+
+
+def question_of_requests(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], max_length: int) -> Question:
+    """Return what the router reads of one document.
+
+    The prompt is what all contexts begin with, the choices are what is left of each request. So where all requests
+    have the same context (most tasks), this is the packed row of prompt and choices that the router was trained on;
+    where the choices stand in the contexts (WinoGrande), they are read from where they part. Where the contexts share
+    no token, the first one is read alone. What is too long loses its start, as the request itself does.
+
+    Args:
+        pairs: tokens of each request's context and continuation; no continuations: contexts to generate after.
+        max_length: tokens that the model takes at most.
+    """
+    contexts = [tuple(context) for context, _ in pairs]
+    shared = 0
+    while all(shared < len(context) and context[shared] == contexts[0][shared] for context in contexts):
+        shared += 1
+    if shared == 0:
+        return Question(contexts[0][-max_length:])
+    choices = tuple(
+        left for context, (_, added) in zip(contexts, pairs, strict=True) if (left := context[shared:] + tuple(added))
+    )
+    # The last token of a choice is only predicted, so it takes no place.
+    longest = max(map(len, choices), default=1) - 1
+    return Question(contexts[0][:shared][-max(1, max_length - longest) :], choices)
+
+
+def reading_batches(questions: Sequence[Question]) -> list[list[int]]:
+    """Return the places of questions that are read together, by length, at most `READ_TOKENS` tokens.
+
+    Which are together does not depend on the order in which they come, so neither does any rounding.
+    """
+    sizes = [len(one.prompt) + sum(len(choice) - 1 for choice in one.choices) for one in questions]
+    order = sorted(range(len(questions)), key=lambda i: (sizes[i], questions[i].prompt, questions[i].choices))
+    batches: list[list[int]] = []
+    held = 0
+    for place in order:
+        if not batches or held + sizes[place] > READ_TOKENS:
+            batches.append([])
+            held = 0
+        batches[-1].append(place)
+        held += sizes[place]
+    return batches
+
+
+class Depths:
+    """How deep documents ran, by task."""
+
+    def __init__(self, num_layers: int) -> None:
+        """Begin with none, for a model of so many layers."""
+        self._num_layers = num_layers
+        self._ran: Counter[tuple[str, Chain]] = Counter()
+
+    def add(self, requests: Sequence[Request], chains: Sequence[Chain]) -> str:
+        """Count the documents of some requests, each with its chain, and return what is to be said of them."""
+        firsts = [places[0] for places in documents(requests)]
+        added = Counter((requests[i].task_name or "", chains[i]) for i in firsts)
+        self._ran += added
+        depth, different = _mean_depth(added), len({chain for _, chain in added})
+        return (
+            f"{len(firsts)} documents, mean depth {depth:.2f} of {self._num_layers} layers, "
+            f"{different} chain{'s' if different > 1 else ''}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return documents, mean depth in layers (None: none ran) and documents by chain, of all and of each task."""
+        tasks = sorted({task for task, _ in self._ran})
+        of_task = {task: Counter({key: n for key, n in self._ran.items() if key[0] == task}) for task in tasks}
+        by_task = {task: _summary(ran) for task, ran in of_task.items()}
+        return {"num_layers": self._num_layers, **_summary(self._ran), "tasks": by_task}
+
+
+def _summary(ran: Counter[tuple[str, Chain]]) -> dict[str, Any]:
+    chains: Counter[str] = Counter()
+    for (_, chain), count in ran.items():
+        chains[str(chain)] += count
+    return {"documents": ran.total(), "mean_depth": _mean_depth(ran), "chains": dict(chains.most_common())}
+
+
+def _mean_depth(ran: Counter[tuple[str, Chain]]) -> float | None:
+    return sum(chain.depth * count for (_, chain), count in ran.items()) / ran.total() if ran else None
+
+
+class ChainMemory:
+    """Chains of documents, kept beside the answers in lm-eval's cache (`--use_cache`).
+
+    A run that was cut off may have answered only some of a document's requests. The next one is given only the others,
+    from which the router could pick another chain; so it takes the one that is kept here.
+    """
+
+    def __init__(self, store: MutableMapping[str, Any] | None = None, settings: str = "") -> None:
+        """Open the memory.
+
+        Args:
+            store: lm-eval's cache; None: there is none, and nothing is kept.
+            settings: what the answers in it depend on: the router and how much depth it spends.
+
+        Raises:
+            InputError: where the cache holds answers of other settings; lm-eval itself would take them for these.
+        """
+        self._store = store
+        if store is None:
+            return
+        if len(store) and store.get(_SETTINGS_KEY) != settings:
+            raise InputError(
+                "use_cache: expected answers of this router at this budget in the cache, got others "
+                "(give each router and budget a cache of its own)"
+            )
+        store[_SETTINGS_KEY] = settings
+
+    def recall(self, request: Request, num_layers: int) -> Chain | None:
+        """Return the chain of a document, given any of its requests; None where there is none."""
+        found = None if self._store is None else self._store.get(_document_key(request))
+        return None if found is None else Chain.parse(found, num_layers)
+
+    def keep(self, requests: Sequence[Request], chain: Chain) -> None:
+        """Keep the chain of a document, under each of its requests.
+
+        Raises:
+            InputError: where another document makes one of the requests under another chain: the cache knows an answer
+                by context and continuation alone.
+        """
+        if self._store is None:
+            return
+        for request in requests:
+            if self._store.setdefault(_key(request.args), str(chain)) != str(chain):
+                raise InputError(
+                    f"use_cache: expected requests that two chains do not share, got {request.args!r} in documents of "
+                    f"two, which lm-eval's cache cannot tell apart (task {request.task_name}; run it without a cache)"
+                )
+            self._store[_document_key(request)] = str(chain)
+
+
+def _key(parts: Sequence[Any]) -> str:
+    return f"cola-router chain {hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()}"
+
+
+def _document_key(request: Request) -> str:
+    return _key([request.task_name, request.doc_id, request.args])
+
+
+# What `--model_args` may say of a routed model in lm-evaluation-harness.
+
+
+HARNESS = (
+    "batch_size",
+    "max_batch_size",
+    "max_length",
+    "truncation",
+    "logits_cache",
+    "softmax_dtype",
+    "mixed_precision_dtype",
+    "add_bos_token",
+    "prefix_token_id",
+    "think_end_token",
+    "enable_thinking",
+    "chat_template_args",
+)
+"""Arguments that go on to lm-eval's own class, where they mean what they mean for `--model hf`."""
+
+
+@dataclass(frozen=True)
+class ModelArguments(RoutedSettings):
+    """What `--model_args` may say of a routed model.
+
+    Attributes:
+        batch_size: requests in one call of the model, or `auto` (lm-eval's --batch_size).
+        max_batch_size: the most that `auto` tries.
+        max_length: tokens in one row at most; unset: what the base model takes.
+        truncation: whether prompts are cut to the tokenizer's own greatest length.
+        logits_cache: whether requests that differ in their last token alone run once.
+        softmax_dtype: dtype of the log-probabilities; unset: the model's.
+        mixed_precision_dtype: dtype of autocast; unset: none.
+        add_bos_token: whether texts begin with the tokenizer's first token; unset: as the tokenizer does.
+        prefix_token_id: the token before a continuation without a context; unset: the tokenizer's first.
+        think_end_token: text or id of the token after which an answer begins.
+        enable_thinking: passed to the chat template.
+        chat_template_args: further arguments of the chat template.
+        trust_remote_code: lm-eval's flag for data sets; no code from the model's repositories runs.
+    """
+
+    batch_size: int | str = 1
+    max_batch_size: int = 64
+    max_length: int | None = None
+    truncation: bool = False
+    logits_cache: bool = True
+    softmax_dtype: str | None = None
+    mixed_precision_dtype: str | None = None
+    add_bos_token: bool | None = None
+    prefix_token_id: int | None = None
+    think_end_token: int | str | None = None
+    enable_thinking: bool | None = None
+    chat_template_args: dict[str, Any] | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what lm-eval would stumble over later."""
+        super().__post_init__()
+        counts = isinstance(self.batch_size, int) and self.batch_size >= 1
+        if not (counts or str(self.batch_size).partition(":")[0] == "auto"):
+            raise ValueError(f"batch_size: expected a number of at least 1, or auto, got {self.batch_size!r}")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length: expected at least 2 tokens, got {self.max_length}")
+        for name in ("softmax_dtype", "mixed_precision_dtype"):
+            if getattr(self, name) not in (None, *DTYPES):
+                raise ValueError(f"{name}: expected one of {', '.join(DTYPES)}, got {getattr(self, name)!r}")
+        if self.enable_thinking and self.think_end_token is None:
+            raise ValueError("think_end_token: expected a token with enable_thinking, got none")
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> ModelArguments:
+        """Read arguments as lm-eval's command line gives them.
+
+        Raises:
+            InputError: at an unknown argument, or a value that does not fit.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise InputError(f"model_args: expected some of {', '.join(known)}, got {name!r}")
+        if not values.get("router"):
+            raise InputError("router: expected a router's folder or hub id (--model_args router=DIR), got none")
+        # Back to words: the parser of all other commands knows the types, and lm-eval has taken "7" for a number.
+        words = [f"--{name}={_word(value)}" for name, value in values.items() if value is not None]
+        return parse_settings(cls, words, "router lm-eval", "A routed model in lm-evaluation-harness.")[0]
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def device_for(name: Any) -> str:
+    """Return the device to load on: lm-eval's command line says cuda:0 where the user said nothing.
+
+    Without CUDA that means whatever there is, as for lm-eval's own models.
+    """
+    if name is None or (str(name).startswith("cuda") and not torch.cuda.is_available()):
+        return "auto"
+    return str(name)
+
+
+# lm-evaluation-harness with routed models: its own command line, which knows `--model cola-router` here.
+#
+# python -m router lm-eval --model_args router=runs/demo/router,budget=23.5 --tasks arc_easy,hellaswag --batch_size 8
+
+
+_SUBCOMMANDS = ("ls", "validate")
+_REFUSING = ("lm_eval._cli.", "lm_eval.config.", "lm_eval.evaluator", "lm_eval.api.registry", "lm_eval.tasks.")
+"""Modules of lm-eval that raise a bare ValueError or TypeError at what the user typed."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run lm-eval's command line with routed models among its models.
+
+    Args:
+        argv: lm-eval's arguments; without `--model` or `--config` the model is a routed one.
+
+    Raises:
+        InputError: where lm-eval is not installed, or refuses an argument.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("lm-eval: expected the package lm_eval, got none (pip install 'cola-router[lm-eval]')")
+    # Only now: most who use a router do not have lm-eval.
+    model, harness = (importlib.import_module(name) for name in ("router.routed.lm_eval", "lm_eval.__main__"))
+    model.register()
+    words = list(argv)
+    if words in (["-h"], ["--help"]):
+        names = ", ".join(field.name for field in fields(model.ModelArguments))
+        print(f"{__doc__}\nmodel_args: {names}\nThe rest is lm-eval's:\n")
+        words = ["run", "--help"]
+    elif words and words[0] not in _SUBCOMMANDS and not _names_a_model(words):
+        words += ["--model", model.NAME]
+    try:
+        with _program_arguments(words):
+            harness.cli_evaluate()
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError) or not _raised_by(error).startswith(_REFUSING):
+            raise
+        raise InputError(f"lm-eval: {one_line(error)}") from error
+
+
+def _names_a_model(words: Sequence[str]) -> bool:
+    """Whether the command line says which model, or has a file that may."""
+    return any(word.partition("=")[0] in ("--model", "-M", "--config", "-C") for word in words)
+
+
+@contextmanager
+def _program_arguments(words: Sequence[str]) -> Iterator[None]:
+    """Put words where lm-eval looks for its arguments, and restore what was there."""
+    kept = sys.argv
+    sys.argv = ["lm-eval", *words]
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
+def _raised_by(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", ""))
