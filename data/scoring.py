@@ -26,8 +26,9 @@ from router.chain import Chain
 from router.engine.block import Block
 from router.engine.choices import joined_states, rows_of
 from router.engine.decoder import find_decoder
-from router.engine.executor import ChainExecutor, ExecutorStatistics, Job
+from router.engine.executor import ChainExecutor, Job
 from router.engine.load import prompt_tokens, tokens_after
+from router.engine.readout import ExecutorStatistics
 from router.engine.rows import Row
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.validation import InputError

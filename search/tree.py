@@ -11,8 +11,7 @@ import math
 import random
 
 from router.chain import Chain
-from search.actions import Action, ActionSpace
-from search.algorithms import UniformDraw, WeightedDraw
+from search.actions import Action, ActionSpace, UniformDraw, WeightedDraw
 from search.settings import SearchSettings
 
 LEAPS = 10

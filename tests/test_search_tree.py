@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 from scipy.stats import chisquare
 
-from search.algorithms import UniformDraw, WeightedDraw
+from search.actions import UniformDraw, WeightedDraw
 from search.tree import Tree, select_uct, uct_score, widening_limit
 from tests.toys import SMALL, brute_force, noisy, plain, run
 

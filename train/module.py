@@ -21,7 +21,6 @@ from train.objectives import (
     collapse,
     effective_number_weights,
 )
-from train.program_objective import ProgramObjective
 
 
 @dataclass(frozen=True)
@@ -61,23 +60,6 @@ class MenuSettings:
     softness: float = 0.0
 
 
-@dataclass(frozen=True)
-class ProgramSettings:
-    """How a program head is trained.
-
-    Attributes:
-        shorter: a right chain that is one model's depth shorter weighs e^shorter times as much; 0: all alike.
-        max_block: layers of a segment at most.
-        max_times: how many more times a segment runs at most.
-        beam: chains that decoding looks at.
-    """
-
-    shorter: float = 4.0
-    max_block: int = 4
-    max_times: int = 2
-    beam: int = 16
-
-
 class RouterModule(LightningModule):
     """A head, what it is taught, and how."""
 
@@ -94,12 +76,11 @@ class RouterModule(LightningModule):
         weight_decay: float = 0.1,
         layerwise: LayerwiseSettings = LayerwiseSettings(),
         menu: MenuSettings = MenuSettings(),
-        program: ProgramSettings = ProgramSettings(),
     ) -> None:
         """Set the training; the head is built when the data are known.
 
         Args:
-            kind: the head: "layerwise", "menu" or "program" (docs/concepts.md).
+            kind: the head: "layerwise" or "menu" (docs/concepts.md).
             hidden: width of the head's bottleneck.
             pooling: how a sample's tokens become one vector: "windows", "ends" (last token and mean) or "attention".
             windows: parts of a sample's tokens, each pooled by its mean; or weightings of them.
@@ -108,7 +89,6 @@ class RouterModule(LightningModule):
             weight_decay: AdamW's.
             layerwise: what only a layerwise head needs.
             menu: what only a menu head needs.
-            program: what only a program head needs.
         """
         super().__init__()
         if learning_rate <= 0:
@@ -118,7 +98,7 @@ class RouterModule(LightningModule):
         self.encoder_settings = {"hidden": hidden, "pooling": pooling, "windows": windows, "dropout": dropout}
         # Built once here for its checks: bad sizes are refused before any data is read.
         StateEncoder(1, hidden=hidden, pooling=pooling, windows=windows, dropout=dropout)
-        self.objective = _objective(kind, layerwise, menu, program)
+        self.objective = _objective(kind, layerwise, menu)
         self.head_settings: dict[str, Any] = dict(self.encoder_settings)
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
         self._validated: list[tuple[Tensor, list[Any]]] = []
@@ -182,11 +162,7 @@ class RouterModule(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self._learning_rate, weight_decay=self._weight_decay)
 
 
-def _objective(kind: HeadName, layerwise: LayerwiseSettings, menu: MenuSettings, program: ProgramSettings) -> Objective:
+def _objective(kind: HeadName, layerwise: LayerwiseSettings, menu: MenuSettings) -> Objective:
     if kind == "layerwise":
         return LayerwiseObjective(layerwise.target, layerwise.gamma, layerwise.beta)
-    if kind == "menu":
-        return MenuObjective(agreement=menu.agreement, auxiliary=menu.auxiliary, softness=menu.softness)
-    return ProgramObjective(
-        shorter=program.shorter, max_block=program.max_block, max_times=program.max_times, beam=program.beam
-    )
+    return MenuObjective(agreement=menu.agreement, auxiliary=menu.auxiliary, softness=menu.softness)

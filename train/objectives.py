@@ -21,7 +21,7 @@ from router.heads.layerwise import CLASSES, LayerwiseHead, classes_of
 from router.heads.menu import AGREE, CORRECT, OUTCOMES, MenuHead
 from router.validation import InputError
 
-HeadName = Literal["layerwise", "menu", "program"]
+HeadName = Literal["layerwise", "menu"]
 
 
 class Objective(ABC):

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not marked so
@@ -22,7 +21,6 @@ from router.command import one_line
 from router.fingerprint import Fingerprints
 from router.heads.layerwise import CLASSES
 from router.heads.menu import MenuHead
-from router.program import ProgramHead
 from router.storage import WEIGHTS_FILE, Router, RouterConfig, weights_sha256
 from router.validation import InputError
 
@@ -145,12 +143,6 @@ def _head(router: Router) -> str:
         lines.append(_drawn(head.chains[:SHOWN_CHAINS]))
         if len(head.chains) > SHOWN_CHAINS:
             lines.append(f"{len(head.chains) - SHOWN_CHAINS} more stand in config.json.")
-    elif isinstance(head, ProgramHead):
-        count = float(head.lattice.log_partition(torch.zeros(1, len(head.lattice.segments), dtype=torch.float64)))
-        lines.append(
-            f"It can say {_count(count / math.log(10))} chains: each block of the last {free} layers runs, is skipped, "
-            f"or runs up to {head.lattice.max_times} times more."
-        )
     else:
         lines.append(
             f"It can say {_count(free * math.log10(len(CLASSES)))} chains: each of the last {free} layers runs not at "
