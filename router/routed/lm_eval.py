@@ -39,7 +39,7 @@ from router.command import one_line, parse_settings
 from router.engine.choices import Question
 from router.engine.load import DTYPES
 from router.routed import RoutedModel
-from router.routed.load import RoutedSettings, load_routed
+from router.routed.commands import RoutedSettings, load_routed
 from router.routed.model import by_chain
 from router.validation import InputError
 

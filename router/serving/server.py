@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from router.command import first_word, parse_settings
 from router.latency import budget_for
 from router.routed import RoutedModel
-from router.routed.load import RoutedSettings, load_routed
+from router.routed.commands import RoutedSettings, load_routed
 from router.serving.batcher import LOGGER, Batcher
 from router.validation import InputError
 
