@@ -8,7 +8,7 @@ import re
 import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from router.files import read_json_lines, require_file, write_text
 from router.validation import InputError
@@ -17,7 +17,9 @@ SCHEMA = 1
 """Version of the sample file's format."""
 Mode = Literal["continuation", "letter", "exact", "generate"]
 """How a chain is scored on a sample (`Task`)."""
-SPLITS = ("train", "validation", "calibration", "test")
+Split = Literal["train", "validation", "calibration", "test"]
+"""The side of a split on which a sample stands."""
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True, slots=True)
