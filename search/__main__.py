@@ -15,20 +15,82 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from data.pool import Batch
+from data.pool import Batch, RunSettings
+from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer, EncodedSample
-from data.tasks import read_tasks
+from data.tasks import TaskSet, read_tasks
 from router.command import one_line, parse_settings, provenance, run_command
-from router.engine.load import DEFAULT_MODEL, load_model
-from router.files import require_directory, writable_directory
-from router.validation import InputError
+from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model
+from router.files import read_json, require_directory, writable_directory
+from router.validation import SETTINGS, Count, InputError, Positive
 from search import menu
 from search.menu import Menu, read_menu
 from search.run import BatchSearch, Measured, SplitSearch, expected
-from search.settings import SearchRun
+from search.settings import SearchSettings
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class SearchRun(ModelSettings, RunSettings):
+    """Settings of `python -m search`.
+
+    Attributes:
+        first_editable: layers 0..first_editable-1 run unedited in every chain.
+        splits: splits to search, in this order.
+        reward_target: "gold", or "wrong": the control that searches for a wrong answer.
+        shuffle: 0: the listed choices in their usual order; any other number: in another one, for the control
+            whether what was found survives it.
+        verify: judge the chains that can become labels once more, in the mode of evaluation.
+        state_bytes: bytes of computed states kept for reuse.
+        menu: file of `python -m search menu`: run its chains on every sample in place of a search (a menu table); the
+            settings under `search` then decide nothing; null: search.
+        read_layers: layers e whose `hidden_states[e]` are kept in `<out>/<split>.states` for routers to be trained on,
+            which costs next to no time here and a run of the model later.
+        estimate_only: search one batch, say what the run would cost, keep nothing, and stop.
+        search: settings of each sample's search.
+    """
+
+    first_editable: Count
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)] = ("train", "validation", "test")
+    reward_target: Literal["gold", "wrong"] = "gold"
+    shuffle: Count = 0
+    verify: bool = True
+    state_bytes: Count = 2**30
+    menu: Path | None = None
+    read_layers: tuple[Positive, ...] = ()
+    estimate_only: bool = False
+    search: SearchSettings = SearchSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse a split named twice."""
+        if len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"splits: expected each split once, got {list(self.splits)}")
+        return self
+
+    def read_samples(self, split: str, tasks: TaskSet) -> list[Sample]:
+        """Read the samples of a split.
+
+        Raises:
+            InputError: where they are missing, of another split or task, or the prompt is not the prepared one.
+        """
+        samples = read_samples(self.data / f"{split}.jsonl", f"data: {split}")
+        other = [sample for sample in samples if sample.split != split]
+        if other:
+            raise InputError(f"data: expected samples of the split {split}, got one of {other[0].split}")
+        for name in {sample.task for sample in samples}:
+            tasks[name]  # refuses a sample of another task
+        manifest = self.data / "manifest.json"
+        if manifest.exists() and read_json(manifest).get("prompt_hash") not in (None, tasks.prompt_hash()):
+            raise InputError(
+                f"data: expected tasks.json with the prompt that {manifest} names, got another ({tasks.name})"
+            )
+        return samples
 
 
 def main(argv: Sequence[str] | None = None) -> None:

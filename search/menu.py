@@ -176,8 +176,8 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editabl
 
     Args:
         records: records of training samples, at least one.
-        value: "correct": 1 where a chain stands (right, and a second run did not say otherwise); "agree": 1 where it answers as full depth does; "both": the
-            mean of the two.
+        value: "correct": 1 where a chain stands (right, and a second run did not say otherwise); "agree": 1 where it
+            answers as full depth does; "both": the mean of the two.
         first_editable: chains that edit an earlier layer are left out.
         tried: samples on which a chain must have been tried; the full chain always stays.
 

@@ -282,21 +282,23 @@ class SplitSearch:
 
         Args:
             provenance: what the meta file says of this run.
-            after_first: told the first batch that was searched, and what it cost.
+            after_first: told the first batch that was searched, and what it cost, if there is another one.
         """
         states = self._out / f"{self.name}.states"
         origin = StatesOrigin(self.search.scorer.fingerprints, self.search.scorer.dtype)
         began = time.monotonic()
+        first: tuple[Batch[EncodedSample], Measured] | None = None
         told = False
 
         def work(batch: Batch[EncodedSample], tick: Tick) -> list[SearchRecord]:
-            nonlocal told
+            nonlocal first, told
+            if first is not None and not told:  # only now are its records on the disk
+                told = True
+                after_first(*first)
             start = time.monotonic()
             path = states / f"{batch.name}.safetensors"
             records = self.search.search(batch.items, tick, lambda made: write_states(path, origin, made))
-            if not told:
-                told = True
-                after_first(batch, Measured(records, time.monotonic() - start))
+            first = first or (batch, Measured(records, time.monotonic() - start))
             return records
 
         run = {**provenance, "run": uuid.uuid4().hex[:12]}

@@ -74,7 +74,7 @@ def test_a_table_goes_on_where_it_stopped(project: Path, tmp_path: Path) -> None
     (tmp_path / "train.jsonl").write_text("".join(lines[:4] + lines[5:]))
     main(table_arguments(project, tmp_path))
     assert_same(table_of(tmp_path), table_of(project / "table"))
-    assert [run["searched"] for run in json.loads((tmp_path / "train.settings.json").read_text())["runs"]] == [3, 5, 1]
+    assert [run["searched"] for run in json.loads((tmp_path / "train.meta.json").read_text())["runs"]] == [3, 5, 1]
 
 
 def test_the_settings_of_the_search_do_not_decide_a_table_but_the_menu_does(
