@@ -9,6 +9,8 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,17 +21,18 @@ from data.generation import Answer, Generator, Request
 from data.grading import Grader
 from data.prompts import Query
 from data.records import ChainResult
-from data.sample import Sample
+from data.sample import Sample, Split, read_samples
 from data.statistics import greatest_probability
-from data.tasks import CHOICE_MODES, Task, TaskSet
+from data.tasks import CHOICE_MODES, Task, TaskSet, read_tasks
 from router.chain import Chain
 from router.engine.block import Block
 from router.engine.choices import joined_states, rows_of
 from router.engine.decoder import find_decoder
 from router.engine.executor import ChainExecutor, Job
-from router.engine.load import prompt_tokens, tokens_after
+from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model, prompt_tokens, tokens_after
 from router.engine.readout import ExecutorStatistics
 from router.engine.rows import Row
+from router.files import require_directory
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.validation import InputError
 
@@ -517,3 +520,44 @@ def _answer_text(task: Task, answer: Answer) -> str | None:
     if before_end is None and (not answer.complete or task.prompt.opening.endswith("{")):
         return None  # cut off, or a box that was never closed
     return text
+
+
+class OnSamples(Protocol):
+    """Settings that name a split of prepared samples."""
+
+    @property
+    def data(self) -> Path:
+        """Folder of `python -m data prepare`."""
+
+    @property
+    def split(self) -> Split:
+        """The split."""
+
+    @property
+    def limit(self) -> int | None:
+        """Samples at most, the first ones; None: all."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one call of a layer at most."""
+
+
+def open_scorer(model: ModelSettings, samples: OnSamples) -> tuple[ChainScorer, list[Sample]]:
+    """Load a model and read the samples that it is to run on.
+
+    Args:
+        model: the model; without a name it is `DEFAULT_MODEL`.
+        samples: which samples.
+
+    Raises:
+        InputError: where something is missing or does not fit.
+    """
+    require_directory(samples.data, "data")
+    tasks = read_tasks(samples.data)
+    read = read_samples(samples.data / f"{samples.split}.jsonl", f"data: {samples.split}")[: samples.limit]
+    for name in {sample.task for sample in read}:
+        tasks[name]  # refuses a sample of another task
+    loaded, tokenizer = load_model(
+        model.model or DEFAULT_MODEL, dtype=model.dtype, device=model.device, revision=model.revision
+    )
+    return ChainScorer(loaded, tokenizer, tasks, batch_tokens=samples.batch_tokens), read
