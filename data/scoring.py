@@ -10,7 +10,6 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
@@ -522,42 +521,27 @@ def _answer_text(task: Task, answer: Answer) -> str | None:
     return text
 
 
-class OnSamples(Protocol):
-    """Settings that name a split of prepared samples."""
-
-    @property
-    def data(self) -> Path:
-        """Folder of `python -m data prepare`."""
-
-    @property
-    def split(self) -> Split:
-        """The split."""
-
-    @property
-    def limit(self) -> int | None:
-        """Samples at most, the first ones; None: all."""
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens in one call of a layer at most."""
-
-
-def open_scorer(model: ModelSettings, samples: OnSamples) -> tuple[ChainScorer, list[Sample]]:
+def open_scorer(
+    model: ModelSettings, data: Path, split: Split, *, limit: int | None = None, batch_tokens: int = 1024
+) -> tuple[ChainScorer, list[Sample]]:
     """Load a model and read the samples that it is to run on.
 
     Args:
         model: the model; without a name it is `DEFAULT_MODEL`.
-        samples: which samples.
+        data: folder of `python -m data prepare`.
+        split: the split.
+        limit: samples at most, the first ones; None: all.
+        batch_tokens: tokens in one call of a layer at most.
 
     Raises:
         InputError: where something is missing or does not fit.
     """
-    require_directory(samples.data, "data")
-    tasks = read_tasks(samples.data)
-    read = read_samples(samples.data / f"{samples.split}.jsonl", f"data: {samples.split}")[: samples.limit]
-    for name in {sample.task for sample in read}:
+    require_directory(data, "data")
+    tasks = read_tasks(data)
+    samples = read_samples(data / f"{split}.jsonl", f"data: {split}")[:limit]
+    for name in {sample.task for sample in samples}:
         tasks[name]  # refuses a sample of another task
     loaded, tokenizer = load_model(
         model.model or DEFAULT_MODEL, dtype=model.dtype, device=model.device, revision=model.revision
     )
-    return ChainScorer(loaded, tokenizer, tasks, batch_tokens=samples.batch_tokens), read
+    return ChainScorer(loaded, tokenizer, tasks, batch_tokens=batch_tokens), samples

@@ -37,7 +37,9 @@ def write_records(path: Path, records: Sequence[SearchRecord]) -> Path:
     """Write records as a finished store."""
     for old in (path, meta_path(path)):
         old.unlink(missing_ok=True)
-    with Store(path, SearchRecord, {"of": "a test"}, lambda one: one.sample_id, num_layers=N) as store:
+    with Store(
+        path, SearchRecord, {"of": "a test"}, lambda one: one.sample_id, num_layers=records[0].num_layers
+    ) as store:
         store.append(records)
         store.finish([one.sample_id for one in records])
     return path

@@ -219,7 +219,7 @@ def _finish(
     validation = data.examples["validation"]
     output = torch.cat([module(*collate(part)[:2]) for part in _parts(validation)])
     if not output.isfinite().all():
-        raise InputError("model.learning_rate: expected training that stays finite, got infinite weights")
+        raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
     head.calibrate(output)
     final = module.measures(output, validation.targets)
     flops = head.forward_flops(validation.tokens)

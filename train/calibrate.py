@@ -102,7 +102,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     tried = settings_of(router.head.budget_points, settings.points, settings.least_scores)
     model = settings.model or router.config.base_model
-    scorer, samples = open_scorer(replace(settings, model=model), settings)
+    scorer, samples = open_scorer(
+        replace(settings, model=model),
+        settings.data,
+        settings.split,
+        limit=settings.limit,
+        batch_tokens=settings.batch_tokens,
+    )
     router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
     _require_unseen(settings.router, samples)
     fixed = [] if settings.static is None else static_settings(_table_records(settings.static))
