@@ -1,0 +1,48 @@
+"""Field tables of docs/formats.md, made from the validated types.
+
+    python -m tests.docs_fields        # writes the tables anew; a test says when they are stale
+
+In the page a table stands between `<!-- fields: module.Type -->` and `<!-- /fields -->`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from docstring_parser import parse
+
+from router.validation import describe
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
+BLOCK = re.compile(r"(<!-- fields: ([\w.]+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
+
+
+def type_named(name: str) -> Any:
+    """Return the type of a dotted name."""
+    module, _, kind = name.rpartition(".")
+    return getattr(importlib.import_module(module), kind)
+
+
+def table_of(kind: Any) -> str:
+    """Return a Markdown table of a dataclass's fields: name, what its type takes, meaning."""
+    meanings = {one.arg_name: " ".join((one.description or "").split()) for one in parse(kind.__doc__ or "").params}
+    hints = get_type_hints(kind, include_extras=True)
+    rows = [
+        f"| `{field.name}` | {describe(hints[field.name])} | {meanings[field.name]} |"
+        for field in dataclasses.fields(kind)
+        if not field.name.startswith("_")
+    ]
+    return "\n".join(["| field | type | meaning |", "|---|---|---|", *(row.replace("||", "|") for row in rows)]) + "\n"
+
+
+def renewed(text: str) -> str:
+    """Return the page with all its tables made anew."""
+    return BLOCK.sub(lambda match: match[1] + table_of(type_named(match[2])) + match[3], text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
