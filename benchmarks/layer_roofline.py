@@ -3,9 +3,8 @@
     python benchmarks/layer_roofline.py [--quick] [--json PATH]
 
 SmolLM2-135M-Instruct in bfloat16, layer 5, rows of 90 tokens. For each number of rows, in turns: the layer, the same
-with the attention implementation "eager", its linear maps alone on the same number of tokens, and the two passes of a
-layer that runs on 22 readouts of a row only. A rate is 2 * parameters of the linear maps * tokens / seconds, so the
-products inside attention (3 % at this length) do not count. No bars.
+with the attention implementation "eager", and its linear maps alone on the same number of tokens. A rate is
+2 * parameters of the linear maps * tokens / seconds, so the products inside attention (3 % at this length) do not count. No bars.
 """
 
 from __future__ import annotations
@@ -24,37 +23,24 @@ from transformers import PreTrainedModel
 
 from router.engine.executor import ChainExecutor
 from router.engine.load import load_model
-from router.engine.rows import Target, plain_row
+from router.engine.rows import plain_row
 from router.files import write_json
 
-LAYER, TOKENS, READOUTS = 5, 90, 22
+LAYER, TOKENS = 5, 90
 PARTS = {
     "linear maps": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
     "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::bmm", "aten::_softmax"),
 }
 
 
-def passes(model: PreTrainedModel, rows: int) -> dict[str, Callable[[], object]]:
-    """Return the ways to run the layer on a number of rows."""
-    texts = [
-        plain_row(
-            [(37 * i + 11 * j) % 4000 + 5 for j in range(TOKENS)],
-            [Target(TOKENS - READOUTS + k, 1, 0) for k in range(READOUTS)],
-        )
-        for i in range(rows)
-    ]
+def layer_call(model: PreTrainedModel, rows: int) -> Callable[[], object]:
+    """Return a call of the layer on a number of rows."""
+    texts = [plain_row([(37 * i + 11 * j) % 4000 + 5 for j in range(TOKENS)]) for i in range(rows)]
     executor = ChainExecutor(model)
     layers, block = executor._layers, executor.load(texts, share=False)
     call = block.arguments.tokens(LAYER, range(rows), 0, TOKENS)
     hidden = torch.stack([root.state for root in block.roots if root.state is not None])
-    memory = layers.memory(LAYER, hidden, call)
-    asked = block.arguments.readouts(LAYER, range(rows), READOUTS, TOKENS)
-    some = hidden[:, -READOUTS:].contiguous()
-    return {
-        "layer": lambda: layers.run(LAYER, hidden, call, None),
-        "keys and values": lambda: layers.memory(LAYER, hidden, call),
-        "readouts": lambda: layers.query(LAYER, some, asked, memory),
-    }
+    return lambda: layers.run(LAYER, hidden, call, None)
 
 
 def calls_of(model: PreTrainedModel, eager: PreTrainedModel, rows: int) -> dict[str, Callable[[], object]]:
@@ -62,8 +48,8 @@ def calls_of(model: PreTrainedModel, eager: PreTrainedModel, rows: int) -> dict[
     linear = linear_maps(model)
     inputs = {m.in_features: torch.randn(rows * TOKENS, m.in_features, dtype=model.dtype) for m in linear}
     return {
-        **passes(model, rows),
-        "layer, eager": passes(eager, rows)["layer"],
+        "layer": layer_call(model, rows),
+        "layer, eager": layer_call(eager, rows),
         "linear maps": lambda: [m(inputs[m.in_features]) for m in linear],
     }
 

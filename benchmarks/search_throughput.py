@@ -191,7 +191,7 @@ def batched(executor: ChainExecutor, samples: Sequence[EncodedSample], tried: Tr
             own = separate_rows(samples[i].prompt, samples[i].continuations)
             jobs += [Job(len(rows) + j, chain) for j in range(len(own))]
             rows += own
-        sums = iter(float(values.sum()) for values in executor.target_logprobs(executor.load(rows), jobs))
+        sums = iter(float(values.sum()) for values in executor.target_logprobs(executor.load(rows, share=False), jobs))
         for i, _ in tried[start : start + CHAINS_A_BATCH]:
             predictions.append(predicted(samples[i], [next(sums) for _ in samples[i].continuations]))
     return predictions
@@ -220,7 +220,7 @@ def main() -> None:
     search = BatchSearch(scorer, settings, demo["first_editable"], verify=False)
     encoded = scorer.encode_all(samples)
     batches = [batch for batch in batches_by_length([one.length for one in encoded], size) if len(batch) == size]
-    plain = ChainExecutor(model, state_bytes=0, partial=False)
+    plain = ChainExecutor(model, state_bytes=0)
     rng = random.Random(0)
     print(
         f"SmolLM2-135M-Instruct, bfloat16, {torch.get_num_threads()} threads; ARC-Easy test, {repetitions} batches of "

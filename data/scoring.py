@@ -78,7 +78,6 @@ class ChainScorer:
         batch_tokens: int = 1024,
         state_bytes: int = 2**30,
         packed: bool = True,
-        partial: bool = True,
     ) -> None:
         """Prepare a model for its tasks.
 
@@ -89,12 +88,11 @@ class ChainScorer:
             batch_tokens: tokens in one call of a layer at most.
             state_bytes: bytes of computed states kept for reuse.
             packed: whether the choices of a sample share one row where the model allows it.
-            partial: whether layers run on part of a row's tokens where the model allows it (`router.engine.partial`).
         """
         self.tasks = TaskSet.of(tasks)
         self._encoder = Encoder(model, tokenizer, self.tasks)
         self._tokenizer = tokenizer
-        self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes, partial=partial)
+        self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes)
         self._generator = Generator(model, tokenizer, batch_tokens=4 * batch_tokens)
         self._grader = Grader()
         self.batch_tokens = batch_tokens

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from router.engine.capture import Arguments, Axes, LayerCall, LayerCapture, map_tensors, tensors_of
-from router.engine.partial import KeyValues
 from router.engine.rows import Row, SharedPrefix, shared_prefixes
+from router.engine.sharing import KeyValues
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,12 @@ class Part:
         start: its first token.
         stop: one more than its last.
         prefix: index of the part with the shared tokens that stand before it, None where none do.
-        readout: indices, from `start`, of the tokens that the head needs.
     """
 
     row: int
     start: int
     stop: int
     prefix: int | None = None
-    readout: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -81,7 +79,7 @@ class Block:
         calls = captured.calls
         if self._packed:
             calls = self._with_packed_masks(calls, rules, positions, captured.hidden.dtype)
-        self.arguments = Arguments(calls, capture, [row.readout for row in rows])
+        self.arguments = Arguments(calls, capture)
         self.parts = _parts(self.rows, shared_prefixes(rows) if share else [])
         self.roots: list[StateNode] = []
         for part in reversed(self.parts):  # shared ones first
@@ -116,10 +114,7 @@ def _parts(rows: Sequence[Row], prefixes: Sequence[SharedPrefix]) -> list[Part]:
     for number, shared in enumerate(prefixes):
         for i in shared.rows:
             start[i], prefix[i] = shared.length, len(rows) + number
-    own = [
-        Part(i, start[i], len(row.tokens), prefix.get(i), tuple(index - start[i] for index in row.readout))
-        for i, row in enumerate(rows)
-    ]
+    own = [Part(i, start[i], len(row.tokens), prefix.get(i)) for i, row in enumerate(rows)]
     # What stands first in all of them is captured with the first.
     return own + [Part(shared.rows[0], 0, shared.length) for shared in prefixes]
 
@@ -196,13 +191,12 @@ class StateNode:
         layer: the last layer of the prefix, -1 at the root.
         shared: the same prefix of the shared tokens that stand before this part, None where none do.
         state: output of that layer `[tokens, d_model]`, or None where it is not (or no longer) held.
-        readout: its output at the tokens that the head needs `[readouts, d_model]`, or None.
         memory: keys and values that the layer made of the part's tokens (no batch dimension), or None; only those of
             shared tokens are held.
         children: nodes one layer longer, by layer.
     """
 
-    __slots__ = ("children", "layer", "memory", "parent", "readout", "shared", "state")
+    __slots__ = ("children", "layer", "memory", "parent", "shared", "state")
 
     def __init__(
         self,
@@ -216,7 +210,6 @@ class StateNode:
         self.layer = layer
         self.shared = shared
         self.state = state
-        self.readout: Float[Tensor, "readouts d_model"] | None = None
         self.memory: KeyValues | None = None
         self.children: dict[int, StateNode] = {}
 
@@ -231,14 +224,14 @@ class StateNode:
     @property
     def nbytes(self) -> int:
         """Bytes of everything held; no tensor is a view of a larger one."""
-        held = [self.state, self.readout]
+        held = [self.state]
         if self.memory is not None:
             held += [self.memory.keys, self.memory.values]
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def drop(self) -> None:
         """Hold nothing any more."""
-        self.state = self.readout = self.memory = None
+        self.state = self.memory = None
 
 
 class StateCache:

@@ -1,9 +1,8 @@
 """The chain executor: many (row, chain) pairs at once, each shared chain prefix of a row computed once.
 
 Rows wait at their next layer. The lowest waiting layer runs first, for all rows that wait there, so rows that were
-separated by a skip or a repeat meet again. Where the model allows it (router/partial.py), a chain's last layer runs
-on the tokens that the head needs, and tokens that many rows begin with run once for all. Results equal the chain
-view's (router/view.py).
+separated by a skip or a repeat meet again. Where the model allows it (router/engine/sharing.py), tokens that many rows
+begin with run once for all. Results equal the chain view's (router/engine/view.py).
 """
 
 from __future__ import annotations
@@ -23,14 +22,12 @@ from router.chain import Chain
 from router.engine.block import Block, MaskRules, StateCache, StateNode
 from router.engine.capture import LayerCapture
 from router.engine.decoder import find_decoder
-from router.engine.partial import KeyValues, PartialLayers, stacked
 from router.engine.readout import ExecutorStatistics, HeadReader, free_accelerator_memory
 from router.engine.rows import Row
+from router.engine.sharing import SharedLayers, stacked
 
 KEYS = 8
 """Keys in one call of a layer, those of shared tokens included, in times `batch_tokens`."""
-READOUT_SHARE = 0.5
-"""Share of a row's tokens up to which a last layer runs on the readouts alone: its keys and values cost a pass too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,6 @@ class ChainExecutor:
         *,
         batch_tokens: int = 2048,
         state_bytes: int = 2**30,
-        partial: bool = True,
     ) -> None:
         """Prepare a model, which is not changed. Not safe for use by several threads at once.
 
@@ -69,8 +65,6 @@ class ChainExecutor:
             model: a decoder-only model in evaluation mode.
             batch_tokens: tokens in one call of a layer at most (a longer row still runs alone).
             state_bytes: bytes of computed states, keys and values kept for reuse.
-            partial: whether a layer may run on a part of a row's tokens where the model allows it: on those that the
-                head needs, in a chain's last layer, and once on tokens that many rows begin with.
 
         Raises:
             ValueError: where the layers are not found, the model is in training mode or a bound is not positive.
@@ -83,7 +77,7 @@ class ChainExecutor:
         self._capture = LayerCapture(model, decoder)
         with torch.inference_mode():
             self._rules = MaskRules(self._capture, decoder.num_layers)
-            self._layers = PartialLayers(self._capture, decoder.num_layers, allowed=partial)
+            self._layers = SharedLayers(self._capture, decoder.num_layers)
         self._cache = StateCache(state_bytes)
         self._batch_tokens = batch_tokens
         self._head = HeadReader(self._capture, self.statistics)
@@ -96,7 +90,7 @@ class ChainExecutor:
     @property
     def can_share(self) -> bool:
         """Whether tokens that many rows begin with run once for all of them."""
-        return all(self._layers.supported)
+        return self._layers.supported
 
     @property
     def state_bytes_held(self) -> int:
@@ -112,12 +106,8 @@ class ChainExecutor:
         """
         self._cache.clear()
         with torch.inference_mode():
-            share = share and self.can_share and self._within_reach(max(len(row.tokens) for row in rows))
+            share = share and self._layers.may_share(max(len(row.tokens) for row in rows))
             return Block(self._capture, self._rules, rows, share=share)
-
-    def _within_reach(self, tokens: int) -> bool:
-        """Whether rows of so many tokens may run in parts."""
-        return self._layers.reach is None or tokens <= self._layers.reach
 
     @torch.inference_mode()
     def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ d_model"]]:
@@ -162,15 +152,12 @@ class ChainExecutor:
         try:
             for job, end in zip(jobs, ends, strict=True):
                 row, part = block.rows[job.row], block.parts[job.row]
-                if end.state is not None:
-                    hidden.append(end.state[list(part.readout)])
-                else:
-                    assert end.readout is not None
-                    hidden.append(end.readout)
+                assert end.state is not None
+                hidden.append(end.state[[index - part.start for index in row.readout]])
                 at = {index: offset + i for i, index in enumerate(row.readout)}
                 pairs += [(at[target.index], target.token) for target in row.targets]
                 counts.append(len(row.targets))
-                offset += len(part.readout)
+                offset += len(row.readout)
         finally:
             plan.keep_ends()
         states = torch.cat(hidden)
@@ -185,9 +172,9 @@ class ChainExecutor:
             plan.start()
             while (waiting := plan.next_layer()) is not None:
                 layer, steps = waiting
-                for kind, alike in self._by_kind(block, plan, layer, steps).items():
+                for alike in _alike(block, steps):
                     for batch in self._batches(block, alike):
-                        self._step_or_halve(block, layer, kind, batch)
+                        self._step_or_halve(block, layer, batch)
                         for step in batch:
                             plan.finish(step)
         except BaseException:
@@ -196,7 +183,14 @@ class ChainExecutor:
         return plan, ends
 
     def _want(self, plan: Plan, block: Block, job: Job, whole: bool) -> StateNode:
-        """Plan a job; returns the node at its end."""
+        """Plan a job; returns the node at its end.
+
+        Args:
+            plan: the plan.
+            block: the rows.
+            job: the job.
+            whole: whether the states of shared tokens in front are wanted too.
+        """
         if not 0 <= job.row < len(block.rows):
             raise ValueError(f"job: expected a row below {len(block.rows)}, got {job.row}")
         if job.chain.num_layers != self.num_layers:
@@ -204,25 +198,12 @@ class ChainExecutor:
         node = block.roots[job.row]
         for layer in job.chain.layers:
             node = node.child(layer)
-        plan.want(job.row, node, whole=whole)
+        plan.want(job.row, node)
         if whole and node.shared is not None:
             prefix = block.parts[job.row].prefix
             assert prefix is not None
-            plan.want(prefix, node.shared, whole=True)
+            plan.want(prefix, node.shared)
         return node
-
-    def _by_kind(self, block: Block, plan: Plan, layer: int, steps: Sequence[Step]) -> dict[_Kind, list[Step]]:
-        """Group the steps of one layer by how they run."""
-        kinds: dict[_Kind, list[Step]] = {}
-        for step in steps:
-            part = block.parts[step.part]
-            whole = plan.is_whole(step.node)
-            if step.part < len(block.rows):
-                few = 0 < len(part.readout) <= READOUT_SHARE * part.length
-                possible = self._layers.supported[layer] and self._within_reach(part.start + part.length)
-                whole = whole or not (few and possible)
-            kinds.setdefault(_Kind(part.start, step.part >= len(block.rows), whole), []).append(step)
-        return kinds
 
     def _batches(self, block: Block, steps: list[Step]) -> Iterable[list[Step]]:
         """Split steps of one layer into batches of at most `batch_tokens` padded tokens, by length.
@@ -239,10 +220,10 @@ class ChainExecutor:
             batch.append(step)
         yield batch
 
-    def _step_or_halve(self, block: Block, layer: int, kind: _Kind, batch: list[Step]) -> None:
+    def _step_or_halve(self, block: Block, layer: int, batch: list[Step]) -> None:
         """Run one layer for a batch; where the accelerator's memory ends, for its halves, and stay at their size."""
         try:
-            self._step(block, layer, kind, batch)
+            self._step(block, layer, batch)
             return
         except torch.OutOfMemoryError:
             if len(batch) == 1:
@@ -252,76 +233,46 @@ class ChainExecutor:
         tokens = max(block.parts[step.part].length for step in batch)
         self._batch_tokens = min(self._batch_tokens, half * tokens)
         free_accelerator_memory()
-        self._step_or_halve(block, layer, kind, batch[:half])
-        self._step_or_halve(block, layer, kind, batch[half:])
+        self._step_or_halve(block, layer, batch[:half])
+        self._step_or_halve(block, layer, batch[half:])
 
-    def _step(self, block: Block, layer: int, kind: _Kind, batch: list[Step]) -> None:
-        """Run one layer for a batch of steps of one kind and set what their nodes hold."""
-        parts = [block.parts[step.part] for step in batch]
-        nodes = [step.node for step in batch]
-        rows, lengths = [part.row for part in parts], [part.length for part in parts]
-        stop = kind.start + max(lengths)
+    def _step(self, block: Block, layer: int, batch: list[Step]) -> None:
+        """Run one layer for a batch of alike steps and set what their nodes hold."""
+        parts, nodes = [block.parts[step.part] for step in batch], [step.node for step in batch]
+        lengths = [part.length for part in parts]
+        start, shared = parts[0].start, _is_shared(block, batch[0])
         # Padding stands on the right, where no real token looks; zeros keep it finite.
         inputs = [node.parent.state for node in nodes if node.parent is not None]
         hidden = pad_sequence([state for state in inputs if state is not None], batch_first=True)
-        call = block.arguments.tokens(layer, rows, kind.start, stop)
+        call = block.arguments.tokens(layer, [part.row for part in parts], start, start + max(lengths))
         before = stacked([node.shared.memory for node in nodes if node.shared is not None])
-        output = memory = None
+        memory = None
         with self.statistics.layer():
-            if kind.shared and kind.whole:
+            if shared:
                 output, memory = self._layers.record(layer, hidden, call)
-            elif kind.whole:
-                output = self._layers.run(layer, hidden, call, before)
             else:
-                memory = self._layers.memory(layer, hidden, call, before)
-        if not (kind.whole or kind.shared):
-            assert memory is not None
-            self._read_out(block, layer, batch, hidden, memory)
-            memory = None
+                output = self._layers.run(layer, hidden, call, before)
         # Memory can end in the copies as well: nothing is set or counted before all of them are made.
-        cut = enumerate(lengths)
-        states = [None if output is None else output[i, :length].clone() for i, length in cut]
-        memories = [None if memory is None else _row_of(memory, i, length) for i, length in enumerate(lengths)]
+        states = [output[i, :length].clone() for i, length in enumerate(lengths)]
+        memories = [None if memory is None else memory.row(i, length) for i, length in enumerate(lengths)]
         for node, step, state, held in zip(nodes, batch, states, memories, strict=True):
-            if state is not None:
-                node.state = state
-            if held is not None:
-                node.memory = held
-            if not kind.shared:
+            node.state, node.memory = state, held
+            if not shared:
                 block.executed[step.part] += 1
         self.statistics.count(hidden.shape[0] * hidden.shape[1], sum(lengths))
 
-    def _read_out(self, block: Block, layer: int, batch: list[Step], hidden: Tensor, memory: KeyValues) -> None:
-        """Run a layer for the readouts of a batch, given the keys and values of all tokens."""
-        parts = [block.parts[step.part] for step in batch]
-        counts = [len(part.readout) for part in parts]
-        call = block.arguments.readouts(layer, [part.row for part in parts], max(counts), memory.keys.shape[2])
-        filled = [[*part.readout, *[part.readout[-1]] * (max(counts) - len(part.readout))] for part in parts]
-        places = torch.tensor(filled, device=hidden.device)
-        asked = hidden[torch.arange(len(parts), device=hidden.device)[:, None], places]
-        with self.statistics.layer():
-            output = self._layers.query(layer, asked, call, memory)
-        for i, (step, count) in enumerate(zip(batch, counts, strict=True)):
-            step.node.readout = output[i, :count].clone()
+
+def _is_shared(block: Block, step: Step) -> bool:
+    """Whether a step's tokens are those that rows share, so that their keys and values are needed."""
+    return step.part >= len(block.rows)
 
 
-class _Kind(NamedTuple):
-    """How a step runs; steps of one batch run alike.
-
-    Attributes:
-        start: shared tokens in front.
-        shared: whether its tokens are shared themselves, so that their keys and values are needed.
-        whole: whether all tokens' outputs are needed.
-    """
-
-    start: int
-    shared: bool
-    whole: bool
-
-
-def _row_of(memory: KeyValues, row: int, length: int) -> KeyValues:
-    """Return one row's keys and values, copied."""
-    return memory.map(lambda tensor: tensor[row, :, :length].clone())
+def _alike(block: Block, steps: Sequence[Step]) -> Iterable[list[Step]]:
+    """Group steps of one layer by what one batch must have in common: tokens in front, and whether it is shared."""
+    groups: dict[tuple[int, bool], list[Step]] = defaultdict(list)
+    for step in steps:
+        groups[block.parts[step.part].start, _is_shared(block, step)].append(step)
+    return groups.values()
 
 
 # What one run of the executor must compute, and in which order.
@@ -350,33 +301,23 @@ class Plan:
         self._block = block
         self._cache = cache
         self._parts: dict[StateNode, int] = {}
-        self._whole: set[StateNode] = set()
         self._readers: dict[StateNode, int] = defaultdict(int)
         self._ends: dict[StateNode, None] = {}
         self._waiting: dict[StateNode, list[Step]] = defaultdict(list)
         self._ready: dict[int, list[Step]] = defaultdict(list)
 
-    def want(self, part: int, node: StateNode, *, whole: bool) -> None:
-        """Plan a node, and all before it that is not held; call `keep_ends` when it has been used.
-
-        Args:
-            part: the part that it belongs to.
-            node: the node.
-            whole: whether its state is wanted, else its readout.
-        """
+    def want(self, part: int, node: StateNode) -> None:
+        """Plan a part's node, and all before it that is not held; call `keep_ends` when it has been used."""
         self._ends[node] = None
-        if node.state is not None or (node.readout is not None and not whole):
+        if node.state is not None:
             self._cache.release(node)
-            return
-        if whole:
-            self._whole.add(node)
-        self._plan(part, node)
+        else:
+            self._plan(part, node)
 
     def _plan(self, part: int, node: StateNode) -> None:
         prefix = self._block.parts[part].prefix
         while node not in self._parts:
             self._parts[node] = part
-            self._cache.release(node)  # it may hold less than is wanted now
             parent, shared = node.parent, node.shared
             assert parent is not None
             self._readers[parent] += 1
@@ -390,7 +331,6 @@ class Plan:
             if parent.state is not None:
                 self._cache.release(parent)
                 return
-            self._whole.add(parent)
             node = parent
 
     def start(self) -> None:
@@ -401,10 +341,6 @@ class Plan:
                 self._waiting[read].append(step)
             if not missing:
                 self._ready[node.layer].append(step)
-
-    def is_whole(self, node: StateNode) -> bool:
-        """Whether a planned node's state is wanted."""
-        return node in self._whole
 
     def next_layer(self) -> tuple[int, list[Step]] | None:
         """Return the lowest layer that steps wait at, and these; None when all are done."""

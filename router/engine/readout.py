@@ -22,8 +22,7 @@ class ExecutorStatistics:
 
     Attributes:
         layer_calls: calls of a layer, each with a batch.
-        tokens: tokens handed to layers, padding included; a last layer that runs on the readouts alone counts all
-            tokens of its rows, whose keys and values it makes.
+        tokens: tokens handed to layers, padding included.
         useful_tokens: the same without padding.
         layer_seconds: seconds in layer forwards.
         head_seconds: seconds in the head's forward (final norm and output embedding).

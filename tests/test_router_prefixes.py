@@ -13,7 +13,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
 from router.chain import Chain
 from router.engine.block import StateNode
 from router.engine.executor import ChainExecutor, Job
-from router.engine.partial import _lengths
+from router.engine.sharing import _lengths
 from router.engine.rows import (
     LEAST_SHARE,
     LEAST_TOKENS,
@@ -64,13 +64,6 @@ def questions(count: int, *, packed: bool, start: list[int]) -> list[Row]:
     return rows
 
 
-def end_of(block: object, row: int, chain: Chain) -> StateNode:
-    node = block.roots[row]  # type: ignore[attr-defined]
-    for layer in chain.layers:
-        node = node.child(layer)
-    return node
-
-
 def held(node: StateNode) -> int:
     """Return the bytes below a root."""
     return sum(child.nbytes + held(child) for child in node.children.values())
@@ -79,53 +72,7 @@ def held(node: StateNode) -> int:
 def test_what_is_supported_is_found_out(variant: tuple[str, str], model: PreTrainedModel) -> None:
     # Oracle: what the layers are, by configuration.
     executor = ChainExecutor(model)
-    assert executor._layers.supported == expected_support(variant)
     assert executor.can_share == all(expected_support(variant))
-    assert not any(ChainExecutor(model, partial=False)._layers.supported)
-
-
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
-@pytest.mark.parametrize("state_bytes", [0, 20_000, 2**30])
-def test_readouts_alone_equal_the_whole_last_layer(
-    variant: tuple[str, str], model: PreTrainedModel, packed: bool, state_bytes: int
-) -> None:
-    # Oracle: the same executor with whole layers. The readings of both kinds; each chain twice, and after its prefix.
-    if packed and not FAMILIES[variant[0]].packs:
-        return
-    rows = [row for i in range(3) for row in questions(1, packed=packed, start=[30 + i, *EXAMPLES[:15]])]
-    jobs = [Job(i, chain) for chain in (*CHAINS, FULL.skip(3, 2), FULL) for i in range(len(rows))]
-    parts, whole = (ChainExecutor(model, batch_tokens=70, state_bytes=state_bytes, partial=on) for on in (True, False))
-    blocks = [parts.load(rows), whole.load(rows)]
-    for some in (jobs[::2], jobs[1::2], jobs):
-        for one, other in zip(
-            parts.target_readings(blocks[0], some), whole.target_readings(blocks[1], some), strict=True
-        ):
-            torch.testing.assert_close(one, other, **TOLERANCE)
-        assert parts.state_bytes_held <= state_bytes
-    for one, other in zip(parts.logits(blocks[0], jobs), whole.logits(blocks[1], jobs), strict=True):
-        torch.testing.assert_close(one, other, **TOLERANCE)
-
-
-def test_the_end_of_a_chain_may_become_the_middle_of_another() -> None:
-    # Oracle: counting by hand, and the chain view. Layer 4 runs on the one readout; then whole, for its repetition.
-    model = tiny_model("llama")
-    row = Row((*EXAMPLES, 9), tuple(range(23)), (0,) * 23, (Target(22, 5, 0),))
-    executor = ChainExecutor(model)
-    block = executor.load([row])
-    executor.target_logprobs(block, [Job(0, FULL)])
-    end = end_of(block, 0, FULL)
-    assert end.state is None
-    assert end.readout is not None
-    assert end.readout.shape == (1, 32)
-    assert block.executed == [5]
-    executor.target_logprobs(block, [Job(0, FULL)])
-    assert block.executed == [5]
-    twice = FULL.repeat(4, 1, 1)
-    logprobs = executor.target_logprobs(block, [Job(0, twice)])[0]
-    assert block.executed == [7]
-    assert end.state is not None
-    wanted = chain_view(model, twice)(torch.tensor([row.tokens])).logits[0, 22].log_softmax(-1)[5]
-    torch.testing.assert_close(logprobs[0], wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
@@ -139,8 +86,8 @@ def test_shared_tokens_run_once_and_change_nothing(
     rows = questions(3, packed=packed, start=EXAMPLES) + questions(2, packed=packed, start=[201, *EXAMPLES[:17]])
     rows.append(plain_row(range(40, 52), [Target(11, 7, 0)]))
     shared = ChainExecutor(model, batch_tokens=60, state_bytes=state_bytes)
-    apart = ChainExecutor(model, state_bytes=state_bytes, partial=False)
-    blocks = [shared.load(rows), apart.load(rows)]
+    apart = ChainExecutor(model, state_bytes=state_bytes)
+    blocks = [shared.load(rows), apart.load(rows, share=False)]
     assert len(blocks[0].parts) - len(rows) == (2 if shared.can_share else 0)
     rng = random.Random(0)
     for _ in range(4):
@@ -200,8 +147,8 @@ def test_a_layer_that_uses_its_cache_otherwise_runs_whole(manner: str) -> None:
     model = tiny_model("llama")
     rows = questions(2, packed=False, start=EXAMPLES)
     jobs = [Job(i, chain) for chain in CHAINS for i in range(len(rows))]
-    plain = ChainExecutor(model, partial=False)
-    wanted = plain.target_logprobs(plain.load(rows), jobs)
+    plain = ChainExecutor(model)
+    wanted = plain.target_logprobs(plain.load(rows, share=False), jobs)
     attention = model.model.layers[2].self_attn
     forward = attention.forward
 
@@ -214,7 +161,7 @@ def test_a_layer_that_uses_its_cache_otherwise_runs_whole(manner: str) -> None:
 
     attention.forward = other
     executor = ChainExecutor(model)
-    assert executor._layers.supported == [True, True, False, True, True]
+    assert not executor.can_share
     for one, target in zip(executor.target_logprobs(executor.load(rows), jobs), wanted, strict=True):
         torch.testing.assert_close(one, target, **TOLERANCE)
 
@@ -254,7 +201,7 @@ def test_packed_choices_and_odd_positions_are_not_shared() -> None:
 
 
 def test_layers_with_masks_of_their_own_run_whole() -> None:
-    # Oracle: whole layers. GPT-Neo cuts its masks by places among the keys, as if the queries were the last tokens; on
+    # Oracle: the chain view. GPT-Neo cuts its masks by places among the keys, as if the queries were the last tokens; on
     # rows shorter than its window nothing of that shows.
     config = GPTNeoConfig(
         vocab_size=211, hidden_size=32, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]],
@@ -265,14 +212,15 @@ def test_layers_with_masks_of_their_own_run_whole() -> None:
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.3)
     rng = random.Random(0)
-    tokens = [rng.randint(3, 200) for _ in range(90)]
-    row = plain_row(tokens, [Target(index, 7, 0) for index in (20, 45, 89)])
-    jobs = [Job(0, chain) for chain in (Chain.full(4), Chain.full(4).skip(2, 1), Chain.full(4).repeat(1, 1, 1))]
-    executors = [ChainExecutor(model, partial=partial) for partial in (True, False)]
-    assert executors[0]._layers.supported == [False] * 4
-    found, wanted = (executor.target_logprobs(executor.load([row]), jobs) for executor in executors)
-    for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, atol=1e-4)
+    start = [rng.randint(3, 200) for _ in range(60)]
+    rows = [plain_row([*start, *(rng.randint(3, 200) for _ in range(30))]) for _ in range(2)]
+    full = Chain.full(4)
+    jobs = [Job(i, chain) for chain in (full, full.skip(2, 1), full.repeat(1, 1, 1)) for i in range(2)]
+    executor = ChainExecutor(model)
+    assert not executor.can_share
+    for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
+        view = chain_view(model, job.chain)(torch.tensor([rows[job.row].tokens])).logits[0]
+        torch.testing.assert_close(logits, view, rtol=0, atol=1e-3)
 
 
 def test_a_window_too_long_to_be_tried_bounds_the_rows() -> None:

@@ -1,14 +1,12 @@
-"""A layer run on some of a row's tokens only, with the keys and values of the others supplied.
+"""A layer run on what follows shared tokens, with the keys and values of these supplied.
 
 An attention layer hands its keys and values to the cache that the model passes down, and goes on with what the cache
-returns. An object in the cache's place can note them, put others in front, or return others instead; so no family needs
-code of its own. Where a layer keeps its cache, and whether this gives what the whole layer gives, is found out on the
-model itself.
+returns. An object in the cache's place can note them, or put others in front; so no family needs code of its own. Where a layer
+keeps its cache, and whether this gives what the whole layer gives, is found out on the model itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +46,10 @@ class KeyValues:
         """Return the same with a function applied to both."""
         return KeyValues(function(self.keys), function(self.values))
 
+    def row(self, row: int, length: int) -> KeyValues:
+        """Return the first `length` tokens' of one row of a batch, copied."""
+        return self.map(lambda tensor: tensor[row, :, :length].clone())
+
 
 def stacked(memories: Sequence[KeyValues | None]) -> KeyValues | None:
     """Return the keys and values of single rows as one batch, or None where there are none."""
@@ -59,84 +61,65 @@ def stacked(memories: Sequence[KeyValues | None]) -> KeyValues | None:
     return KeyValues(torch.stack([one.keys for one in given]), torch.stack([one.values for one in given]))
 
 
-class _StopError(Exception):
-    """Ends a layer's forward once its keys and values are known."""
-
-
 class _Exchange:
     """Stands in the cache's place for one call of one layer.
 
     Attributes:
         made: keys and values that the layer made itself.
-        attended: those that its attention got.
     """
 
-    def __init__(self, before: KeyValues | None, instead: KeyValues | None, stop: bool) -> None:
+    def __init__(self, before: KeyValues | None = None) -> None:
         self.made: KeyValues | None = None
-        self.attended: KeyValues | None = None
-        self._before, self._instead, self._stop = before, instead, stop
+        self._before = before
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Do as `transformers.Cache.update`: take what the layer made, return what its attention shall see."""
         if self.made is not None:
             raise ValueError("layer: expected one attention, got two")
-        self.made = self.attended = KeyValues(keys, values)
-        if self._instead is not None:
-            self.attended = self._instead
-        elif self._before is not None:
-            self.attended = KeyValues(
-                torch.cat([self._before.keys, keys], dim=2), torch.cat([self._before.values, values], dim=2)
-            )
-        if self._stop:
-            raise _StopError
-        return self.attended.keys, self.attended.values
+        self.made = KeyValues(keys, values)
+        if self._before is None:
+            return keys, values
+        return torch.cat([self._before.keys, keys], dim=2), torch.cat([self._before.values, values], dim=2)
 
 
-class PartialLayers:
-    """Runs layers on some of their tokens.
+class SharedLayers:
+    """Runs layers once on shared tokens, then on what follows them.
 
     Attributes:
-        supported: for each layer, whether that gives what the whole layer gives.
+        supported: whether that gives what the whole layer gives, for every layer.
         reach: tokens of the longest row for which that was tried or follows; None: any. Attention that looks no further
             than a window does the same on shorter rows as without one, so rows longer than each window are tried,
-            where that costs little; elsewhere only rows within the window run in parts.
+            where that costs little; elsewhere only rows within the window share tokens.
     """
 
-    def __init__(self, capture: LayerCapture, num_layers: int, *, allowed: bool = True) -> None:
-        """Try every layer on two rows; not `allowed`: support none."""
+    def __init__(self, capture: LayerCapture, num_layers: int) -> None:
+        """Try every layer on two rows."""
         self._capture = capture
-        self.supported = [False] * num_layers
         tried, self.reach = _lengths(capture.spans)
         # A hook that moves weights expects each forward that it began to come to its end; a layer's own mask counts
         # places in the whole row.
-        if allowed and not (capture.has_placement_hooks or capture.has_own_masks):
+        self.supported = not (capture.has_placement_hooks or capture.has_own_masks)
+        if self.supported:
             check = _Check(capture, tried)
-            self.supported = [self._passes(check, layer) for layer in range(num_layers)]
+            self.supported = all(self._passes(check, layer) for layer in range(num_layers))
+
+    def may_share(self, tokens: int) -> bool:
+        """Whether rows of at most so many tokens may share their first."""
+        return self.supported and (self.reach is None or tokens <= self.reach)
 
     def record(self, layer: int, hidden: Tensor, call: LayerCall) -> tuple[Tensor, KeyValues]:
         """Run a layer; returns its output `[batch, tokens, d_model]` and the keys and values that it made."""
-        exchange = _Exchange(None, None, stop=False)
+        exchange = _Exchange()
         output = self._capture.run_layer(layer, hidden, self._capture.with_cache(layer, call, exchange))
-        return output, _known(exchange.made)
+        if exchange.made is None:
+            raise ValueError("layer: expected keys and values handed to the cache, got none")
+        return output, exchange.made
 
     def run(self, layer: int, hidden: Tensor, call: LayerCall, before: KeyValues | None) -> Tensor:
         """Run a layer on tokens, on all of a row or on those behind others whose keys and values are given."""
-        if before is None:
-            return self._capture.run_layer(layer, hidden, call)
-        exchange = _Exchange(before, None, stop=False)
-        return self._capture.run_layer(layer, hidden, self._capture.with_cache(layer, call, exchange))
-
-    def memory(self, layer: int, hidden: Tensor, call: LayerCall, before: KeyValues | None = None) -> KeyValues:
-        """Return the keys and values that a layer makes of tokens, those of the tokens in front put before them."""
-        exchange = _Exchange(before, None, stop=True)
-        with contextlib.suppress(_StopError):
-            self._capture.run_layer(layer, hidden, self._capture.with_cache(layer, call, exchange))
-        return _known(exchange.attended)
-
-    def query(self, layer: int, hidden: Tensor, call: LayerCall, memory: KeyValues) -> Tensor:
-        """Run a layer on some tokens, with the keys and values of all of them and of those before them."""
-        exchange = _Exchange(None, memory, stop=False)
-        return self._capture.run_layer(layer, hidden, self._capture.with_cache(layer, call, exchange))
+        if before is not None:
+            call = self._capture.with_cache(layer, call, _Exchange(before))
+        return self._capture.run_layer(layer, hidden, call)
 
     def _passes(self, check: _Check, layer: int) -> bool:
         if self._capture.cache_slot(layer) is None:
@@ -145,12 +128,6 @@ class PartialLayers:
             return check.passes(self, layer)
         except REFUSALS:
             return False
-
-
-def _known(memory: KeyValues | None) -> KeyValues:
-    if memory is None:
-        raise ValueError("layer: expected keys and values handed to the cache, got none")
-    return memory
 
 
 LONGEST_TRIAL = 1100
@@ -164,13 +141,13 @@ def _lengths(spans: Sequence[int]) -> tuple[int, int | None]:
 
 
 class _Check:
-    """Two rows, one two tokens shorter, that begin with the same 4, run whole and in parts; readouts early and late."""
+    """Two rows, one two tokens shorter, that begin with the same 4, run whole and in parts."""
 
     SHARED = 4
 
     def __init__(self, capture: LayerCapture, length: int) -> None:
         self._capture = capture
-        self._lengths, self._readouts = (length, length - 2), ((4, length - 1), (5, length - 3))
+        self._lengths = (length, length - 2)
         width = length + 1  # one column of padding, so that there is a mask
         row = torch.arange(width, device=capture.device)
         tokens = (
@@ -179,9 +156,9 @@ class _Check:
         mask = (row < torch.tensor(self._lengths, device=capture.device)[:, None]).long()
         captured = capture.capture(tokens * mask, row * mask, mask)
         self._hidden = captured.hidden[:, : width - 1]
-        self._arguments = Arguments(captured.calls, capture, list(self._readouts))
+        self._arguments = Arguments(captured.calls, capture)
 
-    def passes(self, layers: PartialLayers, layer: int) -> bool:
+    def passes(self, layers: SharedLayers, layer: int) -> bool:
         """Whether a layer's outputs in parts are those of the whole layer."""
         hidden, shared = self._hidden, self.SHARED
         length = hidden.shape[1]
@@ -192,16 +169,9 @@ class _Check:
         before = made.map(lambda t: t.expand(2, *t.shape[1:]))
         tail_call = self._arguments.tokens(layer, (0, 1), shared, length)
         tail = layers.run(layer, hidden[:, shared:], tail_call, before)
-        memory = layers.memory(layer, hidden[:, shared:], tail_call, before)
-        places = torch.tensor(self._readouts, device=hidden.device)
-        rows = torch.arange(2, device=hidden.device)[:, None]
-        asked = hidden[rows, places]
-        some = layers.query(layer, asked, self._arguments.readouts(layer, (0, 1), 2, length), memory)
         real = [slice(shared, count) for count in self._lengths]
-        return (
-            _alike(front[0], whole[0, :shared], hidden[0, :shared])
-            and all(_alike(tail[i, : r.stop - shared], whole[i, r], hidden[i, r]) for i, r in enumerate(real))
-            and _alike(some, whole[rows, places], asked)
+        return _alike(front[0], whole[0, :shared], hidden[0, :shared]) and all(
+            _alike(tail[i, : r.stop - shared], whole[i, r], hidden[i, r]) for i, r in enumerate(real)
         )
 
 
