@@ -67,18 +67,6 @@ class Head(nn.Module, ABC):
     def respond(self, features: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch ..."]:
         """Return the head's output for encoded states."""
 
-    def decode(self, output: Float[Tensor, "batch ..."], budget: float | None = None) -> list[list[Decision]]:
-        """Return for each row its chains, best first.
-
-        Args:
-            output: what `forward` returned.
-            budget: mean depth wanted over samples like the validation split's, layers; None: the head's own choice.
-
-        Raises:
-            ValueError: where there is a budget and the head is not calibrated, or it lies outside what was measured.
-        """
-        return self.decode_at(output, self.offset_for(budget))
-
     @abstractmethod
     def decode_at(self, output: Float[Tensor, "batch ..."], offset: float) -> list[list[Decision]]:
         """Return for each row its chains, best first, at an operating point's offset; 0: the head's own choice."""
