@@ -17,7 +17,7 @@ from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
 from router.engine.view import chain_view
-from router.routed.commands import main
+from router.routed.commands import export as main
 from router.storage import Router, save_router
 from tests.tiny import NUM_LAYERS, random_router, save_tiny, tiny_model, tiny_tokenizer
 
