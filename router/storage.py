@@ -318,7 +318,7 @@ def _config(value: dict[str, Any], where: str) -> RouterConfig:
     if schema == 2 and "prefix_layers" in value:
         value["read_layer"] = value.pop("prefix_layers")
     elif schema != SCHEMA:
-        raise InputError(f"{where}: expected schema 2 or {SCHEMA}, got {shown(schema)}")
+        raise InputError(f"{where}: expected a router's schema, 2 or {SCHEMA}, got {shown(schema)}")
     return from_plain(RouterConfig, value, where)
 
 
