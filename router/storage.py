@@ -105,8 +105,9 @@ class RouterConfig:
         Raises:
             ValueError: where a setting of the head is unknown or out of its bounds.
         """
+        settings: dict[str, Any] = dict(self.head_settings)
         try:
-            head = HEADS[self.head](self.num_layers, self.read_layer, self.d_model, **self.head_settings)
+            head = HEADS[self.head](self.num_layers, self.read_layer, self.d_model, **settings)
         except TypeError as error:
             raise ValueError(f"head_settings: {one_line(error)}") from error
         head.budget_points = self.budget_points

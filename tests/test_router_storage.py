@@ -132,7 +132,7 @@ def test_a_guarantee_belongs_to_its_weights(tmp_path: Path) -> None:
     write_guarantee(tmp_path, given, weights_sha256(make_router(seed=2)), {})
     path = tmp_path / "guarantee.json"
     path.write_text(path.read_text().replace("0.02", "2.0"))
-    with pytest.raises(InputError, match="epsilon: expected at most 1, got 2.0"):
+    with pytest.raises(InputError, match=r"epsilon: expected at most 1, got 2\.0"):
         load_router(tmp_path)
 
 
