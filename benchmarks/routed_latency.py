@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from scipy.stats import bootstrap
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -44,10 +44,10 @@ from router.engine.view import chain_view, with_contiguous_head
 from router.files import write_json
 from router.fingerprint import Fingerprints
 from router.heads.budget import BudgetPoint
+from router.heads.head import Decision
 from router.heads.menu import MenuHead
 from router.routed import RoutedModel
 from router.routed.export import export_chain
-from router.routed.model import ChainRunner
 from router.storage import Router, RouterConfig
 
 CHAIN = "0-19,26-29"
@@ -74,7 +74,7 @@ class Clock(BaseStreamer):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class TimedRouter(Router):
-    """A router that notes how long its head takes.
+    """A router that notes how long it takes to decide.
 
     Attributes:
         seconds: a time for each call.
@@ -82,12 +82,12 @@ class TimedRouter(Router):
 
     seconds: list[float] = field(default_factory=list)
 
-    def outputs(self, states: Any) -> Float[Tensor, "batch ..."]:
+    def decide(self, *args: Any) -> list[Decision]:
         """Do as a router does."""
         start = time.perf_counter()
-        output = super().outputs(states)
+        decided = super().decide(*args)
         self.seconds.append(time.perf_counter() - start)
-        return output
+        return decided
 
 
 def make_router(model: PreTrainedModel, chain: Chain) -> TimedRouter:
@@ -102,19 +102,6 @@ def make_router(model: PreTrainedModel, chain: Chain) -> TimedRouter:
         "menu", settings, chain.num_layers, READ_LAYER, width, "none", "generate", "smollm2", None, "bfloat16", prints
     )
     return TimedRouter(config, head)
-
-
-def timed_decisions(router: TimedRouter) -> None:
-    """Count the decision as the router's time too."""
-    decide = ChainRunner.decide
-
-    def timed(runner: ChainRunner, *args: Any) -> Any:
-        start = time.perf_counter()
-        found = decide(runner, *args)
-        router.seconds[-1] += time.perf_counter() - start
-        return found
-
-    ChainRunner.decide = timed  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -169,9 +156,8 @@ def run(
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:
     """Return the median of paired ratios with its 95 % bootstrap interval."""
     values = np.array(above) / np.array(below)
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
+    found = bootstrap((values,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    low, high = found.confidence_interval
     return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
@@ -231,7 +217,6 @@ def main() -> None:
     model, tokenizer = load_model("smollm2-135m-instruct", dtype="bfloat16", device="cpu")
     chain = Chain.parse(CHAIN, 30)
     router = make_router(model, chain)
-    timed_decisions(router)
     with tempfile.TemporaryDirectory() as folder:
         export_chain(model, tokenizer, chain, Path(folder) / "exported")
         exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "exported", dtype=torch.bfloat16)

@@ -10,10 +10,11 @@ from the command line, also for the best single chain of an evaluation (`--stati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from router.chain import Chain
@@ -21,10 +22,10 @@ from router.command import parse_settings, run_command
 from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.routed.export import export_chain
-from router.validation import InputError
+from router.validation import SETTINGS, InputError, Positive
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Example:
     """Settings of the example.
 
@@ -34,15 +35,15 @@ class Example:
         chain: the chain; the default skips three of SmolLM2's 30 layers.
         prompt: what both go on from.
         max_new_tokens: tokens to generate.
-        dtype: float32, bfloat16 or float16.
+        dtype: of the checkpoint.
     """
 
     out: Path
     model: str = "smollm2-135m-instruct"
     chain: str = "0-24,28-29"
     prompt: str = "The capital of France is"
-    max_new_tokens: int = 12
-    dtype: str = "float32"
+    max_new_tokens: Positive = 12
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,38 +11,42 @@ python -m router lm-eval  --model cola-router --model_args router=runs/demo/rout
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
 from router.command import run_command
 from router.validation import InputError
 
-COMMANDS = {
-    "info": "info",
-    "route": "route",
-    "generate": "generate",
-    "serve": "serve",
-    "export": "export",
-    "lm-eval": "lm_eval",
+VERBS = {
+    "info": ("router.routed.commands", "info"),
+    "route": ("router.routed.commands", "route"),
+    "generate": ("router.routed.commands", "generate"),
+    "serve": ("router.serving.server", "main"),
+    "export": ("router.routed.commands", "export"),
+    "lm-eval": ("router.routed.lm_eval", "main"),
 }
-"""What each word runs, a module of `router.commands`; loaded only then, for some need packages of their own."""
-USAGE = f"usage: python -m router {{{','.join(COMMANDS)}}} [--help] [settings]"
+"""Module and function of each verb; a module is loaded only then, for some need packages of their own."""
+USAGE = f"usage: python -m router {{{','.join(VERBS)}}} [--help] [settings]"
 
 
 def main(argv: Sequence[str] | None) -> None:
-    """Run the subcommand that the first word names.
+    """Run the verb that the first word names.
 
     Raises:
         InputError: at bad input.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    command, rest = (words[0], words[1:]) if words else ("", [])
-    if command in ("-h", "--help"):
+    verb, rest = (words[0], words[1:]) if words else ("", [])
+    if verb in ("-h", "--help"):
         print(f"{USAGE}\n\n{__doc__}")
         return
-    if command not in COMMANDS:
-        raise InputError(f"command: expected one of {', '.join(COMMANDS)}, got {command!r}")
-    importlib.import_module(f"router.commands.{COMMANDS[command]}").main(rest)
+    if verb not in VERBS:
+        raise InputError(f"command: expected one of {', '.join(VERBS)}, got {verb!r}")
+    if verb == "lm-eval" and importlib.util.find_spec("lm_eval") is None:
+        raise InputError("lm-eval: expected the package lm_eval, got none (pip install 'cola-router[lm-eval]')")
+    module, function = VERBS[verb]
+    getattr(importlib.import_module(module), function)(rest)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,15 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def settle(folder: Path) -> None:
+    """Give all that is in a folder the permissions that open() would have given, and flush it to the disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o777 & ~umask if path.is_dir() else 0o666 & ~umask)  # some libraries make files private
+        fsync(path)
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as stream:

@@ -2,51 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, with_config
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from router.chain import Chain
 from router.command import one_line
 from router.files import read_json, replacing, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
 from router.heads.budget import BudgetPoint
-from router.heads.head import Decision, Head, pad_states
+from router.heads.head import Decision, Head, Pooling, pad_states
 from router.heads.layerwise import LayerwiseHead
 from router.heads.menu import MenuHead
-from router.validation import InputError
+from router.validation import STORED, Count, InputError, NotNegative, Share, from_plain, shown, to_plain
 
-SCHEMA = 2
+SCHEMA = 3
+"""Version of `config.json`; version 2, whose `read_layer` was called `prefix_layers`, is read too."""
+GUARANTEE_SCHEMA = 1
+"""Version of `guarantee.json`."""
 HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead}
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
 TRAINED_ON_FILE = "trained_on.json"
 """Beside a router: hashes of the questions (`Sample.split_hash`) that it was trained and chosen on."""
-LARGEST = {
-    "num_layers": 2**10,
-    "d_model": 2**20,
-    "hidden": 2**16,
-    "windows": 2**12,
-}
-"""Sizes in a `config.json` beyond which it is no router's: some cost memory before or without any weights."""
-MOST_CHAINS = 2**12
-"""Chains of a menu at most; see `LARGEST`."""
+GUARANTEE_FILE = "guarantee.json"
+"""Beside a router; made by `python -m train calibrate`."""
+
+# The sizes have upper bounds, for some cost memory before any weights are read, or without them.
+Layers = Annotated[int, Field(ge=1, le=2**10)]
+Width = Annotated[int, Field(ge=1, le=2**20)]
 
 
-@dataclass(frozen=True)
+@with_config(STORED)
+class HeadSettings(TypedDict, total=False):
+    """A head's own settings; those that only one head has are refused by the others.
+
+    Attributes:
+        hidden: width of the features.
+        pooling: how a sample's tokens become one vector.
+        windows: parts that the tokens are split into, or weightings of them.
+        dropout: share of the features dropped in training.
+        chains: the menu head's chains in text form, the full one first.
+        agreement: weight of agreement with full depth in the value of a menu's chain.
+    """
+
+    hidden: Annotated[int, Field(ge=1, le=2**16)]
+    pooling: Pooling
+    windows: Annotated[int, Field(ge=1, le=2**12)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    chains: Annotated[list[str], Field(min_length=1, max_length=2**12)]
+    agreement: Share
+
+
+@dataclass(frozen=True, config=STORED)
 class RouterConfig:
     """What a router is and what it is valid for.
 
     Attributes:
         head: name of the head, a key of `HEADS`.
-        head_settings: the head's own settings (hidden, windows, dropout).
+        head_settings: the head's own settings.
         num_layers: layers of the base model.
         read_layer: layers that run in every chain; the head reads their output.
         d_model: width of the base model's hidden states.
@@ -60,11 +85,11 @@ class RouterConfig:
         training: what is worth knowing of the training: settings, hashes of the records, measures.
     """
 
-    head: str
-    head_settings: dict[str, Any]
-    num_layers: int
-    read_layer: int
-    d_model: int
+    head: Literal["layerwise", "menu"]
+    head_settings: HeadSettings
+    num_layers: Layers
+    read_layer: Layers
+    d_model: Width
     task: str
     mode: str
     base_model: str
@@ -74,43 +99,51 @@ class RouterConfig:
     budget_points: tuple[BudgetPoint, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Refuse unknown heads."""
-        if self.head not in HEADS:
-            raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {self.head!r}")
-
     def build(self) -> Head:
         """Return an untrained head of this configuration.
 
         Raises:
             ValueError: where a setting of the head is unknown or out of its bounds.
         """
+        settings: dict[str, Any] = dict(self.head_settings)
         try:
-            head = HEADS[self.head](self.num_layers, self.read_layer, self.d_model, **self.head_settings)
+            head = HEADS[self.head](self.num_layers, self.read_layer, self.d_model, **settings)
         except TypeError as error:
             raise ValueError(f"head_settings: {one_line(error)}") from error
         head.budget_points = self.budget_points
         return head
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> RouterConfig:
-        """Read `config.json`.
 
-        Raises:
-            ValueError: at another schema, or a missing or unknown field.
-        """
-        value = dict(value)
-        if value.pop("schema", None) != SCHEMA:
-            raise ValueError(f"schema: expected {SCHEMA}")
-        known = {item.name for item in fields(cls)}
-        if set(value) != known:
-            raise ValueError(f"expected the fields {sorted(known)}, got {sorted(value)}")
-        value["fingerprints"] = Fingerprints(**value["fingerprints"])
-        value["budget_points"] = tuple(BudgetPoint(**point) for point in value["budget_points"])
-        return cls(**value)
+@dataclass(frozen=True, config=STORED)
+class Guarantee:
+    """What calibration certified: with probability 1 - delta over the calibration draw, the loss is at most epsilon.
+
+    Attributes:
+        epsilon: loss allowed against full depth, mean over samples like the calibration split's.
+        delta: probability, over calibration draws, with which the claim may be wrong.
+        loss: "accuracy": accuracy of full depth minus the router's; "disagreement": share of samples whose answers
+            differ.
+        offset: operating point of the head (`Head.decode_at`); None: nothing was certified, all run at full depth.
+        least_score: samples whose chain scores less fall back to full depth; None: none do.
+        samples: calibration samples.
+        mean_loss: loss on them.
+        mean_depth: layers, mean over them.
+        smallest_epsilon: the least epsilon that could have been certified for the safest setting; descriptive, since
+            it is chosen after the data were seen. None: none below 1.
+    """
+
+    epsilon: Share
+    delta: Share
+    loss: Literal["accuracy", "disagreement"]
+    offset: float | None
+    least_score: float | None
+    samples: Count
+    mean_loss: Annotated[float, Field(ge=-1, le=1)]
+    mean_depth: NotNegative
+    smallest_epsilon: Share | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class OperatingPoint:
     """Where a head is run.
 
@@ -123,7 +156,7 @@ class OperatingPoint:
     least_score: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Operation:
     """How much depth a router is to spend; without any field set, what its head likes best.
 
@@ -151,7 +184,7 @@ OWN_CHOICE = Operation()
 """The head's own choice."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Router:
     """A trained head with its configuration, and what was certified of it."""
 
@@ -222,7 +255,7 @@ def save_router(folder: Path, router: Router) -> None:
         save_file(_tensors(router.head), aside)
     # Two files cannot be replaced in one step; by this hash a reader refuses one half of an old and a new router.
     hashed = sha256_file(folder / WEIGHTS_FILE)
-    write_json(folder / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **asdict(router.config)})
+    write_json(folder / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **to_plain(router.config)})
 
 
 def weights_sha256(router: Router) -> str:
@@ -261,35 +294,33 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
     """
     require_directory(folder, "router")
     path = folder / CONFIG_FILE
+    value = read_json(path)
+    hashed = value.pop("weights_sha256", None)
+    config = _config(value, f"router: {path}")
+    if expected is not None:
+        config.fingerprints.require(expected, f"router {folder}")
+    weights = require_file(folder / WEIGHTS_FILE, "router")
+    if sha256_file(weights) != hashed:
+        raise InputError(f"router: expected {weights} with the SHA-256 in {path.name}, got another file")
     try:
-        value = read_json(path)
-        hashed = value.pop("weights_sha256", None)
-        config = RouterConfig.from_json(value)
-        if expected is not None:
-            config.fingerprints.require(expected, f"router {folder}")
-        weights = require_file(folder / WEIGHTS_FILE, "router")
-        if sha256_file(weights) != hashed:
-            raise InputError(f"router: expected {weights} with the SHA-256 in {path.name}, got another file")
-        _require_sizes(config)
         _require_shapes(config, weights)
         head = config.build()
         head.load_state_dict(load_file(weights))
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"router: expected a router in {str(folder)!r}, got {one_line(error)}") from error
     return Router(config, head.eval(), read_guarantee(folder, hashed))
 
 
-def _require_sizes(config: RouterConfig) -> None:
-    """Refuse sizes that no router has: a folder from elsewhere must not fill the memory."""
-    settings = config.head_settings
-    given = {"num_layers": config.num_layers, "d_model": config.d_model, **settings}
-    for name, largest in LARGEST.items():
-        if name in given and (type(given[name]) is not int or not 1 <= given[name] <= largest):
-            raise ValueError(f"{name}: expected an integer in 1..{largest}, got {given[name]!r}")
-    if len(settings.get("chains", ())) > MOST_CHAINS:
-        raise ValueError(f"chains: expected at most {MOST_CHAINS}, got {len(settings['chains'])}")
+def _config(value: dict[str, Any], where: str) -> RouterConfig:
+    """Return the configuration of a `config.json` of this version or the one before."""
+    schema = value.pop("schema", None)
+    if schema == 2 and "prefix_layers" in value:
+        value["read_layer"] = value.pop("prefix_layers")
+    elif schema != SCHEMA:
+        raise InputError(f"{where}: expected a router's schema, 2 or {SCHEMA}, got {shown(schema)}")
+    return from_plain(RouterConfig, value, where)
 
 
 def _require_shapes(config: RouterConfig, weights: Path) -> None:
@@ -305,47 +336,9 @@ def _require_shapes(config: RouterConfig, weights: Path) -> None:
             )
 
 
-# A certified operating point of a router: what it promises, and where it falls back to full depth.
-
-
-SCHEMA = 1
-"""Version of the file's format."""
-GUARANTEE_FILE = "guarantee.json"
-"""Beside a router; made by `python -m train.calibrate`."""
-
-
-@dataclass(frozen=True)
-class Guarantee:
-    """What calibration certified: with probability 1 - delta over the calibration draw, the loss is at most epsilon.
-
-    Attributes:
-        epsilon: loss allowed against full depth, mean over samples like the calibration split's.
-        delta: probability, over calibration draws, with which the claim may be wrong.
-        loss: "accuracy": accuracy of full depth minus the router's; "disagreement": share of samples whose answers
-            differ.
-        offset: operating point of the head (`Head.decode_at`); None: nothing was certified, all run at full depth.
-        least_score: samples whose chain scores less fall back to full depth; None: none do.
-        samples: calibration samples.
-        mean_loss: loss on them.
-        mean_depth: layers, mean over them.
-        smallest_epsilon: the least epsilon that could have been certified for the safest setting; descriptive, since
-            it is chosen after the data were seen. None: none below 1.
-    """
-
-    epsilon: float
-    delta: float
-    loss: Literal["accuracy", "disagreement"]
-    offset: float | None
-    least_score: float | None
-    samples: int
-    mean_loss: float
-    mean_depth: float
-    smallest_epsilon: float | None
-
-
 def write_guarantee(folder: Path, guarantee: Guarantee, weights_sha256: str, more: dict[str, Any]) -> None:
     """Write the guarantee beside the router whose weights have that hash."""
-    content = {"schema": SCHEMA, "weights_sha256": weights_sha256, "guarantee": asdict(guarantee), **more}
+    content = {"schema": GUARANTEE_SCHEMA, "weights_sha256": weights_sha256, "guarantee": to_plain(guarantee), **more}
     write_json(folder / GUARANTEE_FILE, content)
 
 
@@ -359,11 +352,8 @@ def read_guarantee(folder: Path, weights_sha256: str) -> Guarantee | None:
     if not path.exists():
         return None
     value = read_json(path)
-    if value.get("schema") != SCHEMA:
-        raise InputError(f"{path}: expected schema {SCHEMA}, got {value.get('schema')!r}")
+    if value.get("schema") != GUARANTEE_SCHEMA:
+        raise InputError(f"{path}: expected schema {GUARANTEE_SCHEMA}, got {value.get('schema')!r}")
     if value.get("weights_sha256") != weights_sha256:
         return None
-    try:
-        return Guarantee(**value["guarantee"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected a guarantee, got one without or with another field: {error}") from error
+    return from_plain(Guarantee, value.get("guarantee"), f"{path}: guarantee")

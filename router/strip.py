@@ -25,16 +25,17 @@ class Marks:
     skipped: str
     moved: str
 
-    def legend(self) -> str:
-        """Return what the marks mean, in one line."""
-        return (
-            f"{self.read} runs before the router decides   {self.run} runs   {self.skipped} skipped   "
-            f"2-9 runs so often   {self.moved} runs in another place"
+    def legend(self, *, read: bool = True) -> str:
+        """Return what the marks mean, in one line; `read`: whether a router reads some layers."""
+        return (f"{self.read} runs before the router decides   " if read else "") + (
+            f"{self.run} runs   {self.skipped} skipped   2-9 runs so often   {self.moved} runs in another place"
         )
 
 
 BLOCKS = Marks("▒", "█", "·", "↷")
 ASCII = Marks("=", "#", ".", "~")
+MEANING = BLOCKS.legend(read=False)
+"""What the marks of a chain mean that no router reads."""
 
 
 def marks_for(encoding: str | None) -> Marks:
@@ -76,6 +77,15 @@ def ruler(num_layers: int) -> str:
     for layer in range(0, num_layers, 5):
         line = line.ljust(layer) + str(layer)
     return line
+
+
+def draw_lines(chain: Chain, read_layer: int = 0, marks: Marks = BLOCKS, width: int = 60) -> list[str]:
+    """Return a strip with its ruler below, cut into lines of at most `width` layers."""
+    strip, numbers = draw_strip(chain, read_layer, marks), ruler(chain.num_layers)
+    lines = []
+    for start in range(0, chain.num_layers, width):
+        lines += [strip[start : start + width], numbers[start : start + width].rstrip()]
+    return lines
 
 
 def _moved(chain: Chain) -> set[int]:

@@ -24,7 +24,7 @@ from router.__main__ import main
 from router.chain import Chain
 from router.files import sha256_file, write_json
 from router.heads.head import pad_states
-from router.storage import WEIGHTS_FILE, Guarantee, Router, load_router, save_router, write_guarantee
+from router.storage import WEIGHTS_FILE, Guarantee, Operation, Router, load_router, save_router, write_guarantee
 from tests.tiny import random_router, save_tiny, tiny_model, tiny_tokenizer
 
 PREFIX = 2
@@ -178,7 +178,7 @@ def stock_arguments(model: Path, *more: str) -> list[str]:
 
 def hand_chains(project: Path, states: Sequence[Tensor]) -> list[Chain]:
     """The router's chains at BUDGET, of states computed by hand."""
-    return [one.chain for one in load_router(project / "router").route(states, BUDGET)]
+    return [one.chain for one in load_router(project / "router").decide(states, Operation(budget=BUDGET))]
 
 
 def values(sample: dict[str, Any]) -> list[float]:

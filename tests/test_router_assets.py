@@ -145,7 +145,7 @@ def test_a_broken_catalogue_is_refused(shelf: Path) -> None:
 def test_the_shipped_catalogue_is_sound() -> None:
     # Oracle: hashes have 64 hex digits, files are named for project and version, parts are counted as published.
     wheels, models = read_catalogue(CATALOGUE)
-    everything = [*wheels.values(), *(wheel for model in models.values() for wheel in model.wheels)]
+    everything = [*wheels.values(), *(wheel for model in models.values() for wheel in model.wheels.values())]
     assert all(len(bytes.fromhex(wheel.sha256)) == 32 for wheel in everything)
     for wheel in everything:
         assert wheel.file == f"{wheel.name.replace('-', '_')}-{wheel.version}-py3-none-any.whl"

@@ -120,8 +120,6 @@ def test_dropout_is_on_in_training_only() -> None:
         ({"hidden": 0}, "hidden: expected at least 1, got 0"),
         ({"windows": 0}, "windows: expected at least 1, got 0"),
         ({"dropout": 1.0}, "dropout: expected at least 0 and below 1, got 1.0"),
-        ({"dropout": -0.1}, "dropout: expected at least 0 and below 1, got -0.1"),
-        ({"pooling": "max"}, "pooling: expected one of windows, ends, attention, got 'max'"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:

@@ -59,6 +59,10 @@ def make_router(seed: int = 0, **changed: Any) -> Router:
     return Router(dataclasses.replace(config, budget_points=head.budget_points, **changed), head)
 
 
+def outputs(router: Router) -> torch.Tensor:
+    return router.head(*pad_states(states()))
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A router's folder as training and calibration leave it, with more in it than a router."""
@@ -92,7 +96,7 @@ def test_a_loaded_router_is_written_with_its_guarantee_and_nothing_else(trained:
         assert (folder / name).read_bytes() == (trained / name).read_bytes()
     again = load_router(folder, PRINTS)
     assert (again.config, again.guarantee) == (router.config, PROMISED)
-    assert torch.equal(again.outputs(states()), make_router().outputs(states()))
+    assert torch.equal(outputs(again), outputs(make_router()))
     write_router_folder(folder, again, source=folder, card=CARD)  # over itself
     assert load_router(folder).guarantee == PROMISED
     assert files_in(folder) == sorted(ROUTER_FILES)
@@ -234,7 +238,7 @@ def test_a_router_goes_to_the_hub_and_comes_back(hub: StandIn, trained: Path, tm
         assert files_in(folder) == sorted(ROUTER_FILES)
         again = load_router(folder, PRINTS)
         assert again.guarantee == PROMISED
-        assert torch.equal(again.outputs(states()), make_router().outputs(states()))
+        assert torch.equal(outputs(again), outputs(make_router()))
     # What was fetched once is there without a network.
     assert ask(hub, tmp_path / "two", [fetch], HF_HUB_OFFLINE="1") == [by_token]
 

@@ -83,7 +83,7 @@ def test_what_lm_evals_class_takes_passes_on(project: Path, tmp_path: Path, more
     tokenizer.save_pretrained(tmp_path / "model")
     chat = ["--apply_chat_template", "--num_fewshot", "1", "--batch_size", batch, "--max_batch_size", "2"]
     # The template makes it another tokenizer than the router's.
-    other = routed_arguments(project, f"base_model={tmp_path / 'model'}", "verify=false", "guaranteed=true", more)
+    other = routed_arguments(project, f"model={tmp_path / 'model'}", "verify=false", "guaranteed=true", more)
     names = "tiny_choice,tiny_written"
     _, expected = run(tmp_path / "hf", project / "tasks", names, *stock_arguments(tmp_path / "model", more), *chat)
     _, got = run(tmp_path / "routed", project / "tasks", names, *other[2:], *chat)

@@ -16,7 +16,7 @@ from router.chain import Chain
 from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
 from router.heads.menu import AUXILIARY, MenuHead
-from router.storage import HEADS, Router, RouterConfig, load_router, save_router
+from router.storage import HEADS, Operation, Router, RouterConfig, load_router, save_router
 
 N, PREFIX, D = 6, 2, 8
 MENU = ["0-5", "0-4", "0-3,5", "0-1,3-5", "0-3", "0-1,4-5", "0-1,5", "0-5,4-5", "0-1,2*2,3-5"]
@@ -53,7 +53,7 @@ def test_the_choice_is_the_chain_of_greatest_priced_value(agreement: float) -> N
     values = values_of(output, agreement)
     head.calibrate(output)
     for price, budget in [(0.0, None), *((point.offset, point.mean_depth) for point in head.budget_points)]:
-        for row, ranked in zip(values, head.decode(output, budget), strict=True):
+        for row, ranked in zip(values, head.decode_at(output, head.offset_for(budget)), strict=True):
             worths = [value - price * depth for value, depth in zip(row, DEPTHS, strict=True)]
             assert ranked[0].chain == Chain.parse(MENU[worths.index(max(worths))], N)
             # The whole menu, each chain once, ever less worth; the score is the value without the price.
@@ -71,7 +71,7 @@ def test_a_budget_is_met_on_the_outputs_of_the_calibration() -> None:
     head.calibrate(output)
 
     def mean_depth(budget: float | None) -> float:
-        return sum(ranked[0].chain.depth for ranked in head.decode(output, budget)) / len(output)
+        return sum(ranked[0].chain.depth for ranked in head.decode_at(output, head.offset_for(budget))) / len(output)
 
     points = head.budget_points
     assert points[0].mean_depth == pytest.approx(mean_depth(None))
@@ -83,9 +83,9 @@ def test_a_budget_is_met_on_the_outputs_of_the_calibration() -> None:
         between = mean_depth((above.mean_depth + below.mean_depth) / 2)
         assert below.mean_depth - 1e-6 <= between <= above.mean_depth + 1e-6
     with pytest.raises(ValueError, match=r"budget: expected a mean depth in 3\.00"):
-        head.decode(output, 2.9)
+        head.offset_for(2.9)
     with pytest.raises(ValueError, match="expected a calibrated head"):
-        make_head().decode(output, 4.0)
+        make_head().offset_for(4.0)
 
 
 def test_a_head_that_starts_from_rates_answers_with_them_whatever_it_reads() -> None:
@@ -96,19 +96,16 @@ def test_a_head_that_starts_from_rates_answers_with_them_whatever_it_reads() -> 
     output = head(*pad_states(states(5)))
     assert torch.allclose(head.outcome_logits(output).sigmoid(), rates.expand(5, -1, -1), atol=1e-6)
     assert torch.equal(output[:, -len(AUXILIARY) :], torch.zeros(5, len(AUXILIARY)))
-    assert {str(ranked[0].chain) for ranked in head.decode(output)} == {MENU[-1]}
+    assert {str(ranked[0].chain) for ranked in head.decode_at(output, 0.0)} == {MENU[-1]}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"chains": []}, "chains: expected the full chain as the first, got another or none"),
-        ({"chains": ["0-4", "0-5"]}, "chains: expected the full chain as the first, got another or none"),
         ({"chains": ["0-5", "0,2-5"]}, r"chains: expected chains that begin with layers 0\.\.1, got 0,2-5"),
-        ({"chains": ["0-5", "0-5,1"]}, r"chains: expected chains that begin with layers 0\.\.1, got 0-5,1"),
         ({"chains": ["0-5", "0-6"]}, r"layers\[6\]: expected an integer in 0\.\.5, got 6"),
         ({"chains": MENU, "agreement": 1.5}, r"agreement: expected 0\.\.1, got 1\.5"),
-        ({"chains": MENU, "hidden": 0}, "hidden: expected at least 1, got 0"),
     ],
 )
 def test_menus_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -119,7 +116,6 @@ def test_menus_that_do_not_fit_are_refused(settings: dict[str, Any], message: st
 OWN: dict[str, dict[str, Any]] = {
     "layerwise": {"pooling": "windows", "windows": 3},
     "menu": {"pooling": "ends", "chains": MENU, "agreement": 0.25},
-    "program": {"pooling": "attention", "windows": 2, "max_block": 3, "max_times": 1, "beam": 4},
 }
 
 
@@ -146,8 +142,8 @@ def test_every_head_routes_the_same_when_read_back(tmp_path: Path, name: str) ->
     deepest, shallowest = router.head.budget_points[0].mean_depth, router.head.budget_points[-1].mean_depth
     low, high = sorted((deepest, shallowest))
     fresh = states(25, seed=9)
-    routes = {budget: router.route(fresh, budget) for budget in (None, low, (low + high) / 2, high)}
-    assert {budget: loaded.route(fresh, budget) for budget in routes} == routes
+    routes = {budget: router.decide(fresh, Operation(budget=budget)) for budget in (None, low, (low + high) / 2, high)}
+    assert {budget: loaded.decide(fresh, Operation(budget=budget)) for budget in routes} == routes
     means = [sum(one.chain.depth for one in routes[budget]) for budget in (low, (low + high) / 2, high)]
     assert means[0] < means[1] < means[2]
     assert all(one.chain.unedited_prefix >= PREFIX for of_budget in routes.values() for one in of_budget)
@@ -157,8 +153,8 @@ def test_every_head_routes_the_same_when_read_back(tmp_path: Path, name: str) ->
 def test_every_head_depends_on_its_own_row_alone(name: str) -> None:
     # Oracle: each sample alone.
     router, many = make_router(name), states(12, seed=4)
-    alone = [router.route([one], None)[0] for one in many]
-    together = router.route(many, None)
+    alone = [router.decide([one])[0] for one in many]
+    together = router.decide(many)
     assert [one.chain for one in together] == [one.chain for one in alone]
     assert [one.score for one in together] == pytest.approx([one.score for one in alone], abs=1e-4)
 

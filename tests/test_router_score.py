@@ -16,6 +16,7 @@ from router.chain import Chain
 from router.engine.choices import question_of
 from router.engine.view import chain_view
 from router.routed import RoutedModel
+from router.storage import Operation
 from tests.test_router_routed import router_for
 from tests.tiny import VARIANTS, tiny_model, tiny_samples, tiny_tokenizer
 
@@ -62,7 +63,7 @@ def test_chains_and_scores_are_those_of_evaluation(model: PreTrainedModel, route
     for sample in tiny_samples("test", 5):
         encoded = scorer.encode(sample)
         block = scorer.load([encoded])
-        (expected,) = routed.router.route(scorer.states(block, routed.router.config.read_layer), 4.0)
+        (expected,) = routed.router.decide(scorer.states(block, routed.router.config.read_layer), Operation(budget=4.0))
         (result,) = scorer.score(block, [(0, expected.chain)])
         prompt = task.prompt.text(encoded.query, tokenizer)
         scored = routed.score(prompt, list(encoded.query.continuations))

@@ -137,7 +137,7 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, kind: str) 
         "endless header": (2**62).to_bytes(8, "little") + good[8:],
         "empty": b"",
     }[kind]
-    with pytest.raises(InputError, match="router: expected") as caught:
+    with pytest.raises(InputError, match="router: ") as caught:
         load_router(saved(tmp_path / "router", weights))
     assert "\n" not in str(caught.value)
     assert not marker.exists()
@@ -145,26 +145,19 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, kind: str) 
 
 HUGE = 10**12
 ABSURD = {
-    "hidden: expected an integer in 1..65536, got 1000000000000": {"head_settings": {"hidden": HUGE}},
-    "hidden: expected an integer in 1..65536, got '8'": {"head_settings": {"hidden": "8"}},
-    "windows: expected": {"head_settings": {"hidden": 8, "windows": HUGE, "pooling": "attention"}},
+    "head_settings.hidden: expected at most 65536, got 1000000000000": {"head_settings": {"hidden": HUGE}},
+    "head_settings.hidden: expected an integer, got '8'": {"head_settings": {"hidden": "8"}},
+    "windows: expected at most": {"head_settings": {"hidden": 8, "windows": HUGE, "pooling": "attention"}},
     "encoder.bottleneck.weight of shape [8, 1048576], got [8, 16]": {"d_model": 2**20},
     "classify.weight of shape [12, 65536], got [12, 8]": {"head_settings": {"hidden": 2**16}, "d_model": 2**20},
-    "num_layers: expected": {"num_layers": HUGE},
-    "d_model: expected": {"d_model": HUGE},
-    "num_layers: expected an integer in 1..1024": {
-        "head": "menu", "head_settings": {"chains": ["0-5"]}, "num_layers": HUGE,
-    },
-    "chains: expected at most 4096, got 20000": {"head": "menu", "head_settings": {"chains": ["0*4096"] * 20000}},
-    "max_block: expected": {"head": "program", "head_settings": {"max_block": HUGE}},
-    "max_block, max_times: expected at most 65536 segments": {
-        "head": "program", "head_settings": {"max_block": 1024, "max_times": 64},
-    },
-    "beam: expected": {"head": "program", "head_settings": {"beam": HUGE}},
-    "no attribute": {"head": "menu", "head_settings": {"chains": [5]}},
-    "is not a mapping": {"head_settings": [1]},
-    "'int' object is not iterable": {"budget_points": 7},
-}  # fmt: skip
+    "d_model: expected at most": {"d_model": HUGE},
+    "num_layers: expected at most 1024": {"head": "menu", "head_settings": {"chains": ["0-5"]}, "num_layers": HUGE},
+    "chains: expected at most 4096 entries": {"head": "menu", "head_settings": {"chains": ["0*4096"] * 20000}},
+    "head: expected one of layerwise, menu": {"head": "program"},
+    "chains[0]: expected text, got 5": {"head": "menu", "head_settings": {"chains": [5]}},
+    "head_settings: expected an object": {"head_settings": [1]},
+    "budget_points: expected a list, got 7": {"budget_points": 7},
+}
 """What the message names, and the changes of a config that ask for it."""
 LIMITED = """
 import json, re, resource, sys
@@ -195,7 +188,7 @@ def test_a_config_that_asks_for_absurd_sizes_is_refused_before_memory_is_taken(t
     assert done.returncode == 0, done.stderr
     for wanted, line in zip(ABSURD, done.stdout.splitlines(), strict=True):
         assert wanted in line
-        assert line.startswith("router: expected")
+        assert line.startswith("router: ")
 
 
 @pytest.mark.parametrize("member", ["C:/outside.txt", "C:outside.txt", "a/..", ".", "", "//outside.txt"])

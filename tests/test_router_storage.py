@@ -12,7 +12,17 @@ from router.chain import Chain
 from router.fingerprint import Fingerprints
 from router.heads.head import pad_states, pool_windows
 from router.heads.layerwise import REPEAT, RUN, SKIP, LayerwiseHead
-from router.storage import Router, RouterConfig, load_router, save_router
+from router.storage import (
+    Guarantee,
+    OperatingPoint,
+    Operation,
+    Router,
+    RouterConfig,
+    load_router,
+    save_router,
+    weights_sha256,
+    write_guarantee,
+)
 from router.validation import InputError
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
@@ -49,11 +59,11 @@ def test_windows_are_means_of_equal_parts_and_ignore_padding() -> None:
 def test_a_row_is_routed_the_same_alone_and_in_any_batch() -> None:
     # Oracle: each sample alone.
     router, many = make_router(), states()
-    alone = [router.route([state])[0] for state in many]
-    together = router.route(many)
+    alone = [router.decide([state])[0] for state in many]
+    together = router.decide(many)
     assert [one.chain for one in together] == [one.chain for one in alone]
     assert [one.score for one in together] == pytest.approx([one.score for one in alone], abs=1e-5)
-    assert [one.chain for one in router.route(many[::-1])] == [one.chain for one in alone[::-1]]
+    assert [one.chain for one in router.decide(many[::-1])] == [one.chain for one in alone[::-1]]
 
 
 def test_decoding_runs_each_layer_as_often_as_its_class_says() -> None:
@@ -61,7 +71,7 @@ def test_decoding_runs_each_layer_as_often_as_its_class_says() -> None:
     output = torch.full((1, 4, 3), -5.0)
     for layer, cls in enumerate((REPEAT, SKIP, RUN, RUN)):
         output[0, layer, cls] = 5.0
-    (ranked,) = make_head().decode(output)
+    (ranked,) = make_head().decode_at(output, 0.0)
     assert ranked[0].chain == Chain((0, 1, 2, 2, 4, 5), 6)
     assert ranked[0].score == pytest.approx(output.log_softmax(-1).max(-1).values.sum().item(), abs=1e-6)
 
@@ -75,12 +85,12 @@ def test_the_budget_moves_the_mean_depth_from_the_prefix_upwards() -> None:
     assert depths == sorted(depths)
     assert depths[0] == 2
     for point in head.budget_points:
-        chains = [ranked[0].chain for ranked in head.decode(output, point.mean_depth)]
+        chains = [ranked[0].chain for ranked in head.decode_at(output, head.offset_for(point.mean_depth))]
         assert sum(chain.depth for chain in chains) / len(chains) == pytest.approx(point.mean_depth, abs=0.11)
     with pytest.raises(ValueError, match=r"budget: expected a mean depth in 2\.00"):
-        head.decode(output, 1.0)
+        head.offset_for(1.0)
     with pytest.raises(ValueError, match="expected a calibrated head"):
-        make_head().decode(output, 4.0)
+        make_head().offset_for(4.0)
 
 
 def test_a_saved_router_routes_as_before_and_knows_its_model(tmp_path: Path) -> None:
@@ -90,12 +100,61 @@ def test_a_saved_router_routes_as_before_and_knows_its_model(tmp_path: Path) -> 
     save_router(tmp_path / "r", Router(config, router.head))
     loaded = load_router(tmp_path / "r", PRINTS)
     assert loaded.config == config
-    assert loaded.route(states()) == router.route(states())
+    assert loaded.decide(states()) == router.decide(states())
     save_router(tmp_path / "r", make_router(seed=5))  # over the old one
-    assert load_router(tmp_path / "r").route(states()) == make_router(seed=5).route(states())
+    assert load_router(tmp_path / "r").decide(states()) == make_router(seed=5).decide(states())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r"]
     with pytest.raises(InputError, match="made for the tokenizer x, got bbbbbbbbbbbb"):
         load_router(tmp_path / "r", Fingerprints("a" * 64, "x", "c" * 64))
+
+
+def test_a_folder_of_schema_2_is_read(tmp_path: Path) -> None:
+    # Oracle: the router; `read_layer` was called `prefix_layers` then.
+    router = make_router()
+    save_router(tmp_path, router)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config["schema"] == 3
+    old = {"prefix_layers" if name == "read_layer" else name: value for name, value in config.items()}
+    path.write_text(json.dumps(old | {"schema": 2}))
+    assert load_router(tmp_path).config == router.config
+    assert load_router(tmp_path).decide(states()) == router.decide(states())
+
+
+def test_a_guarantee_belongs_to_its_weights(tmp_path: Path) -> None:
+    # Oracle: what was written; of other weights it promises nothing.
+    given = Guarantee(0.02, 0.1, "disagreement", 0.3, -1.5, 500, 0.004, 4.25, 0.011)
+    save_router(tmp_path, make_router())
+    write_guarantee(tmp_path, given, weights_sha256(make_router()), {"command": "calibrate"})
+    assert load_router(tmp_path).guarantee == given
+    save_router(tmp_path, make_router(seed=2))
+    assert load_router(tmp_path).guarantee is None
+    write_guarantee(tmp_path, given, weights_sha256(make_router(seed=2)), {})
+    path = tmp_path / "guarantee.json"
+    path.write_text(path.read_text().replace("0.02", "2.0"))
+    with pytest.raises(InputError, match=r"epsilon: expected at most 1, got 2\.0"):
+        load_router(tmp_path)
+
+
+def test_every_sample_may_have_an_operation_of_its_own() -> None:
+    # Oracle: all samples at each operation.
+    made = make_router()
+    made.head.calibrate(made.head(*pad_states(states(40))))
+    full = Guarantee(0.1, 0.1, "accuracy", None, None, 10, 0.0, 6.0, None)
+    router, many = Router(made.config, made.head, full), states(4)
+    wished = [Operation(), Operation(budget=3.0), Operation(guaranteed=True), Operation(point=OperatingPoint(0.5))]
+    each = [router.decide(many, one) for one in wished]
+    assert router.decide(many, wished) == [decided[row] for row, decided in enumerate(each)]
+    assert {one.chain for one in each[2]} == {Chain.full(6)}
+    # All scores are below 0, so with that least score all run at full depth.
+    sure = router.decide(many, Operation(point=OperatingPoint(0.0, least_score=0.0)))
+    assert {one.chain for one in sure} == {Chain.full(6)}
+    with pytest.raises(ValueError, match="expected 4 operations, one a sample, got 1"):
+        router.decide(many, wished[:1])
+    with pytest.raises(ValueError, match="guaranteed: expected a router with a guarantee"):
+        made.decide(many, Operation(guaranteed=True))
+    with pytest.raises(ValueError, match="expected one of budget, guaranteed and point"):
+        Operation(budget=3.0, guaranteed=True)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +181,6 @@ def test_a_damaged_router_is_refused(tmp_path: Path, damage: str) -> None:
         load_router(folder)
 
 
-def test_a_head_for_no_layers_or_bad_sizes_is_refused() -> None:
+def test_a_head_for_no_layers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"read_layer: expected 1\.\.5, got 6"):
         LayerwiseHead(6, 6, 16)
-    with pytest.raises(ValueError, match="hidden: expected at least 1, got 0"):
-        LayerwiseHead(6, 2, 16, hidden=0)

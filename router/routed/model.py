@@ -10,15 +10,16 @@ chain generate together in the library's own `generate`, whose prefill goes on f
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.utils import GenerationMixin
@@ -29,7 +30,22 @@ from router.engine.replay import Prefix, PrefixRun
 from router.engine.view import CACHED_VIEWS, shallow_copy
 from router.heads.head import Decision
 from router.routed.load import SavesRouter, load_pair
-from router.storage import Router
+from router.storage import Operation, Router
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a batch of prompts.
+
+    Attributes:
+        run: what the first layers computed; the router reads its `rows()`.
+    """
+
+    run: PrefixRun
+
+    def select(self, rows: Sequence[int]) -> Reading:
+        """Return the same of some rows."""
+        return Reading(self.run.select(rows))
 
 
 class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
@@ -42,7 +58,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
     Attributes:
         router: the router.
         budget: mean depth wanted, layers; None: the router's own choice.
-        guaranteed: take the certified operating point instead of a budget (`python -m train.calibrate`).
+        guaranteed: take the certified operating point instead of a budget (`python -m train calibrate`).
         tokenizer: the base model's tokenizer; None where none was given.
         router_folder: where the router was read from; None where it was made here.
     """
@@ -52,6 +68,10 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
     guaranteed: bool
     tokenizer: PreTrainedTokenizerBase | None
     router_folder: Path | None
+    _prefix: Prefix
+    _views: OrderedDict[Chain, PreTrainedModel]
+    _lock: threading.Lock
+    _make_scorer: Callable[[], ChoiceScorer]
 
     @classmethod
     def from_pretrained(
@@ -129,18 +149,21 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             ValueError: where the model has another number of layers, the budget was not measured in training, or there
                 is no guarantee.
         """
-        router.head.offset_for(budget)
-        if guaranteed and router.guarantee is None:
-            raise ValueError("guaranteed: expected a router with a guarantee (python -m train.calibrate), got none")
-        runner = ChainRunner(model, router)
+        router.require(Operation(budget=budget, guaranteed=guaranteed))
+        prefix = Prefix(model, router.config.read_layer)
+        if prefix.num_layers != router.config.num_layers:
+            raise ValueError(
+                f"model: expected {router.config.num_layers} layers, as the router has it, got {prefix.num_layers}"
+            )
         made = shallow_copy(model)
         made.__class__ = _routed_class(type(model))
         routed = cast(RoutedModel, made)
         routed.router, routed.budget, routed.guaranteed = router, budget, guaranteed
-        routed.tokenizer, routed.router_folder, routed._runner = tokenizer, None, runner
+        routed.tokenizer, routed.router_folder = tokenizer, None
+        routed._prefix, routed._views, routed._lock = prefix, OrderedDict(), threading.Lock()
+        # A function and no attribute: torch would take a model in an attribute for a part of this one.
+        routed._make_scorer = functools.cache(lambda: ChoiceScorer(model, router.config.read_layer))
         return routed
-
-    _runner: ChainRunner
 
     def route(
         self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
@@ -159,7 +182,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
     def read(
         self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
     ) -> Reading:
-        """Run the first layers and the router's head over a batch of prompts; arguments as in `route`.
+        """Run the layers that the router reads over a batch of prompts; arguments as in `route`.
 
         Raises:
             ValueError: where prompts are padded on the right.
@@ -167,7 +190,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
         mask = mask_of(input_ids, self.generation_config) if attention_mask is None else attention_mask
         if not bool(mask[:, -1].all()):
             raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
-        return self._runner.read(input_ids, mask)
+        return Reading(self._prefix.run(input_ids, mask))
 
     def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[Decision]:
         """Return the chain of each row, with its score.
@@ -177,13 +200,19 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             budgets: mean depth wanted for each row, layers; None: what this model is set to, for a row or for all.
 
         Raises:
-            ValueError: where a budget lies outside what was measured in training.
+            ValueError: where a budget lies outside what was measured in training, or there is another number of them
+                than rows.
         """
-        return self._runner.decide(reading.output, self._operation, budgets)
+        states = [row.cpu() for row in reading.run.rows()]
+        wanted = [None] * len(states) if budgets is None else list(budgets)
+        if len(wanted) != len(states):
+            raise ValueError(f"budgets: expected {len(states)} entries, one a row, got {len(wanted)}")
+        own = self._operation
+        return self.router.decide(states, [own if budget is None else Operation(budget=budget) for budget in wanted])
 
     @property
     def _operation(self) -> Operation:
-        return Operation(self.budget, self.guaranteed)
+        return Operation(budget=self.budget, guaranteed=self.guaranteed)
 
     def generate(
         self,
@@ -235,16 +264,25 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
         Raises:
             ValueError: where the chain does not begin with the layers that were read.
         """
-        # What the caller has set on this model counts.
-        return self._runner.generate(chain, reading, self.generation_config, **options)
+        view = self.view(chain)
+        view.generation_config = self.generation_config  # what the caller has set on this model counts
+        with torch.no_grad(), self._prefix.given(reading.run):
+            return view.generate(input_ids=reading.run.ids, attention_mask=reading.run.mask, **options)
 
     def view(self, chain: Chain) -> PreTrainedModel:
-        """Return a plain model that runs a chain, for all that a model does.
+        """Return a plain model that runs a chain, for all that a model does; the last views are kept.
 
         Raises:
             ValueError: where the chain does not begin with the layers that the router reads.
         """
-        return self._runner.view(chain)
+        with self._lock:
+            view = self._views.get(chain)
+            if view is None:
+                view = self._views[chain] = self._prefix.view(chain)
+                if len(self._views) > CACHED_VIEWS:
+                    self._views.popitem(last=False)
+            self._views.move_to_end(chain)
+            return view
 
     @overload
     def score(self, prompt: str, choices: Sequence[str], *, add_special_tokens: bool = ...) -> ScoredChoices: ...
@@ -295,7 +333,10 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
         Raises:
             ValueError: where a prompt or a choice is empty.
         """
-        return self._runner.score(questions, self._operation, scored=scored)
+        operation = self._operation
+        with self._lock:
+            scorer = self._make_scorer()
+        return scorer.score(questions, lambda states: self.router.decide(states, operation), scored=scored)
 
 
 _classes: dict[type[Any], type[Any]] = {}
@@ -306,148 +347,6 @@ def _routed_class(base: type[Any]) -> type[Any]:
     if base not in _classes:
         _classes[base] = type(base.__name__, (RoutedModel, base), {"__module__": base.__module__})
     return _classes[base]
-
-
-# The parts of routed calls: read prompts once, decide a chain for each, run rows of one chain from what was read.
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was read of a batch of prompts.
-
-    Attributes:
-        run: what the first layers computed.
-        output: what the router's head says of each row.
-    """
-
-    run: PrefixRun
-    output: Float[Tensor, "rows ..."]
-
-    def select(self, rows: Sequence[int]) -> Reading:
-        """Return the same of some rows."""
-        return Reading(self.run.select(rows), self.output[list(rows)])
-
-
-@dataclass(frozen=True)
-class Operation:
-    """How much depth the router is to spend.
-
-    Attributes:
-        budget: mean depth wanted, layers; None: the router's own choice.
-        guaranteed: take the certified operating point instead.
-    """
-
-    budget: float | None = None
-    guaranteed: bool = False
-
-
-class ChainRunner:
-    """Runs a model's chains for prompts that its router has read; safe for several threads."""
-
-    def __init__(self, model: PreTrainedModel, router: Router) -> None:
-        """Prepare a model, which is not changed.
-
-        Raises:
-            ValueError: where the model has another number of layers than the router was trained for.
-        """
-        self._model, self._router = model, router
-        self._prefix = Prefix(model, router.config.read_layer)
-        if self._prefix.num_layers != router.config.num_layers:
-            raise ValueError(
-                f"model: expected {router.config.num_layers} layers, as the router has it, "
-                f"got {self._prefix.num_layers}"
-            )
-        self._views: OrderedDict[Chain, PreTrainedModel] = OrderedDict()
-        self._scorer: ChoiceScorer | None = None
-        self._lock = threading.Lock()
-
-    @torch.no_grad()
-    def read(self, ids: Int[Tensor, "rows tokens"], mask: Int[Tensor, "rows tokens"]) -> Reading:
-        """Run the first layers and the router's head over a batch of prompts, padded on the left."""
-        run = self._prefix.run(ids, mask)
-        return Reading(run, self._router.outputs([row.cpu() for row in run.rows()]))
-
-    @torch.no_grad()
-    def decide(
-        self, output: Float[Tensor, "rows ..."], own: Operation, budgets: Sequence[float | None] | None = None
-    ) -> list[Decision]:
-        """Return the chain of each row, with its score.
-
-        Args:
-            output: what the head says of the rows.
-            own: how much depth to spend on rows without a budget.
-            budgets: mean depth wanted for each row, layers; None for rows without.
-
-        Raises:
-            ValueError: where a budget lies outside what was measured in training.
-        """
-        wanted = [None] * len(output) if budgets is None else list(budgets)
-        if len(wanted) != len(output):
-            raise ValueError(f"budgets: expected {len(output)} entries, one a row, got {len(wanted)}")
-        operations = [own if budget is None else Operation(budget) for budget in wanted]
-        decided: dict[int, Decision] = {}
-        for operation in dict.fromkeys(operations):
-            rows = [row for row, one in enumerate(operations) if one == operation]
-            decided |= zip(rows, self._at(output[rows], operation), strict=True)
-        return [decided[row] for row in range(len(wanted))]
-
-    def _at(self, output: Float[Tensor, "rows ..."], operation: Operation) -> list[Decision]:
-        if operation.guaranteed:
-            return self._router.guaranteed(output)
-        return [ranked[0] for ranked in self._router.head.decode(output, operation.budget)]
-
-    @torch.no_grad()
-    def generate(self, chain: Chain, reading: Reading, settings: GenerationConfig | None, **options: Any) -> Any:
-        """Generate under one chain for all rows of a reading, with the library's `generate`.
-
-        Args:
-            chain: a chain that begins with the layers which were read.
-            reading: what was read of the rows.
-            settings: the model's own settings, which `options` override.
-            options: what the library's `generate` takes.
-
-        Raises:
-            ValueError: where the chain begins otherwise.
-        """
-        view = self.view(chain)
-        view.generation_config = settings
-        with self._prefix.given(reading.run):
-            return view.generate(input_ids=reading.run.ids, attention_mask=reading.run.mask, **options)
-
-    def view(self, chain: Chain) -> PreTrainedModel:
-        """Return a plain model that runs a chain, for all that a model does; views are cached.
-
-        Raises:
-            ValueError: where the chain does not begin with the layers that the router reads.
-        """
-        with self._lock:
-            view = self._views.get(chain)
-            if view is None:
-                view = self._views[chain] = self._prefix.view(chain)
-                if len(self._views) > CACHED_VIEWS:
-                    self._views.popitem(last=False)
-            self._views.move_to_end(chain)
-            return view
-
-    def score(self, questions: Sequence[Question], own: Operation, *, scored: bool = True) -> list[ScoredChoices]:
-        """Score choices under the one chain that the router picks from prompt and choices.
-
-        Args:
-            questions: prompts and choices as token ids.
-            own: how much depth to spend.
-            scored: whether log-probabilities are wanted; otherwise only the chains.
-
-        Raises:
-            ValueError: where a prompt or a choice is empty.
-        """
-        with self._lock:
-            if self._scorer is None:
-                self._scorer = ChoiceScorer(self._model, self._router.config.read_layer)
-
-        def decide(states: list[Float[Tensor, "_ d_model"]]) -> list[Decision]:
-            return self.decide(self._router.outputs(states), own)
-
-        return self._scorer.score(questions, decide, scored=scored)
 
 
 # Rows of a `generate` call, taken apart by chain and put together again.
