@@ -31,7 +31,7 @@ def working(routed: RoutedModel, **options: Any) -> Iterator[Batcher]:
         yield batcher
     finally:
         batcher.close()
-        assert batcher.join(60)
+        assert batcher.join(60.0)
 
 
 class Asked:

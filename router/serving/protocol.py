@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from router.validation import Positive, Share, explain, shown
@@ -67,6 +67,16 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) or one_prompt else value
 
 
+def _refuse_true(value: bool) -> bool:
+    if value:
+        raise ValueError("expected false, got true")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_refuse_true)]
+"""What can only be off; 0 is refused, which asks for something as `logprobs`."""
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -116,7 +126,7 @@ class Asked(_Body):
     latency_factor: Annotated[float, Field(gt=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
     presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
-    logprobs: Literal[False] = False
+    logprobs: Off = False
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
 
     @model_validator(mode="after")
@@ -145,7 +155,7 @@ class CompletionAsked(Asked):
         Annotated[list[str], Field(min_length=1)] | Annotated[list[list[int]], Field(min_length=1)],
         BeforeValidator(_listed),
     ]
-    echo: Literal[False] = False
+    echo: Off = False
     best_of: Literal[1] = 1
     suffix: Literal[""] = ""
 
