@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from router.validation import InputError
+from router.validation import STORED, InputError
 
 VALUES_PER_TENSOR = 4096
 """Weights of each parameter that enter the fingerprint, evenly spaced: a fine-tuned copy differs, a giant is fast."""
@@ -28,7 +29,7 @@ _VOLATILE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, config=STORED)
 class Fingerprints:
     """What a record, a feature cache or a router is valid for; each is a SHA-256 in hex.
 
@@ -48,7 +49,7 @@ class Fingerprints:
         Raises:
             InputError: at the first that differs; the message names it and both values.
         """
-        for name in self.__slots__:
+        for name in (one.name for one in fields(self)):
             got, wanted = getattr(self, name), getattr(expected, name)
             if got != wanted:
                 raise InputError(f"{what}: expected it to be made for the {name} {wanted[:12]}, got {got[:12]}")

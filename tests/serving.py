@@ -20,7 +20,7 @@ from router.chain import Chain
 from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.serving.app import Service, make_app
-from router.serving.batcher import Sampling
+from router.serving.rows import Sampling
 from router.serving.server import Server, ServeSettings, bind, make_service, url_of
 from tests.routed_folders import write_routed
 from tests.test_router_routed import router_for
@@ -204,7 +204,7 @@ class Running:
 @contextmanager
 def running(routed: RoutedModel | None = None, key: str | None = None, **settings: Any) -> Iterator[Running]:
     """Serve on a free port of this machine, in a thread."""
-    chosen = ServeSettings("tiny", **{"budget": BUDGET, "name": NAME, "max_tokens": 400} | settings)
+    chosen = ServeSettings(router="tiny", **{"budget": BUDGET, "name": NAME, "max_tokens": 400} | settings)
     service = make_service(chosen, routed or tiny_routed(budget=chosen.budget), key)
     started = threading.Event()
     with bind("127.0.0.1", 0) as bound:

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from router.latency import SCHEMA, LatencyProfile, Line
-from router.serving.batcher import Sampling
+from router.serving.rows import Sampling
 from tests.serving import BUDGET, NAME, Oracle, Running, running, tiny_routed
 
 PROMPT = "Which of these is a fox?"

@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from router.routed import RoutedModel
-from router.serving.app import TextStream
-from router.serving.batcher import Batcher, BatchLimits, Picks, Piece, Progress, Row, Sampling, Step
+from router.serving.batcher import Batcher, BatchLimits, LoadBudget
 from router.serving.protocol import ApiError
-from router.serving.server import LoadBudget
+from router.serving.rows import Picks, Piece, Progress, Row, Sampling, Step, TextStream
 from tests.serving import BUDGET, END, Alone, Brake, Oracle, tiny_routed, until
 from tests.tiny import VARIANTS
 
@@ -32,7 +31,7 @@ def working(routed: RoutedModel, **options: Any) -> Iterator[Batcher]:
         yield batcher
     finally:
         batcher.close()
-        assert batcher.join(60)
+        assert batcher.join(60.0)
 
 
 class Asked:
@@ -306,5 +305,3 @@ def test_the_budget_falls_while_rows_wait_and_rises_again() -> None:
 def test_budgets_that_were_not_measured_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="budget: expected a mean depth in"):
         Batcher(tiny_routed(), load=LoadBudget(99.0))
-    with pytest.raises(ValueError, match="max_queue: expected at least 1, got 0"):
-        Batcher(tiny_routed(), load=LoadBudget(), max_queue=0)

@@ -1,1 +1,9 @@
 """An OpenAI-compatible server for a routed model: requests of one chain generate together."""
+
+import importlib.util
+
+from router.validation import InputError
+
+for _name in ("fastapi", "uvicorn"):  # packages of the extra `serve`
+    if importlib.util.find_spec(_name) is None:
+        raise InputError(f"serve: expected {_name}, got an installation without it: pip install 'cola-router[serve]'")

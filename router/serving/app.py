@@ -1,49 +1,60 @@
-"""The FastAPI application: OpenAI's routes over a batcher."""
+"""The FastAPI application: the gate before it, OpenAI's routes over a batcher, prompts as rows, rows as answers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hmac
 import json
 import threading
 import time
 import uuid
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from jinja2 import TemplateError
+from starlette import types
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from transformers import PreTrainedTokenizerBase
 
 from router.engine.load import chat_tokens, context_of, prompt_tokens
 from router.routed import RoutedModel
-from router.serving.batcher import Batcher, Gate, Piece, Row, Sampling, refused
+from router.serving.batcher import Batcher
 from router.serving.protocol import (
     ApiError,
     Asked,
     AskedT,
     ChatAsked,
-    ClientLeftError,
     CompletionAsked,
-    Exchange,
     Message,
     bad,
     internal,
     parse,
-    unless_left,
 )
+from router.serving.rows import Piece, Row, Sampling, TextStream
+from router.storage import Operation
 from router.validation import InputError
 
 JOIN_SECONDS = 30.0
 """How long the worker may take to end its step when the server stops."""
 SPARE_SECONDS = 10.0
 """Beyond a request's time: to send what was generated to a client that is slow to read."""
+DEFAULT_NEW_TOKENS = 16
+"""Tokens generated for a completion that does not say, as in OpenAI's interface."""
+OPEN_PATHS = frozenset({"/health"})
+"""Paths that need no key: load balancers ask there."""
+DRAIN_SECONDS, DRAIN_BYTES = 2.0, 64 * 2**20
+"""How much of a body that is too large is read and thrown away, so that a client which sends it all reads why."""
+
+LAST_EVENT = b"data: [DONE]\n\n"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -108,10 +119,10 @@ class _Routes:
         self._service, self._created = service, int(time.time())
 
     async def completions(self, request: Request) -> Response:
-        return await self._generate(request, CompletionAsked, self._service.rows.of_completion, CompletionAnswer)
+        return await self._generate(request, CompletionAsked, self._service.rows.of_completion)
 
     async def chat(self, request: Request) -> Response:
-        return await self._generate(request, ChatAsked, self._service.rows.of_chat, ChatAnswer)
+        return await self._generate(request, ChatAsked, self._service.rows.of_chat)
 
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
@@ -132,14 +143,12 @@ class _Routes:
         }
         return JSONResponse(said, 200 if batcher.alive else 503)
 
-    async def _generate(
-        self, request: Request, kind: type[AskedT], make: Callable[[AskedT], list[Row]], answer_kind: type[Answer]
-    ) -> Response:
+    async def _generate(self, request: Request, kind: type[AskedT], make: Callable[[AskedT], list[Row]]) -> Response:
         deadline = asyncio.get_running_loop().time() + self._service.request_timeout
         asked = parse(kind, await _body(request, deadline))
         self._check_model(asked.model)
         rows = await asyncio.to_thread(make, asked)
-        answer = answer_kind(self._service.name, asked.n)
+        answer = Answer(self._service.name, asked)
         exchange = Exchange(self._service.batcher, rows, deadline)
         try:
             if asked.stream:
@@ -224,138 +233,171 @@ async def _failed(_request: Request, _error: Exception) -> Response:
     return refused(internal())
 
 
-# What clients get: OpenAI's objects, with the chain and depth of each choice beside them.
+class Gate:
+    """ASGI middleware that every request passes first: the key, the size of its body, a last limit on its time."""
 
-
-class Answer(ABC):
-    """Makes the objects of one request's answer.
-
-    Attributes:
-        kind: the object's name, whole and in chunks.
-        prefix: what its id begins with.
-    """
-
-    kind: tuple[str, str]
-    prefix: str
-
-    def __init__(self, model: str, choices: int) -> None:
-        """Begin an answer.
+    def __init__(self, app: ASGIApp, *, key: str | None, max_body_bytes: int, seconds: float) -> None:
+        """Stand before an application.
 
         Args:
-            model: the served model's name.
-            choices: choices of each prompt (`n`), which count its tokens once.
+            app: the application.
+            key: what clients must send as `Authorization: Bearer`; None: nothing.
+            max_body_bytes: largest body, bytes.
+            seconds: longest that a request may take; one that takes longer is cut off (a client that does not read).
         """
-        self._about = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._choices = choices
+        self._app, self._key = app, None if key is None else key.encode()
+        self._max_body_bytes, self._seconds = max_body_bytes, seconds
 
-    def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return the answer of rows that have ended."""
-        choices = [self._choice(row, row.reason, self.said(row.answer)) for row in rows]
-        return {**self._about, "object": self.kind[0], "choices": choices, "usage": self._usage(rows)}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if not self._knows(scope["path"], headers):
+            refusal = ApiError(
+                401,
+                "Authorization: expected 'Bearer' and this server's key, got none or another",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await refused(refusal)(scope, receive, send)
+            return
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
+            if "expect" not in headers:  # such a client sends nothing before it is told to
+                await _drain(receive)
+            await refused(self._too_large())(scope, receive, send)
+            return
+        async with asyncio.timeout(self._seconds):
+            await self._app(scope, self._limited(receive), send)
 
-    def chunk(self, row: Row, said: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        """Return a chunk of one choice; `reason`: why it ended, in its last chunk."""
-        return {**self._about, "object": self.kind[1], "choices": [self._choice(row, reason, said)]}
+    def _knows(self, path: str, headers: Headers) -> bool:
+        if self._key is None or path in OPEN_PATHS:
+            return True
+        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        # Headers are read as Latin-1; in constant time, so that how long it takes says nothing of the key.
+        return hmac.compare_digest(sent.strip().encode("latin-1"), self._key) and scheme.lower() == "bearer"
 
-    def usage_chunk(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Return the chunk that counts tokens."""
-        return {**self._about, "object": self.kind[1], "choices": [], "usage": self._usage(rows)}
+    def _limited(self, receive: Receive) -> Receive:
+        """Return a `receive` that raises once a body is too large, whatever its length was said to be."""
+        got = 0
 
-    @abstractmethod
-    def said(self, text: str) -> dict[str, Any]:
-        """Return a choice's whole text as its fields."""
+        async def limited() -> types.Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > self._max_body_bytes:
+                await _drain(receive)
+                raise self._too_large()
+            return message
 
-    @abstractmethod
-    def added(self, text: str) -> dict[str, Any]:
-        """Return a piece of a choice's text as its fields."""
+        return limited
 
-    def opening(self) -> dict[str, Any] | None:
-        """Return the fields of a choice's first chunk; None: it has none of its own."""
-        return None
-
-    def _choice(self, row: Row, reason: str | None, said: dict[str, Any]) -> dict[str, Any]:
-        assert row.chain is not None
-        routed = {"chain": str(row.chain), "depth": row.chain.depth}
-        return {"index": row.index, **said, "logprobs": None, "finish_reason": reason, **routed}
-
-    def _usage(self, rows: Sequence[Row]) -> dict[str, int]:
-        prompts = sum(len(row.prompt) for row in rows[:: self._choices])
-        generated = sum(len(row.tokens) for row in rows)
-        return {"prompt_tokens": prompts, "completion_tokens": generated, "total_tokens": prompts + generated}
-
-
-class CompletionAnswer(Answer):
-    """The answer to POST /v1/completions."""
-
-    kind = ("text_completion", "text_completion")
-    prefix = "cmpl"
-
-    def said(self, text: str) -> dict[str, Any]:
-        """Return a choice's whole text as its fields."""
-        return {"text": text}
-
-    def added(self, text: str) -> dict[str, Any]:
-        """Return a piece of a choice's text as its fields."""
-        return {"text": text}
-
-
-class ChatAnswer(Answer):
-    """The answer to POST /v1/chat/completions."""
-
-    kind = ("chat.completion", "chat.completion.chunk")
-    prefix = "chatcmpl"
-
-    def said(self, text: str) -> dict[str, Any]:
-        """Return a choice's whole text as its fields."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def added(self, text: str) -> dict[str, Any]:
-        """Return a piece of a choice's text as its fields."""
-        return {"delta": {"content": text} if text else {}}
-
-    def opening(self) -> dict[str, Any] | None:
-        """Return the fields of a choice's first chunk: who speaks."""
-        return {"delta": {"role": "assistant", "content": ""}}
+    def _too_large(self) -> ApiError:
+        message = f"body: expected at most {self._max_body_bytes} bytes, got more"
+        return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
 
 
-async def stream(
-    answer: Answer, rows: Sequence[Row], pieces: AsyncIterator[Piece], *, include_usage: bool
-) -> AsyncIterator[bytes]:
-    """Yield an answer as server-sent events; an error in mid-stream is the last one.
+def refused(error: ApiError) -> JSONResponse:
+    """Return the answer to a request that is not served."""
+    return JSONResponse(error.body, error.status, error.headers)
 
-    Args:
-        answer: makes the objects.
-        rows: the request's rows.
-        pieces: what they say.
-        include_usage: whether a last chunk counts tokens.
-    """
-    opened: set[Row] = set()
+
+async def _drain(receive: Receive) -> None:
+    """Read a body and forget it: closed before, the connection would be reset and the answer lost."""
+    got = 0
     try:
-        async for piece in pieces:
-            opening = answer.opening()
-            if opening is not None and piece.row not in opened:
-                opened.add(piece.row)
-                yield _event(answer.chunk(piece.row, opening))
-            reason = piece.row.reason if piece.text is None else None
-            yield _event(answer.chunk(piece.row, answer.added(piece.text or ""), reason))
-    except ApiError as error:
-        yield _event(error.body)
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while got < DRAIN_BYTES:
+                message = await receive()
+                got += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
         return
-    if include_usage:
-        yield _event(answer.usage_chunk(rows))
-    yield b"data: [DONE]\n\n"
 
 
-def _event(value: dict[str, Any]) -> bytes:
-    # ASCII: some clients break lines at characters that JSON leaves as they are.
-    return f"data: {json.dumps(value, allow_nan=False)}\n\n".encode("ascii")
+class ClientLeftError(Exception):
+    """The client has closed its connection; nobody reads an answer."""
 
 
-# Requests as rows: prompts become token ids, and what no row may be is refused before it waits.
+class Exchange:
+    """A request's rows while they wait and run, seen from the event loop.
+
+    Attributes:
+        rows: the rows, in the order of the request's choices.
+    """
+
+    def __init__(self, batcher: Batcher, rows: Sequence[Row], deadline: float) -> None:
+        """Let rows wait for the worker.
+
+        Args:
+            batcher: the worker.
+            rows: the rows.
+            deadline: when the request is given up, in seconds of the event loop's clock.
+
+        Raises:
+            ApiError: as `Batcher.submit` does.
+        """
+        self.rows = list(rows)
+        self._batcher, self._deadline = batcher, deadline
+        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def post(piece: Piece) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+        for row in self.rows:
+            row.post = post
+        batcher.submit(self.rows)
+
+    def abandon(self) -> None:
+        """Give up rows that have not ended."""
+        if any(not row.ended for row in self.rows):
+            self._batcher.abandon(self.rows)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield what the rows say, until all have ended.
+
+        Raises:
+            ApiError: a row's, where one fails; 504 where time is up.
+        """
+        left = len(self.rows)
+        while left:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    piece = await self._pieces.get()
+            except TimeoutError:
+                raise ApiError(504, "the request took too long", code="timeout") from None
+            if piece.row.error is not None:
+                raise piece.row.error
+            left -= piece.text is None
+            yield piece
 
 
-DEFAULT_NEW_TOKENS = 16
-"""Tokens generated for a completion that does not say, as in OpenAI's interface."""
+async def unless_left(request: Request, work: Awaitable[Result]) -> Result:
+    """Return what work returns; its request's body has been read.
+
+    Raises:
+        ClientLeftError: where the client leaves before; the work is cancelled.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_leaving(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeftError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _leaving(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class RowMaker:
@@ -379,9 +421,7 @@ class RowMaker:
             max_rows: most choices of a request.
             depth_for: returns the mean depth, layers, that takes a latency (units of full depth's); None: unknown.
         """
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
-        self._head = routed.router.head
+        self._router = routed.router
         self._tokenizer = tokenizer
         self._max_tokens, self._max_rows, self._depth_for = max_tokens, max_rows, depth_for
         self._positions = context_of(routed)
@@ -424,7 +464,7 @@ class RowMaker:
     def _chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         if self._tokenizer.chat_template is None:
             raise bad("messages", "a model with a chat template (/v1/completions takes plain text)", "one without")
-        said = [{"role": message.role, "content": message.content} for message in messages]
+        said = [{"role": message.role, "content": message.text} for message in messages]
         try:
             with self._lock:
                 return chat_tokens(self._tokenizer, said)
@@ -462,80 +502,92 @@ class RowMaker:
                 if self._depth_for is None:
                     raise bad(param, "a server with a latency_profile", "one without")
                 budget = self._depth_for(asked.latency_factor)
-            self._head.offset_for(budget)
+            self._router.require(Operation(budget=budget))
         except (InputError, ValueError) as error:
             raise ApiError(400, str(error), param=param, code="invalid_value") from None
         return budget
 
 
-# A row's tokens as text, piece by piece: no broken characters, no part of a stop string.
+class Answer:
+    """Makes the objects of one request's answer."""
+
+    def __init__(self, model: str, asked: Asked) -> None:
+        """Begin an answer.
+
+        Args:
+            model: the served model's name.
+            asked: the request; its choices of a prompt (`n`) count the prompt's tokens once.
+        """
+        self._chat, self._choices = isinstance(asked, ChatAsked), asked.n
+        prefix, self._whole, self._part = (
+            ("chatcmpl", "chat.completion", "chat.completion.chunk")
+            if self._chat
+            else ("cmpl", "text_completion", "text_completion")
+        )
+        self._about = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the answer of rows that have ended."""
+        choices = [self._choice(row, row.reason, self._said(row.answer)) for row in rows]
+        return {**self._about, "object": self._whole, "choices": choices, "usage": self._usage(rows)}
+
+    def opening(self, row: Row) -> bytes | None:
+        """Return the event of a choice's first chunk, which says who speaks; None: a completion has none."""
+        return self._chunk(row, {"delta": {"role": "assistant", "content": ""}}) if self._chat else None
+
+    def chunk(self, row: Row, text: str | None) -> bytes:
+        """Return the event of one choice's next text; None: of its end, with the reason."""
+        added: dict[str, Any] = {"delta": {"content": text} if text else {}} if self._chat else {"text": text or ""}
+        return self._chunk(row, added, row.reason if text is None else None)
+
+    def usage_chunk(self, rows: Sequence[Row]) -> bytes:
+        """Return the event that counts tokens."""
+        return event({**self._about, "object": self._part, "choices": [], "usage": self._usage(rows)})
+
+    def _chunk(self, row: Row, added: dict[str, Any], reason: str | None = None) -> bytes:
+        return event({**self._about, "object": self._part, "choices": [self._choice(row, reason, added)]})
+
+    def _said(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
+
+    def _choice(self, row: Row, reason: str | None, said: dict[str, Any]) -> dict[str, Any]:
+        assert row.chain is not None
+        routed = {"chain": str(row.chain), "depth": row.chain.depth}
+        return {"index": row.index, **said, "logprobs": None, "finish_reason": reason, **routed}
+
+    def _usage(self, rows: Sequence[Row]) -> dict[str, int]:
+        prompts = sum(len(row.prompt) for row in rows[:: self._choices])
+        generated = sum(len(row.tokens) for row in rows)
+        return {"prompt_tokens": prompts, "completion_tokens": generated, "total_tokens": prompts + generated}
 
 
-BROKEN = "\ufffd"
-"""What decoders write for bytes that are no character, or not yet."""
+def event(value: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    # ASCII: some clients break lines at characters that JSON leaves as they are.
+    return f"data: {json.dumps(value, allow_nan=False)}\n\n".encode("ascii")
 
 
-class TextStream:
-    """Turns tokens into pieces of text that can be shown at once, since later tokens do not change them.
+async def stream(
+    answer: Answer, rows: Sequence[Row], pieces: AsyncIterator[Piece], *, include_usage: bool
+) -> AsyncIterator[bytes]:
+    """Yield an answer as server-sent events; an error in mid-stream is the last one.
 
-    All pieces together are the text of all tokens, special ones left out, up to the first stop string.
-
-    Attributes:
-        stopped: whether a stop string has come; it and what follows are in no piece.
+    Args:
+        answer: makes the objects.
+        rows: the request's rows.
+        pieces: what they say.
+        include_usage: whether a last chunk counts tokens.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
-        """Begin at an empty text."""
-        self.stopped = False
-        self._tokenizer, self._stops = tokenizer, tuple(stops)
-        # Decoders treat a text's first token in their own way (its leading space). So the tokens of the last piece
-        # are decoded again before the new ones, and what they gave is left out.
-        self._window: list[int] = []
-        self._shown = 0
-        self._before = ""
-        self._held = ""
-
-    def push(self, token: int) -> str:
-        """Return the text that a token makes certain; often none."""
-        self._window.append(token)
-        whole = self._decode(self._window)
-        if whole == self._before or whole.endswith(BROKEN):
-            return ""
-        return self._release(self._advance(whole))
-
-    def flush(self) -> str:
-        """Return what is left once no more tokens come: beginnings of stop strings, broken characters."""
-        rest = self._release(self._advance(self._decode(self._window)))
-        if self.stopped:
-            return rest
-        held, self._held = self._held, ""
-        return rest + held
-
-    def _advance(self, whole: str) -> str:
-        """Take the window's new text, and go on from the tokens that gave it."""
-        tokens = self._window[self._shown :]
-        # Some decoders break a whole run of bytes for a wrong one; what was shown stays.
-        new = whole[len(self._before) :] if whole.startswith(self._before) else self._decode(tokens)
-        self._window = tokens
-        self._shown = len(self._window)
-        self._before = self._decode(self._window)
-        return new
-
-    def _decode(self, tokens: list[int]) -> str:
-        # Cleaning up changes text that was shown already (" ." to ".").
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _release(self, new: str) -> str:
-        """Hold back what may become a stop string; cut at the one that is complete first, of those the longest."""
-        text = self._held + new
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
-        longest = min(len(text), max(map(len, self._stops), default=1) - 1)
-        held = next((n for n in range(longest, 0, -1) if self._begins_a_stop(text[-n:])), 0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
-
-    def _begins_a_stop(self, text: str) -> bool:
-        return any(stop.startswith(text) for stop in self._stops)
+    opened: set[Row] = set()
+    try:
+        async for piece in pieces:
+            if piece.row not in opened and (opening := answer.opening(piece.row)):
+                yield opening
+            opened.add(piece.row)
+            yield answer.chunk(piece.row, piece.text)
+    except ApiError as error:
+        yield event(error.body)
+        return
+    if include_usage:
+        yield answer.usage_chunk(rows)
+    yield LAST_EVENT

@@ -1,4 +1,4 @@
-"""What clients may ask: the bodies of OpenAI's completions and chat completions, checked strictly.
+"""What clients may ask: the bodies of OpenAI's completions and chat completions, checked strictly; and errors.
 
 Two fields are ours: `budget` (mean depth, layers) and `latency_factor` (time in units of full depth's). What the server
 does not do (penalties, log-probabilities, tools) is refused unless it is asked to do nothing; so is an unknown field.
@@ -6,74 +6,82 @@ does not do (penalties, log-probabilities, tools) is refused unless it is asked 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
-from pydantic_core import ErrorDetails, from_json
-from starlette.requests import Request
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
-from router.serving.batcher import Batcher, Piece, Row
+from router.validation import Positive, Share, explain, shown
 
-MAX_CHOICES = 128
-"""Choices of one prompt, as in OpenAI's interface."""
-MAX_STOPS, MAX_STOP_LENGTH = 4, 256
-"""Stop strings of a request, and characters of each."""
+MOST_CHARACTERS = 250
+"""Characters of an error's message: what clients have sent is cut short."""
 
 
-def _only(*neutral: Any) -> Any:
-    """Return the type of a field that is known but must ask for nothing."""
+class ApiError(Exception):
+    """What a request is answered with when it cannot be served: a status, and an error as OpenAI's clients know it.
 
-    def check(value: Any) -> Any:
-        if not any(type(value) is type(one) and value == one for one in neutral):
-            raise ValueError(f"expected {neutral[0]!r}, since this server does nothing else, got {shown(value)}")
-        return value
+    Attributes:
+        status: HTTP status.
+        message: what was expected and what came.
+        param: the field at fault; None: no one field.
+        code: a word for programs.
+        headers: more headers of the answer.
+    """
 
-    return Annotated[Any, AfterValidator(check)]
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message[:MOST_CHARACTERS], param, code
+        self.headers = dict(headers or {})
 
-
-def _prompts(value: Any) -> list[str] | list[list[int]]:
-    """Return a list of prompts, of whichever of four forms OpenAI's interface allows."""
-    items: list[Any] = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    if items and all(isinstance(item, str) for item in items):
-        return items
-    if items and all(type(item) is int for item in items):
-        return [items]
-    if items and all(isinstance(item, list) and all(type(token) is int for token in item) for item in items):
-        return items
-    raise ValueError(f"expected a text, token ids, or a list of either, got {shown(value)}")
-
-
-def _stops(value: Any) -> list[str]:
-    stops = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(stops, list)
-        or len(stops) > MAX_STOPS
-        or not all(isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_LENGTH for stop in stops)
-    ):
-        raise ValueError(
-            f"expected a text, or up to {MAX_STOPS}, of 1 to {MAX_STOP_LENGTH} characters each, got {shown(value)}"
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON: `{"error": {"message", "type", "param", "code"}}`."""
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )
-    return stops
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def _content(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value:
-        texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(texts)  # type: ignore[arg-type]
-    raise ValueError(f"expected a text, or parts of type text, got {shown(value)}")
+def bad(param: str, expected: str, got: object) -> ApiError:
+    """Return the error of a field that holds something else than expected."""
+    return ApiError(400, f"{param}: expected {expected}, got {shown(got)}", param=param, code="invalid_value")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+def internal() -> ApiError:
+    """Return the error of what is our fault; what happened is in the log, not in the answer."""
+    return ApiError(500, "the server failed at this request", code="internal_error")
 
 
-class StreamOptions(_Strict):
+def _listed(value: Any) -> Any:
+    """Return one text, or the token ids of one prompt, as a list of one."""
+    one_prompt = isinstance(value, list) and value and isinstance(value[0], int)
+    return [value] if isinstance(value, str) or one_prompt else value
+
+
+def _refuse_true(value: bool) -> bool:
+    if value:
+        raise ValueError("expected false, got true")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_refuse_true)]
+"""What can only be off; 0 is refused, which asks for something as `logprobs`."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Body):
     """How to stream.
 
     Attributes:
@@ -83,7 +91,7 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class Asked(_Strict):
+class Asked(_Body):
     """What completions and chat completions share; None: not given.
 
     Attributes:
@@ -92,31 +100,34 @@ class Asked(_Strict):
         temperature: 0: always the likeliest token.
         top_p: draw from the likeliest tokens whose probabilities add up to this.
         seed: the same seed gives the same choices, whoever shares the batch.
-        stop: texts that end a choice, which does not contain them.
-        n: choices for each prompt.
+        stop: texts that end a choice, which does not contain them; a single one counts as a list of one.
+        n: choices for each prompt, at most as many as in OpenAI's interface.
         stream: send text as it comes, as server-sent events.
         stream_options: see there.
         user: ignored.
         budget: mean depth wanted, layers, over prompts like those that the router was trained for.
         latency_factor: mean latency wanted, in units of full depth's.
+        frequency_penalty: nothing else can be asked for, as for the fields below.
     """
 
     model: str
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[str], PlainValidator(_stops)] = []
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    max_tokens: Positive | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Share = 1.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4), BeforeValidator(_listed)
+    ] = []
+    n: Annotated[int, Field(ge=1, le=128)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    budget: float | None = Field(None, gt=0, allow_inf_nan=False)
-    latency_factor: float | None = Field(None, gt=0, allow_inf_nan=False)
-    frequency_penalty: _only(0, 0.0) = 0  # type: ignore[valid-type]
-    presence_penalty: _only(0, 0.0) = 0  # type: ignore[valid-type]
-    logprobs: _only(False) = False  # type: ignore[valid-type]
-    logit_bias: _only({}) = {}  # type: ignore[valid-type]
+    budget: Annotated[float, Field(gt=0)] | None = None
+    latency_factor: Annotated[float, Field(gt=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+    logprobs: Off = False
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Asked:
@@ -137,26 +148,42 @@ class CompletionAsked(Asked):
 
     Attributes:
         prompt: texts, or token ids of each prompt; a single one counts as a list of one.
+        echo: nothing else can be asked for, as for the fields below.
     """
 
-    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts)]
-    echo: _only(False) = False  # type: ignore[valid-type]
-    best_of: _only(1) = 1  # type: ignore[valid-type]
-    suffix: _only("") = ""  # type: ignore[valid-type]
+    prompt: Annotated[
+        Annotated[list[str], Field(min_length=1)] | Annotated[list[list[int]], Field(min_length=1)],
+        BeforeValidator(_listed),
+    ]
+    echo: Off = False
+    best_of: Literal[1] = 1
+    suffix: Literal[""] = ""
 
 
-class Message(_Strict):
+class TextPart(_Body):
+    """A part of a message; the only kind is text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Body):
     """A message of a chat.
 
     Attributes:
         role: who says it.
-        content: what, as one text.
+        content: what, as one text or as parts that follow each other.
         name: ignored.
     """
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[str, PlainValidator(_content)]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What is said, as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatAsked(Asked):
@@ -165,14 +192,15 @@ class ChatAsked(Asked):
     Attributes:
         messages: the chat so far.
         max_completion_tokens: the newer name of `max_tokens`.
+        top_logprobs: nothing else can be asked for, as for the fields below.
     """
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    top_logprobs: _only(0) = 0  # type: ignore[valid-type]
-    tools: _only([]) = []  # type: ignore[valid-type]
-    tool_choice: _only("none") = "none"  # type: ignore[valid-type]
-    response_format: _only({"type": "text"}) = {"type": "text"}  # type: ignore[valid-type]
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Positive | None = None
+    top_logprobs: Literal[0] = 0
+    tools: Annotated[list[Any], Field(max_length=0)] = []
+    tool_choice: Literal["none"] = "none"
+    response_format: dict[Literal["type"], Literal["text"]] = {"type": "text"}
 
     @model_validator(mode="after")
     def _one_limit(self) -> ChatAsked:
@@ -207,169 +235,15 @@ def parse(kind: type[AskedT], body: bytes) -> AskedT:
     try:
         return kind.model_validate({name: item for name, item in value.items() if item is not None})
     except ValidationError as error:
-        raise _refused(error.errors(include_url=False)[0]) from None
+        raise _refused(error) from None
 
 
-_REFUSALS: dict[str, Callable[[ErrorDetails], str]] = {
-    "extra_forbidden": lambda _: "expected no field of this name",
-    "missing": lambda _: "expected a value, got none",
-    "value_error": lambda detail: str(detail["ctx"]["error"]),
-}
-
-
-def _refused(detail: ErrorDetails) -> ApiError:
-    """Return the error of one field that pydantic refused."""
-    param = ".".join(str(part) for part in detail["loc"]) or None
-    say = _REFUSALS.get(detail["type"])
-    if say is None:
-        message = f"{detail['msg'].replace('Input should be', 'expected')}, got {shown(detail['input'])}"
-    else:
-        message = say(detail)
-    if param is None:  # a check of several fields, whose message names the first
-        param = message.partition(":")[0]
-    else:
-        message = f"{param[:60]}: {message}"
-    code = "unknown_field" if detail["type"] == "extra_forbidden" else "invalid_value"
-    return ApiError(400, message, param=param[:60], code=code)
-
-
-# Errors as OpenAI's clients know them: a status and `{"error": {"message", "type", "param", "code"}}`.
-
-
-class ApiError(Exception):
-    """What a request is answered with when it cannot be served.
-
-    Attributes:
-        status: HTTP status.
-        message: what was expected and what came.
-        param: the field at fault; None: no one field.
-        code: a word for programs.
-        headers: more headers of the answer.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = dict(headers or {})
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
-            self.status, "invalid_request_error" if self.status < 500 else "server_error"
-        )
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-def bad(param: str, expected: str, got: object) -> ApiError:
-    """Return the error of a field that holds something else than expected; long values are cut short."""
-    return ApiError(400, f"{param}: expected {expected}, got {shown(got)}", param=param, code="invalid_value")
-
-
-def internal() -> ApiError:
-    """Return the error of what is our fault; what happened is in the log, not in the answer."""
-    return ApiError(500, "the server failed at this request", code="internal_error")
-
-
-def shown(value: object) -> str:
-    """Return a value as a short text."""
-    if isinstance(value, (list, dict)):
-        return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-# Between the event loop and the worker: a request's rows, and what comes back of them.
-
-
-Result = TypeVar("Result")
-
-
-class ClientLeftError(Exception):
-    """The client has closed its connection; nobody reads an answer."""
-
-
-class Exchange:
-    """A request's rows while they wait and run, seen from the event loop.
-
-    Attributes:
-        rows: the rows, in the order of the request's choices.
-    """
-
-    def __init__(self, batcher: Batcher, rows: Sequence[Row], deadline: float) -> None:
-        """Let rows wait for the worker.
-
-        Args:
-            batcher: the worker.
-            rows: the rows.
-            deadline: when the request is given up, in seconds of the event loop's clock.
-
-        Raises:
-            ApiError: as `Batcher.submit` does.
-        """
-        self.rows = list(rows)
-        self._batcher, self._deadline = batcher, deadline
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def post(piece: Piece) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
-
-        for row in self.rows:
-            row.post = post
-        batcher.submit(self.rows)
-
-    def abandon(self) -> None:
-        """Give up rows that have not ended."""
-        if any(not row.ended for row in self.rows):
-            self._batcher.abandon(self.rows)
-
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield what the rows say, until all have ended.
-
-        Raises:
-            ApiError: a row's, where one fails; 504 where time is up.
-        """
-        left = len(self.rows)
-        while left:
-            try:
-                async with asyncio.timeout_at(self._deadline):
-                    piece = await self._pieces.get()
-            except TimeoutError:
-                raise ApiError(504, "the request took too long", code="timeout") from None
-            if piece.row.error is not None:
-                raise piece.row.error
-            left -= piece.text is None
-            yield piece
-
-
-async def unless_left(request: Request, work: Awaitable[Result]) -> Result:
-    """Return what work returns; its request's body has been read.
-
-    Raises:
-        ClientLeftError: where the client leaves before; the work is cancelled.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientLeftError
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _refused(error: ValidationError) -> ApiError:
+    """Return the error of the first field that pydantic refused."""
+    message, first = explain(error), error.errors(include_url=False)[0]
+    # A check of several fields has no place; its message names the first.
+    param = str(first["loc"][0])[:60] if first["loc"] else message.partition(":")[0]
+    if first["type"] == "extra_forbidden":
+        place = ".".join(map(str, first["loc"]))[:60]
+        return ApiError(400, f"{place}: expected no field of this name, got one", param=param, code="unknown_field")
+    return ApiError(400, message, param=param, code="invalid_value")

@@ -1,4 +1,4 @@
-"""The application on a socket, until it is told to stop."""
+"""`python -m router serve`: the application on a socket, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import asyncio
 import contextlib
 import copy
 import errno
-import importlib.util
 import ipaddress
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import uvicorn
+from pydantic import Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from starlette.types import ASGIApp
 
 from router.command import first_word, parse_settings
 from router.latency import budget_for
 from router.routed import RoutedModel
 from router.routed.commands import RoutedSettings, load_routed
-from router.serving.batcher import LOGGER, Batcher
-from router.validation import InputError
+from router.serving.app import RowMaker, Service, make_app
+from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
+from router.validation import SETTINGS, InputError, Positive, explain
 
-if TYPE_CHECKING:
-    from router.serving.app import Service
-
-
+KEY_VARIABLE = "COLA_ROUTER_API_KEY"
+"""Environment variable of the key that clients must send; unset: none."""
+MAX_TIMEOUT = 86400.0
+"""Longest time limits, seconds: a day."""
 BACKSTOP_SECONDS = 5
 """Beyond the time that running requests have to end when the server stops: then connections are cut."""
 
@@ -139,52 +140,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-# Shallower under load: the budget falls as requests queue up.
-
-
-@dataclass(frozen=True)
-class LoadBudget:
-    """A mean depth that falls linearly with the number of choices that wait.
-
-    Attributes:
-        calm: mean depth, layers, while none waits; None: whatever the model is set to, at any load.
-        busy: mean depth, layers, from `busy_queue` waiting choices on; None: `calm` at any load.
-        busy_queue: waiting choices at which `busy` is reached.
-    """
-
-    calm: float | None = None
-    busy: float | None = None
-    busy_queue: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what does not fall."""
-        if self.busy_queue < 1:
-            raise ValueError(f"busy_queue: expected at least 1, got {self.busy_queue}")
-        if self.busy is None:
-            return
-        if self.calm is None:
-            raise ValueError("busy_budget: expected a budget beside it, from which to fall, got none")
-        if self.busy > self.calm:
-            raise ValueError(f"busy_budget: expected at most the budget of {self.calm}, got {self.busy}")
-
-    def at(self, waiting: int) -> float | None:
-        """Return the mean depth, layers, for a batch that leaves `waiting` choices behind."""
-        if self.calm is None or self.busy is None:
-            return self.calm
-        share = min(1.0, waiting / self.busy_queue)
-        return self.busy if share == 1 else self.calm - share * (self.calm - self.busy)
-
-
-# Serve a routed model to OpenAI's clients.
-
-
-KEY_VARIABLE = "COLA_ROUTER_API_KEY"
-"""Environment variable of the key that clients must send; unset: none."""
-MAX_TIMEOUT = 86400.0
-"""Longest time limits, seconds: a day."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ServeSettings(RoutedSettings):
     """Settings of `python -m router serve`. A key for clients is taken from the environment: COLA_ROUTER_API_KEY.
 
@@ -205,48 +161,35 @@ class ServeSettings(RoutedSettings):
     """
 
     busy_budget: float | None = None
-    busy_queue: int = 32
+    busy_queue: Positive = 32
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
     name: str | None = None
     chat_template: Path | None = None
-    max_batch: int = 16
-    max_batch_tokens: int = 16384
-    max_tokens: int = 1024
-    max_queue: int = 256
-    max_body_bytes: int = 2**20
-    request_timeout: float = 300.0
-    shutdown_timeout: float = 30.0
+    max_batch: Positive = 16
+    max_batch_tokens: Positive = 16384
+    max_tokens: Positive = 1024
+    max_queue: Positive = 256
+    max_body_bytes: Positive = 2**20
+    request_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 300.0
+    shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
 
-    def __post_init__(self) -> None:
-        """Refuse settings that exclude each other or are out of their bounds."""
-        super().__post_init__()
-        counts = ("busy_queue", "max_batch", "max_batch_tokens", "max_tokens", "max_queue", "max_body_bytes")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port: expected 0..65535, got {self.port}")
-        if not 0 < self.request_timeout <= MAX_TIMEOUT:
-            raise ValueError(f"request_timeout: expected seconds in 0..{MAX_TIMEOUT:.0f}, got {self.request_timeout}")
-        if not 0 <= self.shutdown_timeout <= MAX_TIMEOUT:
-            raise ValueError(f"shutdown_timeout: expected seconds in 0..{MAX_TIMEOUT:.0f}, got {self.shutdown_timeout}")
+    @model_validator(mode="after")
+    def _falls_from_a_budget(self) -> ServeSettings:
         if self.busy_budget is not None and self.budget is None and self.latency_factor is None:
             raise ValueError("busy_budget: expected a budget or latency_factor beside it, got none")
+        return self
 
 
 def main(argv: Sequence[str]) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InputError: at bad input, a port in use, or packages that are not there.
+        InputError: at bad input, or a port in use.
     """
     description = "Serve a routed model to OpenAI's clients."
     settings, _ = parse_settings(ServeSettings, first_word(argv, "router"), "router serve", description)
-    require_packages()
     key = read_key()
-    from router.serving.server import bind
-
     with bind(settings.host, settings.port) as bound:  # before the model is loaded, which takes time
         if key is None and not _only_here(bound):
             print(
@@ -263,11 +206,10 @@ def run(settings: ServeSettings, routed: RoutedModel, bound: socket.socket, key:
     Raises:
         InputError: where settings do not fit the model.
     """
-    from router.serving.app import make_app
-    from router.serving.server import Server, url_of
-
     try:
         service = make_service(settings, routed, key)
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from error
 
@@ -287,10 +229,6 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     Raises:
         ValueError: where settings do not fit the model.
     """
-    from router.serving.app import RowMaker, Service
-    from router.serving.batcher import Batcher, BatchLimits
-    from router.serving.server import LoadBudget
-
     tokenizer = routed.tokenizer
     assert tokenizer is not None
     if settings.chat_template is not None:
@@ -313,19 +251,6 @@ def _depth_for(settings: ServeSettings, routed: RoutedModel) -> Callable[[float]
     prints, dtype = routed.router.config.fingerprints, str(routed.dtype).removeprefix("torch.")
     path, kind = settings.latency_profile, routed.device.type
     return lambda factor: budget_for(path, factor, prints, kind, dtype)
-
-
-def require_packages() -> None:
-    """Refuse to go on without the packages of the extra `serve`.
-
-    Raises:
-        InputError: where one is not installed.
-    """
-    for name in ("fastapi", "uvicorn"):
-        if importlib.util.find_spec(name) is None:
-            raise InputError(
-                f"serve: expected {name}, got an installation without it: pip install 'cola-router[serve]'"
-            )
 
 
 def read_key() -> str | None:
