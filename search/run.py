@@ -20,7 +20,7 @@ from data.answers import wrong_answers
 from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
-from data.state_files import StatesOrigin, write_states
+from data.states import StatesOrigin, write_states
 from router.chain import Chain
 from router.files import read_json, sha256_file, sha256_json, write_json
 from router.validation import InputError

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
-from data.state_files import StatesOrigin, read_states
+from data.states import StatesOrigin, read_states
 from router.files import replacing, sha256_json
 from router.fingerprint import Fingerprints
 
