@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 from demo_samples import demo_samples
+from quality import Trace, found_by, mean_interval
 from tqdm import tqdm
 
 from data.answers import wrong_answers
@@ -38,7 +39,6 @@ from router.engine.load import load_model
 from router.files import JsonLog, read_json_lines, sha256_json, writable_directory, write_json
 from router.validation import InputError
 from search.algorithms import Searcher, TreeSearcher, make_searcher
-from search.quality import Trace, found_by, mean_interval
 from search.settings import SearchSettings
 
 PRESETS = Path(__file__).parents[1] / "configs" / "search" / "presets"

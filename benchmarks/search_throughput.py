@@ -6,7 +6,7 @@ SmolLM2-135M-Instruct in bfloat16, ARC-Easy scored as continuations, the demo's 
 
 published   one chain at a time, batch 1, from layer 0, a row for each choice: stock forwards of the chain's view
 batched     16 whole chains at a time, a row for each choice, rows sorted by length, nothing reused
-search      `search.run.SplitSearch`: packed rows, what chains share run once, bookkeeping of the trees included
+search      `search.run.BatchSearch`: packed rows, what chains share run once, bookkeeping of the trees included
 
 The chains are those that the search asks for. After each of its rounds the others run a random share of that round's
 chains, so that a machine that drifts favours none. Each repetition takes other samples. Bars: 16 times published,
@@ -38,7 +38,7 @@ from router.engine.rows import Row, separate_rows
 from router.engine.view import chain_view
 from router.files import write_json
 from search.algorithms import Searcher
-from search.run import SplitSearch
+from search.run import BatchSearch
 from search.settings import SearchSettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -113,9 +113,9 @@ class Compared:
 
 
 def compare(
-    search: SplitSearch, samples: Sequence[EncodedSample], others: dict[str, tuple[Run, int]], rng: random.Random
+    search: BatchSearch, samples: Sequence[EncodedSample], others: dict[str, tuple[Run, int]], rng: random.Random
 ) -> Compared:
-    """Search samples as `SplitSearch.search` does before it verifies; `others`: a way to run chains, chains a round."""
+    """Search samples as `BatchSearch.search` does before it verifies; `others`: a way to run chains, chains a round."""
     counts = search.scorer.statistics
     counts.clear()
     seconds = dict.fromkeys(("search", *others), 0.0)
@@ -217,7 +217,7 @@ def main() -> None:
     model, tokenizer = load_model(demo["model"], dtype=demo["dtype"], device="cpu")
     samples, tasks = demo_samples("test", 400)
     scorer = ChainScorer(model, tokenizer, tasks)
-    search = SplitSearch(scorer, settings, demo["first_editable"], "gold", size, verify=False)
+    search = BatchSearch(scorer, settings, demo["first_editable"], verify=False)
     encoded = scorer.encode_all(samples)
     batches = [batch for batch in batches_by_length([one.length for one in encoded], size) if len(batch) == size]
     plain = ChainExecutor(model, state_bytes=0, partial=False)
@@ -231,7 +231,7 @@ def main() -> None:
         "published": (functools.partial(published, model), few),
         "batched": (functools.partial(batched, plain), some),
     }
-    warm = SplitSearch(scorer, SearchSettings(simulations=4), demo["first_editable"], "gold", size, verify=False)
+    warm = BatchSearch(scorer, SearchSettings(simulations=4), demo["first_editable"], verify=False)
     compare(warm, [encoded[i] for i in batches[0]], others, rng)
     rates: dict[str, list[float]] = {"published": [], "batched": [], "search": []}
     figures: list[dict[str, float]] = []

@@ -255,8 +255,7 @@ def probe(
 
     def by_confidence(rows: Sequence[np.ndarray], rarer: int, reason: str | None) -> Measure:
         columns = np.array(rows, np.bool_).reshape(len(rows), n).T
-        scores = np.broadcast_to(confidence[:, None], columns.shape)
-        return measure(auc_of(scores, columns), len(rows), rarer, reason, fitted=False)
+        return measure(auc_of(confidence[:, None], columns), len(rows), rarer, reason, fitted=False)
 
     layers: list[LayerProfile] = []
     shuffled: dict[str, list[float]] = {"confidence": [], "correct": [], "kept": []}
@@ -380,22 +379,23 @@ def out_of_fold(
     return predictions.reshape(targets.shape)
 
 
-def auc_of(scores: Float[np.ndarray, "samples targets"], positive: Bool[np.ndarray, "samples targets"]) -> Statistic:
-    """Return the statistic "area under the ROC curve, mean over targets".
+def auc_of(scores: Float[np.ndarray, "samples columns"], positive: Bool[np.ndarray, "samples targets"]) -> Statistic:
+    """Return the statistic "area under the ROC curve, mean over targets"; one column of scores may serve all targets.
 
     The area is the share of pairs (one sample of each class, both of one fold) that the scores put in the right order,
     equal scores counted half (Hanley and McNeil 1982), computed from the ranks within the fold (Mann-Whitney).
     """
 
     def statistic(*folds: np.ndarray) -> np.ndarray:
-        right, pairs = np.float64(0.0), np.float64(0.0)
+        right, pairs = np.array(0.0), np.array(0)
         for index in folds:
             truth = positive[index]
             ranks = rankdata(scores[index], axis=-2)
             ones = truth.sum(-2)
             right = right + (ranks * truth).sum(-2) - ones * (ones + 1) / 2
             pairs = pairs + ones * (truth.shape[-2] - ones)
-        return _ratio(right, pairs).mean(-1)
+        mean: np.ndarray = _ratio(right, pairs).mean(-1)
+        return mean
 
     return statistic
 
@@ -408,7 +408,7 @@ def correlation_of(predictions: Float[np.ndarray, " samples"], truth: Float[np.n
     """
 
     def statistic(*folds: np.ndarray) -> np.ndarray:
-        above, below = np.float64(0.0), np.float64(0.0)
+        above, below = np.array(0.0), np.array(0.0)
         for index in folds:
             x, y = (values[index] - values[index].mean(-1, keepdims=True) for values in (predictions, truth))
             r = _ratio((x * y).sum(-1), np.sqrt((x**2).sum(-1) * (y**2).sum(-1)))
@@ -473,7 +473,8 @@ def _statistics(predictions: np.ndarray, targets: np.ndarray) -> tuple[Statistic
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Return the quotient, NaN where the denominator is 0."""
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) > 0)
+    ratio: np.ndarray = np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) > 0)
+    return ratio
 
 
 def _rarer(labels: np.ndarray) -> int:

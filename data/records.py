@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from data.answers import clean_number, folded
 from data.sample import Mode
 from data.statistics import greatest_probability
-from data.store import read_finished
+from data.store import meta_path, read_finished
 from router.chain import Chain
 from router.files import read_json, read_json_lines, require_file, sha256_file
 from router.fingerprint import Fingerprints
@@ -274,6 +274,14 @@ def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
     if not records:
         raise InputError(f"{setting}: expected at least one record, got the empty file {str(path)!r}")
     return records
+
+
+def model_of(path: Path) -> str | None:
+    """Return the base model that a record file's first run names; None: it names none."""
+    beside = next((one for one in (meta_path(path), path.with_suffix(".settings.json")) if one.exists()), None)
+    runs = [] if beside is None else read_json(beside).get("runs", [])
+    found = runs[0].get("settings", {}).get("model") if runs else None
+    return found if isinstance(found, str) else None
 
 
 def _lines(path: Path, setting: str) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
@@ -23,7 +23,8 @@ MANIFEST = "manifest.json"
 Mode = Literal["continuation", "letter", "exact", "generate"]
 """How a chain is scored on a sample (`Task`)."""
 Split = Literal["train", "validation", "calibration", "test"]
-SPLITS = ("train", "validation", "calibration", "test")
+"""The side of a split on which a sample stands."""
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def _not_blank(text: str) -> str:

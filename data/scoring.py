@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,17 +20,18 @@ from data.generation import Answer, Generator, Request
 from data.grading import Grader
 from data.prompts import Query
 from data.records import ChainResult
-from data.sample import Sample
+from data.sample import Sample, Split, read_samples
 from data.statistics import greatest_probability
-from data.tasks import CHOICE_MODES, Task, TaskSet
+from data.tasks import CHOICE_MODES, Task, TaskSet, read_tasks
 from router.chain import Chain
 from router.engine.block import Block
 from router.engine.choices import joined_states, rows_of
 from router.engine.decoder import find_decoder
 from router.engine.executor import ChainExecutor, Job
-from router.engine.load import prompt_tokens, tokens_after
+from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model, prompt_tokens, tokens_after
 from router.engine.readout import ExecutorStatistics
 from router.engine.rows import Row
+from router.files import require_directory
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.validation import InputError
 
@@ -517,3 +519,29 @@ def _answer_text(task: Task, answer: Answer) -> str | None:
     if before_end is None and (not answer.complete or task.prompt.opening.endswith("{")):
         return None  # cut off, or a box that was never closed
     return text
+
+
+def open_scorer(
+    model: ModelSettings, data: Path, split: Split, *, limit: int | None = None, batch_tokens: int = 1024
+) -> tuple[ChainScorer, list[Sample]]:
+    """Load a model and read the samples that it is to run on.
+
+    Args:
+        model: the model; without a name it is `DEFAULT_MODEL`.
+        data: folder of `python -m data prepare`.
+        split: the split.
+        limit: samples at most, the first ones; None: all.
+        batch_tokens: tokens in one call of a layer at most.
+
+    Raises:
+        InputError: where something is missing or does not fit.
+    """
+    require_directory(data, "data")
+    tasks = read_tasks(data)
+    samples = read_samples(data / f"{split}.jsonl", f"data: {split}")[:limit]
+    for name in {sample.task for sample in samples}:
+        tasks[name]  # refuses a sample of another task
+    loaded, tokenizer = load_model(
+        model.model or DEFAULT_MODEL, dtype=model.dtype, device=model.device, revision=model.revision
+    )
+    return ChainScorer(loaded, tokenizer, tasks, batch_tokens=batch_tokens), samples

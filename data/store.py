@@ -106,6 +106,11 @@ class Store(Generic[RowT]):
         return key in self._places
 
     @property
+    def keys(self) -> list[str]:
+        """Keys of all rows on the disk."""
+        return list(self._places)
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing that was not merged into the finished file."""
         return self.path.exists() and not self._partial.exists()

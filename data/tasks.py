@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from data.answers import until_closed, until_text
@@ -32,7 +32,7 @@ from data.sources import (
     text_at,
 )
 from router.files import read_json, require_file, sha256_json, write_json
-from router.validation import STORED, Count, InputError, Positive, from_plain, parse_yaml, to_plain
+from router.validation import STORED, Count, InputError, Positive, explain, from_plain, parse_yaml, to_plain
 
 CHOICE_MODES = ("continuation", "letter")
 """Scoring modes that compare the choices."""
@@ -164,7 +164,11 @@ class Task:
             answer = chosen(row, columns, self.answer_kind, choices)
         else:
             answer = free_answer(row, columns, self.answer_kind, self.answer_pattern)
-        return Sample(self.name, split, question, choices, answer, columns.kept_metadata(row), context)
+        kept = columns.kept_metadata(row)
+        try:
+            return Sample(self.name, split, question, choices, answer, kept, context)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise InputError(explain(error)) from error
 
     def keeps(self, sample: Sample) -> bool:
         """Whether the sample's metadata has the wanted values."""

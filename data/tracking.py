@@ -8,22 +8,22 @@ from __future__ import annotations
 import netrc
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import wandb
+from pydantic.dataclasses import dataclass
 
 from router.command import one_line, without_places
 from router.files import sha256_file, sha256_json
-from router.validation import InputError
+from router.validation import SETTINGS, InputError
 
 BASE_URL = "https://api.wandb.ai"
 """The server, unless WANDB_BASE_URL names another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class TrackingSettings:
     """Where the run is tracked.
 

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -57,14 +58,25 @@ def parse_settings(
     parser.add_class_arguments(kind, as_group=False)
     given = sys.argv[1:] if argv is None else list(argv)
     require_unique_keys(given)
-    try:
+    with refusals_of(kind):
         settings = parser.instantiate(parser.parse_args(given))
         parsed = kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    return parsed, plain_values(parsed)
+
+
+@contextmanager
+def refusals_of(kind: type) -> Iterator[None]:
+    """Turn what a parser, or the types of settings, refuse into one line of ours.
+
+    Raises:
+        InputError: in place of their errors.
+    """
+    try:
+        yield
     except ValidationError as error:
         raise InputError(_prefix(kind, error.title) + explain(error)) from error
     except (ArgumentError, ValueError, TypeError) as error:
         raise InputError(_sentence(kind, error)) from error
-    return parsed, plain_values(parsed)
 
 
 def require_unique_keys(argv: Sequence[str]) -> None:

@@ -32,8 +32,8 @@ from router.chain import Chain
 
 T = TypeVar("T")
 
-SETTINGS = ConfigDict(extra="forbid")
-"""For settings: Python values of the annotated types; whole numbers pass for fractions."""
+SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""For settings: Python values of the annotated types, finite numbers; whole numbers pass for fractions."""
 STORED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """For what stands in files: JSON's types as they are, no text for a number and no 1.0 for 1."""
 

@@ -1,119 +1,198 @@
-"""Search chains for every sample of one or more splits.
+"""Search chains for every sample of one or more splits, or make a menu of chains.
 
     python -m search --config configs/search/demo.yaml
     python -m search --config configs/search/demo.yaml --splits '[train]' --search.simulations 200
-    accelerate launch --num_processes 8 -m search --config configs/search/demo.yaml
+    python -m search menu --kind subsets --model qwen2.5-coder-1.5b-instruct --first_editable 22 --out runs/x/menu.json
 
-Writes `<out>/<split>.jsonl`, one record a sample (docs/formats.md), `<out>/<split>.settings.json` and
-`<out>/<split>.verification.json`. Any number of processes share the samples: those of a launch, and others started by
-hand with the same settings, at any time. A run that was killed goes on where it stopped when the same command is given
-again, with as many processes as one likes.
+Writes `<out>/<split>.jsonl`, one record a sample (docs/formats.md), `<out>/<split>.meta.json` and
+`<out>/<split>.verification.json`. A run that was killed goes on where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from data.launch import this_process
-from data.scoring import ChainScorer
-from data.tasks import read_tasks
+from data.pool import Batch, RunSettings
+from data.sample import Sample, Split, read_samples
+from data.scoring import ChainScorer, EncodedSample
+from data.tasks import TaskSet, read_tasks
 from router.command import one_line, parse_settings, provenance, run_command
-from router.engine.load import load_model
-from router.files import require_directory, writable_directory
-from router.validation import InputError
+from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model
+from router.files import read_json, require_directory, writable_directory
+from router.validation import SETTINGS, Count, InputError, Positive
+from search import menu
 from search.menu import Menu, read_menu
-from search.run import SplitSearch, SplitWork, expected, run_all
-from search.settings import RunSettings
-from search.summary import summary
+from search.run import BatchSearch, Measured, SplitSearch, expected
+from search.settings import SearchSettings
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class SearchRun(ModelSettings, RunSettings):
+    """Settings of `python -m search`.
+
+    Attributes:
+        first_editable: layers 0..first_editable-1 run unedited in every chain.
+        splits: splits to search, in this order.
+        reward_target: "gold", or "wrong": the control that searches for a wrong answer.
+        shuffle: 0: the listed choices in their usual order; any other number: in another one, for the control
+            whether what was found survives it.
+        verify: judge the chains that can become labels once more, in the mode of evaluation.
+        state_bytes: bytes of computed states kept for reuse.
+        menu: file of `python -m search menu`: run its chains on every sample in place of a search (a menu table); the
+            settings under `search` then decide nothing; null: search.
+        read_layers: layers e whose `hidden_states[e]` are kept in `<out>/<split>.states` for routers to be trained on,
+            which costs next to no time here and a run of the model later.
+        estimate_only: search one batch, say what the run would cost, keep nothing, and stop.
+        search: settings of each sample's search.
+    """
+
+    first_editable: Count
+    splits: Annotated[tuple[Split, ...], Field(min_length=1)] = ("train", "validation", "test")
+    reward_target: Literal["gold", "wrong"] = "gold"
+    shuffle: Count = 0
+    verify: bool = True
+    state_bytes: Count = 2**30
+    menu: Path | None = None
+    read_layers: tuple[Positive, ...] = ()
+    estimate_only: bool = False
+    search: SearchSettings = SearchSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse a split named twice."""
+        if len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"splits: expected each split once, got {list(self.splits)}")
+        return self
+
+    def read_samples(self, split: str, tasks: TaskSet) -> list[Sample]:
+        """Read the samples of a split.
+
+        Raises:
+            InputError: where they are missing, of another split or task, or the prompt is not the prepared one.
+        """
+        samples = read_samples(self.data / f"{split}.jsonl", f"data: {split}")
+        other = [sample for sample in samples if sample.split != split]
+        if other:
+            raise InputError(f"data: expected samples of the split {split}, got one of {other[0].split}")
+        for name in {sample.task for sample in samples}:
+            tasks[name]  # refuses a sample of another task
+        manifest = self.data / "manifest.json"
+        if manifest.exists() and read_json(manifest).get("prompt_hash") not in (None, tasks.prompt_hash()):
+            raise InputError(
+                f"data: expected tasks.json with the prompt that {manifest} names, got another ({tasks.name})"
+            )
+        return samples
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    settings, plain = parse_settings(RunSettings, argv, "search", "Search chains of layers for every sample.")
+    """Run the command.
+
+    Raises:
+        InputError: at bad input.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["menu"]:
+        menu.main(given[1:])
+        return
+    settings, plain = parse_settings(SearchRun, given, "search", "Search chains of layers for every sample.")
     require_directory(settings.data, "data")
     tasks = read_tasks(settings.data)
     samples = {split: settings.read_samples(split, tasks) for split in settings.splits}
     if settings.shuffle:
         tasks = tasks.shuffled(settings.shuffle)
     writable_directory(settings.out, "out")
-    launch = this_process(settings.device)
+    plain["model"] = settings.model or DEFAULT_MODEL
     model, tokenizer = load_model(
-        settings.model, dtype=settings.dtype, device=launch.device, revision=settings.revision
+        plain["model"], dtype=settings.dtype, device=settings.device, revision=settings.revision
     )
     scorer = ChainScorer(model, tokenizer, tasks, batch_tokens=settings.batch_tokens, state_bytes=settings.state_bytes)
-    if settings.first_editable >= scorer.num_layers:
-        raise InputError(
-            f"first_editable: expected fewer than the model's {scorer.num_layers} layers, got {settings.first_editable}"
-        )
-    if max(settings.read_layers, default=0) >= scorer.num_layers:
-        raise InputError(
-            f"read_layers: expected fewer than the model's {scorer.num_layers} layers, got {max(settings.read_layers)}"
-        )
-    menu = _menu(settings, scorer)
-    search = SplitSearch(
+    search = _search(settings, scorer)
+    splits = [
+        SplitSearch(split, search, samples[split], settings.limit, settings.batch_samples, settings.out)
+        for split in settings.splits
+    ]
+    waiting = {split.name: split.waiting for split in splits}
+    total, left = sum(split.count for split in splits), sum(map(len, waiting.values()))
+    print(f"{left:,} samples to search, {total - left:,} of {total:,} are finished", flush=True)
+    if settings.estimate_only:
+        if left:
+            print(_estimate(splits, settings.out))
+        return
+    said = False
+
+    def say_once(batch: Batch[EncodedSample], cost: Measured) -> None:
+        nonlocal said
+        others = [one for of_split in waiting.values() for one in of_split if one not in batch.items]
+        if not said and others:
+            tqdm.write(expected(batch.items, cost, [*batch.items, *others], settings.out))
+        said = True
+
+    for split in splits:
+        split.run(provenance(plain), say_once)
+    print("".join(f"note: {note}\n" for note in scorer.notes), end="")
+    print(f"records: {settings.out}")
+
+
+def _search(settings: SearchRun, scorer: ChainScorer) -> BatchSearch:
+    """Return how samples are searched.
+
+    Raises:
+        InputError: where a setting does not fit the model.
+    """
+    for name, layer in (
+        ("first_editable", settings.first_editable),
+        ("read_layers", max(settings.read_layers, default=0)),
+    ):
+        if layer >= scorer.num_layers:
+            raise InputError(f"{name}: expected fewer than the model's {scorer.num_layers} layers, got {layer}")
+    chosen = _menu(settings, scorer)
+    search = BatchSearch(
         scorer,
-        settings.search if menu is None else replace(settings.search, simulations=len(menu.chains)),
+        settings.search if chosen is None else replace(settings.search, simulations=len(chosen.chains)),
         settings.first_editable,
         settings.reward_target,
-        settings.batch_samples,
         settings.verify,
-        menu,
+        chosen,
         settings.read_layers,
     )
     try:
         search.searcher("any")
     except ValueError as error:
         raise InputError(f"search.{one_line(error)}") from error
-    run = {**provenance(plain), "processes": launch.processes}
-    works = [SplitWork(split, search, samples[split], settings.limit, settings.out, run) for split in settings.splits]
-    if launch.is_main:
-        total, left = sum(len(work.samples) for work in works), sum(len(work.waiting) for work in works)
-        print(f"{left:,} samples to search, {total - left:,} of {total:,} are finished", flush=True)
-    if settings.estimate_only:
-        if launch.is_main and left:
-            print(_estimate(works, launch.processes))
-        return
-
-    def show(work: SplitWork) -> None:
-        if launch.is_main:
-            found = work.records.merged_records()
-            for line in summary(work.name, found, work.before, work.seconds, work.records.total_bytes):
-                tqdm.write(line)
-
-    run_all(works, shown=launch.is_main, done=show, processes=launch.processes)
-    if launch.is_main:
-        print("".join(f"note: {note}\n" for note in scorer.notes), end="")
-        print(f"records: {settings.out}")
+    return search
 
 
-def _estimate(works: Sequence[SplitWork], processes: int) -> str:
+def _estimate(splits: Sequence[SplitSearch], out: Path) -> str:
     """Search the first batch that is not finished, keep nothing of it, and return what the whole would cost."""
-    work = next(work for work in works if work.waiting)
-    finished = work.records.finished
-    batch = next(batch for _, batch in work.batches if any(one.sample.id not in finished for one in batch))
+    waiting = [one for split in splits for one in split.waiting]
+    first = next(split for split in splits if split.waiting)
+    batch = next(batch for batch in first.batches if any(key not in first.store for key in batch.keys))
     start = time.monotonic()
-    records = work.search.search(batch, lambda _: None)
-    seconds = time.monotonic() - start
-    waiting = [one for work in works for one in work.waiting_encoded]
-    return expected(batch, records, seconds, waiting, work.records.path.parent, processes)
+    records = first.search.search(batch.items, lambda _: None)
+    return expected(batch.items, Measured(records, time.monotonic() - start), waiting, out)
 
 
-def _menu(settings: RunSettings, scorer: ChainScorer) -> Menu | None:
-    """Read the menu, and refuse one of another model or with chains that edit the prefix."""
+def _menu(settings: SearchRun, scorer: ChainScorer) -> Menu | None:
+    """Read the menu, and refuse one of another model or with chains that edit the first layers."""
     if settings.menu is None:
         return None
-    menu = read_menu(settings.menu)
-    if menu.num_layers != scorer.num_layers:
-        raise InputError(f"menu: expected chains of {scorer.num_layers} layers, got {menu.num_layers}")
-    if menu.first_editable < settings.first_editable:
+    found = read_menu(settings.menu)
+    if found.num_layers != scorer.num_layers:
+        raise InputError(f"menu: expected chains of {scorer.num_layers} layers, got {found.num_layers}")
+    if found.first_editable < settings.first_editable:
         raise InputError(
-            f"first_editable: expected at most the menu's {menu.first_editable}, got {settings.first_editable}"
+            f"first_editable: expected at most the menu's {found.first_editable}, got {settings.first_editable}"
         )
-    return menu
+    return found
 
 
 if __name__ == "__main__":

@@ -1,27 +1,45 @@
-"""The menu file: the chains that a router may choose from (docs/formats.md)."""
+"""Menus: the chains that a router may choose from: the file, the choice, and `python -m search menu`.
+
+    python -m search menu --kind subsets --model qwen2.5-coder-1.5b-instruct --first_editable 22 --out runs/x/menu.json
+    python -m search menu --records '[runs/x/search/train.jsonl]' --first_editable 20 --size 64 --out runs/x/menu.json
+    python -m search --menu runs/x/menu.json --data runs/x/data --out runs/x/table ...
+
+The last line then runs all samples through the whole menu: the *menu table*, which a menu head is trained on.
+
+Which chains make a good menu? A router that knew every outcome would gain the most from chains that are right by luck;
+one that knew nothing, from those that are best on average. What a router can know lies between, so each outcome is
+shrunk towards its chain's mean on the sample's task: a value v of chain k on sample s counts as (1 - p) * mean + p * v,
+where p, the *predictable share*, says how much of the difference between samples a router is expected to foresee (1:
+coverage; 0: the static frontier of each task). At a price per layer a menu is worth the mean over samples of its best
+priced value; the sum over prices from 0 up serves several budgets at once. This worth is monotone and submodular in the
+menu, so the greedy choice reaches at least 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and a chain that
+does what another one does gains nothing: diversity follows.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass as settings_class
 
-from data.records import ChainResult, SearchRecord, read_records
+from data.records import ChainResult, SearchRecord, agrees, joined, read_records
 from router.chain import Chain
-from router.command import parse_settings, provenance, run_command
-from router.engine.load import layers_of
+from router.command import parse_settings, provenance
+from router.engine.load import DEFAULT_MODEL, layers_of
 from router.files import read_json, require_file, sha256_file, sha256_json, writable_directory, write_json
-from router.validation import InputError
+from router.validation import SETTINGS, Count, InputError, NotNegative, Positive, Share
 from search.settings import SearchSettings
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the menu file's format."""
 
 
@@ -98,26 +116,16 @@ def read_menu(path: Path) -> Menu:
     """
     value = read_json(require_file(path, "menu"))
     try:
+        if value.get("schema") == 1:  # before `first_editable` had its name
+            value = {**value, "schema": SCHEMA, "first_editable": value["prefix_layers"]}
         if value.get("schema") != SCHEMA:
-            raise ValueError(f"schema: expected {SCHEMA}, got {value.get('schema')!r}")
+            raise ValueError(f"schema: expected {SCHEMA} or 1, got {value.get('schema')!r}")
         chains = tuple(Chain.parse(text, value["num_layers"]) for text in value["chains"])
         return Menu(chains, int(value["first_editable"]), dict(value.get("made", {})))
     except KeyError as error:
         raise InputError(f"{path}: expected the field {error}, got none") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {error}") from error
-
-
-# Which chains make a good menu: a greedy choice by what a router could gain with them.
-#
-# A router that knew every outcome would gain the most from chains that are right by luck; one that knew nothing, from
-# those that are best on average. What a router can know lies between, so each outcome is shrunk towards its chain's mean
-# on the sample's task: a value v of chain k on sample s counts as (1 - p) * mean + p * v, where p, the *predictable
-# share*, says how much of the difference between samples a router is expected to foresee (1: coverage; 0: the static
-# frontier of each task). At a price per layer a menu is worth the mean over samples of its best priced value; the sum
-# over prices from 0 up serves several budgets at once. This worth is monotone and submodular in the menu, so the greedy
-# choice reaches at least 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and a chain that does what another one
-# does gains nothing: diversity follows.
 
 
 TASK_TRUST = 16.0
@@ -168,8 +176,8 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editabl
 
     Args:
         records: records of training samples, at least one.
-        value: "correct": 1 where a chain answers rightly; "agree": 1 where it answers as full depth does; "both": the
-            mean of the two.
+        value: "correct": 1 where a chain stands (right, and a second run did not say otherwise); "agree": 1 where it
+            answers as full depth does; "both": the mean of the two.
         first_editable: chains that edit an earlier layer are left out.
         tried: samples on which a chain must have been tried; the full chain always stays.
 
@@ -203,8 +211,8 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editabl
 
 
 def _value(result: ChainResult, full: ChainResult, kind: ValueKind) -> float:
-    agrees = float(result.prediction == full.prediction)
-    return {"correct": float(result.correct), "agree": agrees, "both": (result.correct + agrees) / 2}[kind]
+    right, same = float(result.stands), float(agrees(result, full))
+    return {"correct": right, "agree": same, "both": (right + same) / 2}[kind]
 
 
 def chain_means(values: Float[np.ndarray, "samples chains"], trust: float = 4.0) -> Float[np.ndarray, " chains"]:
@@ -286,9 +294,6 @@ def best_of_each_depth(outcomes: Outcomes, trust: float = 4.0) -> list[Chain]:
     return [outcomes.chains[best[depth]] for depth in sorted(best, reverse=True)]
 
 
-# The search that chooses nothing: every chain of a menu, for menu tables.
-
-
 class MenuSearcher:
     """All chains of a menu at once (`search.algorithms.Searcher`).
 
@@ -334,22 +339,13 @@ class MenuSearcher:
         self.evaluated = dict(zip(self._chains, map(float, rewards), strict=True))
 
 
-# Make a menu: the chains that a router may choose from.
-#
-#     python -m search.menu --kind subsets --model qwen2.5-coder-1.5b-instruct --first_editable 22 --out runs/x/menu.json
-#     python -m search.menu --kind records --records '[runs/x/search/train.jsonl]' --first_editable 20 --size 64         --out runs/x/menu.json
-#     python -m search --menu runs/x/menu.json --data runs/x/data --out runs/x/table ...
-#
-# The last line then runs all samples through the whole menu: the *menu table*, which a menu head is trained on.
-
-
 MOST_SUBSETS = 2**12
 """Chains of kind subsets at most."""
 
 
-@dataclass(frozen=True)
+@settings_class(frozen=True, kw_only=True, config=SETTINGS)
 class MenuSettings:
-    """Settings of `python -m search.menu`.
+    """Settings of `python -m search menu`.
 
     Attributes:
         kind: "records": choose from the chains that searches (or menu tables) tried; "subsets": every chain that
@@ -374,43 +370,28 @@ class MenuSettings:
     """
 
     out: Path
-    first_editable: int
+    first_editable: Count
     kind: Literal["records", "subsets"] = "records"
     records: tuple[Path, ...] = ()
-    size: int = 64
+    size: Annotated[int, Field(ge=2)] = 64
     value: ValueKind = "correct"
-    predictable: float = 0.3
-    prices: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
-    least: float = 0.5
-    tried: int = 8
-    max_dropped: int | None = None
-    max_depth: int | None = None
-    min_depth: int = 1
-    limit: int | None = None
-    model: str = "smollm2-135m-instruct"
+    predictable: Share = 0.3
+    prices: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+    least: NotNegative = 0.5
+    tried: Positive = 8
+    max_dropped: Positive | None = None
+    max_depth: Positive | None = None
+    min_depth: Positive = 1
+    limit: Positive | None = None
+    model: str = DEFAULT_MODEL
     revision: str | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        least = {
-            "first_editable": 0,
-            "size": 2,
-            "tried": 1,
-            "max_dropped": 1,
-            "max_depth": 1,
-            "min_depth": 1,
-            "limit": 1,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name}: expected at least {bound}, got {value}")
-        if not 0 <= self.predictable <= 1:
-            raise ValueError(f"predictable: expected 0..1, got {self.predictable}")
-        if not self.prices or not all(0 <= price < float("inf") for price in self.prices):
-            raise ValueError(f"prices: expected finite numbers of at least 0, got {list(self.prices)}")
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse records to choose from that are not there."""
         if self.kind == "records" and not self.records:
             raise ValueError("records: expected a file at least with kind records, got none")
+        return self
 
     def allows(self, chain: Chain) -> bool:
         """Whether a chain's depth is within bounds; the full chain always is."""
@@ -419,7 +400,7 @@ class MenuSettings:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    settings, plain = parse_settings(MenuSettings, argv, "search.menu", "Make a menu of chains.")
+    settings, plain = parse_settings(MenuSettings, argv, "search menu", "Make a menu of chains.")
     writable_directory(settings.out.parent, "out")
     made = provenance(plain)
     if settings.kind == "subsets":
@@ -484,10 +465,10 @@ def _outcomes(settings: MenuSettings) -> Outcomes:
         for record in read_records(path)[: settings.limit]:
             first = first or record
             if record.split == "test" or record.reward_target != "gold":
-                raise InputError(f"records: expected a search of training samples told the right answers in {path}")
+                raise InputError(f"records: expected a search of training samples for the right answers in {path}")
             record.fingerprints.require(first.fingerprints, f"records: {path}")
             known = records.get(record.sample_id)
-            records[record.sample_id] = record if known is None else _joined(known, record)
+            records[record.sample_id] = record if known is None else joined(known, record)
     kept = outcomes_of(records.values(), settings.value, settings.first_editable, settings.tried)
     means = chain_means(kept.values)
     allowed = [
@@ -496,13 +477,3 @@ def _outcomes(settings: MenuSettings) -> Outcomes:
         if chain.is_full or (settings.allows(chain) and means[i] >= settings.least * means[0])
     ]
     return kept.only(allowed)
-
-
-def _joined(one: SearchRecord, other: SearchRecord) -> SearchRecord:
-    """Return a record with the chains of both; of a chain tried in both, what the first found."""
-    known = {result.chain for result in one.results}
-    return replace(one, results=(*one.results, *(new for new in other.results if new.chain not in known)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

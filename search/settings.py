@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, Self
 
-from data.sample import SPLITS, Sample, read_samples
-from data.tasks import TaskSet
-from router.files import read_json
-from router.validation import InputError
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from router.validation import SETTINGS, Count, NotNegative, Positive, Share
 from search.actions import ActionSet, ActionSpace
 
-RewardKind = Literal["correct", "margin"]
-Algorithm = Literal["uct", "random", "exhaustive"]
-Backup = Literal["mean", "max"]
-DepthIn = Literal["selection", "reward"]
+Above0 = Annotated[float, Field(gt=0)]
+"""A number above 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class SearchSettings:
     """How one sample's chains are searched. Settings that the chosen algorithm does not use change nothing.
 
@@ -75,84 +71,41 @@ class SearchSettings:
         ValueError: where a field is out of its bounds; the message names field, bound and value.
     """
 
-    algorithm: Algorithm = "uct"
-    simulations: int = 50
-    exploration: float = 0.05
-    depth_penalty: float = 0.3
-    depth_in: DepthIn = "reward"
-    backup: Backup = "max"
-    random_share: float = 0.2
-    skip_share: float | None = 0.85
-    root_leap: int = 4
-    leap: int = 2
+    algorithm: Literal["uct", "random", "exhaustive"] = "uct"
+    simulations: Positive = 50
+    exploration: NotNegative = 0.05
+    depth_penalty: NotNegative = 0.3
+    depth_in: Literal["selection", "reward"] = "reward"
+    backup: Literal["mean", "max"] = "max"
+    random_share: Share = 0.2
+    skip_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.85
+    root_leap: Positive = 4
+    leap: Positive = 2
     shorter_first: bool = True
-    widening_constant: float = 2.0
-    widening_exponent: float = 0.5
-    edit_weights: tuple[float, ...] | None = None
-    in_flight: int = 4
+    widening_constant: Above0 = 2.0
+    widening_exponent: Share = 0.5
+    edit_weights: Annotated[tuple[NotNegative, ...], Field(min_length=1)] | None = None
+    in_flight: Positive = 4
     action_set: ActionSet = "both"
-    max_block: int = 4
-    max_times: int = 4
-    max_shift: int = 4
-    max_depth: int | None = None
-    max_edits: int = 8
-    reward: RewardKind = "margin"
-    margin_scale: float = 1.0
-    seed: int = 0
+    max_block: Positive = 4
+    max_times: Positive = 4
+    max_shift: Positive = 4
+    max_depth: Positive | None = None
+    max_edits: Count = 8
+    reward: Literal["correct", "margin"] = "margin"
+    margin_scale: Above0 = 1.0
+    seed: Count = 0
 
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds; those of the actions are judged by ActionSpace."""
-        for name, kinds in (
-            ("algorithm", get_args(Algorithm)),
-            ("depth_in", get_args(DepthIn)),
-            ("backup", get_args(Backup)),
-            ("reward", get_args(RewardKind)),
-        ):
-            if getattr(self, name) not in kinds:
-                raise ValueError(f"{name}: expected one of {', '.join(kinds)}, got {getattr(self, name)!r}")
-        for name in ("simulations", "in_flight", "root_leap", "leap", "seed"):
-            value, least = getattr(self, name), 0 if name == "seed" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-        if self.skip_share is not None and not (_is_finite(self.skip_share) and 0 < self.skip_share < 1):
-            raise ValueError(f"skip_share: expected a number above 0 and below 1 or null, got {self.skip_share!r}")
-        if not isinstance(self.shorter_first, bool):
-            raise ValueError(f"shorter_first: expected true or false, got {self.shorter_first!r}")
-        for name, most in (
-            ("exploration", math.inf),
-            ("depth_penalty", math.inf),
-            ("random_share", 1.0),
-            ("widening_exponent", 1.0),
-        ):
-            value = getattr(self, name)
-            if not _is_finite(value) or not 0 <= value <= most:
-                bound = "of at least 0" if most == math.inf else f"in 0..{most:g}"
-                raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
-        for name in ("widening_constant", "margin_scale"):
-            value = getattr(self, name)
-            if not _is_finite(value) or value <= 0:
-                raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
-        depth = self.max_depth
-        if depth is not None and (not isinstance(depth, int) or isinstance(depth, bool) or depth < 1):
-            raise ValueError(f"max_depth: expected an integer of at least 1 or null, got {self.max_depth!r}")
-        self.action_space(1 if self.max_depth is None else self.max_depth)
-        self._check_edit_weights()
-
-    def _check_edit_weights(self) -> None:
-        weights: object = self.edit_weights
-        if weights is None:
-            return
-        if (
-            not isinstance(weights, list | tuple)
-            or not 1 <= len(weights) <= self.max_edits
-            or not all(_is_finite(weight) and weight >= 0 for weight in weights)
-            or not any(weights)
-        ):
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse edit weights that do not fit `max_edits`."""
+        weights = self.edit_weights
+        if weights is not None and (len(weights) > self.max_edits or not any(weights)):
             raise ValueError(
-                f"edit_weights: expected null or 1..{self.max_edits} (max_edits) finite numbers of at least 0, "
-                f"not all 0, got {weights!r}"
+                f"edit_weights: expected null or 1..{self.max_edits} (max_edits) numbers of at least 0, not all 0, "
+                f"got {list(weights)}"
             )
-        object.__setattr__(self, "edit_weights", tuple(map(float, weights)))
+        return self
 
     def action_space(self, num_layers: int, first_editable: int = 0) -> ActionSpace:
         """Return the action space of these settings for a model.
@@ -199,98 +152,3 @@ class SearchSettings:
     def rng_for(self, sample_id: str) -> random.Random:
         """Return one sample's generator: it depends on the seed and the sample, never on its neighbours."""
         return random.Random(f"{self.seed}/{sample_id}")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-# Settings of `python -m search`, and the samples that they name.
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Settings of `python -m search`.
-
-    Attributes:
-        data: directory with the splits' sample files and their tasks, made by `python -m data prepare`.
-        out: directory for the records; several processes may share it.
-        splits: splits to search, in this order.
-        model: base model: an offline asset, a local directory or a hub id.
-        revision: hub revision of the model.
-        first_editable: layers 0..first_editable-1 run unedited in every chain; the router will read their output.
-        reward_target: "gold", or "wrong": the control that counts a wrong answer as right.
-        shuffle: 0: the listed choices in their usual order; any other number: in another one, for the control
-            whether what was found survives it.
-        verify: judge the chains that can become labels once more, in the mode of evaluation.
-        dtype: dtype of the model: float32, bfloat16 or float16.
-        device: torch device, or auto: a GPU where there is one, each process of a launch its own.
-        limit: samples of each split to search at most; null: all.
-        batch_samples: samples whose trees advance together; a process takes as many at a time.
-        batch_tokens: tokens in one call of a layer at most.
-        state_bytes: bytes of computed states kept for reuse.
-        menu: file of `python -m search.menu`: run its chains on every sample in place of a search (a menu table); the
-            settings under `search` then decide nothing; null: search.
-        read_layers: layers e whose `hidden_states[e]` are kept in `<out>/<split>.states` for routers to be trained on,
-            which costs next to no time here and a run of the model later; each at least 1.
-        estimate_only: search one batch, say what the run would cost, keep nothing, and stop.
-        search: settings of each sample's search.
-    """
-
-    data: Path
-    out: Path
-    first_editable: int
-    splits: tuple[str, ...] = ("train", "validation", "test")
-    model: str = "smollm2-135m-instruct"
-    revision: str | None = None
-    reward_target: Literal["gold", "wrong"] = "gold"
-    shuffle: int = 0
-    verify: bool = True
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    limit: int | None = None
-    batch_samples: int = 32
-    batch_tokens: int = 1024
-    state_bytes: int = 2**30
-    menu: Path | None = None
-    read_layers: tuple[int, ...] = ()
-    estimate_only: bool = False
-    search: SearchSettings = field(default_factory=SearchSettings)
-
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        unknown = [split for split in self.splits if split not in SPLITS]
-        if unknown or not self.splits or len(set(self.splits)) < len(self.splits):
-            raise ValueError(f"splits: expected some of {', '.join(SPLITS)}, each once, got {list(self.splits)}")
-        for name, least in (
-            ("batch_samples", 1),
-            ("batch_tokens", 1),
-            ("state_bytes", 0),
-            ("first_editable", 0),
-            ("shuffle", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if min(self.read_layers, default=1) < 1:
-            raise ValueError(f"read_layers: expected layers of at least 1, got {list(self.read_layers)}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit: expected at least 1, got {self.limit}")
-
-    def read_samples(self, split: str, tasks: TaskSet) -> list[Sample]:
-        """Read the samples of a split.
-
-        Raises:
-            InputError: where they are missing, of another split or task, or the prompt is not the prepared one.
-        """
-        samples = read_samples(self.data / f"{split}.jsonl", f"data: {split}")
-        other = [sample for sample in samples if sample.split != split]
-        if other:
-            raise InputError(f"data: expected samples of the split {split}, got one of {other[0].split}")
-        for name in {sample.task for sample in samples}:
-            tasks[name]  # refuses a sample of another task
-        manifest = self.data / "manifest.json"
-        if manifest.exists() and read_json(manifest).get("prompt_hash") not in (None, tasks.prompt_hash()):
-            raise InputError(
-                f"data: expected tasks.json with the prompt that {manifest} names, got another ({tasks.name})"
-            )
-        return samples

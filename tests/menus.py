@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.records import ChainResult, SearchRecord, pareto_front
+from data.store import Store, meta_path
 from router.chain import Chain
 from router.fingerprint import Fingerprints
 
@@ -34,5 +34,12 @@ def record(name: str, rights: dict[str, bool], prefix: int = 2, **changes: Any) 
 
 
 def write_records(path: Path, records: Sequence[SearchRecord]) -> Path:
-    path.write_text("".join(json.dumps(one.to_json()) + "\n" for one in records))
+    """Write records as a finished store."""
+    for old in (path, meta_path(path)):
+        old.unlink(missing_ok=True)
+    with Store(
+        path, SearchRecord, {"of": "a test"}, lambda one: one.sample_id, num_layers=records[0].num_layers
+    ) as store:
+        store.append(records)
+        store.finish([one.sample_id for one in records])
     return path

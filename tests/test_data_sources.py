@@ -109,7 +109,6 @@ def test_a_byte_order_mark_and_empty_lines_are_no_rows(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ('{"question": "caf\u00e9"}'.encode("latin-1"), "expected UTF-8 text, got the byte 0xe9 at place 17"),
-        ('{"question": "why"}\n'.encode("utf-16"), "expected UTF-8 text, got the byte 0xff at place 0"),
         ('{"question": "why"}'.encode("utf-16-le"), "expected UTF-8 text, got zero bytes (UTF-16?)"),
         (b'{"id": 1', "expected a JSON object, got a corrupt line (Expecting ',' delimiter"),
         (b'{"id": NaN}', "expected a JSON object, got a corrupt line (NaN is no JSON)"),
@@ -117,7 +116,7 @@ def test_a_byte_order_mark_and_empty_lines_are_no_rows(tmp_path: Path) -> None:
         (b'{"id": ' + b"[" * 99999, "expected a JSON object, got a corrupt line (maximum recursion"),
         (b"[]", "expected a JSON object, got list"),
     ],
-    ids=["latin-1", "UTF-16", "UTF-16 without a mark", "cut off", "NaN", "long number", "nested", "list"],
+    ids=["latin-1", "UTF-16 without a mark", "cut off", "NaN", "long number", "nested", "list"],
 )
 def test_a_line_that_cannot_be_read_is_a_row_with_a_problem(tmp_path: Path, line: bytes, problem: str) -> None:
     # Oracle: the spoilt second line; the rows around it are read.

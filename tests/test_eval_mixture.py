@@ -26,7 +26,7 @@ from router.chain import Chain
 from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.files import read_json
-from router.validation import InputError, from_plain
+from router.validation import InputError, from_plain, from_plain
 from tests.evaluation import ARM_NAMES, FULL, INPUTS, SIZES, World, prepared
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.test_search_shards import LAUNCH
 
 from data.launch import Launch
 from eval.report import REPORT_FILE
@@ -20,7 +21,6 @@ from router.chain import Chain
 from router.files import JsonLog, read_json
 from router.validation import InputError
 from tests.evaluation import ROOT, World, finished, world  # noqa: F401  (fixtures)
-from tests.test_search_shards import LAUNCH
 from tests.tiny import NUM_LAYERS
 
 FULL = Chain.full(NUM_LAYERS)

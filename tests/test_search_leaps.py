@@ -142,19 +142,3 @@ def test_edits_of_a_leap_are_counted() -> None:
     edits = [node.edits for node in searcher.tree.nodes.values()]
     assert max(edits) <= 4
     assert len(set(edits)) == 5  # full depth, and one to four edits
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("skip_share", 0),
-        ("skip_share", 1.0),
-        ("skip_share", "half"),
-        ("leap", 0),
-        ("root_leap", 1.5),
-        ("shorter_first", 1),
-    ],
-)
-def test_bad_settings_are_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected"):
-        SearchSettings(**{name: value})  # type: ignore[arg-type]

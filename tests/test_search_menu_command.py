@@ -1,13 +1,14 @@
-"""`python -m search.menu`: menus chosen from records, and of all subsets of layers; and on every bad input."""
+"""`python -m search menu`: menus chosen from records, and of all subsets of layers; and on every bad input."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from data.records import SearchRecord, pareto_front
+from data.records import ChainResult, SearchRecord, pareto_front
 from router.command import run_command
 from router.fingerprint import Fingerprints
 from router.validation import InputError
@@ -39,14 +40,35 @@ def test_chains_that_are_right_by_luck_are_left_out(tmp_path: Path) -> None:
         main([*given, "--least=0", "--tried=11"])
 
 
+def with_results(record: SearchRecord, results: Sequence[ChainResult]) -> SearchRecord:
+    return dataclasses.replace(record, results=tuple(results), pareto=pareto_front(results))
+
+
+def test_a_chain_whose_second_run_failed_is_worth_nothing(tmp_path: Path) -> None:
+    # Oracle: the same records in which the chain was wrong at once. A label that was flipped teaches no menu anything.
+    menus = []
+    for flip in (True, False):
+        records = []
+        for one in lucky_records():
+            results = [
+                result
+                if result.chain.depth != 5
+                else dataclasses.replace(result, verified=False, verified_by="continuation")
+                if flip
+                else ChainResult(result.chain, (0.0, 1.0), 1, False, -1.0)
+                for result in one.results
+            ]
+            records.append(with_results(one, results))
+        path = write_records(tmp_path / "train.jsonl", records)
+        main([f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--first_editable=2", "--least=0.1"])
+        menus.append(read_menu(tmp_path / "menu.json"))
+    assert menus[0] == menus[1]
+
+
 def test_records_of_several_searches_are_joined_by_sample(tmp_path: Path) -> None:
     # Oracle: the menu of one search that tried it all.
     whole = lucky_records()
-    parts = [
-        [dataclasses.replace(one, results=tuple(one.results[i] for i in kept), pareto=()) for one in whole]
-        for kept in ((0, 1, 3), (0, 2, 3))
-    ]
-    parts = [[dataclasses.replace(one, pareto=pareto_front(one.results)) for one in part] for part in parts]
+    parts = [[with_results(one, [one.results[i] for i in kept]) for one in whole] for kept in ((0, 1, 3), (0, 2, 3))]
     paths = [write_records(tmp_path / f"{name}.jsonl", part) for name, part in zip("abc", [*parts, whole], strict=True)]
     menus = {}
     for name, given in (("joined", paths[:2]), ("whole", paths[2:])):
@@ -78,7 +100,7 @@ def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRe
     good = lucky_records()
     if name == "test split":
         return {}, [dataclasses.replace(good[0], split="test")]
-    if name == "told wrong answers":
+    if name == "wrong answers":
         return {}, [dataclasses.replace(good[0], reward_target="wrong")]
     if name == "two models":
         return {}, [good[0], dataclasses.replace(good[1], fingerprints=Fingerprints("x", "t", "p"))]
@@ -96,13 +118,13 @@ def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRe
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("test split", "records: expected a search of training samples told the right answers in"),
-        ("told wrong answers", "records: expected a search of training samples told the right answers in"),
+        ("test split", "records: expected a search of training samples for the right answers in"),
+        ("wrong answers", "records: expected a search of training samples for the right answers in"),
         ("two models", "expected it to be made for the model"),
         ("no records", "records: expected a file at least with kind records, got none"),
         ("missing file", "records: expected an existing file"),
-        ("share above 1", "predictable: expected 0..1, got 2"),
-        ("price below 0", "prices: expected finite numbers of at least 0"),
+        ("share above 1", "predictable: expected at most 1, got 2.0"),
+        ("price below 0", "prices[0]: expected at least 0, got -1.0"),
         ("size of one", "size: expected at least 2, got 1"),
         ("read layer of no model", "first_editable: expected 1..4, got 5"),
     ],

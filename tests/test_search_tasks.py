@@ -11,7 +11,7 @@ import torch
 
 from data.answers import wrong_answers
 from data.grading import Grader
-from data.records import SearchRecord, read_records
+from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
@@ -115,7 +115,9 @@ def test_a_killed_verified_search_goes_on_with_the_same_records(project: Path, t
     whole = search(project, tmp_path / "a", batch_samples=3)
     (tmp_path / "b").mkdir()
     lines = (tmp_path / "a" / "train.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "b" / "train.jsonl").write_text("".join(lines[:5]) + lines[5][:100])
+    (tmp_path / "b" / "train.partial.jsonl").write_text("".join(lines[:5]) + lines[5][:100])
+    meta = json.loads((tmp_path / "a" / "train.meta.json").read_text())
+    (tmp_path / "b" / "train.meta.json").write_text(json.dumps(meta | {"count": None, "sha256": None}))
     resumed = search(project, tmp_path / "b", batch_samples=4)
     by_id = {record.sample_id: record for record in resumed}
     for record in whole:
@@ -130,8 +132,9 @@ def test_agreement_is_counted_by_mode_and_outcome(project: Path, tmp_path: Path)
     record = next(record for record in search(project, tmp_path) if record.task == "sums")
     one = record.results[0]
 
-    def marked(correct: bool, verified: bool | None, mode: str | None) -> object:
-        return dataclasses.replace(one, correct=correct, verified=verified, verified_by=mode)
+    def marked(correct: bool, verified: bool | None, mode: str | None) -> ChainResult:
+        margin = abs(one.margin) if correct else -abs(one.margin)
+        return dataclasses.replace(one, correct=correct, margin=margin, verified=verified, verified_by=mode)
 
     results = (
         *[marked(True, True, "generate")] * 3,
@@ -140,7 +143,7 @@ def test_agreement_is_counted_by_mode_and_outcome(project: Path, tmp_path: Path)
         marked(True, True, "letter"),
         marked(True, None, None),
     )
-    line = Agreement([dataclasses.replace(record, results=results)]).line()
+    line = Agreement([dataclasses.replace(record, results=results, pareto=pareto_front(results))]).line()
     assert line == (
         "verified by generate: 3 of 4 right answers and 0 of 1 wrong answers confirmed; "
         "verified by letter: 1 of 1 right answers confirmed"

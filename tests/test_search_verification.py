@@ -239,7 +239,7 @@ def test_a_run_writes_and_prints_its_flips(tmp_path: Path, capsys: pytest.Captur
     right = [one for record in records for one in record.results if one.correct and one.verified is not None]
     content = json.loads((tmp_path / "out" / "train.verification.json").read_text())
     assert content["schema"] == 1
-    assert content["sha256"] == json.loads((tmp_path / "out" / "train.settings.json").read_text())["sha256"]
+    assert content["sha256"] == json.loads((tmp_path / "out" / "train.meta.json").read_text())["sha256"]
     (table,) = content["tables"]
     assert sum(one["chains"] for one in table["bins"]) == len(right) > 0
     assert sum(one["flipped"] for one in table["bins"]) == 0

@@ -13,16 +13,18 @@ import torch
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import read_samples
 from data.scoring import ChainScorer
+from data.states import StatesOrigin, compute_states, states_of
 from data.tasks import TaskSet, load_task, write_tasks
 from data.tracking import TrackingSettings
 from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
+from router.fingerprint import Fingerprints
 from router.storage import load_router
 from search.__main__ import main as search
+from tests.menus import write_records
 from tests.tiny import NUM_LAYERS, save_tiny, write_project
 from train.__main__ import main
-from train.features import FeatureKey, cached_states, compute_states
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     search(
         [
             f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
-            "--splits=[train,validation]", "--read_layer=2", "--dtype=float32", "--search.simulations=10",
+            "--splits=[train,validation]", "--first_editable=2", "--dtype=float32", "--search.simulations=10",
         ]
     )  # fmt: skip
     return folder
@@ -46,9 +48,9 @@ def project(searched: Path, tmp_path: Path) -> Path:
 def arguments(project: Path, **changes: object) -> list[str]:
     settings = {
         "out": project / "router",
-        "data.data": project / "data",
-        "data.records": project / "records",
-        "data.base_model": project / "model",
+        "data": project / "data",
+        "records": project / "records",
+        "model": project / "model",
         "trainer.max_epochs": 3,
         "trainer.enable_progress_bar": "false",
         "tracking.mode": "disabled",
@@ -65,11 +67,19 @@ def test_the_router_of_the_best_epoch_is_written_and_routes(project: Path) -> No
     model, tokenizer = load_model(str(project / "model"))
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
     samples = read_samples(project / "data" / "test.jsonl")
-    chains = [one.chain for one in router.route(compute_states(scorer, samples, 2, "states"))]
+    chains = [one.chain for one in router.decide(list(compute_states(scorer, samples, 2, "states").values()))]
     assert all(chain.layers[:2] == (0, 1) and max(chain.to_counts()) <= 2 for chain in chains)
     told = json.loads((project / "router" / "train.json").read_text())
     assert set(told["versions"]) >= {"torch", "transformers", "lightning"}
     assert told["validation"]["mean_depth"] == router.config.training["validation"]["mean_depth"]
+
+
+def test_the_base_model_is_the_one_that_the_records_name(project: Path) -> None:
+    # Oracle: the same router as with the model named.
+    main(arguments(project))
+    main([word for word in arguments(project, out=project / "unnamed") if not word.startswith("--model=")])
+    routers = [(project / name / "router.safetensors").read_bytes() for name in ("router", "unnamed")]
+    assert routers[0] == routers[1]
 
 
 def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
@@ -79,10 +89,11 @@ def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
     full, threshold = Chain.full(NUM_LAYERS), None
     for split in ("train", "validation"):
         samples = read_samples(project / "data" / f"{split}.jsonl")
-        states = compute_states(scorer, samples, 2, split)
+        by_id = compute_states(scorer, samples, 2, split)
+        states = [by_id[sample.id] for sample in samples]
         signs = torch.stack([torch.nn.functional.layer_norm(s, s.shape[-1:]).mean(0)[3] for s in states])
         threshold = signs.median() if threshold is None else threshold  # one rule for both splits
-        lines = []
+        lines: list[SearchRecord] = []
         for record in read_records(project / "records" / f"{split}.jsonl"):
             sign = signs[[sample.id for sample in samples].index(record.sample_id)] > threshold
             chain = full.skip(2, 1) if sign else full.repeat(4, 1, 1)
@@ -90,13 +101,11 @@ def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
                 ChainResult(full, (0.0, 1.0), 1, False, -1.0),
                 ChainResult(chain, (1.0, 0.0), 0, True, 1.0),
             )
-            fields = {name: getattr(record, name) for name in SearchRecord.__slots__}
-            made = SearchRecord(**fields | {"results": results, "pareto": pareto_front(results)})
-            lines.append(json.dumps(made.to_json()))
-        (project / "records" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+            lines.append(dataclasses.replace(record, results=results, pareto=pareto_front(results)))
+        write_records(project / "records" / f"{split}.jsonl", lines)
     main(
         arguments(
-            project, trainer__max_epochs=300, model__learning_rate=0.01, model__windows=1, early_stopping__patience=300
+            project, trainer__max_epochs=300, head__learning_rate=0.01, head__windows=1, early_stopping__patience=300
         )
     )
     measured = load_router(project / "router").config.training["validation"]
@@ -177,54 +186,48 @@ def test_tracking_is_offline_without_a_key(
         assert TrackingSettings().resolved_mode() == "online"
 
 
-def test_cached_states_are_the_computed_ones_and_a_damaged_cache_is_made_anew(project: Path) -> None:
-    # Oracle: the states computed afresh; the scorer must not be opened where the cache serves.
+def test_kept_states_are_the_computed_ones_and_a_damaged_file_is_made_anew(project: Path) -> None:
+    # Oracle: the states computed afresh; the scorer must not be opened where kept ones serve.
     model, tokenizer = load_model(str(project / "model"), dtype="bfloat16")
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
     samples = read_samples(project / "data" / "test.jsonl")
-    key = FeatureKey(scorer.fingerprints, scorer.dtype, 2, tuple(sample.id for sample in samples))
+    origin = StatesOrigin(scorer.fingerprints, scorer.dtype)
 
     def never() -> ChainScorer:
-        raise AssertionError("the cache should have served")
+        raise AssertionError("the kept states should have served")
 
-    folder = project / "features"
-    made = cached_states(folder, "test", samples, key, lambda: scorer)
-    for states in (cached_states(folder, "test", samples, key, never), compute_states(scorer, samples, 2, "again")):
+    folder = project / "states"
+    made = states_of(folder, origin, samples, 2, lambda: scorer)
+    by_id = compute_states(scorer, samples, 2, "again")
+    afresh = [by_id[sample.id] for sample in samples]
+    for states in (states_of(folder, origin, samples, 2, never), afresh):
         assert all(torch.equal(a, b) for a, b in zip(made, states, strict=True))
     (path,) = folder.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    assert torch.equal(cached_states(folder, "test", samples, key, lambda: scorer)[0], made[0])
+    assert torch.equal(states_of(folder, origin, samples, 2, lambda: scorer)[0], made[0])
+
+
+RECORDS: dict[str, dict[str, object]] = {
+    "record of another split": {"split": "test"},
+    "records of two searches": {"first_editable": 1},
+    "record of another tokenizer": {"fingerprints": Fingerprints("m", "z", "p")},
+    "record of an unknown sample": {"sample_id": "0" * 16},
+    "record of the control": {"reward_target": "wrong"},
+}
 
 
 def damage(project: Path, name: str) -> dict[str, object]:
     """Make one thing wrong; returns the changed settings."""
     train = project / "records" / "train.jsonl"
-    lines = train.read_text().splitlines()
-    value = json.loads(lines[0])
-    edits = {
-        "corrupt record line": "{oops",
-        "record of another split": json.dumps(value | {"split": "test"}),
-        "record of another read layer": json.dumps(value | {"read_layer": 1}),
-        "record of another tokenizer": json.dumps(value | {"fingerprints": value["fingerprints"] | {"tokenizer": "z"}}),
-        "record of an unknown sample": json.dumps(value | {"sample_id": "0" * 16}),
-        "record of the control": json.dumps(value | {"reward_target": "wrong"}),
-        "record of another schema": json.dumps(value | {"schema": 9}),
-        "chain index out of range": json.dumps(
-            value | {"results": [*value["results"], value["results"][0] | {"chain": [0, 1, 7]}]}
-        ),
-        "record without results": json.dumps(value | {"results": []}),
-        "correct is no truth value": json.dumps(value | {"results": [value["results"][0] | {"correct": "no"}]}),
-        "front of wrong chains": json.dumps(value | {"pareto": [*value["pareto"], 0, 0]}),
-        "margin is no number": json.dumps(value | {"results": [value["results"][0] | {"margin": float("nan")}]}),
-    }
-    if name in edits:
-        train.write_text("\n".join([edits[name], *lines[1:]]) + "\n")
-    elif name == "empty split":
-        train.write_text("")
+    if name == "lost record line":
+        train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
+    elif name in RECORDS:
+        first, *others = read_records(train)
+        write_records(train, [dataclasses.replace(first, **RECORDS[name]), *others])
     elif name == "missing records":
         train.unlink()
     elif name == "other model":
-        return {"data.base_model": save_tiny(project / "other", seed=9)}
+        return {"model": save_tiny(project / "other", seed=9)}
     elif name == "unknown task":
         write_tasks(project / "data", TaskSet.of(dataclasses.replace(load_task("arc_easy"), name="quiz")))
     elif name == "another mode":
@@ -232,9 +235,9 @@ def damage(project: Path, name: str) -> dict[str, object]:
     elif name == "no tasks":
         (project / "data" / "tasks.json").unlink()
     elif name == "unknown setting":
-        return {"model.hiden": 3}
+        return {"head.hiden": 3}
     elif name == "bad size":
-        return {"model.hidden": 0}
+        return {"head.hidden": 0}
     elif name == "no epoch":
         return {"trainer.max_epochs": 0}
     elif name == "unknown monitor":
@@ -242,43 +245,36 @@ def damage(project: Path, name: str) -> dict[str, object]:
     elif name == "no such accelerator":
         return {"trainer.accelerator": "abacus"}
     elif name == "learning rate out of all bounds":
-        return {"model.learning_rate": 1e30}
+        return {"head.learning_rate": 1e30}
     elif name == "another read layer wanted":
-        return {"data.read_layer": 1}
+        return {"read_layer": 1}
     elif name == "missing directory":
-        return {"data.records": project / "nowhere"}
+        return {"records": project / "nowhere"}
     elif name == "unwritable output":
         return {"out": "/proc/router"}
     return {}
 
 
 BAD = {
-    "corrupt record line": "train.jsonl, line 1: expected a JSON object, got a corrupt line",
+    "lost record line": "train.jsonl: expected 60 lines with SHA-256",
     "record of another split": "expected records of the split train, got one of test",
-    "record of another read layer": "expected records of one search, got read_layer",
+    "records of two searches": "expected records of one search, got first_editable",
     "record of another tokenizer": "expected records of one search, got fingerprints",
     "record of an unknown sample": "expected records of the samples in",
     "record of the control": "expected records of one search, got reward_target",
-    "record of another schema": "line 1: schema: expected 2, got 9",
-    "chain index out of range": "line 1: layers[2]: expected an integer in 0..4, got 7",
-    "record without results": "line 1: results[0]: expected the full chain",
-    "correct is no truth value": "line 1: correct: expected",
-    "front of wrong chains": "line 1: pareto: expected",
-    "margin is no number": "line 1: scores and margin: expected finite numbers",
     "no epoch": "trainer.max_epochs: expected at least one epoch",
     "unknown monitor": "early_stopping.monitor: Early stopping conditioned on metric `validation/luck`",
     "no such accelerator": "abacus",
-    "learning rate out of all bounds": "model.learning_rate: expected training that stays finite",
-    "empty split": "expected at least one record, got the empty file",
-    "missing records": "data.records: train: expected an existing file",
+    "learning rate out of all bounds": "head.learning_rate: expected training that stays finite",
+    "missing records": "records: train: expected an existing file",
     "other model": "expected it to be made for the model",
     "unknown task": "data: expected samples of the tasks quiz, got one of arc_easy",
-    "another mode": "data.records: expected the modes of",
+    "another mode": "records: expected the modes of",
     "no tasks": "data: expected an existing file",
     "unknown setting": "hiden",
-    "bad size": "hidden: expected at least 1, got 0",
-    "another read layer wanted": "data.read_layer: expected 2 (as in the records) to 4, got 1",
-    "missing directory": "data.records: expected an existing directory",
+    "bad size": "head.hidden: expected at least 1, got 0",
+    "another read layer wanted": "read_layer: expected 2 (as in the records) to 4, got 1",
+    "missing directory": "records: expected an existing directory",
     "unwritable output": "out: expected a directory that can be written",
 }
 

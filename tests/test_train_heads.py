@@ -1,4 +1,4 @@
-"""`python -m train` of menu and program heads, end to end on a tiny project: a menu table and the states beside it."""
+"""`python -m train` of a menu head, end to end on a tiny project: a menu table and the states beside it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ import torch
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import Sample, read_samples, write_samples
 from data.scoring import ChainScorer
+from data.states import compute_states
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
-from router.storage import Router, load_router
+from router.storage import Operation, Router, load_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import write_records
 from tests.test_train_command import arguments
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
 from train.__main__ import main
-from train.features import compute_states
 
 FULL = Chain.full(NUM_LAYERS)
 LATE = ["0-4", "0-3", "0-2,4", "0-2"]  # what a router may choose that reads layer 3
 EARLY = ["0-1,3-4", "0-1,4"]
 READ = 3
-KINDS = ["menu", "program"]
 SIZES = {"train": 90, "validation": 40, "test": 60}
 
 
@@ -52,7 +51,7 @@ def tabled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
             f"--menu={folder / 'menu.json'}", f"--read_layers=[{READ}]", "--splits=[train,validation]",
-            "--read_layer=2", "--dtype=float32",
+            "--first_editable=2", "--dtype=float32",
         ]
     )  # fmt: skip
     return folder
@@ -63,8 +62,8 @@ def project(tabled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tabled, tmp_path / "project"))
 
 
-def settings(project: Path, kind: str, **changes: object) -> list[str]:
-    own = {"model.kind": kind, "model.pooling": "ends", "model.hidden": 16, "data.read_layer": READ}
+def settings(project: Path, **changes: object) -> list[str]:
+    own = {"head.kind": "menu", "head.pooling": "ends", "head.hidden": 16, "read_layer": READ}
     return arguments(project, **(own | {name.replace("__", "."): value for name, value in changes.items()}))
 
 
@@ -72,7 +71,8 @@ def states_of(project: Path, split: str) -> tuple[list[Sample], list[torch.Tenso
     model, tokenizer = load_model(str(project / "model"), dtype="float32")
     samples = read_samples(project / "data" / f"{split}.jsonl")
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
-    return samples, compute_states(scorer, samples, READ, split)
+    states = compute_states(scorer, samples, READ, split)
+    return samples, [states[sample.id] for sample in samples]
 
 
 def rewrite(project: Path, results: Callable[[str, SearchRecord], Sequence[ChainResult]]) -> None:
@@ -83,47 +83,44 @@ def rewrite(project: Path, results: Callable[[str, SearchRecord], Sequence[Chain
         write_records(path, [dataclasses.replace(one, results=own, pareto=pareto_front(own)) for one, own in made])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_head_is_trained_on_a_table_at_a_later_read_layer(project: Path, kind: str) -> None:
+def test_a_head_is_trained_on_a_table_at_a_later_read_layer(project: Path) -> None:
     # Oracle: the records' fingerprints, the laws of the routes, and the kept states: none had to be computed.
-    main(settings(project, kind))
+    main(settings(project))
     record = read_records(project / "records" / "train.jsonl")[0]
     router = load_router(project / "router", record.fingerprints)
-    assert (router.config.head, router.config.read_layer, record.read_layer) == (kind, READ, 2)
-    assert not (project / "records" / "features").exists()
-    if kind == "menu":
-        assert router.config.head_settings["chains"] == LATE
+    assert (router.config.head, router.config.read_layer, record.first_editable) == ("menu", READ, 2)
+    assert not (project / "records" / "states").exists()
+    assert router.config.head_settings["chains"] == LATE
     samples, states = states_of(project, "test")
     for budget in (None, *(point.mean_depth for point in router.config.budget_points)):
-        chains = [one.chain for one in router.route(states, budget)]
+        chains = [one.chain for one in router.decide(states, Operation(budget))]
         assert len(chains) == len(samples)
         assert all(chain.unedited_prefix >= READ for chain in chains)
     told = json.loads((project / "router" / "train.json").read_text())["validation"]
-    names = {"menu": {"auc_correct", "auc_agree", "accuracy", "full_accuracy"}, "program": {"known_right"}}[kind]
+    names = {"auc_correct", "auc_agree", "accuracy", "full_accuracy"}
     assert told.keys() >= names | {"full_share", "distinct_chains", "mean_depth", "head_mflops"}
     assert all(0 <= told[name] <= 1 for name in names)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_seed_gives_the_same_router(project: Path, kind: str) -> None:
+def test_the_same_seed_gives_the_same_router(project: Path) -> None:
     # Oracle: the bytes; states from the model in place of the kept ones give the same route, if not the same bits.
     weights = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        main(settings(project, kind, out=project / name, seed_everything=seed))
+        main(settings(project, out=project / name, seed_everything=seed))
         weights[name] = (project / name / "router.safetensors").read_bytes()
     assert weights["a"] == weights["b"]
     assert weights["a"] != weights["c"]
     for split in ("train", "validation"):
         shutil.rmtree(project / "records" / f"{split}.states")
-    main(settings(project, kind, out=project / "d"))
-    assert len(list((project / "records" / "features").iterdir())) == 2
+    main(settings(project, out=project / "d"))
+    assert len(list((project / "records" / "states").iterdir())) >= 2
     (one, other), (_, states) = (load_router(project / name) for name in "ad"), states_of(project, "test")
-    assert [x.score for x in one.route(states)] == pytest.approx([x.score for x in other.route(states)], abs=1e-2)
+    assert [x.score for x in one.decide(states)] == pytest.approx([x.score for x in other.decide(states)], abs=1e-2)
 
 
 def test_a_limit_takes_the_first_training_samples_by_id_and_all_of_validation(project: Path) -> None:
     # Oracle: the sorted ids; the questions that the router remembers.
-    main(settings(project, "menu", data__limit=7))
+    main(settings(project, limit=7))
     samples = {split: read_samples(project / "data" / f"{split}.jsonl") for split in ("train", "validation")}
     wanted = [*sorted(samples["train"], key=lambda sample: sample.id)[:7], *samples["validation"]]
     told = json.loads((project / "router" / "trained_on.json").read_text())
@@ -156,18 +153,17 @@ class Rule:
         return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_head_learns_a_rule_that_the_states_carry_and_beats_every_static_chain(project: Path, kind: str) -> None:
+def test_a_head_learns_a_rule_that_the_states_carry_and_beats_every_static_chain(project: Path) -> None:
     # Oracle: the rule itself, on samples that the training never saw. At depth 4 a static chain is right on about half.
     rule = Rule(project)
     rewrite(project, lambda _, record: rule.results(record))
-    long = {"trainer__max_epochs": 120, "early_stopping__patience": 120, "model__learning_rate": 0.01}
-    main(settings(project, kind, model__pooling="windows", model__windows=1, **long))
+    long = {"trainer__max_epochs": 120, "early_stopping__patience": 120, "head__learning_rate": 0.01}
+    main(settings(project, head__pooling="windows", head__windows=1, **long))
     router = load_router(project / "router")
     samples, states = states_of(project, "test")
 
     def routed(router: Router, budget: float | None) -> tuple[float, float]:
-        chains = [one.chain for one in router.route(states, budget)]
+        chains = [one.chain for one in router.decide(states, Operation(budget))]
         right = [rule.right(sample.id, chain) for sample, chain in zip(samples, chains, strict=True)]
         return sum(right) / len(right), sum(chain.depth for chain in chains) / len(chains)
 
@@ -176,12 +172,10 @@ def test_a_head_learns_a_rule_that_the_states_carry_and_beats_every_static_chain
         for text in LATE[1:]
     )
     assert 0.4 < static < 0.7
-    accuracy, depth = routed(router, 4.0 if kind == "menu" else None)
+    accuracy, depth = routed(router, 4.0)
     assert depth == pytest.approx(4.0, abs=0.2)
     assert accuracy > static + 0.3
-    if kind == "menu":
-        full, deep = routed(router, 5.0)
-        assert (full, deep) == (1.0, 5.0)
+    assert routed(router, 5.0) == (1.0, 5.0)
 
 
 def refused(project: Path, name: str) -> dict[str, object]:
@@ -192,39 +186,31 @@ def refused(project: Path, name: str) -> dict[str, object]:
         rewrite(project, lambda split, one: one.results if split == "train" else one.results[:1])
     elif name == "no right chain":
         rewrite(project, lambda _, one: [dataclasses.replace(r, correct=False, margin=-1.0) for r in one.results])
-        return {"model.kind": "program"}
+        return {"head.kind": "layerwise"}
     changes: dict[str, dict[str, object]] = {
-        "read layer of no model": {"data.read_layer": 5},
-        "limit of none": {"data.limit": 0},
-        "unknown kind": {"model.kind": "oracle"},
-        "weight above 1": {"model.menu.agreement": 1.5},
-        "softness below 0": {"model.menu.softness": -1},
-        "beam of none": {"model.kind": "program", "model.program.beam": 0},
-        "block of none": {"model.kind": "program", "model.program.max_block": 0},
-        "shorter below 0": {"model.kind": "program", "model.program.shorter": -1},
+        "read layer of no model": {"read_layer": 5},
+        "limit of none": {"limit": 0},
+        "unknown kind": {"head.kind": "oracle"},
+        "weight above 1": {"head.menu.agreement": 1.5},
     }
     return changes.get(name, {})
 
 
 BAD = {
-    "no menu table": "data.records: expected a menu table (python -m search --menu ...)",
-    "a sample without a chain": "data.records: expected a menu table (python -m search --menu ...)",
-    "no right chain": "data.records: expected a sample with a right chain in train, got none",
-    "read layer of no model": "data.read_layer: expected 2 (as in the records) to 4, got 5",
+    "no menu table": "records: expected a menu table (python -m search --menu ...)",
+    "a sample without a chain": "records: expected a menu table (python -m search --menu ...)",
+    "no right chain": "records: expected a sample with a right chain in train, got none",
+    "read layer of no model": "read_layer: expected 2 (as in the records) to 4, got 5",
     "limit of none": "limit: expected at least 1, got 0",
-    "unknown kind": "model.kind",
-    "weight above 1": "agreement: expected 0..1, got 1.5",
-    "softness below 0": "softness: expected a finite number of at least 0, got -1",
-    "beam of none": "beam: expected at least 1, got 0",
-    "block of none": "max_block: expected at least 1, got 0",
-    "shorter below 0": "shorter: expected at least 0 and below 100, got -1",
+    "unknown kind": "head.kind: expected one of layerwise, menu",
+    "weight above 1": "head.menu.agreement: expected at most 1, got 1.5",
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_status_2(project: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     changes = refused(project, name)
-    assert run_command(main, settings(project, "menu", **changes)) == 2
+    assert run_command(main, settings(project, **changes)) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert BAD[name] in error
     assert not (project / "router" / "config.json").exists()

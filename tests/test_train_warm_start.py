@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.task_files import TaskSet, load_task, write_tasks
 
 from data.records import read_records
 from data.sample import read_samples, write_samples
+from data.tasks import TaskSet, load_task, write_tasks
 from router.command import run_command
 from router.heads.menu import MenuHead
 from router.storage import Router, load_router, save_router
@@ -23,7 +23,7 @@ from train.__main__ import main as train
 PREFIX = 2
 MENU = ("0-4", "0-2,4", "0-3", "0-2,3*2,4", "0,1,3,4")
 OTHER_MENU = ("0-4", "0,1,3,4", "0-1", "0-3")
-HEADS = ("layerwise", "menu", "program")
+HEADS = ("layerwise", "menu")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 12), ("validation", 4)):
         write_samples(folder / "other" / f"{split}.jsonl", tiny_samples(split, 60)[-count:])
     for name, chains in (("menu", MENU), ("other_menu", OTHER_MENU)):
-        value = {"schema": 1, "num_layers": NUM_LAYERS, "read_layer": PREFIX, "chains": chains}
+        value = {"schema": 2, "num_layers": NUM_LAYERS, "first_editable": PREFIX, "chains": chains}
         (folder / f"{name}.json").write_text(json.dumps(value))
     for data, out, menu in (("data", "table", "menu"), ("other", "other_table", "other_menu")):
         search(run_arguments(folder, folder / out, data=data, menu=folder / f"{menu}.json"))
@@ -45,15 +45,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_arguments(project: Path, out: Path, data: str = "data", **changes: object) -> list[str]:
     settings = {
         "data": project / data, "out": out, "model": project / "model", "splits": "[train,validation]",
-        "read_layer": PREFIX, "dtype": "float32", "search.simulations": 8,
+        "first_editable": PREFIX, "dtype": "float32", "search.simulations": 8,
     } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
 def train_arguments(project: Path, out: Path, kind: str, **changes: object) -> list[str]:
     settings = {
-        "out": out, "data.data": project / "data", "data.records": project / "table",
-        "data.base_model": project / "model", "model.kind": kind, "model.hidden": 8, "trainer.max_epochs": 3,
+        "out": out, "data": project / "data", "records": project / "table",
+        "model": project / "model", "head.kind": kind, "head.hidden": 8, "trainer.max_epochs": 3,
         "trainer.enable_progress_bar": "false", "tracking.mode": "disabled",
     } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
     return [f"--{name}={value}" for name, value in settings.items()]
@@ -63,11 +63,11 @@ def train_arguments(project: Path, out: Path, kind: str, **changes: object) -> l
 def test_training_starts_from_another_routers_weights(project: Path, tmp_path: Path, kind: str) -> None:
     # Oracle: with next to no learning rate the new router is the old one; the hashes of both tasks' questions.
     train(train_arguments(project, tmp_path / "old", kind))
-    changes: dict[str, object] = {"data__data": project / "other", "data__records": project / "other_table"}
+    changes: dict[str, object] = {"data": project / "other", "records": project / "other_table"}
     if kind != "menu":
         search(run_arguments(project, tmp_path / "records", data="other", search__simulations=16))
-        changes["data__records"] = tmp_path / "records"
-    still = {**changes, "model__learning_rate": 1e-12, "warm_start": tmp_path / "old"}
+        changes["records"] = tmp_path / "records"
+    still = {**changes, "head__learning_rate": 1e-12, "warm_start": tmp_path / "old"}
     train(train_arguments(project, tmp_path / "new", kind, **still))
     old, new = (load_router(tmp_path / name).head for name in ("old", "new"))
     one, other = old.state_dict(), new.state_dict()
@@ -119,7 +119,7 @@ def test_the_weights_to_start_from_belong_to_the_trainings_key(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("other head", "warm_start: expected a router with head program, as set here, got menu"),
+        ("other head", "warm_start: expected a router with head layerwise, as set here, got menu"),
         ("other width", "warm_start: expected a router with hidden 9, as set here, got 8"),
         ("other weighting", "warm_start: expected a router with agreement 0.1, as set here, got 0.5"),
         ("other model", "warm_start: expected it to be made for the model"),
@@ -135,9 +135,9 @@ def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
     old = tmp_path / "old"
     train(train_arguments(project, old, "menu", trainer__max_epochs=1))
     changes: dict[str, dict[str, object]] = {
-        "other width": {"model__hidden": 9},
-        "other weighting": {"model__menu__agreement": 0.1},
-        "other read layer": {"data__prefix_layers": 3},
+        "other width": {"head__hidden": 9},
+        "other weighting": {"head__menu__agreement": 0.1},
+        "other read layer": {"read_layer": 3},
         "nowhere": {"warm_start": tmp_path / "nowhere"},
         "itself": {"out": old},
     }
@@ -147,7 +147,7 @@ def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
         save_router(old, Router(dataclasses.replace(router.config, fingerprints=prints), router.head))
     if name == "no questions":
         (old / "trained_on.json").unlink()
-    kind = "program" if name == "other head" else "menu"
+    kind = "layerwise" if name == "other head" else "menu"
     named = {"warm_start": old, **changes.get(name, {})}
     arguments = train_arguments(project, Path(str(named.pop("out", tmp_path / "new"))), kind, **named)
     assert run_command(train, arguments) == 2

@@ -1,7 +1,7 @@
 """Train a router on search records.
 
     python -m train --config configs/train/demo.yaml
-    python -m train --config configs/train/demo.yaml --model.hidden 128 --trainer.max_epochs 50
+    python -m train --config configs/train/demo.yaml --head.hidden 128 --trainer.max_epochs 50
 
 Writes the router (`<out>/config.json`, `router.safetensors`, `trained_on.json`), `train.json` (settings, measures)
 and the W&B run under `<out>/wandb`. With other settings or records the same folder is trained anew; with the same ones
@@ -12,83 +12,104 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
-from lightning import Trainer
+from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import WandbLogger
+from pydantic.dataclasses import dataclass
 
-from data.tracking import TrackingSettings, log_files
-from router.command import one_line, provenance, run_command
+from data.tracking import TrackingSettings, log_files, start_run
+from router.command import one_line, provenance, refusals_of, require_unique_keys, run_command
 from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
-from router.validation import InputError
-from train.datamodule import Example, Examples, RouterData, WarmStart, collate
-from train.module import RouterModule
-from train.tracking import start_logger
+from router.validation import SETTINGS, Count, InputError
+from train import calibrate
+from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
+from train.module import HeadSettings, RouterModule
 
 DONE_FILE = "train.json"
+TRAINER = {"max_epochs": 100, "accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False}
+"""Our defaults of Lightning's trainer."""
 MEASURED_AT_ONCE = 64
 """Validation samples in one forward of the head."""
 
 
-class TrainCLI(LightningCLI):
-    """Lightning's command line with the router's folder, early stopping and tracking."""
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class TrainSettings(DataSettings):
+    """Settings of `python -m train`.
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the settings that belong to neither model nor data."""
-        parser.add_argument("--out", type=Path, required=True, help="directory for the router")
-        parser.add_argument(
-            "--warm_start", type=Path | None, default=None, help="folder of a router to start from; null: none"
-        )
-        parser.add_class_arguments(TrackingSettings, "tracking")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.set_defaults({"early_stopping.monitor": "validation/loss", "early_stopping.patience": 10})
+    Attributes:
+        out: folder for the router.
+        head: the router's head, and how it is trained.
+        warm_start: folder of a router to start from; its task may be another; null: none.
+        seed_everything: seed of all that training draws.
+        tracking: where the run is tracked.
+    """
+
+    out: Path
+    head: HeadSettings = HeadSettings()
+    warm_start: Path | None = None
+    seed_everything: Count = 0
+    tracking: TrackingSettings = TrackingSettings()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        InputError: at bad input.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["calibrate"]:
+        calibrate.main(given[1:])
+        return
     _quiet_lightning()
-    cli = _parse(argv)
-    settings = _plain(cli)
-    out = writable_directory(cli.config["out"], "out")
-    module, data, trainer = cli.model, cli.datamodule, cli.trainer
-    start = None if cli.config["warm_start"] is None else WarmStart.read(cli.config["warm_start"], out)
-    data.teach(module.objective)
+    settings, early_stopping, make_trainer, plain = _parse(given)
+    out = writable_directory(settings.out, "out")
+    module = RouterModule(settings.head)
+    data = RouterData(settings, module.objective)
+    start = None if settings.warm_start is None else WarmStart.read(settings.warm_start, out)
     data.setup()
     sources = {name: sha256_file(path) for name, path in data.files().items()}
     if start is not None:
         sources["warm_start"] = start.weights_sha256
-    key = sha256_json({"settings": _deciding(settings), "sources": sources})
+    key = sha256_json({"settings": _deciding(plain), "sources": sources})
     if _trained_before(out, key):
         print(f"router: {out} was trained with these settings on these records already; remove it to train anew")
         return
     module.build(data, start)
     print(_describe(data))
-    logger = start_logger(cli.config_init["tracking"], out, settings)
-    trainer.loggers = [] if logger is None else [logger]
+    logger = start_logger(settings.tracking, out, plain)
     best = ModelCheckpoint(out / "checkpoints", "best", monitor="validation/loss", save_weights_only=True)
     best.STARTING_VERSION = 0
     best._enable_version_counter = False
-    trainer.callbacks.append(best)  # type: ignore[attr-defined]
+    trainer = make_trainer([] if logger is None else [logger], [early_stopping, best])
     _fit(trainer, module, data)
     if not best.best_model_path:
         raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     seen = data.split_hashes | (start.split_hashes if start else frozenset())
-    final = _finish(module, data, out, settings, {"key": key, "sources": sources}, seen)
+    final = _finish(module, data, out, plain, {"key": key, "sources": sources}, seen)
     _log_artifacts(logger, data, out, final)
     # Last of all: a run killed before this line is made again.
-    write_json(out / DONE_FILE, {**provenance(settings), "key": key, "validation": final})
+    write_json(out / DONE_FILE, {**provenance(plain), "key": key, "validation": final})
     print("on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"router: {out}")
+
+
+def start_logger(settings: TrackingSettings, out: Path, plain: dict[str, Any]) -> WandbLogger | None:
+    """Return Lightning's logger of a new run, whose files lie in `out`/wandb, or None where tracking is disabled."""
+    run = start_run(settings, out, plain)
+    return None if run is None else WandbLogger(experiment=run, log_model=False)
 
 
 def _fit(trainer: Trainer, module: RouterModule, data: RouterData) -> None:
@@ -105,27 +126,43 @@ def _fit(trainer: Trainer, module: RouterModule, data: RouterData) -> None:
         raise
 
 
-def _parse(argv: Sequence[str] | None) -> TrainCLI:
-    try:
-        return TrainCLI(
-            RouterModule,
-            RouterData,
-            run=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={
-                "max_epochs": 100,
-                "accelerator": "cpu",
-                "logger": False,
-                "enable_checkpointing": False,
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-            },
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            args=None if argv is None else list(argv),
-        )
-    except (ArgumentError, ValueError, MisconfigurationException) as error:
-        raise InputError(one_line(error)) from error
+MakeTrainer = Callable[[list[Any], list[Callback]], Trainer]
+"""Makes the trainer of some loggers and callbacks."""
+
+
+def _parse(argv: Sequence[str]) -> tuple[TrainSettings, EarlyStopping, MakeTrainer, dict[str, Any]]:
+    """Read the command line: our settings, and Lightning's own under `trainer` and `early_stopping`.
+
+    Returns:
+        The settings, the early stopping, what makes the trainer, and all settings as plain data.
+    """
+    require_unique_keys(argv)
+    parser = LightningArgumentParser(
+        prog="python -m train", description="Train a router.", exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
+    parser.add_class_arguments(TrainSettings, as_group=False)
+    parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+    parser.add_class_arguments(
+        Trainer, "trainer", skip={"logger", "callbacks", "enable_checkpointing"}, instantiate=False
+    )
+    parser.set_defaults({"early_stopping.monitor": "validation/loss", "early_stopping.patience": 10})
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
+    with refusals_of(TrainSettings):
+        config = parser.parse_args(list(argv))
+        seed_everything(config["seed_everything"], workers=True, verbose=False)
+        made = parser.instantiate(config)
+        settings = TrainSettings(**{field.name: made[field.name] for field in fields(TrainSettings)})
+    plain: dict[str, Any] = json.loads(parser.dump(config, format="json", skip_none=False))
+    plain.pop("config", None)
+
+    def make_trainer(loggers: list[Any], callbacks: list[Callback]) -> Trainer:
+        try:
+            return Trainer(**made["trainer"].as_dict(), logger=loggers, callbacks=callbacks)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise InputError(f"trainer: {one_line(error)}") from error
+
+    return settings, made["early_stopping"], make_trainer, plain
 
 
 def _quiet_lightning() -> None:
@@ -143,17 +180,10 @@ def _quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _plain(cli: TrainCLI) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(cli.parser.dump(cli.config, format="json"))
-    values.pop("config", None)
-    return values
-
-
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide the router: not where things lie or are tracked."""
-    plain = {name: value for name, value in settings.items() if name not in ("out", "tracking", "warm_start")}
-    plain["data"] = {k: v for k, v in plain["data"].items() if k not in ("data", "records", "features", "device")}
-    return plain
+    places = ("out", "tracking", "warm_start", "data", "records", "states", "device")
+    return {name: value for name, value in settings.items() if name not in places}
 
 
 def _trained_before(out: Path, key: str) -> bool:
@@ -168,7 +198,7 @@ def _trained_before(out: Path, key: str) -> bool:
 
 
 def _describe(data: RouterData) -> str:
-    lines = [f"base model {data.base_model}, {data.origin.num_layers} layers, read after {data.read_layer} of them"]
+    lines = [f"base model {data.model}, {data.origin.num_layers} layers, read after {data.read_layer} of them"]
     for split, examples in data.examples.items():
         lines.append(f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without")
     told = data.objective.describe(data.examples["train"].targets)
@@ -189,7 +219,7 @@ def _finish(
     validation = data.examples["validation"]
     output = torch.cat([module(*collate(part)[:2]) for part in _parts(validation)])
     if not output.isfinite().all():
-        raise InputError("model.learning_rate: expected training that stays finite, got infinite weights")
+        raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
     head.calibrate(output)
     final = module.measures(output, validation.targets)
     flops = head.forward_flops(validation.tokens)
@@ -205,8 +235,8 @@ def _finish(
         d_model=data.d_model,
         task=data.tasks.name,
         mode=data.tasks.mode,
-        base_model=data.base_model,
-        revision=data.revision,
+        base_model=data.model,
+        revision=settings["revision"],
         dtype=origin.dtype,
         fingerprints=origin.fingerprints,
         budget_points=head.budget_points,

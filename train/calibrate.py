@@ -1,6 +1,6 @@
 """Certify a router: the cheapest operating point whose loss against full depth is below epsilon, surely enough.
 
-    python -m train.calibrate --router runs/qwen/router --data runs/qwen/data --model qwen2.5-coder-1.5b-instruct         --epsilon 0.02 --delta 0.1
+    python -m train calibrate --router runs/qwen/router-0 --data runs/qwen/data --epsilon 0.02 --delta 0.1
 
 Learn then Test (Angelopoulos et al., arXiv 2110.01052; `train.guarantee`) on a split that neither training nor the
 choice of settings has seen. Writes `guarantee.json` beside the router; with too few data it says what they would have
@@ -9,24 +9,28 @@ been enough for, and the router falls back to full depth.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
-from tqdm import tqdm
 
-from data.accuracy import ModelSettings, claim, open_scorer
-from data.records import ChainResult, DenseTable, SearchRecord, read_records
-from data.sample import Sample
-from data.scoring import ChainScorer, batches_by_length
+from data.pool import Batch, Tick, run_batches
+from data.records import ChainResult, DenseTable, SearchRecord, agrees, read_records
+from data.sample import Sample, Split
+from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
+from data.store import Store
 from data.tasks import TASKS_FILE
 from router.chain import Chain
-from router.command import parse_settings, plain_values, provenance, run_command
-from router.files import JsonLog, read_json, read_json_lines, require_directory, require_file, sha256_file, sha256_json
+from router.command import parse_settings, plain_values, provenance
+from router.engine.load import ModelSettings
+from router.files import read_json, require_directory, require_file, sha256_file, sha256_json
 from router.heads.budget import BudgetPoint
 from router.storage import (
     CONFIG_FILE,
@@ -34,26 +38,26 @@ from router.storage import (
     TRAINED_ON_FILE,
     WEIGHTS_FILE,
     Guarantee,
+    OperatingPoint,
+    Operation,
     Router,
     load_router,
     trained_questions,
     write_guarantee,
 )
-from router.validation import InputError
+from router.validation import SETTINGS, STORED, Count, InputError, Positive
 from train.guarantee import Certificate, certify
 
-RESULTS_FILE = "results.jsonl"
 
-
-@dataclass(frozen=True)
-class CalibrateSettings:
-    """Settings of `python -m train.calibrate`.
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class CalibrateSettings(ModelSettings):
+    """Settings of `python -m train calibrate`.
 
     Attributes:
         router: folder of the trained router; the guarantee is written there.
         data: folder of `python -m data prepare`, with the split.
-        epsilon: loss allowed against full depth, at least 0 and below 1.
-        delta: probability of being wrong, above 0 and below 1.
+        epsilon: loss allowed against full depth.
+        delta: probability of being wrong.
         loss: "accuracy": accuracy lost against full depth; "disagreement": share of samples answered otherwise.
         split: the calibration split; no question of it may have been trained on.
         points: operating points to test, evenly spread over the router's.
@@ -62,10 +66,6 @@ class CalibrateSettings:
         static: folder of menu tables (train.jsonl and validation.jsonl): their best chain of each depth is certified
             in the same way, as the baseline; null: no baseline.
         out: folder for the results; a run that was stopped goes on there; null: `calibration` in the router's folder.
-        model: base model: an offline asset, a local directory or a hub id.
-        revision: hub revision of the model.
-        dtype: dtype of the model.
-        device: torch device, or auto.
         limit: samples at most, the first ones; null: all.
         batch_samples: samples run at once.
         batch_tokens: tokens in one call of a layer at most.
@@ -73,52 +73,26 @@ class CalibrateSettings:
 
     router: Path
     data: Path
-    epsilon: float = 0.02
-    delta: float = 0.1
+    epsilon: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    delta: Annotated[float, Field(gt=0, lt=1)] = 0.1
     loss: Literal["accuracy", "disagreement"] = "accuracy"
-    split: str = "calibration"
-    points: int = 24
+    split: Split = "calibration"
+    points: Positive = 24
     least_scores: tuple[float, ...] = ()
     static: Path | None = None
     out: Path | None = None
-    model: str = "smollm2-135m-instruct"
-    revision: str | None = None
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    limit: int | None = None
-    batch_samples: int = 32
-    batch_tokens: int = 1024
-
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon: expected at least 0 and below 1, got {self.epsilon}")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta: expected above 0 and below 1, got {self.delta}")
-        if self.points < 1:
-            raise ValueError(f"points: expected at least 1, got {self.points}")
-        self.measured()  # refuses what it refuses
-
-    def measured(self) -> ModelSettings:
-        """Return the model and samples that are named."""
-        return ModelSettings(
-            data=self.data,
-            out=self.out or self.router / "calibration",
-            model=self.model,
-            revision=self.revision,
-            split=self.split,
-            dtype=self.dtype,
-            device=self.device,
-            limit=self.limit,
-            batch_samples=self.batch_samples,
-            batch_tokens=self.batch_tokens,
-        )
+    limit: Positive | None = None
+    batch_samples: Positive = 32
+    batch_tokens: Positive = 1024
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    description = "Certify a router's loss against full depth."
-    settings, plain = parse_settings(CalibrateSettings, argv, "train.calibrate", description)
+    """Run the command.
+
+    Raises:
+        InputError: at bad input.
+    """
+    settings, plain = parse_settings(CalibrateSettings, argv, "train calibrate", "Certify a router's loss.")
     require_directory(settings.router, "router")
     router = load_router(settings.router)
     key = _key(settings)
@@ -127,20 +101,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_told(router.guarantee, router.config.num_layers))
         return
     tried = settings_of(router.head.budget_points, settings.points, settings.least_scores)
-    measured = settings.measured()
-    scorer, samples = open_scorer(measured)
+    model = settings.model or router.config.base_model
+    scorer, samples = open_scorer(
+        replace(settings, model=model),
+        settings.data,
+        settings.split,
+        limit=settings.limit,
+        batch_tokens=settings.batch_tokens,
+    )
     router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
     _require_unseen(settings.router, samples)
-    weights = sha256_file(settings.router / WEIGHTS_FILE)
-    # The settings may change from run to run: a chain's result on a sample does not hang on them.
-    claim(measured, scorer, samples, {"batch_samples": settings.batch_samples, "batch_tokens": settings.batch_tokens})
-    path = measured.out / RESULTS_FILE
     fixed = [] if settings.static is None else static_settings(_table_records(settings.static))
-    done = run_settings(router, scorer, samples, [*tried, *fixed], path, settings.batch_samples)
+    done = run_settings(router, scorer, samples, [*tried, *fixed], settings)
     n = scorer.num_layers
     own, static = done.part(slice(len(tried))), done.part(slice(len(tried), None))
     found = _certify(own, settings, starts=max(1, len(settings.least_scores)))
-    guarantee = _guarantee(settings, tried, own, found)
     print(_table([_name(one) for one in tried], own, found))
     more: dict[str, Any] = {"tried": plain_values([asdict(one) for one in tried]), "certificate": asdict(found)}
     if fixed:
@@ -148,15 +123,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_table([_name(one) for one in fixed], static, of_static))
         chosen = of_static.chosen
         depth = float(n) if chosen is None else float(static.depths[chosen])
-        more["static"] = {
-            "chain": str(Chain.full(n) if chosen is None else fixed[chosen].chain),
-            "depth": depth,
-            "certificate": asdict(of_static),
-        }
-        print(f"best static chain with the same guarantee: {more['static']['chain']}, depth {depth:g}")
-    weights = sha256_file(settings.router / WEIGHTS_FILE)
+        chain = str(Chain.full(n) if chosen is None else fixed[chosen])
+        more["static"] = {"chain": chain, "depth": depth, "certificate": asdict(of_static)}
+        print(f"best static chain with the same guarantee: {chain}, depth {depth:g}")
     more |= {"depths": [float(depth) for depth in own.depths], "key": key, **provenance(plain)}
-    write_guarantee(settings.router, guarantee, weights, plain_values(more))
+    guarantee = _guarantee(settings, tried, own, found)
+    write_guarantee(settings.router, guarantee, sha256_file(settings.router / WEIGHTS_FILE), plain_values(more))
     print(f"full depth is right on {sum(result.correct for result in own.full) / len(own.full):.4f}")
     print(_told(guarantee, n))
     print(f"guarantee: {settings.router / GUARANTEE_FILE}")
@@ -188,9 +160,9 @@ def _certify(done: Calibration, settings: CalibrateSettings, starts: int) -> Cer
         raise InputError(str(error)) from error
 
 
-def _name(setting: Setting) -> str:
-    if setting.chain is not None:
-        return str(setting.chain)
+def _name(setting: OperatingPoint | Chain) -> str:
+    if isinstance(setting, Chain):
+        return str(setting)
     least = "" if setting.least_score is None else f", least score {setting.least_score:g}"
     return f"offset {setting.offset:.4g}{least}"
 
@@ -211,7 +183,7 @@ def _require_unseen(folder: Path, samples: Sequence[Sample]) -> None:
 
 
 def _guarantee(
-    settings: CalibrateSettings, tried: Sequence[Setting], done: Calibration, found: Certificate
+    settings: CalibrateSettings, tried: Sequence[OperatingPoint], done: Calibration, found: Certificate
 ) -> Guarantee:
     chosen = found.chosen
     return Guarantee(
@@ -256,35 +228,22 @@ def _told(guarantee: Guarantee, num_layers: int) -> str:
     )
 
 
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))
-
-
-# What a router's settings answer on a calibration split: chains really run, kept line by line, resumable.
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting that may be certified: of a router, or a static chain.
+@dataclass(frozen=True, config=STORED)
+class Routed:
+    """What all settings did on one sample.
 
     Attributes:
-        offset: operating point of the head; None: a static chain.
-        least_score: chains that score less give way to full depth; None: none do.
-        chain: the static chain; None: the router chooses.
+        sample_id: the sample.
+        results: what full depth answered, then each other chain that some setting picked.
+        choices: for each setting the place of its chain in `results`.
     """
 
-    offset: float | None
-    least_score: float | None = None
-    chain: Chain | None = None
-
-    def chains(self, router: Router, output: Tensor) -> list[Chain]:
-        """Return the chain of each row of the head's output."""
-        if self.chain is not None:
-            return [self.chain] * len(output)
-        return [one.chain for one in router.route_at(output, self.offset, self.least_score)]
+    sample_id: str
+    results: Annotated[tuple[ChainResult, ...], Field(min_length=1)]
+    choices: tuple[Count, ...]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Calibration:
     """What the settings did.
 
@@ -298,14 +257,8 @@ class Calibration:
 
     def losses(self, kind: Literal["accuracy", "disagreement"]) -> Int[np.ndarray, "settings samples"]:
         """Return each setting's loss against full depth: -1, 0 or 1 (accuracy), or 0 or 1 (disagreement)."""
-        if kind == "disagreement":
-            rows = [
-                [int(a.prediction != b.prediction) for a, b in zip(self.full, row, strict=True)] for row in self.routed
-            ]
-        else:
-            rows = [
-                [int(a.correct) - int(b.correct) for a, b in zip(self.full, row, strict=True)] for row in self.routed
-            ]
+        loss = {"disagreement": lambda full, one: int(not agrees(one, full)), "accuracy": _lost}[kind]
+        rows = [[loss(full, one) for full, one in zip(self.full, row, strict=True)] for row in self.routed]
         return np.array(rows, dtype=np.int64)
 
     def part(self, settings: slice) -> Calibration:
@@ -318,7 +271,11 @@ class Calibration:
         return np.array([np.mean([result.chain.depth for result in row]) for row in self.routed])
 
 
-def settings_of(points: Sequence[BudgetPoint], count: int, least_scores: Sequence[float]) -> list[Setting]:
+def _lost(full: ChainResult, one: ChainResult) -> int:
+    return int(full.correct) - int(one.correct)
+
+
+def settings_of(points: Sequence[BudgetPoint], count: int, least_scores: Sequence[float]) -> list[OperatingPoint]:
     """Return settings in the order in which they are tested: from the deepest operating point to the shallowest.
 
     They were fixed on the validation split, so the calibration split has no part in them.
@@ -336,10 +293,10 @@ def settings_of(points: Sequence[BudgetPoint], count: int, least_scores: Sequenc
         raise InputError("router: expected one with operating points, got one without")
     places = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)})
     fallbacks: list[float | None] = list(least_scores) or [None]
-    return [Setting(ordered[place].offset, least) for least in fallbacks for place in places]
+    return [OperatingPoint(ordered[place].offset, least) for least in fallbacks for place in places]
 
 
-def static_settings(records: Sequence[SearchRecord]) -> list[Setting]:
+def static_settings(records: Sequence[SearchRecord]) -> list[Chain]:
     """Return the best static chain of each depth below the model's, from the deepest to the shallowest.
 
     Args:
@@ -353,16 +310,15 @@ def static_settings(records: Sequence[SearchRecord]) -> list[Setting]:
     shorter = [chain for chain in reversed(best) if chain.depth < chain.num_layers]
     if not shorter:
         raise InputError("static: expected menu tables with chains shorter than the full one, got none in common")
-    return [Setting(None, chain=chain) for chain in shorter]
+    return shorter
 
 
 def run_settings(
     router: Router,
     scorer: ChainScorer,
     samples: Sequence[Sample],
-    settings: Sequence[Setting],
-    log_path: Path,
-    batch_samples: int,
+    tried: Sequence[OperatingPoint | Chain],
+    settings: CalibrateSettings,
 ) -> Calibration:
     """Route every sample at every setting and run the chains, in the mode of evaluation.
 
@@ -372,51 +328,59 @@ def run_settings(
         router: the router.
         scorer: its base model.
         samples: the calibration samples.
-        settings: the settings.
-        log_path: JSON Lines file that keeps the results.
-        batch_samples: samples loaded at once.
+        tried: operating points of the router, and static chains.
+        settings: where the results lie, and sizes of batches.
 
     Raises:
-        InputError: where the file is corrupt.
+        InputError: where the results are corrupt.
     """
-    encoded = scorer.encode_all(samples)
-    routes: dict[str, list[Chain]] = {}
+    identity = {
+        "fingerprints": asdict(scorer.fingerprints),
+        "dtype": scorer.dtype,
+        "samples": sha256_json([sample.id for sample in samples]),
+        "batches": [settings.batch_samples, settings.batch_tokens],
+        "weights": sha256_file(settings.router / WEIGHTS_FILE),
+        "tried": [str(one) for one in tried],
+    }
+    # A file for each router and each set of settings, so that no result is in another one's way.
+    path = (settings.out or settings.router / "calibration") / f"{sha256_json(identity)[:16]}.jsonl"
     full = Chain.full(scorer.num_layers)
-    with JsonLog(log_path) as log, tqdm(total=len(samples), desc="calibrate", unit="sample") as bar:
-        known = _read(log_path, scorer.num_layers)  # the log has cut off what a killed run left torn
-        for batch in batches_by_length([one.length for one in encoded], batch_samples):
-            block = scorer.load([encoded[i] for i in batch])
-            states = [state.cpu() for state in scorer.states(block, router.config.read_layer)]
-            output = router.outputs(states)
-            by_setting = [one.chains(router, output) for one in settings]
-            jobs: list[tuple[int, Chain]] = []
-            for place, i in enumerate(batch):
-                routes[samples[i].id] = [chains[place] for chains in by_setting]
-                jobs += [(place, chain) for chain in dict.fromkeys([full, *routes[samples[i].id]])]
-            names = [samples[i].id for i in batch]
-            if any((names[place], chain) not in known for place, chain in jobs):
-                # The batch runs whole, so that a chain runs in the same company as in an unbroken run.
-                results = zip(jobs, scorer.judge(block, jobs), strict=True)
-                fresh = [(names[place], one) for (place, chain), one in results if (names[place], chain) not in known]
-                log.append(*({"sample_id": name, **one.to_json()} for name, one in fresh))
-                known.update({(name, one.chain): one for name, one in fresh})
-            bar.update(len(batch))
+
+    def work(batch: Batch[EncodedSample], tick: Tick) -> list[Routed]:
+        block = scorer.load(batch.items)
+        states = [state.cpu() for state in scorer.states(block, router.config.read_layer)]
+        by_setting = [_chains(router, states, one) for one in tried]
+        picked = [[chains[i] for chains in by_setting] for i in range(len(batch.items))]
+        distinct = [list(dict.fromkeys([full, *chains])) for chains in picked]
+        results = iter(scorer.judge(block, [(i, chain) for i, chains in enumerate(distinct) for chain in chains]))
+        made = []
+        for one, chains, wanted in zip(batch.items, distinct, picked, strict=True):
+            answers = tuple(next(results) for _ in chains)
+            made.append(Routed(one.sample.id, answers, tuple(chains.index(chain) for chain in wanted)))
+        tick(len(made))
+        return made
+
+    encoded = scorer.encode_all(samples)
+    batches = [
+        Batch(str(number), tuple(encoded[i] for i in batch), tuple(samples[i].id for i in batch), len(batch))
+        for number, batch in enumerate(batches_by_length([one.length for one in encoded], settings.batch_samples))
+    ]
+    store = Store(path, Routed, identity, _key_of, num_layers=scorer.num_layers)
+    run_batches(store, batches, work, _key_of, label="calibrate", unit="sample")
+    store.finish([sample.id for sample in samples])
+    rows = list(store.rows())
     return Calibration(
-        full=tuple(known[sample.id, full] for sample in samples),
-        routed=tuple(
-            tuple(known[sample.id, routes[sample.id][place]] for sample in samples) for place in range(len(settings))
-        ),
+        full=tuple(row.results[0] for row in rows),
+        routed=tuple(tuple(row.results[row.choices[place]] for row in rows) for place in range(len(tried))),
     )
 
 
-def _read(path: Path, num_layers: int) -> dict[tuple[str, Chain], ChainResult]:
-    known: dict[tuple[str, Chain], ChainResult] = {}
-    for number, value in read_json_lines(path) if path.exists() else ():
-        fields: dict[str, Any] = dict(value)
-        try:
-            name = str(fields.pop("sample_id"))
-            result = ChainResult.from_json(fields, num_layers)
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: expected a result, got {error}") from error
-        known[name, result.chain] = result
-    return known
+def _key_of(row: Routed) -> str:
+    return row.sample_id
+
+
+def _chains(router: Router, states: Sequence[Tensor], setting: OperatingPoint | Chain) -> list[Chain]:
+    """Return the chain of each sample at a setting."""
+    if isinstance(setting, Chain):
+        return [setting] * len(states)
+    return [one.chain for one in router.decide(states, Operation(point=setting))]

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningDataModule
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.records import SearchRecord, read_records
+from data.records import SearchRecord, model_of, read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
+from data.states import StatesOrigin, states_of
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
-from router.engine.load import load_model
+from router.engine.load import DEFAULT_MODEL, load_model
 from router.files import require_directory, sha256_file
 from router.fingerprint import Fingerprints
 from router.heads.head import Head, StateEncoder, pad_states
 from router.heads.menu import OUTCOMES, MenuHead
 from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
-from router.validation import InputError
-from train.features import FeatureKey, cached_states
+from router.validation import SETTINGS, InputError, Positive
 
 if TYPE_CHECKING:
     from train.objectives import Objective
@@ -38,18 +39,14 @@ POOLED_AT_ONCE = 64
 SPLITS = ("train", "validation")
 
 
-_SEEN: dict[tuple[str, str | None, str, str], tuple[Fingerprints, int]] = {}
-"""Fingerprints and parameters of the layers by base model, revision, dtype and prompt: a sweep loads the model once."""
-
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Origin:
     """What the records were made with; a router trained on them inherits it.
 
     Attributes:
         fingerprints: base model, tokenizer and prompt.
         num_layers: layers of the base model.
-        read_layer: layers that run in every chain.
+        first_editable: layers that run unedited in every chain.
         dtype: dtype of the base model.
         reward_target: must be "gold"; a control's records train nothing.
         search: hash of the search settings.
@@ -57,7 +54,7 @@ class Origin:
 
     fingerprints: Fingerprints
     num_layers: int
-    read_layer: int
+    first_editable: int
     dtype: str
     reward_target: str
     search: str
@@ -105,47 +102,46 @@ def collate(examples: list[Example]) -> Batch:
     return states, mask, [target for _, target in examples]
 
 
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class DataSettings:
+    """What a router is trained on.
+
+    Attributes:
+        data: folder of `python -m data prepare`, with train.jsonl and validation.jsonl.
+        records: folder of `python -m search`, with train.jsonl and validation.jsonl.
+        model: the frozen base model: an offline asset, a local directory or a hub id; null: the one that the records
+            were made with.
+        revision: its hub revision.
+        device: torch device for the states, or auto.
+        read_layer: e of the `hidden_states[e]` that the router reads; chains that edit an earlier layer are no
+            targets; at least the records' `first_editable`; null: that.
+        batch_size: samples in a training batch.
+        states: folder for states that are computed here; null: `states` beside the records.
+        limit: training samples to use, drawn by their ids, for learning curves; null: all.
+    """
+
+    data: Path
+    records: Path
+    model: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    read_layer: Positive | None = None
+    batch_size: Positive = 32
+    states: Path | None = None
+    limit: Positive | None = None
+
+
 class RouterData(LightningDataModule):
     """Train and validation examples from `python -m search`'s records."""
 
-    def __init__(
-        self,
-        data: Path,
-        records: Path,
-        base_model: str = "smollm2-135m-instruct",
-        revision: str | None = None,
-        device: str = "auto",
-        read_layer: int | None = None,
-        batch_size: int = 32,
-        features: Path | None = None,
-        limit: int | None = None,
-    ) -> None:
-        """Set what is read; nothing is read yet.
-
-        Args:
-            data: directory with train.jsonl and validation.jsonl of `python -m data prepare`.
-            records: directory with train.jsonl and validation.jsonl of `python -m search`.
-            base_model: the frozen model: an offline asset, a local directory or a hub id.
-            revision: its hub revision.
-            device: torch device for the states, or auto.
-            read_layer: the read layer: chains that edit an earlier one are no targets; at least the records' own;
-                null: the records' own.
-            batch_size: samples in a training batch.
-            features: folder of the states' cache; null: `features` beside the records.
-            limit: training samples to use, drawn by their ids, for learning curves; null: all.
-        """
+    def __init__(self, settings: DataSettings, objective: Objective) -> None:
+        """Set what is read, and what it is to teach; nothing is read yet."""
         super().__init__()
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit: expected at least 1, got {limit}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        self.base_model, self.revision = base_model, revision
-        self._data, self._records, self._device = data, records, device
-        self._wanted_prefix, self._batch_size, self._limit = read_layer, batch_size, limit
-        self._features = features or records / "features"
+        self._settings, self.objective = settings, objective
         self._generator = torch.Generator().manual_seed(0)
         self._scorer: ChainScorer | None = None
         self._loaded = False
+        self.model: str
         self.tasks: TaskSet
         self.origin: Origin
         self.d_model: int
@@ -154,12 +150,7 @@ class RouterData(LightningDataModule):
         self.without_target: dict[str, int] = {}
         self.read_layer: int
         self.head_settings: dict[str, Any] = {}
-        self.objective: Objective
         self.split_hashes: set[str] = set()
-
-    def teach(self, objective: Objective) -> None:
-        """Set what the records are to teach; before `setup`."""
-        self.objective = objective
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Read records and samples, check that they fit each other and the base model, and get the states.
@@ -169,12 +160,12 @@ class RouterData(LightningDataModule):
         """
         if self._loaded:
             return
-        require_directory(self._data, "data.data")
-        require_directory(self._records, "data.records")
-        self.tasks = read_tasks(self._data)
+        require_directory(self._settings.data, "data")
+        require_directory(self._settings.records, "records")
+        self.tasks = read_tasks(self._settings.data)
         pairs = {split: self._read(split) for split in SPLITS}
-        if self._limit is not None:
-            pairs["train"] = pairs["train"][: self._limit]
+        if self._settings.limit is not None:
+            pairs["train"] = pairs["train"][: self._settings.limit]
         self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
         records = [record for pair in pairs.values() for record, _ in pair]
         self.origin = self._common_origin(records)
@@ -184,21 +175,21 @@ class RouterData(LightningDataModule):
             kept = [(sample, target) for sample, target in targets if target is not None]
             self.without_target[split] = len(targets) - len(kept)
             if not kept:
-                raise InputError(f"data.records: expected a sample with a right chain in {split}, got none")
+                raise InputError(f"records: expected a sample with a right chain in {split}, got none")
             samples = [sample for sample, _ in kept]
-            states = self.states(split, samples)
+            states = self._states(split, samples)
             self.examples[split] = Examples(states, [target for _, target in kept], [one.id for one in samples])
         self.d_model = self.examples["train"].states[0].shape[1]
         self._loaded = True
         self._scorer = None
 
-    def states(self, split: str, samples: list[Sample]) -> list[Tensor]:
-        """Return the samples' states at the read layer: kept by the search, cached here, or from the model."""
-        key = FeatureKey(
-            self.origin.fingerprints, self.origin.dtype, self.read_layer, tuple(sample.id for sample in samples)
-        )
-        kept = self._records / f"{split}.states"
-        return cached_states(self._features, split, samples, key, self._open_scorer, kept)
+    def _states(self, split: str, samples: list[Sample]) -> list[Tensor]:
+        """Return the samples' states at the read layer: kept by the search, kept here, or from the model."""
+        origin = StatesOrigin(self.origin.fingerprints, self.origin.dtype)
+        records, layer = self._settings.records, self.read_layer
+        kept = [records / f"{split}.states"]
+        folder = self._settings.states or records / "states"
+        return states_of(folder, origin, samples, layer, self._open_scorer, kept=kept, label=f"states {split}")
 
     def pool(self, encoder: StateEncoder) -> None:
         """Pool the states once for the whole training; see `Examples.pool`."""
@@ -207,21 +198,23 @@ class RouterData(LightningDataModule):
 
     def files(self) -> dict[str, Path]:
         """Return the files that decide the examples: records and samples of both splits, and their tasks."""
-        files = {"samples/tasks": self._data / TASKS_FILE}
+        files = {"samples/tasks": self._settings.data / TASKS_FILE}
         for split in SPLITS:
-            files[f"records/{split}"] = self._records / f"{split}.jsonl"
-            files[f"samples/{split}"] = self._data / f"{split}.jsonl"
+            files[f"records/{split}"] = self._settings.records / f"{split}.jsonl"
+            files[f"samples/{split}"] = self._settings.data / f"{split}.jsonl"
         return files
 
     def _read(self, split: str) -> list[tuple[SearchRecord, Sample]]:
-        samples = {s.id: s for s in read_samples(self.files()[f"samples/{split}"], f"data.data: {split}")}
+        samples = {s.id: s for s in read_samples(self.files()[f"samples/{split}"], f"data: {split}")}
         path = self.files()[f"records/{split}"]
-        records = read_records(path, f"data.records: {split}")
+        records = read_records(path, f"records: {split}")
         for record in records:
             if record.split != split:
                 raise InputError(f"{path}: expected records of the split {split}, got one of {record.split}")
             if record.sample_id not in samples:
-                raise InputError(f"{path}: expected records of the samples in {self._data}, got {record.sample_id}")
+                raise InputError(
+                    f"{path}: expected records of the samples in {self._settings.data}, got {record.sample_id}"
+                )
         return [(record, samples[record.sample_id]) for record in sorted(records, key=lambda r: r.sample_id)]
 
     def _common_origin(self, records: list[SearchRecord]) -> Origin:
@@ -231,36 +224,37 @@ class RouterData(LightningDataModule):
             for name in Origin.__dataclass_fields__:
                 if getattr(other, name) != getattr(first, name):
                     raise InputError(
-                        f"data.records: expected records of one search, got {name} "
+                        f"records: expected records of one search, got {name} "
                         f"{getattr(first, name)!s:.80} and {getattr(other, name)!s:.80}"
                     )
         if first.reward_target != "gold":
-            raise InputError(f"data.records: expected the reward target gold, got {first.reward_target}")
-        self.read_layer = first.read_layer if self._wanted_prefix is None else self._wanted_prefix
-        if not first.read_layer <= self.read_layer < first.num_layers:
+            raise InputError(f"records: expected the reward target gold, got {first.reward_target}")
+        self.read_layer = first.first_editable if self._settings.read_layer is None else self._settings.read_layer
+        if not first.first_editable <= self.read_layer < first.num_layers:
             raise InputError(
-                f"data.read_layer: expected {first.read_layer} (as in the records) to {first.num_layers - 1}, "
+                f"read_layer: expected {first.first_editable} (as in the records) to {first.num_layers - 1}, "
                 f"got {self.read_layer}"
             )
         if self.read_layer < 1:
-            raise InputError("data.records: expected read_layer of at least 1 for a router to read, got 0")
+            raise InputError(
+                "records: expected first_editable of at least 1 for a router to read, or a read_layer, got 0"
+            )
         if any(record.mode != self.tasks[record.task].mode for record in records):
-            raise InputError(f"data.records: expected the modes of {self._data / TASKS_FILE}, got another")
+            raise InputError(f"records: expected the modes of {self._settings.data / TASKS_FILE}, got another")
         self._check_model(first)
         return first
 
     def _check_model(self, origin: Origin) -> None:
-        key = (self.base_model, self.revision, origin.dtype, self.tasks.prompt_hash())
-        if key not in _SEEN:
-            scorer = self._open_scorer(origin.dtype)
-            _SEEN[key] = scorer.fingerprints, scorer.layer_parameters
-        fingerprints, self.layer_parameters = _SEEN[key]
-        origin.fingerprints.require(fingerprints, f"records in {self._records}")
+        self.model = self._settings.model or model_of(self.files()["records/train"]) or DEFAULT_MODEL
+        scorer = self._open_scorer(origin.dtype)
+        self.layer_parameters = scorer.layer_parameters
+        origin.fingerprints.require(scorer.fingerprints, f"records in {self._settings.records}")
 
     def _open_scorer(self, dtype: str | None = None) -> ChainScorer:
         if self._scorer is None:
+            settings = self._settings
             model, tokenizer = load_model(
-                self.base_model, dtype=dtype or self.origin.dtype, device=self._device, revision=self.revision
+                self.model, dtype=dtype or self.origin.dtype, device=settings.device, revision=settings.revision
             )
             self._scorer = ChainScorer(model, tokenizer, self.tasks)
         return self._scorer
@@ -269,7 +263,7 @@ class RouterData(LightningDataModule):
         """Return shuffled training batches."""
         return DataLoader(
             self.examples["train"],
-            batch_size=self._batch_size,
+            batch_size=self._settings.batch_size,
             shuffle=True,
             collate_fn=collate,
             generator=self._generator,
@@ -277,13 +271,10 @@ class RouterData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Example]:
         """Return validation batches in a fixed order."""
-        return DataLoader(self.examples["validation"], batch_size=self._batch_size, collate_fn=collate)
+        return DataLoader(self.examples["validation"], batch_size=self._settings.batch_size, collate_fn=collate)
 
 
-# A router whose weights another router's training starts from.
-
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class WarmStart:
     """A router to start from.
 
@@ -334,7 +325,7 @@ class WarmStart:
             InputError: at the first that differs; the message names it and both values.
         """
         config = self.router.config
-        config.fingerprints.require(replace(fingerprints, prompt=config.fingerprints.prompt), "warm_start")
+        config.fingerprints.require(dataclasses.replace(fingerprints, prompt=config.fingerprints.prompt), "warm_start")
         pairs = {"head": (name, config.head), "read_layer": (read_layer, config.read_layer)}
         for key in (*head_settings, *(key for key in config.head_settings if key not in head_settings)):
             if key != "chains":

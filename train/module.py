@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning import LightningModule
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from router.heads.head import Head, Pooling, StateEncoder
 from router.storage import HEADS
+from router.validation import SETTINGS, NotNegative, Positive, Share
 from train.datamodule import Batch, RouterData, WarmStart
-from train.objectives import (
-    HeadName,
-    LayerwiseObjective,
-    MenuObjective,
-    Objective,
-    TargetRule,
-    collapse,
-    effective_number_weights,
-)
+from train.objectives import HeadName, LayerwiseObjective, MenuObjective, Objective, TargetRule, collapse
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class LayerwiseSettings:
     """How a layerwise head is trained.
 
@@ -35,17 +29,11 @@ class LayerwiseSettings:
     """
 
     target: TargetRule = "shortest"
-    gamma: float = 2.0
-    beta: float = 0.99
-
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        if self.gamma < 0:
-            raise ValueError(f"gamma: expected at least 0, got {self.gamma}")
-        effective_number_weights([1], self.beta)
+    gamma: NotNegative = 2.0
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class MenuSettings:
     """How a menu head is trained (on a menu table).
 
@@ -55,9 +43,48 @@ class MenuSettings:
         softness: nats; above 0 a right answer by a margin m counts as sigmoid(m / softness) right.
     """
 
-    agreement: float = 0.5
-    auxiliary: float = 0.1
-    softness: float = 0.0
+    agreement: Share = 0.5
+    auxiliary: NotNegative = 0.1
+    softness: NotNegative = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class HeadSettings:
+    """The router's head, and how it is trained.
+
+    Attributes:
+        kind: the head: "layerwise" or "menu" (docs/concepts.md).
+        hidden: width of the head's bottleneck.
+        pooling: how a sample's tokens become one vector: "windows", "ends" (last token and mean) or "attention".
+        windows: parts of a sample's tokens, each pooled by its mean; or weightings of them.
+        dropout: share of the bottleneck dropped in training.
+        learning_rate: AdamW's, per optimizer step.
+        weight_decay: AdamW's.
+        layerwise: what only a layerwise head needs.
+        menu: what only a menu head needs.
+    """
+
+    kind: HeadName = "layerwise"
+    hidden: Positive = 64
+    pooling: Pooling = "windows"
+    windows: Positive = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: NotNegative = 0.1
+    layerwise: LayerwiseSettings = LayerwiseSettings()
+    menu: MenuSettings = MenuSettings()
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """Settings of the head's encoder (`router.heads.head.StateEncoder`)."""
+        return {name: getattr(self, name) for name in ("hidden", "pooling", "windows", "dropout")}
+
+    def objective(self) -> Objective:
+        """Return what the head is taught."""
+        if self.kind == "layerwise":
+            return LayerwiseObjective(self.layerwise.target, self.layerwise.gamma, self.layerwise.beta)
+        menu = self.menu
+        return MenuObjective(agreement=menu.agreement, auxiliary=menu.auxiliary, softness=menu.softness)
 
 
 class RouterModule(LightningModule):
@@ -65,42 +92,13 @@ class RouterModule(LightningModule):
 
     head: Head
 
-    def __init__(
-        self,
-        kind: HeadName = "layerwise",
-        hidden: int = 64,
-        pooling: Pooling = "windows",
-        windows: int = 8,
-        dropout: float = 0.1,
-        learning_rate: float = 3e-4,
-        weight_decay: float = 0.1,
-        layerwise: LayerwiseSettings = LayerwiseSettings(),
-        menu: MenuSettings = MenuSettings(),
-    ) -> None:
-        """Set the training; the head is built when the data are known.
-
-        Args:
-            kind: the head: "layerwise" or "menu" (docs/concepts.md).
-            hidden: width of the head's bottleneck.
-            pooling: how a sample's tokens become one vector: "windows", "ends" (last token and mean) or "attention".
-            windows: parts of a sample's tokens, each pooled by its mean; or weightings of them.
-            dropout: share of the bottleneck dropped in training.
-            learning_rate: AdamW's, per optimizer step.
-            weight_decay: AdamW's.
-            layerwise: what only a layerwise head needs.
-            menu: what only a menu head needs.
-        """
+    def __init__(self, settings: HeadSettings) -> None:
+        """Set the training; the head is built when the data are known."""
         super().__init__()
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay: expected at least 0, got {weight_decay}")
-        self.encoder_settings = {"hidden": hidden, "pooling": pooling, "windows": windows, "dropout": dropout}
-        # Built once here for its checks: bad sizes are refused before any data is read.
-        StateEncoder(1, hidden=hidden, pooling=pooling, windows=windows, dropout=dropout)
-        self.objective = _objective(kind, layerwise, menu)
-        self.head_settings: dict[str, Any] = dict(self.encoder_settings)
-        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        StateEncoder(1, **settings.encoder)  # built once for its checks: sizes are refused before any data is read
+        self.objective = settings.objective()
+        self.head_settings: dict[str, Any] = settings.encoder
+        self._settings = settings
         self._validated: list[tuple[Tensor, list[Any]]] = []
 
     def build(self, data: RouterData, warm_start: WarmStart | None = None) -> None:
@@ -114,7 +112,7 @@ class RouterModule(LightningModule):
             InputError: where the head cannot start from that router.
         """
         origin = data.origin
-        self.head_settings = {**self.encoder_settings, **data.head_settings}
+        self.head_settings = {**self._settings.encoder, **data.head_settings}
         kind = HEADS[self.objective.name]
         self.head = kind(origin.num_layers, data.read_layer, data.d_model, **self.head_settings)
         self.objective.start(self.head, data.examples["train"].targets)
@@ -159,10 +157,6 @@ class RouterModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW."""
-        return torch.optim.AdamW(self.parameters(), lr=self._learning_rate, weight_decay=self._weight_decay)
-
-
-def _objective(kind: HeadName, layerwise: LayerwiseSettings, menu: MenuSettings) -> Objective:
-    if kind == "layerwise":
-        return LayerwiseObjective(layerwise.target, layerwise.gamma, layerwise.beta)
-    return MenuObjective(agreement=menu.agreement, auxiliary=menu.auxiliary, softness=menu.softness)
+        return torch.optim.AdamW(
+            self.parameters(), lr=self._settings.learning_rate, weight_decay=self._settings.weight_decay
+        )

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from data.records import ChainResult, SearchRecord, shared_chains
+from data.records import ChainResult, SearchRecord, agrees, shared_chains
 from router.chain import Chain
 from router.heads.budget import best_mixture, operating_points, priced_choice
 from router.heads.head import Head
@@ -22,6 +22,9 @@ from router.heads.menu import AGREE, CORRECT, OUTCOMES, MenuHead
 from router.validation import InputError
 
 HeadName = Literal["layerwise", "menu"]
+TargetRule = Literal["shortest", "margin"]
+CONFIDENCE_SCALE = 4.0
+"""Margin of full depth, in nats, that counts as one unit of the auxiliary target."""
 
 
 class Objective(ABC):
@@ -115,116 +118,6 @@ class LayerwiseObjective(Objective):
         return "training targets: " + ", ".join(f"{n} {s:.3f}" for n, s in zip(CLASSES, shares, strict=True))
 
 
-def collapse(head: Head, output: Tensor) -> dict[str, float]:
-    """Return how far a head's own choice has fallen back to few chains.
-
-    Returns:
-        `full_share` (chains that are full depth), `distinct_chains`, `mean_depth` (layers).
-    """
-    chains: list[Chain] = [ranked[0].chain for ranked in head.decode(output)]
-    return {
-        "full_share": sum(chain.is_full for chain in chains) / len(chains),
-        "distinct_chains": float(len(set(chains))),
-        "mean_depth": sum(chain.depth for chain in chains) / len(chains),
-    }
-
-
-# What the router is to predict: per-layer classes from search records.
-
-
-TargetRule = Literal["shortest", "margin"]
-
-
-def layer_classes(record: SearchRecord, read_layer: int, rule: TargetRule = "shortest") -> tuple[int, ...] | None:
-    """Return a record's target as one class (skip, run, repeat) for each layer after the prefix.
-
-    Only right chains that skip layers or run them once or twice in a row can be written so; block repeats and layers
-    run three times cannot. A chain that did not stand its verification is no target.
-
-    Args:
-        record: what the search found.
-        read_layer: layers that every chain begins with.
-        rule: "shortest": the shortest such chain, greatest margin among equals (the target of Dr.LLM,
-            arXiv 2510.12773); "margin": the one with the greatest margin.
-
-    Returns:
-        The classes, or None where no right chain can be written so.
-    """
-    candidates = [
-        (result, classes)
-        for result in record.results
-        if result.correct
-        and result.verified is not False
-        and (classes := classes_of(result.chain, read_layer)) is not None
-    ]
-    if not candidates:
-        return None
-
-    def rank(candidate: tuple[ChainResult, tuple[int, ...]]) -> tuple[float, float]:
-        result = candidate[0]
-        depth = float(result.chain.depth)
-        return (depth, -result.margin) if rule == "shortest" else (-result.margin, depth)
-
-    return min(candidates, key=rank)[1]
-
-
-def class_counts(targets: Sequence[Sequence[int]], classes: int) -> list[int]:
-    """Return how often each class stands in the targets."""
-    counts = [0] * classes
-    for target in targets:
-        for value in target:
-            counts[value] += 1
-    return counts
-
-
-def layer_frequencies(targets: Sequence[Sequence[int]], classes: int) -> list[list[float]]:
-    """Return the share of each class at each layer, with one more of each counted so that none is 0 (Laplace)."""
-    layers = list(zip(*targets, strict=True))
-    return [[(layer.count(c) + 1) / (len(layer) + classes) for c in range(classes)] for layer in layers]
-
-
-# Losses for classes of very different frequency.
-
-
-def effective_number_weights(counts: Sequence[int], beta: float) -> Float[Tensor, " classes"]:
-    """Return class weights (1 - beta) / (1 - beta^n), scaled to a mean of 1 over the classes that occur.
-
-    Class-balanced loss, Cui et al. 2019 (arXiv 1901.05555), equation 3; beta 0 weighs all classes alike, beta -> 1 by
-    inverse frequency. A class that does not occur gets weight 0.
-
-    Raises:
-        ValueError: where beta is not in 0..1 (1 excluded) or no class occurs.
-    """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta: expected at least 0 and below 1, got {beta}")
-    if not any(counts):
-        raise ValueError(f"counts: expected at least one class that occurs, got {list(counts)}")
-    weights = torch.tensor([(1 - beta) / (1 - beta**n) if n else 0.0 for n in counts], dtype=torch.float64)
-    return (weights * sum(n > 0 for n in counts) / weights.sum()).float()
-
-
-def focal_loss(
-    logits: Float[Tensor, "batch layers classes"],
-    targets: Int[Tensor, "batch layers"],
-    weights: Float[Tensor, " classes"],
-    gamma: float,
-) -> Float[Tensor, ""]:
-    """Return the mean of -w_t (1 - p_t)^gamma ln p_t over all layers of all rows (nats).
-
-    Focal loss, Lin et al. 2017 (arXiv 1708.02002), equation 5; gamma 0 is weighted cross-entropy (not divided by the
-    sum of the weights).
-    """
-    logprobs = functional.log_softmax(logits, dim=-1).gather(-1, targets[..., None])[..., 0]
-    return (-weights[targets] * (1 - logprobs.exp()) ** gamma * logprobs).mean()
-
-
-# Teaching a menu head: what every chain of the menu answered on every sample (a menu table).
-
-
-CONFIDENCE_SCALE = 4.0
-"""Margin of full depth, in nats, that counts as one unit of the auxiliary target."""
-
-
 class MenuObjective(Objective):
     """For each chain of the menu: was it right, did it agree with full depth; and what full depth's confidence was."""
 
@@ -238,15 +131,7 @@ class MenuObjective(Objective):
             auxiliary: weight of the loss of the auxiliary targets, at least 0.
             softness: nats; above 0 a right answer by a small margin m counts as sigmoid(m / softness) right and not as
                 1, since it could as well have been wrong.
-
-        Raises:
-            ValueError: where a number is out of its bounds.
         """
-        for name, value in (("auxiliary", auxiliary), ("softness", softness)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
-        if not 0 <= agreement <= 1:
-            raise ValueError(f"agreement: expected 0..1, got {agreement}")
         self._agreement, self._auxiliary, self._softness = agreement, auxiliary, softness
         self._chains: tuple[Chain, ...] = ()
 
@@ -278,10 +163,10 @@ class MenuObjective(Objective):
         return torch.tensor([*(value for row in rows for value in row), *confidence_of(full)])
 
     def _outcomes(self, result: ChainResult, full: ChainResult) -> tuple[float, float]:
-        right = float(result.correct)
-        if self._softness:
+        right = float(result.stands)
+        if self._softness and (result.stands or not result.correct):  # a label that was flipped is wrong, not soft
             right = 1 / (1 + math.exp(-max(-60.0, min(60.0, result.margin / self._softness))))
-        return right, float(result.prediction == full.prediction)
+        return right, float(agrees(result, full))
 
     def start(self, head: Head, targets: Sequence[Tensor]) -> None:
         """Start from the outcomes' rates (Laplace)."""
@@ -335,6 +220,98 @@ class MenuObjective(Objective):
             f"menu of {len(self._chains)} chains: full depth right on {means[0]:.3f} of the training samples, "
             f"the best chain ({self._chains[best]}) on {means[best]:.3f}, some chain on {right.amax(1).mean():.3f}"
         )
+
+
+def layer_classes(record: SearchRecord, read_layer: int, rule: TargetRule = "shortest") -> tuple[int, ...] | None:
+    """Return a record's target as one class (skip, run, repeat) for each layer after the prefix.
+
+    Only right chains that skip layers or run them once or twice in a row can be written so; block repeats and layers
+    run three times cannot. A chain that did not stand its verification is no target.
+
+    Args:
+        record: what the search found.
+        read_layer: layers that every chain begins with.
+        rule: "shortest": the shortest such chain, greatest margin among equals (the target of Dr.LLM,
+            arXiv 2510.12773); "margin": the one with the greatest margin.
+
+    Returns:
+        The classes, or None where no right chain can be written so.
+    """
+    candidates = [
+        (result, classes)
+        for result in record.results
+        if result.stands and (classes := classes_of(result.chain, read_layer)) is not None
+    ]
+    if not candidates:
+        return None
+
+    def rank(candidate: tuple[ChainResult, tuple[int, ...]]) -> tuple[float, float]:
+        result = candidate[0]
+        depth = float(result.chain.depth)
+        return (depth, -result.margin) if rule == "shortest" else (-result.margin, depth)
+
+    return min(candidates, key=rank)[1]
+
+
+def class_counts(targets: Sequence[Sequence[int]], classes: int) -> list[int]:
+    """Return how often each class stands in the targets."""
+    counts = [0] * classes
+    for target in targets:
+        for value in target:
+            counts[value] += 1
+    return counts
+
+
+def layer_frequencies(targets: Sequence[Sequence[int]], classes: int) -> list[list[float]]:
+    """Return the share of each class at each layer, with one more of each counted so that none is 0 (Laplace)."""
+    layers = list(zip(*targets, strict=True))
+    return [[(layer.count(c) + 1) / (len(layer) + classes) for c in range(classes)] for layer in layers]
+
+
+def effective_number_weights(counts: Sequence[int], beta: float) -> Float[Tensor, " classes"]:
+    """Return class weights (1 - beta) / (1 - beta^n), scaled to a mean of 1 over the classes that occur.
+
+    Class-balanced loss, Cui et al. 2019 (arXiv 1901.05555), equation 3; beta 0 weighs all classes alike, beta -> 1 by
+    inverse frequency. A class that does not occur gets weight 0.
+
+    Raises:
+        ValueError: where beta is not in 0..1 (1 excluded) or no class occurs.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta: expected at least 0 and below 1, got {beta}")
+    if not any(counts):
+        raise ValueError(f"counts: expected at least one class that occurs, got {list(counts)}")
+    weights = torch.tensor([(1 - beta) / (1 - beta**n) if n else 0.0 for n in counts], dtype=torch.float64)
+    return (weights * sum(n > 0 for n in counts) / weights.sum()).float()
+
+
+def focal_loss(
+    logits: Float[Tensor, "batch layers classes"],
+    targets: Int[Tensor, "batch layers"],
+    weights: Float[Tensor, " classes"],
+    gamma: float,
+) -> Float[Tensor, ""]:
+    """Return the mean of -w_t (1 - p_t)^gamma ln p_t over all layers of all rows (nats).
+
+    Focal loss, Lin et al. 2017 (arXiv 1708.02002), equation 5; gamma 0 is weighted cross-entropy (not divided by the
+    sum of the weights).
+    """
+    logprobs = functional.log_softmax(logits, dim=-1).gather(-1, targets[..., None])[..., 0]
+    return (-weights[targets] * (1 - logprobs.exp()) ** gamma * logprobs).mean()
+
+
+def collapse(head: Head, output: Tensor) -> dict[str, float]:
+    """Return how far a head's own choice has fallen back to few chains.
+
+    Returns:
+        `full_share` (chains that are full depth), `distinct_chains`, `mean_depth` (layers).
+    """
+    chains: list[Chain] = [ranked[0].chain for ranked in head.decode(output)]
+    return {
+        "full_share": sum(chain.is_full for chain in chains) / len(chains),
+        "distinct_chains": float(len(set(chains))),
+        "mean_depth": sum(chain.depth for chain in chains) / len(chains),
+    }
 
 
 def frontier_gain(

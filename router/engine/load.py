@@ -43,6 +43,8 @@ class ModelSettings:
     device: str = "auto"
 
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The base model of commands that name none and have no records or router that do."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from search.quality import Trace, found_by, mean_interval
+from benchmarks.quality import Trace, found_by, mean_interval
 
 
 def trace(*trials: tuple[int, bool], n: int = 10) -> Trace:
