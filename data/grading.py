@@ -1,4 +1,4 @@
-"""Whether two mathematical answers mean the same: math-verify in a process of its own, with bounds on time and memory.
+r"""Whether two mathematical answers mean the same: math-verify in a process of its own, with bounds on time and memory.
 
 math-verify (https://github.com/huggingface/Math-Verify) reads LaTeX and plain expressions into SymPy and compares them;
 SymPy can run for ever or fill the memory on a short text, also inside C code that no signal interrupts. So a worker,

@@ -6,16 +6,18 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass as validated
 
 from router.command import one_line
-from router.validation import InputError
+from router.validation import STORED, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LETTERS = string.ascii_uppercase
-STYLES = ("base", "chat")
 AUTO = "auto"
 CHAT_DATE = "26 Jul 2024"
 """Given to chat templates that write a date (Llama 3), which would otherwise change the prompt every day."""
@@ -32,7 +34,10 @@ INSTRUCTIONS = {
 """Last line of what a chat is asked, by the kind of answer that is wanted."""
 
 
-@dataclass(frozen=True, slots=True)
+NotEmpty = Annotated[str, Field(min_length=1)]
+
+
+@validated(frozen=True, slots=True, config=STORED)
 class Prompt:
     r"""The wording around a question and its answer.
 
@@ -47,37 +52,28 @@ class Prompt:
         end: text that ends an answer; None: the end-of-sequence token; "auto": `}` after an opening that ends in
             `{`, else the end-of-sequence token in a chat, else a blank line with examples, else a new line.
         example: what examples show as their answer: "answer", or the name of a metadata field (a worked solution).
-
-    Raises:
-        ValueError: where a field is out of its bounds.
     """
 
-    style: str = "base"
+    style: Literal["base", "chat"] = "base"
     ask: str = "Question: {question}"
     choice: str = " {letter}. {text}"
-    system: str | None = None
+    system: NotEmpty | None = None
     instruction: str = AUTO
     cue: str = AUTO
     opening: str = ""
-    end: str | None = AUTO
+    end: NotEmpty | None = AUTO
     example: str = "answer"
 
-    def __post_init__(self) -> None:
-        """Refuse unknown styles and templates without their fields."""
-        if self.style not in STYLES:
-            raise ValueError(f"prompt.style: expected one of {', '.join(STYLES)}, got {self.style!r}")
-        for key in ("ask", "choice", "instruction", "cue", "opening", "example"):
-            if not isinstance(getattr(self, key), str):
-                raise ValueError(f"prompt.{key}: expected text, got {getattr(self, key)!r}")
-        for key in ("system", "end"):
-            if not isinstance(getattr(self, key), str | None) or getattr(self, key) == "":
-                raise ValueError(f"prompt.{key}: expected text or null, got {getattr(self, key)!r}")
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse templates without their fields, and a system turn where there are no turns."""
         for key, wanted in (("ask", ("question",)), ("choice", ("letter", "text"))):
             missing = [name for name in wanted if f"{{{name}}}" not in getattr(self, key)]
             if missing:
                 raise ValueError(f"prompt.{key}: expected the field {{{missing[0]}}}, got {getattr(self, key)!r}")
         if self.system is not None and self.style != "chat":
             raise ValueError("prompt.system: expected it in style chat only")
+        return self
 
     def asked(self, question: str, context: str, choices: Sequence[str], wanted: str) -> str:
         """Return what is asked: the question, the choices to be listed and the instruction, a line each.

@@ -6,15 +6,20 @@ import hashlib
 import json
 import re
 import unicodedata
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from router.files import read_json_lines, require_file, write_text
-from router.validation import InputError
+from pydantic import AfterValidator, model_validator
+from pydantic.dataclasses import dataclass
+
+from router.files import read_json, read_json_lines, require_file, sha256_file, write_text
+from router.validation import STORED, InputError, from_plain, to_plain
 
 SCHEMA = 1
 """Version of the sample file's format."""
+MANIFEST = "manifest.json"
+"""Beside sample files: what `python -m data prepare` made, with each file's SHA-256."""
 Mode = Literal["continuation", "letter", "exact", "generate"]
 """How a chain is scored on a sample (`Task`)."""
 Split = Literal["train", "validation", "calibration", "test"]
@@ -22,53 +27,50 @@ Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-@dataclass(frozen=True, slots=True)
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"expected text, got {text!r}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+"""Text that is not blank, and can be written as UTF-8."""
+
+
+@dataclass(frozen=True, slots=True, config=STORED)
 class Sample:
     """One question, multiple-choice or with a free answer.
 
     Attributes:
         task: name of the task, for example "arc_easy".
-        split: one of `SPLITS`.
+        split: the split that it stands in.
         question: question text as in the data set.
         choices: answer texts, at least two, all different; empty where the answer is free.
         answer: index of the right choice, or the right answer's text where there are no choices.
         metadata: what the data set says besides (source id, difficulty, subject), JSON values.
         context: text that the question is about; empty: none.
-
-    Raises:
-        ValueError: where a field is out of its bounds.
     """
 
-    task: str
-    split: str
-    question: str
-    choices: tuple[str, ...]
-    answer: int | str
+    task: Text
+    split: Split
+    question: Text
+    choices: tuple[Text, ...]
+    answer: int | Text
     metadata: dict[str, Any] = field(default_factory=dict)
     context: str = ""
 
-    def __post_init__(self) -> None:
-        """Refuse what is not a question."""
-        object.__setattr__(self, "choices", tuple(self.choices))
-        if self.split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name in ("task", "question"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
-                raise ValueError(f"{name}: expected text, got {value!r}")
-        if not isinstance(self.context, str) or not _is_unicode(self.context):
-            raise ValueError(f"context: expected text, got {self.context!r}")
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse choices and an answer that do not fit each other."""
         if not self.choices:
-            if not isinstance(self.answer, str) or not self.answer.strip() or not _is_unicode(self.answer):
+            if not isinstance(self.answer, str):
                 raise ValueError(f"answer: expected text, got {self.answer!r}")
-            return
+            return self
         if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
             raise ValueError(f"choices: expected at least two different texts, got {list(self.choices)!r}")
-        for i, choice in enumerate(self.choices):
-            if not isinstance(choice, str) or not choice.strip() or not _is_unicode(choice):
-                raise ValueError(f"choices[{i}]: expected text, got {choice!r}")
-        if type(self.answer) is not int or not 0 <= self.answer < len(self.choices):
+        if not isinstance(self.answer, int) or not 0 <= self.answer < len(self.choices):
             raise ValueError(f"answer: expected an index in 0..{len(self.choices) - 1}, got {self.answer!r}")
+        return self
 
     @property
     def gold(self) -> str:
@@ -101,15 +103,6 @@ class Sample:
         return normalise_question(self.question)
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8 (a lone surrogate cannot)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def normalise_question(text: str) -> str:
     """Fold case, accents' encoding, punctuation and white space, so that reprints of a question agree.
 
@@ -135,7 +128,7 @@ def _as_symbol(match: re.Match[str]) -> str:
 
 def write_samples(path: Path, samples: list[Sample]) -> None:
     """Write samples as JSON Lines, one object a line with the schema version and the id; complete or absent."""
-    lines = (json.dumps({"schema": SCHEMA, "id": s.id, **asdict(s)}, ensure_ascii=False) for s in samples)
+    lines = (json.dumps({"schema": SCHEMA, "id": s.id, **to_plain(s)}, ensure_ascii=False) for s in samples)
     write_text(path, "".join(line + "\n" for line in lines))
 
 
@@ -143,7 +136,8 @@ def read_samples(path: Path, setting: str = "samples") -> list[Sample]:
     """Read a sample file.
 
     Raises:
-        InputError: where the file is missing, empty, of another schema, or a line is corrupt; names file and line.
+        InputError: where the file is missing, empty, of another schema, or not the one that the manifest beside it
+            names, or a line is corrupt; names file and line.
     """
     require_file(path, setting)
     samples: list[Sample] = []
@@ -153,10 +147,7 @@ def read_samples(path: Path, setting: str = "samples") -> list[Sample]:
         if value.pop("schema", None) != SCHEMA:
             raise InputError(f"{where}: expected a sample of schema {SCHEMA}")
         stored = value.pop("id", None)
-        try:
-            sample = Sample(**value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: {error}") from error
+        sample = from_plain(Sample, value, where)
         if stored != sample.id:
             raise InputError(f"{where}: expected id {sample.id} for this content, got {stored!r}")
         if sample.id in seen:
@@ -165,4 +156,30 @@ def read_samples(path: Path, setting: str = "samples") -> list[Sample]:
         samples.append(sample)
     if not samples:
         raise InputError(f"{setting}: expected at least one sample, got the empty split {str(path)!r}")
+    require_as_prepared(path, f"{len(samples)} lines")
     return samples
+
+
+def require_as_prepared(path: Path, found: str) -> None:
+    """Refuse a file that is not the one which the manifest beside it names; without a manifest all files pass.
+
+    Args:
+        path: a file of a folder of samples.
+        found: what the message says of its content.
+
+    Raises:
+        InputError: where its SHA-256 is another.
+    """
+    manifest = path.with_name(MANIFEST)
+    if not manifest.is_file():
+        return
+    content = read_json(manifest)
+    wanted = content.get("files", {}).get(path.name)
+    if wanted is None or wanted == sha256_file(path):
+        return
+    counts = content.get("counts", {}).get(path.stem, {})
+    taken = f"{sum(count['taken'] for count in counts.values())} lines" if counts else "one"
+    raise InputError(
+        f"{path}: expected {taken} with the SHA-256 in {MANIFEST}, got {found} with another: "
+        "it was changed or cut after it was prepared"
+    )

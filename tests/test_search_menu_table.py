@@ -12,7 +12,7 @@ import torch
 
 from data.records import SearchRecord, read_records
 from data.scoring import ChainScorer, batches_by_length
-from data.state_files import StatesOrigin, read_states, write_states
+from data.states import StatesOrigin, read_states, write_states
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 
 from data.records import DenseTable, SearchRecord, read_records
-from data.state_files import StatesOrigin, read_states
+from data.states import StatesOrigin, read_states
 from eval.curves.figure import write_curves_figure
 from eval.curves.summary import summary_of, table_of
 from eval.dense import (
