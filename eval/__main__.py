@@ -44,7 +44,7 @@ from eval.baselines import (
     write_early_exit,
     write_pruned,
 )
-from eval.controls.block import ControlRecords, ControlSettings, controls_finished, make_plan, run_controls
+from eval.controls_ import ControlRecords, ControlSettings, controls_finished, make_plan, run_controls
 from eval.inputs import Inputs, identity_of, read_inputs
 from eval.policies import (
     FullDepth,
@@ -63,7 +63,7 @@ from eval.running import run_policies
 from eval.settings import EvalSettings
 from eval.shared_results import merge_shards
 from eval.static import CANDIDATES_FILE, STATIC_FILE, best_static, read_static_depth
-from eval.table import print_report
+from eval.tables import print_report
 from eval.tracking import track_report
 from router.command import parse_settings, provenance, run_command
 from router.engine.load import load_model, resolve_device

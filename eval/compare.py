@@ -19,8 +19,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from data.statistics import wilson_interval
 from eval.arms import FULL
-from eval.compare_table import print_comparison
-from eval.metrics import corrected, paired
+from eval.tables import print_comparison
+from eval.measures import corrected, paired
 from eval.report import REPORT_FILE, arms_of
 from eval.results import RESULTS_FILE, PolicyResult, read_results
 from eval.schema import validate_report

@@ -13,7 +13,7 @@ import torch
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
-from eval.controls.searches import require_random_search, require_same_search
+from eval.luck import require_random_search, require_same_search
 from eval.settings import EvalSettings
 from router.engine.load import resolve_device
 from router.files import read_json, require_directory, require_file, sha256_file

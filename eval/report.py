@@ -11,10 +11,10 @@ from data.flops import ForwardFlops
 from eval.arms import ALWAYS, FULL, LABELS, ORACLE, ROUTER, SAW_ANSWERS, is_routed
 from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE
 from eval.caveats import caveats_of
-from eval.controls.block import controls_block
-from eval.groups import groups_of
-from eval.layer_use import layer_use
-from eval.metrics import ArmMeasures, Paired, arm_of, chance_accuracy, collapse_of, corrected, paired
+from eval.controls_ import controls_block
+from eval.measures import groups_of
+from eval.measures import layer_use
+from eval.measures import ArmMeasures, Paired, arm_of, chance_accuracy, collapse_of, corrected, paired
 from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
 from eval.schema import validate_report
 from eval.static import STATIC_FILE, read_static

@@ -1,7 +1,7 @@
 """Per-sample results of an evaluation, and what its folder says of the run.
 
-    <out>/run.json         what was run on what (`Run`)
-    <out>/results.jsonl    one line for each arm and sample (`ArmResult`), in a `data.store.Store`
+<out>/run.json         what was run on what (`Run`)
+<out>/results.jsonl    one line for each arm and sample (`ArmResult`), in a `data.store.Store`
 """
 
 from __future__ import annotations

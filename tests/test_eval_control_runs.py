@@ -17,7 +17,7 @@ from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task
-from eval.controls.block import (
+from eval.controls_ import (
     CONTROL_RESULTS_FILE,
     PLAN_FILE,
     ControlRecords,
@@ -27,7 +27,7 @@ from eval.controls.block import (
     run_controls,
     write_plan,
 )
-from eval.controls.reshuffle import shuffles
+from eval.controls_ import shuffles
 from eval.policies import FullDepth, Oracle
 from eval.results import PolicyResult
 from eval.running import run_policies

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from eval.groups import Group, groups_of
+from eval.measures import Group, groups_of
 from eval.report import REPORT_FILE
 from eval.results import Label, PolicyResult
-from eval.table import GROUP_ROWS, print_report
+from eval.tables import GROUP_ROWS, print_report
 from router.chain import Chain
 from router.files import read_json
 from tests.evaluation import World, finished  # noqa: F401  (fixtures)

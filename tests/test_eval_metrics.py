@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.statistics import wilson_interval
-from eval.metrics import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
+from eval.measures import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
 from eval.policies import random_chain
 from eval.results import PolicyResult
 from router.chain import Chain

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
 from data.statistics import CONFIDENCE
-from eval.metrics import RESAMPLES, mean_interval, paired_outcomes
+from eval.measures import RESAMPLES, mean_interval, paired_outcomes
 from eval.results import PolicyResult
 
 Pair = tuple[Sequence[PolicyResult], Sequence[PolicyResult]]

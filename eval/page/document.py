@@ -16,14 +16,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from data.sample import Sample
-from eval.controls.lines import control_lines
+from eval.tables import control_lines
 from eval.figures.drawings import drawings_of
 from eval.figures.style import Report, short_label, style_of
 from eval.page import words as page_words
 from eval.page.data import browser_data, script_json
 from eval.page.svg import inline_svg, marker_svg
 from eval.results import PolicyResult
-from eval.table import group_label
+from eval.tables import group_label
 from router.files import write_text
 
 PAGE_FILE = "report.html"
