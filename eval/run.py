@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +18,10 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from data.flops import count_forward
-from data.pool import Batch, RunSettings, Tick, run_batches
-from data.records import ChainResult
+from data.flops import ForwardFlops, count_forward
+from data.pool import RunSettings
 from data.sample import Sample, read_samples, write_samples
-from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
+from data.scoring import ChainScorer
 from data.store import Store
 from data.tracking import TrackingSettings
 from eval.arms import (
@@ -51,7 +51,6 @@ from eval.baselines import (
     MIXTURE_FILE,
     PRUNED_FILE,
     STATIC_FILE,
-    Candidate,
     EarlyExitChoice,
     MixtureChoice,
     PrunedChoice,
@@ -67,6 +66,11 @@ from eval.baselines import (
     routed_chains,
     tally,
 )
+from eval.controls import Plan, controls_finished, plan_controls, run_controls
+from eval.figures.drawings import write_figures
+from eval.inputs import EvalSettings, Inputs, base_model, identity_of, read_inputs
+from eval.page.document import write_page
+from eval.report import REPORT_FILE, write_report
 from eval.results import (
     RESULTS_FILE,
     RUN_FILE,
@@ -74,141 +78,303 @@ from eval.results import (
     Model,
     Run,
     RunArm,
-    key_of,
+    read_arms,
     result_store,
 )
+from eval.running import run_arms
+from eval.tables import print_report
+from eval.tracking import track_report
 from router.chain import Chain
-from router.command import provenance
+from router.command import parse_settings, provenance
 from router.engine.load import ModelSettings, load_model, resolve_device
-from router.files import write_json
+from router.files import read_json, writable_directory, write_json
 from router.latency import budget_for
 from router.storage import Operation, load_router
-from router.validation import SETTINGS, Count, Positive, to_plain
+from router.validation import SETTINGS, Count, Positive, from_plain, to_plain
 
 CANDIDATES_FILE, SAMPLES_FILE = "candidates.jsonl", "samples.jsonl"
 """Results of the candidates for the static chain; the test samples, copied so that the page can show them."""
-JOBS_PER_CALL = 256
-"""Chains run at once over a batch, which bounds the memory of their last states; shared prefixes stay cached."""
 STATISTICS_PACKAGES = ("numpy", "statsmodels")
 """Libraries that the report's numbers hang on, beside those of every run."""
-Depth = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-"""A mean depth, layers."""
-Judge = Callable[[SampleBlock, Sequence[tuple[int, Chain]]], list[ChainResult]]
-"""`ChainScorer.judge` (the real mode) or `ChainScorer.score` (the cheap one)."""
 
 
-@dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class EvalSettings(ModelSettings, RunSettings):
-    """Settings of `python -m eval`; `data`, `out`, batches and the base model as everywhere.
-
-    Attributes:
-        records: folder of `python -m search`: train.jsonl (pool of the static chains) and test.jsonl (oracle).
-        router: folder of a trained router.
-        budget: mean depth that the router is asked for, layers; null: the router's own choice. The arms without
-            training are matched with this arm.
-        budgets: further mean depths, an arm each.
-        latency_factor: in place of `budget`: time that a routed call may take, in units of full depth's.
-        latency_profile: latency.json of `python -m eval latency`, measured on this device, for `latency_factor`.
-        baselines: which of mixture (of static chains), early_exit and pruned (ShortGPT) are arms besides.
-        random_search: folder of the records of a random search at the oracle's cost (test.jsonl), an arm; null: none.
-        wrong_records: folder of the records of the oracle's search for a wrong answer (`--reward_target wrong`,
-            test.jsonl): the report then says what of the oracle is luck; null: it does not.
-        control_samples: test samples on which choices are reshuffled and labels verified by real generation; 0: none.
-        reshuffles: other orders of the choices of each such sample.
-        seed: draws the random chains and the bootstrap.
-        static_pool: chains of each depth, of the search's and of the router's, that are candidates for the best
-            static chain.
-        static_trials: training samples that a candidate of the search should have been tried on; where a depth has
-            too few such chains, less tried ones fill it up.
-        tracking: Weights & Biases.
-    """
-
-    records: Path
-    router: Path
-    budget: Depth | None = None
-    budgets: tuple[Depth, ...] = ()
-    latency_factor: Annotated[float, Field(gt=0)] | None = None
-    latency_profile: Path | None = None
-    baselines: tuple[Baseline, ...] = (MIXTURE, EARLY_EXIT, PRUNED)
-    random_search: Path | None = None
-    wrong_records: Path | None = None
-    control_samples: Count = 0
-    reshuffles: Annotated[int, Field(ge=1, le=999)] = 3
-    seed: Count = 0
-    static_pool: Positive = 4
-    static_trials: Positive = 8
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        """Refuse settings that contradict each other."""
-        if (self.latency_factor is None) != (self.latency_profile is None):
-            raise ValueError("latency_factor: expected it and latency_profile together, got one of them")
-        if self.latency_factor is not None and self.budget is not None:
-            raise ValueError("latency_factor: expected it or budget, got both")
-        for name in ("budgets", "baselines"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"{name}: expected each once, got {list(getattr(self, name))}")
-        return self
-
-
-def run_arms(
-    arms: Sequence[Arm],
-    samples: Sequence[Sample],
-    scorer: ChainScorer,
-    judge: Judge,
-    store: Store[ArmResult],
-    batch_samples: int,
-    label: str,
-    run: dict[str, Any] | None = None,
-) -> None:
-    """Run each arm's chain on each sample, or go on where an earlier run was stopped; finishes the store.
-
-    Every chain really runs through the executor. Where arms agree on a sample's chain, it runs once. Batches are the
-    same in a resumed run as in an unbroken one.
-
-    Args:
-        arms: arms with different names.
-        samples: the samples.
-        scorer: encodes and loads the samples.
-        judge: runs the chains: the scorer's `judge` in the real mode, or `score` in the cheap one.
-        store: where the results go.
-        batch_samples: samples loaded at once.
-        label: name of the progress bar.
-        run: what the store says of this run.
+def main(argv: Sequence[str] | None) -> None:
+    """Evaluate, or go on where an earlier run was stopped, and write report, figures, page and table.
 
     Raises:
-        InputError: where the model's scores are no finite numbers, or another process writes the store.
+        InputError: at bad input.
     """
-    encoded = scorer.encode_all(samples)
-    batches = []
-    for number, indices in enumerate(batches_by_length([one.length for one in encoded], batch_samples)):
-        items = tuple(encoded[i] for i in indices)
-        keys = tuple(f"{arm.name}/{one.sample.id}" for arm in arms for one in items)
-        batches.append(Batch(str(number), items, keys, len(keys)))
+    description = "Evaluate a router on the test split against full depth, static, random and oracle chains."
+    settings, resolved = parse_settings(EvalSettings, argv, "eval", description)
+    settings = with_budget(settings)
+    inputs = read_inputs(settings)
+    identity = identity_of(settings, inputs)
+    num_layers = inputs.router.config.num_layers
+    store = result_store(settings.out / RESULTS_FILE, identity, num_layers)
+    writable_directory(settings.out, "out")
+    plan = make_plan(settings, inputs)  # records that do not fit each other are refused before anything runs
+    arms = arms_asked(settings, inputs)
+    if not finished(settings, inputs, arms, store, plan):
+        evaluate(settings, resolved, inputs, identity, arms, store, plan)
+    shown = refresh(settings.out)
+    tracked = track_report(settings.tracking, settings.out, shown.report, shown.figures, shown.page)
+    print_report(shown.report, sys.stdout)
+    if tracked is not None:
+        print(f"tracked in {tracked}")
+    print("written to " + ", ".join(str(path) for path in (settings.out / REPORT_FILE, shown.page, *shown.figures)))
 
-    def work(batch: Batch[EncodedSample], tick: Tick) -> list[ArmResult]:
-        return _run_batch(arms, batch.items, scorer, judge, tick)
 
-    run_batches(store, batches, work, key_of, label=label, unit="answer", run=run)
-    store.finish([f"{arm.name}/{sample.id}" for arm in arms for sample in samples])
+def with_budget(settings: EvalSettings) -> EvalSettings:
+    """Return settings with the budget that a latency factor stands for on this device.
+
+    Raises:
+        InputError: where the profile is missing or of another model, device or dtype.
+    """
+    if settings.latency_factor is None or settings.latency_profile is None:
+        return settings
+    expected = load_router(settings.router).config.fingerprints
+    device = resolve_device(settings.device)
+    depth = budget_for(settings.latency_profile, settings.latency_factor, expected, device, settings.dtype)
+    print(
+        f"latency factor {settings.latency_factor:g}: a mean depth of {depth:.2f} layers by {settings.latency_profile}"
+    )
+    return replace(settings, budget=depth, latency_factor=None, latency_profile=None)
 
 
-def _run_batch(
-    arms: Sequence[Arm], samples: Sequence[EncodedSample], scorer: ChainScorer, judge: Judge, tick: Tick
-) -> list[ArmResult]:
-    """Run all arms' chains on a batch."""
-    block = scorer.load(samples)
-    chosen = [arm.chains(block) for arm in arms]
-    wanted = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
-    jobs = sorted(wanted, key=lambda job: (job[1].layers, job[0]))
-    answered: dict[tuple[int, Chain], ChainResult] = {}
-    for start in range(0, len(jobs), JOBS_PER_CALL):
-        part = jobs[start : start + JOBS_PER_CALL]
-        answered |= dict(zip(part, judge(block, part), strict=True))
-        tick(len(part) / len(jobs) * len(arms) * len(samples))
+def arms_asked(settings: EvalSettings, inputs: Inputs) -> list[ArmPlan]:
+    """Return the arms of the run, in order."""
+    certified = inputs.router.guarantee
+    promise = None if certified is None else f"loss {certified.epsilon:g}, delta {certified.delta:g}"
+    return plan_arms(
+        settings.budget, settings.budgets, settings.baselines, promise, inputs.random_search is not None
+    )
+
+
+def finished(
+    settings: EvalSettings, inputs: Inputs, arms: Sequence[ArmPlan], store: Store[ArmResult], plan: Plan | None
+) -> bool:
+    """Whether every answer stands in `out` already, so that no model is needed and nothing but the report is written."""
+    needed = (RUN_FILE, STATIC_FILE, SAMPLES_FILE)
+    if not store.finished or not all((settings.out / name).exists() for name in needed):
+        return False
+    if plan is not None and not controls_finished(settings.out, plan, store.identity, inputs.router.config.num_layers):
+        return False
+    return all(f"{arm.name}/{sample.id}" in store for arm in arms for sample in inputs.samples["test"])
+
+
+def make_plan(settings: EvalSettings, inputs: Inputs) -> Plan | None:
+    """Return what the controls of the oracle do; None: there are none."""
+    given = (settings.wrong_records, settings.random_search)
+    if settings.control_samples == 0 and all(one is None for one in given):
+        return None
+    return plan_controls(
+        settings.control_samples,
+        settings.reshuffles,
+        settings.seed,
+        inputs.tasks,
+        inputs.samples["test"],
+        inputs.records["test"],
+        inputs.wrong,
+        inputs.random_search,
+    )
+
+
+def evaluate(
+    settings: EvalSettings,
+    resolved: dict[str, Any],
+    inputs: Inputs,
+    identity: dict[str, Any],
+    arms: Sequence[ArmPlan],
+    store: Store[ArmResult],
+    plan: Plan | None,
+) -> None:
+    """Run every arm's chains on the test split, judged in the real mode, and the controls.
+
+    Raises:
+        InputError: where router or records were made for another model, tokenizer or prompt.
+    """
+    name, revision = base_model(settings, inputs.router)
+    model, tokenizer = load_model(
+        name, dtype=settings.dtype, device=resolve_device(settings.device), revision=revision
+    )
+    scorer = ChainScorer(model, tokenizer, inputs.tasks, batch_tokens=settings.batch_tokens)
+    inputs.require(scorer.fingerprints, settings)
+    run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(model))
+    note = {**run.provenance, "run": uuid.uuid4().hex[:12]}
+    store.note(note)  # from here on, the folder is this evaluation's
+    if not (settings.out / RUN_FILE).exists():
+        write_json(settings.out / RUN_FILE, to_plain(run))
+    test = inputs.samples["test"]
+    write_samples(settings.out / SAMPLES_FILE, test)
+    made = make_arms(settings, inputs, scorer, arms, identity)
+    run_arms(made, test, scorer, scorer.judge, store, settings.batch_samples, "test", note)
+    if plan is not None:
+        run_controls(
+            settings.out, plan, identity, model, tokenizer, scorer, test, list(store.rows()), settings.batch_samples
+        )
+    print("".join(f"note: {note}\n" for note in scorer.notes), end="")
+
+
+def make_arms(
+    settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, arms: Sequence[ArmPlan], identity: dict[str, Any]
+) -> list[Arm]:
+    """Return every arm; those that are chosen on train and validation are chosen, or read again."""
+    n, out, size, router = scorer.num_layers, settings.out, settings.batch_samples, inputs.router
+    read_layer = router.config.read_layer
+    reader = StatesReader(scorer, read_layer)
+    routed = RouterArm(reader, router, Operation(budget=settings.budget))
+    static, mixture = choose_static_arms(settings, inputs, scorer, routed, identity)
+    depth = static.router_validation_depth
+
+    def early_exit() -> Arm:
+        chosen = kept(
+            out / EXIT_FILE,
+            EarlyExitChoice,
+            n,
+            lambda: choose_early_exit(scorer, inputs.samples["validation"], read_layer, depth, size),
+        )
+        return EarlyExitArm(scorer, chosen.layer, chosen.threshold)
+
+    def pruned() -> Arm:
+        chosen = kept(
+            out / PRUNED_FILE, PrunedChoice, n, lambda: choose_pruned(scorer, inputs.samples["train"], depth, size)
+        )
+        return StaticArm(chosen.chain, PRUNED)
+
+    made: dict[str, Callable[[], Arm]] = {
+        FULL: lambda: StaticArm(Chain.full(n), FULL),
+        GUARANTEE: lambda: RouterArm(reader, router, Operation(guaranteed=True), GUARANTEE),
+        STATIC: lambda: StaticArm(static.chain),
+        MIXTURE: lambda: MixtureArm(mixture.first, mixture.second, mixture.share, settings.seed),
+        RANDOM: lambda: RandomArm(routed, n, read_layer, settings.seed),
+        EARLY_EXIT: early_exit,
+        PRUNED: pruned,
+        ORACLE: lambda: oracle_arm(inputs.records["test"]),
+        RANDOM_SEARCH: lambda: oracle_arm(inputs.random_search or [], RANDOM_SEARCH),
+    }
     return [
-        ArmResult.of(arm.name, one.sample, one.length, answered[i, chains[i]])
-        for arm, chains in zip(arms, chosen, strict=True)
-        for i, one in enumerate(samples)
+        made[arm.name]()
+        if arm.name in made
+        else RouterArm(reader, router, Operation(budget=arm.budget), arm.name)
+        for arm in arms
     ]
+
+
+def choose_static_arms(
+    settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, router: Arm, identity: dict[str, Any]
+) -> tuple[StaticChoice, MixtureChoice]:
+    """Choose the best static chain and the best mixture, or read the choice of an earlier run.
+
+    Where the records of train and validation are menu tables that hold every candidate, nothing needs to run.
+    """
+    out, n, size = settings.out, scorer.num_layers, settings.batch_samples
+    if (out / STATIC_FILE).exists():  # written last
+        return (
+            from_plain(StaticChoice, read_json(out / STATIC_FILE), str(out / STATIC_FILE), num_layers=n),
+            from_plain(MixtureChoice, read_json(out / MIXTURE_FILE), str(out / MIXTURE_FILE), num_layers=n),
+        )
+    seen = [*inputs.samples["train"], *inputs.samples["validation"]]
+    routed = routed_chains(router, inputs.samples["validation"], scorer, size)
+    max_depth = sum(chain.depth for chain in routed) / len(routed)
+    deepest = max(max_depth, n)  # a mixture may use deeper ones
+    searched = candidate_pool(
+        inputs.records["train"], pool=settings.static_pool, trials=settings.static_trials, max_depth=deepest
+    )
+    common = common_chains(routed, pool=settings.static_pool, max_depth=deepest)
+    pool = list(dict.fromkeys([*searched, *common]))
+    records = [*inputs.records["train"], *inputs.records.get("validation", [])]
+    candidates = from_tables(records, seen, pool)
+    if candidates is None:
+        arms = [StaticArm(chain, str(chain)) for chain in pool]
+        store = result_store(out / CANDIDATES_FILE, identity, n)
+        run_arms(arms, seen, scorer, scorer.score, store, size, "static chains")
+        candidates = tally(store.rows())
+    static = describe_static(candidates, max_depth, searched, scorer.tasks.mode)
+    mixture = choose_mixture(candidates, max_depth)
+    write_json(out / MIXTURE_FILE, to_plain(mixture))
+    write_json(out / STATIC_FILE, to_plain(static))
+    return static, mixture
+
+
+def describe_run(
+    settings: EvalSettings,
+    resolved: dict[str, Any],
+    inputs: Inputs,
+    scorer: ChainScorer,
+    arms: Sequence[ArmPlan],
+    flops: ForwardFlops,
+) -> Run:
+    """Return what `run.json` says."""
+    origin = provenance(resolved)
+    origin["versions"] |= {name: metadata.version(name) for name in STATISTICS_PACKAGES}
+    config, oracle, test = inputs.router.config, inputs.records["test"], inputs.samples["test"]
+    lengths = [one.length for one in scorer.encode_all(test)]
+    name, revision = base_model(settings, inputs.router)
+    return Run(
+        provenance=origin,
+        task=inputs.tasks.name,
+        mode=inputs.tasks.mode,
+        judged_mode=inputs.tasks.judged_mode,
+        split="test",
+        n=len(test),
+        seed=settings.seed,
+        model=Model(name, revision, scorer.dtype, scorer.num_layers, config.read_layer),
+        fingerprints=scorer.fingerprints,
+        inputs=inputs.hashes,
+        oracle_found=sum(record.shortest is not None for record in oracle),
+        arms=tuple(RunArm(arm.name, arm.label) for arm in arms),
+        flops=flops,
+        router_flops=sum(inputs.router.head.forward_flops(length) for length in lengths) / len(lengths),
+        notes=tuple(_notes(inputs, scorer.dtype)),
+    )
+
+
+def _notes(inputs: Inputs, dtype: str) -> list[str]:
+    """Return what is particular to a run."""
+    config, notes = inputs.router.config, []
+    if config.task != inputs.tasks.name:
+        notes.append(f"the router was trained on another task, {config.task}")
+    if config.training.get("search") not in (None, inputs.records["train"][0].search):
+        notes.append("the router was taught with records of another search than those of the static chains")
+    taught = {name: digest for name, digest in config.training.get("sources", {}).items() if "samples/" in name}
+    if not taught:
+        notes.append("the router does not say which samples it was trained on: that test is unseen is not checked")
+    elif any(inputs.hashes.get(name.replace("samples/", "data/")) != digest for name, digest in taught.items()):
+        notes.append("the router was trained on other samples than these train and validation splits")
+    others = {
+        "test records": inputs.records["test"][0].dtype,
+        "train records": inputs.records["train"][0].dtype,
+        "router": config.dtype,
+    }
+    return notes + [
+        f"{what} were made in {other}, this run is in {dtype}: predictions of small margin can differ"
+        for what, other in others.items()
+        if other != dtype
+    ]
+
+
+@plain_dataclass(frozen=True)
+class Shown:
+    """What was rebuilt of a run.
+
+    Attributes:
+        report: the report.
+        figures: the figures' files.
+        page: the HTML page.
+    """
+
+    report: dict[str, Any]
+    figures: list[Path]
+    page: Path
+
+
+def refresh(out: Path) -> Shown:
+    """Rebuild report, figures and page from a run's files, without the model.
+
+    Raises:
+        InputError: where a file is missing or corrupt, or an arm's results are not complete.
+    """
+    by_arm = read_arms(out)
+    report = write_report(out, by_arm)
+    figures = write_figures(report, out)
+    return Shown(report, figures, write_page(report, by_arm, read_samples(out / SAMPLES_FILE, "out"), out))
