@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as settings_dataclass
 
 from data.pool import RunSettings
-
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
@@ -205,7 +204,9 @@ def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
     """
     name, revision = base_model(settings, inputs.router)
     own: dict[str, Any] = {"model": name, "revision": revision}
-    own |= {name: getattr(settings, name) for name in ("dtype", "limit", "batch_samples", "batch_tokens", "budget", "seed")}
+    own |= {
+        name: getattr(settings, name) for name in ("dtype", "limit", "batch_samples", "batch_tokens", "budget", "seed")
+    }
     own["budgets"] = list(settings.budgets)
     pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials", "control_samples", "reshuffles")}
     pool["baselines"] = sorted(settings.baselines)

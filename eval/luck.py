@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-from data.records import SearchRecord
-from router.files import read_json, require_file, sha256_file
-from router.validation import InputError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from data.records import ChainResult, SearchRecord
-from eval.controls.statistics import PairedShares, Share, Sums, Value, paired_shares, share_of, value_of
-from eval.policies import shortest_standing
-from eval.controls.statistics import PairedShares, Share, Value, mean_of, paired_shares, share_of
+from pathlib import Path
+from typing import Any
 
+from data.records import ChainResult, SearchRecord
+from data.statistics import Estimate, PairedShares, Proportion, Sums, estimate_of, mean_of, paired_shares, share_of
+from data.store import meta_path
+from router.files import read_json, require_file, sha256_file
+from router.validation import InputError
 
 OF_FILE = ("num_layers", "first_editable", "dtype", "fingerprints")
 """Fields of records that are the same in searches of one model and prompt."""
@@ -103,7 +100,8 @@ def require_random_search(path: Path) -> None:
         InputError: where it comes of another one, or its settings file is missing or of another record file.
     """
     settings = search_settings(path)
-    algorithm = settings["search"].get("algorithm") if settings.get("menu") is None else "a menu"
+    search = settings.get("search")
+    algorithm = search.get("algorithm") if isinstance(search, dict) and settings.get("menu") is None else "a menu"
     if algorithm != "random":
         raise InputError(f"random_search: expected {path} of a search with the algorithm random, got {algorithm}")
 
@@ -114,12 +112,16 @@ def search_settings(path: Path) -> dict[str, Any]:
     Raises:
         InputError: where they are missing, or the record file is not the one that they name.
     """
-    beside = require_file(path.with_suffix(".settings.json"), "records")
+    beside = require_file(
+        meta_path(path) if meta_path(path).exists() else path.with_suffix(".settings.json"), "records"
+    )
     content = read_json(beside)
     runs = content.get("runs")
     settings = runs[-1].get("settings") if isinstance(runs, list) and runs and isinstance(runs[-1], dict) else None
-    if not isinstance(settings, dict) or not isinstance(settings.get("search"), dict):
+    if not isinstance(settings, dict):
         raise InputError(f"{beside}: expected the settings of python -m search, got none")
+    if "first_editable" not in settings and "prefix_layers" in settings:  # schema 2
+        settings = {**settings, "first_editable": settings["prefix_layers"]}
     if content.get("sha256") != sha256_file(path):
         raise InputError(f"{beside}: expected the SHA-256 of {path.name} beside it, got another")
     return settings
@@ -153,7 +155,7 @@ class LuckRow:
         sample_id: `Sample.id`.
         full: what full depth answers: the "right" answer, the wrong one that was "told", neither of them ("other"),
             or "unclear": it ties with one of them, or gives one in one of its two judgements only.
-        found: whether a right chain stands in the oracle's record (`eval.policies.shortest_standing`).
+        found: whether a right chain stands in the oracle's record (`SearchRecord.shortest`).
         lucky: whether by the same rule one stands that gives the wrong answer.
     """
 
@@ -208,13 +210,13 @@ class Luck:
     simulations: dict[str, float]
     full: dict[str, int]
     eligible: int
-    gold: Share | None
-    luck: Share | None
+    gold: Proportion | None
+    luck: Proportion | None
     paired: PairedShares | None
-    full_wrong: Share | None
-    gain: Value | None
-    net_gain: Value | None
-    flipped: Share | None
+    full_wrong: Proportion | None
+    gain: Estimate | None
+    net_gain: Estimate | None
+    flipped: Proportion | None
 
 
 def luck(gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord], seed: int) -> dict[str, Any]:
@@ -283,8 +285,8 @@ def measure_luck(collected: Mapping[str, Any], seed: int) -> dict[str, Any]:
         luck=share_of(lucky),
         paired=paired_shares(found, lucky, seed),
         full_wrong=share_of([row.full != GIVES_RIGHT for row in rows]),
-        gain=value_of(columns, lambda sums: sums[:, 2] / sums[:, 0], seed),
-        net_gain=value_of(columns, _net, seed),
+        gain=estimate_of(columns, lambda sums: sums[:, 2] / sums[:, 0], seed),
+        net_gain=estimate_of(columns, _net, seed),
         flipped=share_of([row.lucky for row in rows if row.full == GIVES_RIGHT]),
     )
     return asdict(measured)
@@ -304,8 +306,8 @@ def _row(gold: SearchRecord, wrong: SearchRecord) -> LuckRow:
     return LuckRow(
         sample_id=gold.sample_id,
         full=full,
-        found=shortest_standing(gold) is not None,
-        lucky=shortest_standing(wrong) is not None,
+        found=gold.shortest is not None,
+        lucky=wrong.shortest is not None,
     )
 
 
@@ -320,7 +322,7 @@ def _gives(full: ChainResult) -> bool | None:
 
 
 TOLERANCE = 0.05
-"""Share of the oracle's nominal layers by which a random search of other simulations may differ."""
+"""Proportion of the oracle's nominal layers by which a random search of other simulations may differ."""
 ORACLE, RANDOM = "oracle", "random"
 COUNTS = ("simulations", "nominal_layers", "executed_layers")
 
@@ -332,7 +334,7 @@ class RandomRow:
     Attributes:
         sample_id: `Sample.id`.
         num_layers: layers of the model, which run where nothing was found.
-        oracle: depth of the oracle's chain (`eval.policies.shortest_standing`), layers; None: no right one stands.
+        oracle: depth of the oracle's chain (`SearchRecord.shortest`), layers; None: no right one stands.
         random: depth of the random search's.
     """
 
@@ -378,11 +380,11 @@ class RandomSearch:
     simulations: dict[str, float]
     nominal_layers: dict[str, float]
     executed_layers: dict[str, float]
-    oracle: Share | None
-    random: Share | None
+    oracle: Proportion | None
+    random: Proportion | None
     paired: PairedShares | None
-    mean_depth: dict[str, Value | None]
-    depth_difference: Value | None
+    mean_depth: dict[str, Estimate | None]
+    depth_difference: Estimate | None
 
 
 def random_search(
@@ -461,5 +463,5 @@ def measure_random(collected: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _depth(record: SearchRecord) -> int | None:
-    found = shortest_standing(record)
+    found = record.shortest
     return None if found is None else found.chain.depth

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from data.statistics import Interval, Signed, SignedInterval, holm, mean_interval, paired_shares, wilson_interval
-from eval.results import ArmResult
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from data.statistics import holm, mean_interval, paired_shares, wilson_interval
 from eval.arms import FULL
+from eval.results import ArmResult
 from router.chain import Chain
-from router.validation import STORED, Count, NotNegative, Positive, Share
-
-
+from router.validation import STORED
 
 
 @dataclass(frozen=True, config=STORED)

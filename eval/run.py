@@ -10,20 +10,15 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Self
-
-from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
+from typing import Any
 
 from data.flops import ForwardFlops, count_forward
-from data.pool import RunSettings
-from data.sample import Sample, read_samples, write_samples
+from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
 from data.store import Store
-from data.tracking import TrackingSettings
 from eval.arms import (
     EARLY_EXIT,
     FULL,
@@ -36,7 +31,6 @@ from eval.arms import (
     STATIC,
     Arm,
     ArmPlan,
-    Baseline,
     EarlyExitArm,
     MixtureArm,
     RandomArm,
@@ -86,11 +80,11 @@ from eval.tables import print_report
 from eval.tracking import track_report
 from router.chain import Chain
 from router.command import parse_settings, provenance
-from router.engine.load import ModelSettings, load_model, resolve_device
+from router.engine.load import load_model, resolve_device
 from router.files import read_json, writable_directory, write_json
 from router.latency import budget_for
 from router.storage import Operation, load_router
-from router.validation import SETTINGS, Count, Positive, from_plain, to_plain
+from router.validation import from_plain, to_plain
 
 CANDIDATES_FILE, SAMPLES_FILE = "candidates.jsonl", "samples.jsonl"
 """Results of the candidates for the static chain; the test samples, copied so that the page can show them."""
@@ -145,9 +139,7 @@ def arms_asked(settings: EvalSettings, inputs: Inputs) -> list[ArmPlan]:
     """Return the arms of the run, in order."""
     certified = inputs.router.guarantee
     promise = None if certified is None else f"loss {certified.epsilon:g}, delta {certified.delta:g}"
-    return plan_arms(
-        settings.budget, settings.budgets, settings.baselines, promise, inputs.random_search is not None
-    )
+    return plan_arms(settings.budget, settings.budgets, settings.baselines, promise, inputs.random_search is not None)
 
 
 def finished(
@@ -194,9 +186,7 @@ def evaluate(
         InputError: where router or records were made for another model, tokenizer or prompt.
     """
     name, revision = base_model(settings, inputs.router)
-    model, tokenizer = load_model(
-        name, dtype=settings.dtype, device=resolve_device(settings.device), revision=revision
-    )
+    model, tokenizer = load_model(name, dtype=settings.dtype, device=resolve_device(settings.device), revision=revision)
     scorer = ChainScorer(model, tokenizer, inputs.tasks, batch_tokens=settings.batch_tokens)
     inputs.require(scorer.fingerprints, settings)
     run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(model))
@@ -253,9 +243,7 @@ def make_arms(
         RANDOM_SEARCH: lambda: oracle_arm(inputs.random_search or [], RANDOM_SEARCH),
     }
     return [
-        made[arm.name]()
-        if arm.name in made
-        else RouterArm(reader, router, Operation(budget=arm.budget), arm.name)
+        made[arm.name]() if arm.name in made else RouterArm(reader, router, Operation(budget=arm.budget), arm.name)
         for arm in arms
     ]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import Any, TextIO
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from eval.arms import FULL, ORACLE, ROUTER
-from typing import Any
 
+from eval.arms import FULL, ORACLE, ROUTER
 
 PIPE_WIDTH = 1000
 """Columns of a pipe, wider than any line of the report, so that nothing is cut or wrapped."""
@@ -228,8 +228,8 @@ def _luck(luck: dict[str, Any]) -> list[str]:
         return ["control, luck: no sample on which full depth gives neither the right answer nor the told one"]
     return [
         f"control, luck: of {luck['eligible']} samples that full depth answers otherwise the search sets "
-        f"{_share(luck['gold'])} right and, told a wrong answer, {_share(luck['luck'])} to that one; "
-        f"the oracle's gain is {_value(luck['gain'])}, net of luck {_value(luck['net_gain'])}"
+        f"{_share(luck['gold'])} right and, looking for a wrong answer, {_share(luck['luck'])} to that one; "
+        f"the oracle's gain is {_value(luck['gain'])}, minus what the wrong-answer search finds {_value(luck['net_gain'])}"
     ]
 
 

@@ -17,7 +17,7 @@ from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import MIXTURE_FILE
-from eval.controls_ import PLAN_FILE
+from eval.controls import PLAN_FILE
 from eval.figures.accuracy import spread
 from eval.measures import arm_of, paired
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report

@@ -14,7 +14,7 @@ from scipy import stats
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.tasks import TaskSet, load_task
-from eval.controls_ import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
+from eval.controls import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
 from eval.luck import collect_luck, luck
 from eval.luck import random_search
 from eval.luck import require_random_search, require_same_search

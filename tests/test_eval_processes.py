@@ -13,7 +13,7 @@ import pytest
 
 from data.launch import Launch
 from eval.report import REPORT_FILE
-from eval.results import RESULTS_FILE, PolicyResult, read_results
+from eval.results import RESULTS_FILE, ArmResult, read_results
 from eval.shared_results import ResultsBook, merge_shards
 from eval.static import CANDIDATES_FILE
 from router.chain import Chain
@@ -26,11 +26,11 @@ from tests.tiny import NUM_LAYERS
 FULL = Chain.full(NUM_LAYERS)
 
 
-def result(number: int, policy: str = "full") -> PolicyResult:
-    return PolicyResult(policy, f"s{number}", "t", None, None, 2, 9, FULL, 0, True, (1.0, 0.0), 1.0)
+def result(number: int, policy: str = "full") -> ArmResult:
+    return ArmResult(policy, f"s{number}", "t", None, None, 2, 9, FULL, 0, True, (1.0, 0.0), 1.0)
 
 
-def keys(results: list[PolicyResult]) -> list[tuple[str, str]]:
+def keys(results: list[ArmResult]) -> list[tuple[str, str]]:
     return sorted((one.policy, one.sample_id) for one in results)
 
 

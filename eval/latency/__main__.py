@@ -23,9 +23,9 @@ from tqdm import tqdm
 from eval.arms import FULL, is_routed
 from eval.latency.arms import Timed, chains_to_time, latency_of, spread_of
 from eval.latency.table import print_latency
-from eval.refresh import refresh
 from eval.report import read_arms
-from eval.results import RESULTS_FILE, PolicyResult, read_run
+from eval.results import RESULTS_FILE, ArmResult, read_run
+from eval.run import refresh
 from router.chain import Chain
 from router.command import parse_settings, provenance, run_command
 from router.engine.load import load_model, resolve_device
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def measure(
-    model: Any, router: Router, by_arm: dict[str, list[PolicyResult]], settings: LatencySettings
+    model: Any, router: Router, by_arm: dict[str, list[ArmResult]], settings: LatencySettings
 ) -> dict[str, Any]:
     """Return the content of `latency.json`, but for where it comes from."""
     arms = {name: chains_to_time([one.chain for one in results], settings.chains) for name, results in by_arm.items()}
@@ -146,7 +146,7 @@ def _cell(
     router: Sequence[float],
     steps: Sequence[Chain],
     arms: dict[str, list[Chain]],
-    by_arm: dict[str, list[PolicyResult]],
+    by_arm: dict[str, list[ArmResult]],
     batch: int,
     prompt_tokens: int,
 ) -> dict[str, Any]:

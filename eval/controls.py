@@ -1,44 +1,41 @@
-"""What a run and its controls answered, by policy and sample."""
+"""Controls of the oracle: what outlasts another order of the choices and real generation, beside luck.
+
+`controls.json` says what is controlled; `reshuffled-<order>.jsonl` and `generated.jsonl` hold the results, each a
+`data.store.Store`. The report's block is rebuilt from these and the run's own results.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from eval.arms import FULL, ORACLE
-from eval.controls.statistics import Pair
-from eval.results import PolicyResult
-from router.validation import InputError
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
-from transformers import PreTrainedModel
-from data.answers import folded, parse_letter
-from data.records import ChainResult
-from data.scoring import ChainScorer, EncodedSample, SampleBlock
-from data.tasks import Task
-from eval.controls.statistics import Pair, PairedShares, Share, paired_shares, share_of
-from router.chain import Chain
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from data.sample import Sample
-from data.scoring import ChainScorer, SampleBlock
-from data.tasks import Task, TaskSet
-from eval.controls.statistics import Pair, Share, Value, mean_of, share_of, value_of
-from eval.running import run_policies
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from data.records import SearchRecord
-from data.scoring import ChainScorer
-from eval.luck import collect_luck, measure_luck
-from eval.luck import collect_random, measure_random
-from eval.results import PolicyResult, read_results
-from router.command import plain_values
-from router.files import JsonLog, read_json, require_file, write_json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data.answers import folded, parse_letter
+from data.records import ChainResult, SearchRecord
+from data.sample import Sample
+from data.scoring import ChainScorer, EncodedSample, SampleBlock
+from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
+from data.tasks import Task, TaskSet
+from eval.arms import FULL, ORACLE, KnownArm
+from eval.luck import collect_luck, collect_random, measure_luck, measure_random
+from eval.results import ArmResult, read_results, result_store
+from eval.running import run_arms
+from router.chain import Chain
+from router.command import plain_values
+from router.files import read_json, require_file, write_json
+from router.validation import InputError
 
 CONTROLLED = (FULL, ORACLE)
 """Arms whose chains are run again."""
+Pair = tuple[Sequence[ArmResult], Sequence[ArmResult]]
+"""Full depth's and the oracle's results on the same samples, in the same order."""
+Plan = dict[str, Any]
+"""The content of `controls.json`: what is controlled (drawn samples, orders, what searches found)."""
 REMEDY = "run python -m eval again"
 
 
@@ -53,13 +50,13 @@ class Found:
     """
 
     path: Path
-    arms: Mapping[tuple[str, str], PolicyResult]
-    controls: Mapping[tuple[str, str], PolicyResult]
+    arms: Mapping[tuple[str, str], ArmResult]
+    controls: Mapping[tuple[str, str], ArmResult]
 
     @classmethod
-    def of(cls, path: Path, arms: Sequence[PolicyResult], controls: Sequence[PolicyResult]) -> Found:
+    def of(cls, path: Path, arms: Sequence[ArmResult], controls: Sequence[ArmResult]) -> Found:
         """Index the run's results and those of its controls; `path` is the controls' file, for refusals."""
-        by_name = [{(one.policy, one.sample_id): one for one in results} for results in (arms, controls)]
+        by_name = [{(one.arm, one.sample_id): one for one in results} for results in (arms, controls)]
         return cls(path, *by_name)
 
     def usual(self, ids: Sequence[str]) -> Pair:
@@ -78,7 +75,7 @@ class Found:
                     )
         return pair[0], pair[1]
 
-    def _one(self, results: Mapping[tuple[str, str], PolicyResult], policy: str, key: str) -> PolicyResult:
+    def _one(self, results: Mapping[tuple[str, str], ArmResult], policy: str, key: str) -> ArmResult:
         if (policy, key) not in results:
             raise InputError(f"{self.path}: expected a result of {policy} on sample {key}, got none; {REMEDY}")
         return results[policy, key]
@@ -106,14 +103,14 @@ class GeneratedArm:
         agreed: share of all samples in which both give the same verdict.
     """
 
-    judged: Share | None
-    generated: Share | None
+    judged: Proportion | None
+    generated: Proportion | None
     no_answer: int
     right: int
-    confirmed: Share | None
+    confirmed: Proportion | None
     right_no_answer: int
-    confirmed_of_read: Share | None
-    agreed: Share | None
+    confirmed_of_read: Proportion | None
+    agreed: Proportion | None
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Generated:
     paired: PairedShares | None
 
 
-def policy_name(arm: str) -> str:
+def generated_name(arm: str) -> str:
     """Return the name under which an arm's generated answers stand in the results."""
     return f"{arm}/generated"
 
@@ -227,7 +224,7 @@ def measure_generated(judged: Pair, written: Pair, modes: Sequence[str], seed: i
     return asdict(Generated(len(full), tuple(modes), arms[0], arms[1], paired_shares(oracle, full, seed)))
 
 
-def _arm(judged: Sequence[PolicyResult], written: Sequence[PolicyResult]) -> GeneratedArm:
+def _arm(judged: Sequence[ArmResult], written: Sequence[ArmResult]) -> GeneratedArm:
     pairs = [*zip(judged, written, strict=True)]
     right = [other for one, other in pairs if one.correct]
     read = [other for other in right if other.prediction is not None]
@@ -254,23 +251,6 @@ LARGEST_NUMBER = 999
 
 
 @dataclass(frozen=True)
-class KnownChains:
-    """Chains that another arm has chosen, to be run again under other conditions.
-
-    Attributes:
-        by_sample: the chains, by sample id.
-        name: the policy's name.
-    """
-
-    by_sample: Mapping[str, Chain]
-    name: str
-
-    def chains(self, samples: SampleBlock) -> list[Chain]:
-        """Return each sample's chain."""
-        return [self.by_sample[encoded.sample.id] for encoded in samples.samples]
-
-
-@dataclass(frozen=True)
 class Rescued:
     """Samples that full depth gets wrong and the oracle's chain gets right.
 
@@ -284,9 +264,9 @@ class Rescued:
 
     n: int
     chance: float | None
-    oracle: Share | None
-    full: Share | None
-    difference: Value | None
+    oracle: Proportion | None
+    full: Proportion | None
+    difference: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -307,11 +287,11 @@ class Reshuffled:
     n: int
     reshuffles: int
     rescued: Rescued
-    full_right: Share | None
-    both_right: Share | None
-    retained: Value | None
-    usual: dict[str, Share | Value | None]
-    reshuffled: dict[str, Share | Value | None]
+    full_right: Proportion | None
+    both_right: Proportion | None
+    retained: Estimate | None
+    usual: dict[str, Proportion | Estimate | None]
+    reshuffled: dict[str, Proportion | Estimate | None]
 
 
 def lists_choices(task: Task) -> bool:
@@ -332,40 +312,9 @@ def shuffles(number: int, seed: int) -> list[int]:
     return [(LARGEST_NUMBER + 1) * seed + i + 1 for i in range(number)]
 
 
-def policy_name(arm: str, shuffle: int) -> str:
+def reshuffled_name(arm: str, shuffle: int) -> str:
     """Return the name under which an arm's chains stand in the results of a shuffle."""
     return f"{arm}/reshuffled-{shuffle}"
-
-
-def run_reshuffled(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    scorer: ChainScorer,
-    samples: Sequence[Sample],
-    arms: Mapping[str, Mapping[str, Chain]],
-    shuffle: int,
-    path: Path,
-    batch_samples: int,
-) -> None:
-    """Run arms' chains on samples whose choices are listed in another order; resumable.
-
-    Args:
-        model: the base model.
-        tokenizer: its tokenizer.
-        scorer: the scorer of the usual order.
-        samples: samples of tasks that list choices.
-        arms: chains by sample id, by the arm's name.
-        shuffle: value of `Task.shuffle`.
-        path: the results file; policies are named by `policy_name`.
-        batch_samples: samples loaded at once.
-
-    Raises:
-        InputError: where the file is corrupt or a sample cannot be asked.
-    """
-    tasks = TaskSet.of([scorer.tasks[name] for name in sorted({sample.task for sample in samples})])
-    reshuffled = ChainScorer(model, tokenizer, tasks.shuffled(shuffle), batch_tokens=scorer.batch_tokens)
-    policies = [KnownChains(chains, policy_name(arm, shuffle)) for arm, chains in arms.items()]
-    run_policies(policies, samples, reshuffled, reshuffled.judge, path, batch_samples, f"reshuffled {shuffle}")
 
 
 def measure_reshuffled(usual: Pair, again: Sequence[Pair], seed: int) -> dict[str, Any]:
@@ -397,14 +346,14 @@ def measure_reshuffled(usual: Pair, again: Sequence[Pair], seed: int) -> dict[st
         ),
         full_right=share_of([c for a, _, c, _ in rows if a]),
         both_right=share_of([d for a, b, _, d in rows if a and b]),
-        retained=value_of(retained, lambda sums: sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2], seed),
+        retained=estimate_of(retained, lambda sums: sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2], seed),
         usual=_accuracies([(float(a), float(b)) for a, b, _, _ in rows], seed),
         reshuffled=_accuracies([(c, d) for _, _, c, d in rows], seed),
     )
     return asdict(measured)
 
 
-def _accuracies(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Share | Value | None]:
+def _accuracies(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Proportion | Estimate | None]:
     full, oracle = [one for one, _ in pairs], [other for _, other in pairs]
     difference = mean_of([other - one for one, other in pairs], seed)
     return {"full": share_of(full), "oracle": share_of(oracle), "difference": difference}
@@ -417,12 +366,12 @@ def _mean(values: Sequence[float]) -> float:
 # Controls of the oracle: what of its gain is luck, and what outlasts another order of choices and real generation.
 #
 # Of a run's folder, `controls.json` says what is controlled (drawn samples, what searches found), `controls.jsonl` holds
-# one `PolicyResult` for each (control, sample). The report's block is rebuilt from these and the run's own results.
+# one `ArmResult` for each (control, sample). The report's block is rebuilt from these and the run's own results.
 
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of `controls.json`."""
-PLAN_FILE, CONTROL_RESULTS_FILE = "controls.json", "controls.jsonl"
+PLAN_FILE, GENERATED_FILE = "controls.json", "generated.jsonl"
 MEASURES: dict[str, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {
     "luck": measure_luck,
     "random_search": measure_random,
@@ -430,130 +379,118 @@ MEASURES: dict[str, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {
 """Controls that need records only."""
 
 
-@dataclass(frozen=True)
-class ControlSettings:
-    """What the controls may cost.
-
-    Attributes:
-        samples: test samples that are run again with reshuffled choices, and by generation, at most; 0: none.
-        reshuffles: other orders of the choices.
-        seed: draws samples and orders, and the bootstrap; at least 0.
-        batch_samples: samples loaded at once.
-    """
-
-    samples: int = 100
-    reshuffles: int = 3
-    seed: int = 0
-    batch_samples: int = 32
-
-
-@dataclass(frozen=True)
-class ControlRecords:
-    """Records of searches of the test split.
-
-    Attributes:
-        oracle: the oracle's.
-        wrong: of the same search told a wrong answer; None: luck is not measured.
-        random: of a random search of the same cost; None: it is not compared.
-    """
-
-    oracle: Sequence[SearchRecord]
-    wrong: Sequence[SearchRecord] | None = None
-    random: Sequence[SearchRecord] | None = None
-
-
 def run_controls(
     out: Path,
-    settings: ControlSettings,
+    plan: Plan,
+    identity: Mapping[str, Any],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     scorer: ChainScorer,
     samples: Sequence[Sample],
-    results: Sequence[PolicyResult],
-    records: ControlRecords,
+    results: Sequence[ArmResult],
+    batch_samples: int,
 ) -> None:
     """Run the controls, or go on where an earlier run was stopped.
 
     Args:
         out: folder of the run.
-        settings: what they may cost.
+        plan: what is controlled.
+        identity: what the run's results are of.
         model: the base model.
         tokenizer: its tokenizer.
         scorer: the run's scorer.
         samples: the test samples.
         results: the run's results, with those of full depth and the oracle for every sample.
-        records: the searches' records.
+        batch_samples: samples loaded at once.
 
     Raises:
-        InputError: where records do not fit each other, a file is corrupt, or the folder holds other controls.
+        InputError: where a file is corrupt, or the folder holds other controls.
     """
-    plan = write_plan(out, settings, scorer.tasks, samples, records)
-    chains = {arm: {one.sample_id: one.chain for one in results if one.policy == arm} for arm in CONTROLLED}
-    path = out / CONTROL_RESULTS_FILE
-    drawn = {
-        name: [sample for sample in samples if sample.id in set(plan[name])] for name in ("reshuffled", "generated")
-    }
+    write_json(out / PLAN_FILE, plan)
+    chains = {arm: {one.sample_id: one.chain for one in results if one.arm == arm} for arm in CONTROLLED}
+    drawn = {name: [one for one in samples if one.id in set(plan[name])] for name in ("reshuffled", "generated")}
     for shuffle in plan["shuffles"]:
-        run_reshuffled(model, tokenizer, scorer, drawn["reshuffled"], chains, shuffle, path, settings.batch_samples)
+        tasks = TaskSet.of([scorer.tasks[name] for name in sorted({one.task for one in drawn["reshuffled"]})])
+        reshuffled = ChainScorer(model, tokenizer, tasks.shuffled(shuffle), batch_tokens=scorer.batch_tokens)
+        run_arms(
+            [KnownArm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],
+            drawn["reshuffled"],
+            reshuffled,
+            reshuffled.judge,
+            result_store(out / f"reshuffled-{shuffle}.jsonl", identity, scorer.num_layers),
+            batch_samples,
+            f"reshuffled {shuffle}",
+        )
     if drawn["generated"]:
-        run_policies(
-            [KnownChains(chains[arm], generated_name(arm)) for arm in CONTROLLED],
+        run_arms(
+            [KnownArm(of_arm, generated_name(arm)) for arm, of_arm in chains.items()],
             drawn["generated"],
             scorer,
             GenerationJudge.of(model, scorer),
-            path,
-            settings.batch_samples,
+            result_store(out / GENERATED_FILE, identity, scorer.num_layers),
+            batch_samples,
             "generated",
         )
 
 
-def make_plan(
-    settings: ControlSettings, tasks: TaskSet, samples: Sequence[Sample], records: ControlRecords
-) -> dict[str, Any]:
+def plan_controls(
+    count: int,
+    reshuffles: int,
+    seed: int,
+    tasks: TaskSet,
+    samples: Sequence[Sample],
+    oracle: Sequence[SearchRecord],
+    wrong: Sequence[SearchRecord] | None = None,
+    random: Sequence[SearchRecord] | None = None,
+) -> Plan:
     """Return the content of `controls.json`; needs no model.
+
+    Args:
+        count: samples that are run again with reshuffled choices, and by generation, at most; 0: none.
+        reshuffles: other orders of the choices.
+        seed: draws samples and orders, and the bootstrap.
+        tasks: the samples' tasks.
+        samples: the test samples.
+        oracle: records of the oracle.
+        wrong: of the same search for a wrong answer; None: luck is not measured.
+        random: of a random search of the same cost; None: it is not compared.
 
     Raises:
         InputError: where records do not fit each other.
     """
-    listing = _drawn(samples, lists_choices, settings, tasks) if settings.reshuffles else []
-    judged = _drawn(samples, _can_be_generated, settings, tasks)
-    plan: dict[str, Any] = plain_values(
+    listing = _drawn(samples, lists_choices, count, seed, tasks) if reshuffles else []
+    judged = _drawn(samples, _can_be_generated, count, seed, tasks)
+    plan: Plan = plain_values(
         {
             "schema": SCHEMA,
-            "seed": settings.seed,
-            "shuffles": shuffles(settings.reshuffles, settings.seed) if listing else [],
+            "seed": seed,
+            "shuffles": shuffles(reshuffles, seed) if listing else [],
             "reshuffled": [sample.id for sample in listing],
             "generated": [sample.id for sample in judged],
             "modes": sorted({tasks[sample.task].judged_mode for sample in judged}),
-            "luck": None if records.wrong is None else collect_luck(records.oracle, records.wrong),
-            "random_search": None if records.random is None else collect_random(records.oracle, records.random),
+            "luck": None if wrong is None else collect_luck(oracle, wrong),
+            "random_search": None if random is None else collect_random(oracle, random),
         }
     )
     return plan
 
 
-def write_plan(
-    out: Path, settings: ControlSettings, tasks: TaskSet, samples: Sequence[Sample], records: ControlRecords
-) -> dict[str, Any]:
-    """Write `controls.json`, or check that the one that is there says the same; needs no model.
-
-    Returns:
-        Its content.
+def controls_finished(out: Path, plan: Plan, identity: Mapping[str, Any], num_layers: int) -> bool:
+    """Whether every control has its results, so that no model is needed.
 
     Raises:
-        InputError: where records do not fit each other, or the folder holds other controls.
+        InputError: where a file is corrupt or of another run.
     """
-    plan = make_plan(settings, tasks, samples, records)
-    path = out / PLAN_FILE
-    if not path.exists():
-        write_json(path, plan)
-    elif (stored := read_plan(out)) != plan:
-        differing = [name for name in plan if stored.get(name) != plan[name]]
-        raise InputError(
-            f"out: expected controls of the same settings and records, got {path} with another "
-            f"{', '.join(differing)}; choose another out, or remove {PLAN_FILE} and {CONTROL_RESULTS_FILE}"
-        )
-    return plan
+    if not (out / PLAN_FILE).exists() or read_plan(out) != plan:
+        return False
+    stores = [result_store(path, identity, num_layers) for path in _files(out, plan)]
+    return all(store.finished for store in stores)
+
+
+def _files(out: Path, plan: Plan) -> list[Path]:
+    """Return the results files of a plan."""
+    shuffled = [out / f"reshuffled-{shuffle}.jsonl" for shuffle in plan["shuffles"]]
+    return [*shuffled, *([out / GENERATED_FILE] if plan["generated"] else [])]
 
 
 def read_plan(out: Path) -> dict[str, Any]:
@@ -573,22 +510,7 @@ def read_plan(out: Path) -> dict[str, Any]:
     return plan
 
 
-def controls_finished(out: Path, num_layers: int) -> bool:
-    """Whether every control that `controls.json` names has its results, so that no model is needed.
-
-    Raises:
-        InputError: where a file is corrupt.
-    """
-    if not (out / PLAN_FILE).exists():
-        return False
-    path, wanted = out / CONTROL_RESULTS_FILE, _wanted(read_plan(out))
-    if not wanted or not path.exists():
-        return not wanted
-    with JsonLog(path):  # cuts a line off that a killed run left torn
-        return wanted <= {(one.policy, one.sample_id) for one in read_results(path, num_layers)}
-
-
-def controls_block(out: Path, results: Sequence[PolicyResult], num_layers: int) -> dict[str, Any] | None:
+def controls_block(out: Path, results: Sequence[ArmResult], num_layers: int) -> dict[str, Any] | None:
     """Return the report's block `controls` from a run's files alone; None: the run has no controls.
 
     Args:
@@ -605,9 +527,10 @@ def controls_block(out: Path, results: Sequence[PolicyResult], num_layers: int) 
     """
     if not (out / PLAN_FILE).exists():
         return None
-    plan, path = read_plan(out), out / CONTROL_RESULTS_FILE
+    plan, path = read_plan(out), out / PLAN_FILE
     seed, shuffled, generated = plan["seed"], plan["reshuffled"], plan["generated"]
-    found = Found.of(path, results, read_results(path, num_layers) if _wanted(plan) and path.exists() else [])
+    again = [one for file in _files(out, plan) for one in read_results(file, num_layers)]
+    found = Found.of(path, results, again)
     block: dict[str, Any] = dict.fromkeys(("luck", "reshuffled", "generated", "random_search"))
     for name, measure in MEASURES.items():
         if plan.get(name) is not None:
@@ -619,20 +542,13 @@ def controls_block(out: Path, results: Sequence[PolicyResult], num_layers: int) 
                 ) from error
     if plan["shuffles"]:
         names = [{arm: reshuffled_name(arm, shuffle) for arm in CONTROLLED} for shuffle in plan["shuffles"]]
-        again = [found.again(of_arm, shuffled) for of_arm in names]
-        block["reshuffled"] = measure_reshuffled(found.usual(shuffled), again, seed)
+        other = [found.again(of_arm, shuffled) for of_arm in names]
+        block["reshuffled"] = measure_reshuffled(found.usual(shuffled), other, seed)
     if generated:
         written = found.again({arm: generated_name(arm) for arm in CONTROLLED}, generated)
         block["generated"] = measure_generated(found.usual(generated), written, plan["modes"], seed)
     plain: dict[str, Any] = plain_values(block)  # tuples as lists: the same as what is read back
     return plain
-
-
-def _wanted(plan: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Return the (policy, sample id) of all results that a plan asks for."""
-    names = [(reshuffled_name(arm, shuffle), "reshuffled") for arm in CONTROLLED for shuffle in plan["shuffles"]]
-    names += [(generated_name(arm), "generated") for arm in CONTROLLED]
-    return {(policy, key) for policy, drawn in names for key in plan[drawn]}
 
 
 def _can_be_generated(task: Task) -> bool:
@@ -641,10 +557,10 @@ def _can_be_generated(task: Task) -> bool:
 
 
 def _drawn(
-    samples: Sequence[Sample], wanted: Callable[[Task], bool], settings: ControlSettings, tasks: TaskSet
+    samples: Sequence[Sample], wanted: Callable[[Task], bool], count: int, seed: int, tasks: TaskSet
 ) -> list[Sample]:
     """Draw samples of tasks of a kind; more of them hold those that fewer do."""
     fit = [sample for sample in samples if wanted(tasks[sample.task])]
-    order = sorted(fit, key=lambda sample: hashlib.sha256(f"controls/{settings.seed}/{sample.id}".encode()).digest())
-    taken = {sample.id for sample in order[: settings.samples]}
+    order = sorted(fit, key=lambda sample: hashlib.sha256(f"controls/{seed}/{sample.id}".encode()).digest())
+    taken = {sample.id for sample in order[:count]}
     return [sample for sample in fit if sample.id in taken]
