@@ -27,6 +27,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length, confidences
 from data.statistics import wilson_interval
 from eval.arms import Arm, exit_chain
+from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
 from router.heads.budget import best_mixture
@@ -275,6 +276,16 @@ def routed_chains(arm: Arm, samples: Sequence[Sample], scorer: ChainScorer, batc
     for indices in batches_by_length([one.length for one in encoded], batch_samples):
         chains += arm.chains(scorer.load([encoded[i] for i in indices]))
     return chains
+
+
+def tally(results: Iterable[ArmResult]) -> list[Candidate]:
+    """Count right answers by chain."""
+    correct: dict[Chain, int] = defaultdict(int)
+    n: dict[Chain, int] = defaultdict(int)
+    for result in results:
+        n[result.chain] += 1
+        correct[result.chain] += result.correct
+    return [Candidate(chain, correct[chain], n[chain]) for chain in n]
 
 
 def describe_static(

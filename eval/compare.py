@@ -20,8 +20,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from data.statistics import wilson_interval
 from eval.arms import FULL
 from eval.measures import corrected, paired
-from eval.report import REPORT_FILE, arms_of
-from eval.results import RESULTS_FILE, ArmResult, read_results
+from eval.report import REPORT_FILE
+from eval.results import RESULTS_FILE, ArmResult, by_arm, read_results
 from eval.schema import validate_report
 from eval.tables import print_comparison
 from router.command import one_line, plain_values, run_command
@@ -134,8 +134,8 @@ def read_evaluation(place: Path) -> Evaluation:
             f"got {digest[:12]}...; python -m eval writes the report anew"
         )
     names = [arm["name"] for arm in report["arms"]]
-    by_arm = arms_of(read_results(results, report["model"]["num_layers"]), names, report["n"], results)
-    return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in by_arm.items()})
+    arms = by_arm(read_results(results, report["model"]["num_layers"]), names, report["n"], results)
+    return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in arms.items()})
 
 
 def compare(

@@ -83,8 +83,9 @@ class Found:
 
 # Labels verified by real generation: do chains that score an answer as right also write it?
 #
-# For tasks that are not judged by generation anyway. Under each chain the model writes its answer after the same prompt.
-# A task that asks for a letter, or for a free answer, is read as `data.scoring` reads it. One that scores the choices'
+# For tasks that are not judged by generation anyway. Under each chain the model writes its answer after the
+# same prompt. A task that asks for a letter, or for a free answer, is read as `data.scoring` reads it. One that
+# scores the choices'
 # texts asks for no form: the answer is the choice whose text is written, or whose letter where the prompt lists them.
 
 
@@ -242,8 +243,9 @@ def _arm(judged: Sequence[ArmResult], written: Sequence[ArmResult]) -> Generated
 
 # Reshuffled choices: does a sample that a chain sets right stay right when its choices are listed in another order?
 #
-# `Task.shuffle` lists them so: sample, id and indices of choices stay what they are, so predictions need no translation.
-# The choices of worked examples in the prompt stand in another order too. With two choices every shuffle is the swap.
+# `Task.shuffle` lists them so: sample, id and indices of choices stay what they are, so predictions need no
+# translation. The choices of worked examples in the prompt stand in another order too. With two choices every
+# shuffle is the swap.
 
 
 LARGEST_NUMBER = 999
@@ -365,7 +367,8 @@ def _mean(values: Sequence[float]) -> float:
 
 # Controls of the oracle: what of its gain is luck, and what outlasts another order of choices and real generation.
 #
-# Of a run's folder, `controls.json` says what is controlled (drawn samples, what searches found), `controls.jsonl` holds
+# Of a run's folder, `controls.json` says what is controlled (drawn samples, what searches found), the results files
+# hold
 # one `ArmResult` for each (control, sample). The report's block is rebuilt from these and the run's own results.
 
 

@@ -138,8 +138,9 @@ def _difference(name: str, first: Any, second: Any) -> str:
 
 # How much of the oracle's gain is luck: the same search, told a wrong answer.
 #
-# A search tries many chains and keeps what gives the answer that it was told. With few possible answers some chain gives
-# any of them, right or wrong. So the same search is run once more and told a wrong answer; as often as it finds a chain
+# A search tries many chains and keeps what gives the answer that it was told. With few possible answers some chain
+# gives any of them, right or wrong. So the same search is run once more and told a wrong answer; as often as it
+# finds a chain
 # that gives that one, finding the right one proves nothing.
 
 

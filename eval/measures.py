@@ -6,8 +6,10 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+from pydantic.dataclasses import dataclass
 
 from data.statistics import holm, mean_interval, paired_shares, wilson_interval
 from eval.arms import FULL

@@ -145,7 +145,7 @@ def arms_asked(settings: EvalSettings, inputs: Inputs) -> list[ArmPlan]:
 def finished(
     settings: EvalSettings, inputs: Inputs, arms: Sequence[ArmPlan], store: Store[ArmResult], plan: Plan | None
 ) -> bool:
-    """Whether every answer stands in `out` already, so that no model is needed and nothing but the report is written."""
+    """Whether every answer stands in `out` already, so that no model is needed and only the report is written."""
     needed = (RUN_FILE, STATIC_FILE, SAMPLES_FILE)
     if not store.finished or not all((settings.out / name).exists() for name in needed):
         return False

@@ -229,7 +229,8 @@ def _luck(luck: dict[str, Any]) -> list[str]:
     return [
         f"control, luck: of {luck['eligible']} samples that full depth answers otherwise the search sets "
         f"{_share(luck['gold'])} right and, looking for a wrong answer, {_share(luck['luck'])} to that one; "
-        f"the oracle's gain is {_value(luck['gain'])}, minus what the wrong-answer search finds {_value(luck['net_gain'])}"
+        f"the oracle's gain is {_value(luck['gain'])}, "
+        f"minus what the wrong-answer search finds {_value(luck['net_gain'])}"
     ]
 
 

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from eval.arms import FULL, is_routed
 from eval.latency.arms import Timed, chains_to_time, latency_of, spread_of
 from eval.latency.table import print_latency
-from eval.report import read_arms
-from eval.results import RESULTS_FILE, ArmResult, read_run
+from eval.results import RESULTS_FILE, ArmResult, read_arms, read_run
 from eval.run import refresh
 from router.chain import Chain
 from router.command import parse_settings, provenance, run_command
@@ -92,16 +91,16 @@ def main(argv: Sequence[str] | None) -> None:
     run = read_run(settings.evaluation)
     router = load_router(settings.router)
     path = settings.evaluation / RESULTS_FILE
-    described = run["model"]
+    described = run.model
     by_arm = read_arms(settings.evaluation)
     model, _ = load_model(
-        described["name"],
-        dtype=settings.dtype or described["dtype"],
+        described.name,
+        dtype=settings.dtype or described.dtype,
         device=resolve_device(settings.device),
-        revision=described["revision"],
+        revision=described.revision,
     )
     fingerprint = model_fingerprint(model)
-    for what, found in (("evaluation", run["fingerprints"]["model"]), ("router", router.config.fingerprints.model)):
+    for what, found in (("evaluation", run.fingerprints.model), ("router", router.config.fingerprints.model)):
         if found != fingerprint:
             raise InputError(f"{what}: expected one of the model {fingerprint}, got one of {found}")
     content = measure(model, router, by_arm, settings)
