@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
+from pydantic.dataclasses import dataclass
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from router.chain import Chain
 from router.engine.decoder import find_decoder
+from router.validation import STORED
 
 LENGTHS = (16, 32)
 """Tokens of the two passes that are counted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STORED)
 class ForwardFlops:
     """What a forward pass of one row costs.
 
@@ -34,16 +32,6 @@ class ForwardFlops:
         """Return the operations of a chain over so many tokens, and of the head for one of them."""
         runs = (self.layers[layer] for layer in chain.layers)
         return sum(linear * tokens + square * tokens**2 for linear, square in runs) + self.head
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `run.json`."""
-        return {"layers": [list(pair) for pair in self.layers], "head": self.head}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ForwardFlops:
-        """Read it; raises KeyError, TypeError or ValueError where it is none."""
-        layers = tuple((float(linear), float(square)) for linear, square in value["layers"])
-        return cls(layers, float(value["head"]))
 
 
 @torch.inference_mode()

@@ -1,15 +1,24 @@
-"""The arms of an evaluation: their names, their labels, and which of them a run has."""
+"""The arms of an evaluation: who chooses the chain of each sample. Siblings, so that evaluation is one loop."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from data.records import SearchRecord
+from data.scoring import ChainScorer, SampleBlock, confidences
+from router.chain import Chain
+from router.storage import OWN_CHOICE, Operation, Router
 
 FULL, ROUTER, STATIC, RANDOM, ORACLE = "full", "router", "static", "random", "oracle"
 GUARANTEE, RANDOM_SEARCH = "guarantee", "random_search"
 Baseline = Literal["mixture", "early_exit", "pruned"]
-"""Baselines that a run may leave out."""
+"""Arms that a run may leave out."""
 MIXTURE: Baseline = "mixture"
 EARLY_EXIT: Baseline = "early_exit"
 PRUNED: Baseline = "pruned"
@@ -17,7 +26,7 @@ PRUNED: Baseline = "pruned"
 ALWAYS = (FULL, ROUTER, STATIC, RANDOM, ORACLE)
 """Arms of every run."""
 SAW_ANSWERS = frozenset({ORACLE, RANDOM_SEARCH})
-"""Arms whose chains were found with the test answers in hand: upper bounds, no policies."""
+"""Arms whose chains were found with the test answers in hand: upper bounds."""
 LABELS = {
     FULL: "full depth",
     ROUTER: "router",
@@ -34,8 +43,8 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm of a run.
+class ArmPlan:
+    """One arm that a run is to have.
 
     Attributes:
         name: its name in results files.
@@ -47,45 +56,238 @@ class Arm:
     label: str
     budget: float | None = None
 
-    @property
-    def reads_states(self) -> bool:
-        """Whether the router decides, so that what it costs counts."""
-        return is_routed(self.name)
-
 
 def is_routed(name: str) -> bool:
-    """Whether an arm's chains are the router's."""
+    """Whether an arm's chains are the router's, so that what the router costs counts."""
     return name in (ROUTER, GUARANTEE) or name.startswith(f"{ROUTER}@")
 
 
-def arms_of_run(
+def plan_arms(
     budget: float | None,
-    budgets: tuple[float, ...],
-    baselines: tuple[Baseline, ...],
+    budgets: Sequence[float],
+    baselines: Sequence[Baseline],
     guarantee: str | None,
-    random_search: Path | None,
-) -> list[Arm]:
+    random_search: bool,
+) -> list[ArmPlan]:
     """Return the arms of a run, in the order of its report.
 
     Args:
         budget: the router's mean depth, layers; None: its own choice.
         budgets: further ones.
-        baselines: those of the baselines that may be left out.
+        baselines: those of the arms that may be left out.
         guarantee: what the router was certified for, in words; None: nothing.
-        random_search: records of a random search, where there are any.
+        random_search: whether there are records of a random search.
     """
     wanted = {*ALWAYS, *baselines}
     wanted |= {GUARANTEE} if guarantee is not None else set()
-    wanted |= {RANDOM_SEARCH} if random_search is not None else set()
-    arms = []
+    wanted |= {RANDOM_SEARCH} if random_search else set()
+    plans = []
     for name, label in LABELS.items():
         if name not in wanted:
             continue
         if name == GUARANTEE:
             label = f"{label} ({guarantee})"
-        arms.append(Arm(name, label))
+        plans.append(ArmPlan(name, label))
         if name == ROUTER:
             if budget is not None:
-                arms[-1] = Arm(name, f"{label}, budget {budget:g} layers", budget)
-            arms += [Arm(f"{ROUTER}@{one:g}", f"{label}, budget {one:g} layers", one) for one in budgets]
-    return arms
+                plans[-1] = ArmPlan(name, f"{label}, budget {budget:g} layers", budget)
+            plans += [ArmPlan(f"{ROUTER}@{one:g}", f"{label}, budget {one:g} layers", one) for one in budgets]
+    return plans
+
+
+class Arm(Protocol):
+    """Chooses one chain for each sample."""
+
+    @property
+    def name(self) -> str:
+        """The arm's name in results files."""
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return one chain for each sample of a loaded block, in order; the samples' batch does not matter."""
+
+
+@dataclass(frozen=True)
+class StaticArm:
+    """The same chain for every sample; full depth is one.
+
+    Attributes:
+        chain: the chain.
+        name: the arm's name.
+    """
+
+    chain: Chain
+    name: str = STATIC
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return the chain for each sample."""
+        return [self.chain] * len(samples.samples)
+
+
+@dataclass(frozen=True)
+class KnownArm:
+    """A chain of each sample that is known beforehand: the oracle's, or another arm's to be run again.
+
+    Attributes:
+        by_sample: the chains, by sample id.
+        name: the arm's name.
+    """
+
+    by_sample: Mapping[str, Chain]
+    name: str
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return each sample's chain."""
+        return [self.by_sample[encoded.sample.id] for encoded in samples.samples]
+
+
+def oracle_arm(records: Sequence[SearchRecord], name: str = ORACLE) -> KnownArm:
+    """Return the arm of the shortest chain that stands in each record, full depth where none does.
+
+    It has seen the answer. Its chains are run again like all others, so a chain that was right only in the search's
+    batch, or only in the cheap mode, counts as wrong.
+    """
+    found = {record.sample_id: record.shortest or record.full for record in records}
+    return KnownArm({key: one.chain for key, one in found.items()}, name)
+
+
+class StatesReader:
+    """Reads what a router reads of a loaded block, once for all arms that ask."""
+
+    def __init__(self, scorer: ChainScorer, read_layer: int) -> None:
+        """Read `hidden_states[read_layer]` of prompt and choices; a free answer is never among what is read."""
+        self._scorer, self._read_layer = scorer, read_layer
+        self._block: SampleBlock | None = None
+        self._states: list[Float[Tensor, "_ d_model"]] = []
+
+    def read(self, samples: SampleBlock) -> list[Float[Tensor, "_ d_model"]]:
+        """Return each sample's states, on the CPU."""
+        if samples is not self._block:
+            self._states = [state.cpu() for state in self._scorer.states(samples, self._read_layer)]
+            self._block = samples
+        return self._states
+
+
+@dataclass(frozen=True)
+class RouterArm:
+    """The trained router at one operation.
+
+    Attributes:
+        reader: reads what it reads.
+        router: the router.
+        operation: how much depth it is to spend.
+        name: the arm's name.
+    """
+
+    reader: StatesReader
+    router: Router
+    operation: Operation = OWN_CHOICE
+    name: str = ROUTER
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return the router's chain for each sample."""
+        return [one.chain for one in self.router.decide(self.reader.read(samples), self.operation)]
+
+
+@dataclass(frozen=True)
+class RandomArm:
+    """For each sample a random chain as deep as the router's: what depth alone is worth.
+
+    Each sample draws from its own generator of (seed, sample id). With n layers of which those from `read_layer` on may
+    be edited, and a router chain of depth d: d < n drops a uniformly random subset of n - d editable layers; d > n runs
+    d - n editable layers, drawn uniformly with replacement, once more each, right after themselves; d = n is the full
+    chain, also where the router's chain of that depth is an edited one.
+
+    Attributes:
+        router: the arm whose depth is matched.
+        num_layers: n.
+        read_layer: layers that are never edited.
+        seed: seed of the draws.
+        name: the arm's name.
+    """
+
+    router: Arm
+    num_layers: int
+    read_layer: int
+    seed: int
+    name: str = RANDOM
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return a random chain for each sample, of the router's depth."""
+        return [
+            random_chain(
+                chain.depth, self.num_layers, self.read_layer, random.Random(f"{self.seed}/{encoded.sample.id}")
+            )
+            for chain, encoded in zip(self.router.chains(samples), samples.samples, strict=True)
+        ]
+
+
+def random_chain(depth: int, num_layers: int, read_layer: int, rng: random.Random) -> Chain:
+    """Return a random chain of exactly `depth` layers, drawn as `RandomArm` says.
+
+    Raises:
+        ValueError: where the depth is below `read_layer` or 1.
+    """
+    if depth < max(1, read_layer):
+        raise ValueError(f"depth: expected at least {max(1, read_layer)}, got {depth}")
+    editable = range(read_layer, num_layers)
+    counts = [1] * num_layers
+    if depth < num_layers:
+        for layer in rng.sample(editable, num_layers - depth):
+            counts[layer] = 0
+    else:
+        for layer in rng.choices(editable, k=depth - num_layers):
+            counts[layer] += 1
+    return Chain.from_counts(counts)
+
+
+@dataclass(frozen=True)
+class MixtureArm:
+    """Two static chains: each sample draws one of them from its own generator of (seed, sample id).
+
+    Attributes:
+        first: the shallower chain.
+        second: the deeper one.
+        share: probability of the first.
+        seed: seed of the draws.
+        name: the arm's name.
+    """
+
+    first: Chain
+    second: Chain
+    share: float
+    seed: int
+    name: str = MIXTURE
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return the chain that each sample draws."""
+        draws = (random.Random(f"{self.seed}/mixture/{encoded.sample.id}").random() for encoded in samples.samples)
+        return [self.first if draw < self.share else self.second for draw in draws]
+
+
+@dataclass(frozen=True)
+class EarlyExitArm:
+    """Stop after a layer where the model is sure already (logit lens: final norm and head on its output).
+
+    Attributes:
+        scorer: runs the first layers.
+        layer: layers that run for every sample.
+        threshold: confidence from which a sample stops there, 0..1; the others run at full depth.
+        name: the arm's name.
+    """
+
+    scorer: ChainScorer
+    layer: int
+    threshold: float
+    name: str = EARLY_EXIT
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return for each sample the first layers alone, or the full chain."""
+        n = self.scorer.num_layers
+        early = exit_chain(self.layer, n)
+        sure = confidences(self.scorer, samples, early)
+        return [early if one >= self.threshold else Chain.full(n) for one in sure]
+
+
+def exit_chain(layer: int, num_layers: int) -> Chain:
+    """Return the first `layer` layers."""
+    return Chain(tuple(range(layer)), num_layers)

@@ -1,136 +1,357 @@
-"""Baselines without training: a mixture of static chains, early exit, and pruning of redundant layers.
+"""How the arms without training are chosen: static chain, mixture of static chains, early exit, pruned layers.
 
-What they need is measured on train and validation and kept in a file each; none is deeper than the router there.
+Each is chosen on train and validation, kept in a file, and no deeper than the router is *on the validation split*. That
+depth is known before any test sample is read; bounding by the router's depth on test would let test in.
+
+Candidates for the static chain come from the chains that the search tried on training samples: for each depth those
+with the best share of right answers, by Wilson's lower bound. The chains that the router gives most often on validation
+join them; one of them is always as shallow as the router. Each candidate is then run on every train and validation
+sample, because a search tries a chain on samples that suit it (a menu table has run it on all already). It is judged
+there in the cheap mode of the sample's task (`Task.mode`); only the chosen chain is run on test, in the real mode.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 
 from data.profile import without
+from data.records import SearchRecord
 from data.sample import Sample
-from data.scoring import ChainScorer, SampleBlock, batches_by_length, confidences
-from eval.arms import EARLY_EXIT, MIXTURE
+from data.scoring import ChainScorer, batches_by_length, confidences
+from data.statistics import wilson_interval
+from eval.arms import Arm, exit_chain
+from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
 from router.heads.budget import best_mixture
-from router.validation import InputError
+from router.validation import STORED, ChainField, Count, NotNegative, Positive, Share, from_plain, to_plain
 
-MIXTURE_FILE, EXIT_FILE, PRUNED_FILE = "mixture.json", "early_exit.json", "pruned.json"
+STATIC_FILE, MIXTURE_FILE, EXIT_FILE, PRUNED_FILE = "static.json", "mixture.json", "early_exit.json", "pruned.json"
 INFLUENCE_SAMPLES = 128
 """Training samples on which the layers' influence is measured; ShortGPT takes a few hundred texts at most."""
+ChoiceT = TypeVar("ChoiceT")
 
 
-@dataclass(frozen=True)
-class MixturePolicy:
-    """A randomised static policy: each sample draws one of two chains from its own generator of (seed, sample id).
+@dataclass(frozen=True, config=STORED)
+class Candidate:
+    """A static chain and what it answers on train and validation.
+
+    Attributes:
+        chain: the chain.
+        correct: samples that it answers rightly.
+        n: samples that it was run on.
+    """
+
+    chain: ChainField
+    correct: Count
+    n: Positive
+
+
+@dataclass(frozen=True, config=STORED)
+class Considered:
+    """A candidate, for readers.
+
+    Attributes:
+        chain: the chain in text form.
+        depth: its layers.
+        correct: samples that it answers rightly.
+        source: whose chain it is: the search's, or one that the router chooses often.
+    """
+
+    chain: str
+    depth: Positive
+    correct: Count
+    source: Literal["search", "router"]
+
+
+@dataclass(frozen=True, config=STORED)
+class StaticChoice:
+    """The best static chain: the content of `static.json`.
+
+    Attributes:
+        chain: its layer indices in order.
+        text: the same in text form.
+        depth: its layers.
+        router_validation_depth: greatest depth allowed: the router's mean depth on validation, layers.
+        source: whose chain it is: the search's, or one that the router chooses often.
+        chosen_on: splits on which it was chosen.
+        correct: samples of these splits that it answers rightly, in `mode`.
+        n: samples of these splits.
+        candidates: every chain that was considered.
+        mode: mode in which candidates were judged.
+    """
+
+    chain: ChainField
+    text: str
+    depth: Positive
+    router_validation_depth: NotNegative
+    source: Literal["search", "router"]
+    chosen_on: str
+    correct: Count
+    n: Positive
+    candidates: tuple[Considered, ...]
+    mode: str
+
+
+@dataclass(frozen=True, config=STORED)
+class MixtureChoice:
+    """The best mixture of two static chains: the content of `mixture.json`.
 
     Attributes:
         first: the shallower chain.
         second: the deeper one.
-        share: probability of the first.
-        seed: seed of the draws.
-        name: the policy's name.
+        text: share and chains in text form.
+        share: probability of the shallower chain.
+        mean_depth: mean depth, layers.
+        accuracy: expected share of right answers on train and validation.
+        n: samples there.
+        chosen_on: splits on which it was chosen.
+        candidates: chains that were considered.
+        router_validation_depth: greatest mean depth allowed, layers.
     """
 
-    first: Chain
-    second: Chain
-    share: float
-    seed: int
-    name: str = MIXTURE
+    first: ChainField
+    second: ChainField
+    text: str
+    share: Share
+    mean_depth: NotNegative
+    accuracy: Share
+    n: Positive
+    chosen_on: str
+    candidates: Positive
+    router_validation_depth: NotNegative
 
-    def chains(self, samples: SampleBlock) -> list[Chain]:
-        """Return the chain that each sample draws."""
-        draws = (random.Random(f"{self.seed}/mixture/{encoded.sample.id}").random() for encoded in samples.samples)
-        return [self.first if draw < self.share else self.second for draw in draws]
 
-
-@dataclass(frozen=True)
-class EarlyExitPolicy:
-    """Stop after a layer where the model is sure already (logit lens: final norm and head on its output).
+@dataclass(frozen=True, config=STORED)
+class EarlyExitChoice:
+    """Early exit by the logit lens: the content of `early_exit.json`.
 
     Attributes:
-        scorer: runs the first layers.
-        layer: layers that run for every sample.
-        threshold: confidence from which a sample stops there, 0..1; the others run at full depth.
-        name: the policy's name.
+        layer: layers after which a sample may stop.
+        threshold: confidence from which it stops there; 2: never.
+        accuracy: share of right answers on validation.
+        mean_depth: mean depth there, layers.
+        n: samples there.
+        chosen_on: split on which it was chosen.
+        layers_tried: first and last layer that were tried.
+        router_validation_depth: greatest mean depth allowed, layers.
     """
 
-    scorer: ChainScorer
-    layer: int
-    threshold: float
-    name: str = EARLY_EXIT
-
-    def chains(self, samples: SampleBlock) -> list[Chain]:
-        """Return for each sample the first layers alone, or the full chain."""
-        n = self.scorer.num_layers
-        early = exit_chain(self.layer, n)
-        sure = confidences(self.scorer, samples, early)
-        return [early if one >= self.threshold else Chain.full(n) for one in sure]
+    layer: Positive
+    threshold: NotNegative
+    accuracy: Share
+    mean_depth: NotNegative
+    n: Positive
+    chosen_on: str
+    layers_tried: tuple[Positive, Positive]
+    router_validation_depth: NotNegative
 
 
-def exit_chain(layer: int, num_layers: int) -> Chain:
-    """Return the first `layer` layers."""
-    return Chain(tuple(range(layer)), num_layers)
+@dataclass(frozen=True, config=STORED)
+class PrunedChoice:
+    """Layers of least influence left out for all samples alike: the content of `pruned.json`.
+
+    Attributes:
+        chain: the chain.
+        text: the same in text form.
+        depth: its layers.
+        influence: 1 minus the mean cosine similarity of a layer's input and output, by layer.
+        samples: samples on which it was measured.
+        tokens: their tokens.
+        measured_on: their split.
+        router_validation_depth: greatest depth allowed, layers.
+    """
+
+    chain: ChainField
+    text: str
+    depth: Positive
+    influence: dict[str, float]
+    samples: Positive
+    tokens: Positive
+    measured_on: str
+    router_validation_depth: NotNegative
 
 
-def write_mixture(out: Path, chains: Sequence[Chain], correct: Sequence[int], n: int, depth: float) -> None:
-    """Choose the mixture of static chains of greatest accuracy with mean depth of at most `depth`, and write it.
+def kept(path: Path, kind: type[ChoiceT], num_layers: int, choose: Callable[[], ChoiceT]) -> ChoiceT:
+    """Return what an earlier run has chosen, or choose and keep it.
 
     Args:
-        out: the run's folder.
-        chains: the candidates, the full chain among them.
-        correct: right answers of each on train and validation.
-        n: samples there.
-        depth: the router's mean depth on validation, layers.
-    """
-    mixture = best_mixture([one / n for one in correct], [float(one.depth) for one in chains], depth)
-    if mixture is None:
-        raise ValueError(f"candidates: expected one of depth at most {depth}, got none")
-    first, second = chains[mixture.first], chains[mixture.second]
-    content: dict[str, Any] = {
-        "first": first.to_json(),
-        "second": second.to_json(),
-        "text": f"{mixture.share:.1%} {first}, else {second}",
-        "share": mixture.share,
-        "mean_depth": mixture.mean([float(one.depth) for one in chains]),
-        "accuracy": mixture.mean([one / n for one in correct]),
-        "n": n,
-        "chosen_on": "train+validation",
-        "candidates": len(chains),
-        "router_validation_depth": depth,
-    }
-    write_json(out / MIXTURE_FILE, content)
-
-
-def read_mixture(out: Path, num_layers: int, seed: int) -> MixturePolicy:
-    """Read `mixture.json`.
+        path: the file.
+        kind: type of the choice.
+        num_layers: layers of the model.
+        choose: makes the choice.
 
     Raises:
-        InputError: where it is missing or corrupt.
+        InputError: where the file is corrupt.
     """
-    value = _read(out / MIXTURE_FILE, ("first", "second", "share"))
-    first, second = (chain_in(out / MIXTURE_FILE, value[name], num_layers) for name in ("first", "second"))
-    return MixturePolicy(first, second, float(value["share"]), seed)
+    if not path.exists():
+        write_json(path, to_plain(choose()))
+    return from_plain(kind, read_json(path), str(path), num_layers=num_layers)
 
 
-def write_early_exit(
-    out: Path, scorer: ChainScorer, samples: Sequence[Sample], read_layer: int, depth: float, batch_samples: int
-) -> None:
-    """Choose layer and threshold of the early exit on validation, and write them.
+def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, max_depth: float) -> list[Chain]:
+    """Return the full chain and, for each depth, the best chains of the training records.
+
+    Args:
+        records: search records of training samples, at least one.
+        pool: chains of each depth.
+        trials: samples that a chain should have been tried on; less tried ones come after all others.
+        max_depth: layers; deeper chains could not be chosen and are left out, but for the full chain.
+
+    Returns:
+        The full chain first, then by depth, best first.
+    """
+    tried: dict[Chain, int] = defaultdict(int)
+    right: dict[Chain, int] = defaultdict(int)
+    full = None
+    for record in records:
+        full = record.full.chain
+        for result in record.results:
+            tried[result.chain] += 1
+            right[result.chain] += result.correct
+    if full is None:
+        raise ValueError("records: expected at least one record, got none")
+    by_depth: dict[int, list[tuple[bool, float, tuple[int, ...], Chain]]] = defaultdict(list)
+    for chain, count in tried.items():
+        if chain.depth <= max_depth and chain != full:
+            low, _ = wilson_interval(right[chain], count)
+            by_depth[chain.depth].append((count < trials, -low, chain.layers, chain))
+    best = [ranked[-1] for depth in sorted(by_depth) for ranked in sorted(by_depth[depth])[:pool]]
+    return [full, *best]
+
+
+def common_chains(routed: Sequence[Chain], *, pool: int, max_depth: float) -> list[Chain]:
+    """Return, for each depth up to `max_depth`, the `pool` most common of the router's chains, by depth."""
+    by_depth: dict[int, list[tuple[int, tuple[int, ...], Chain]]] = defaultdict(list)
+    for chain, count in Counter(routed).items():
+        if chain.depth <= max_depth:
+            by_depth[chain.depth].append((-count, chain.layers, chain))
+    return [ranked[-1] for depth in sorted(by_depth) for ranked in sorted(by_depth[depth])[:pool]]
+
+
+def choose_static(candidates: Sequence[Candidate], max_depth: float) -> Candidate:
+    """Return the most accurate candidate of depth at most `max_depth`, layers.
+
+    Among equals it is the shorter, then the first by layers.
+
+    Raises:
+        ValueError: where no candidate is that shallow.
+    """
+    within = [one for one in candidates if one.chain.depth <= max_depth]
+    if not within:
+        raise ValueError(f"candidates: expected one of depth at most {max_depth}, got none")
+    return min(within, key=lambda one: (-one.correct / one.n, one.chain.depth, one.chain.layers))
+
+
+def from_tables(
+    records: Sequence[SearchRecord], samples: Sequence[Sample], chains: Sequence[Chain]
+) -> list[Candidate] | None:
+    """Count right answers in menu tables, which have run every chain on every sample.
+
+    Args:
+        records: records of the samples.
+        samples: the samples.
+        chains: the candidates.
+
+    Returns:
+        The candidates; None where a record lacks a chain, or a sample a record: then they must be run.
+    """
+    by_sample = {record.sample_id: {one.chain: one.stands for one in record.results} for record in records}
+    if not all(by_sample.get(sample.id, {}).keys() >= set(chains) for sample in samples):
+        return None
+    return [Candidate(chain, sum(by_sample[one.id][chain] for one in samples), len(samples)) for chain in chains]
+
+
+def routed_chains(arm: Arm, samples: Sequence[Sample], scorer: ChainScorer, batch_samples: int) -> list[Chain]:
+    """Return an arm's chain for each sample, in any order; nothing beyond what the arm reads is run."""
+    encoded = [scorer.encode(sample) for sample in samples]
+    chains: list[Chain] = []
+    for indices in batches_by_length([one.length for one in encoded], batch_samples):
+        chains += arm.chains(scorer.load([encoded[i] for i in indices]))
+    return chains
+
+
+def tally(results: Iterable[ArmResult]) -> list[Candidate]:
+    """Count right answers by chain."""
+    correct: dict[Chain, int] = defaultdict(int)
+    n: dict[Chain, int] = defaultdict(int)
+    for result in results:
+        n[result.chain] += 1
+        correct[result.chain] += result.correct
+    return [Candidate(chain, correct[chain], n[chain]) for chain in n]
+
+
+def describe_static(
+    candidates: Sequence[Candidate], max_depth: float, searched: Iterable[Chain], mode: str
+) -> StaticChoice:
+    """Choose the best static chain (`choose_static`) and say how.
+
+    Args:
+        candidates: the candidates.
+        max_depth: the router's mean depth on validation, layers.
+        searched: those that are the search's.
+        mode: mode in which they were judged.
+    """
+    own = set(searched)
+    chosen = choose_static(candidates, max_depth)
+    return StaticChoice(
+        chain=chosen.chain,
+        text=str(chosen.chain),
+        depth=chosen.chain.depth,
+        router_validation_depth=max_depth,
+        source="search" if chosen.chain in own else "router",
+        chosen_on="train+validation",
+        correct=chosen.correct,
+        n=chosen.n,
+        candidates=tuple(
+            Considered(str(one.chain), one.chain.depth, one.correct, "search" if one.chain in own else "router")
+            for one in sorted(candidates, key=lambda one: (one.chain.depth, -one.correct, one.chain.layers))
+        ),
+        mode=mode,
+    )
+
+
+def choose_mixture(candidates: Sequence[Candidate], depth: float) -> MixtureChoice:
+    """Choose the mixture of static chains of greatest accuracy with mean depth of at most `depth`, layers.
+
+    Raises:
+        ValueError: where no candidate is that shallow.
+    """
+    accuracies, depths = [one.correct / one.n for one in candidates], [float(one.chain.depth) for one in candidates]
+    mixture = best_mixture(accuracies, depths, depth)
+    if mixture is None:
+        raise ValueError(f"candidates: expected one of depth at most {depth}, got none")
+    first, second = candidates[mixture.first].chain, candidates[mixture.second].chain
+    return MixtureChoice(
+        first=first,
+        second=second,
+        text=f"{mixture.share:.1%} {first}, else {second}",
+        share=mixture.share,
+        mean_depth=mixture.mean(depths),
+        accuracy=mixture.mean(accuracies),
+        n=candidates[0].n,
+        chosen_on="train+validation",
+        candidates=len(candidates),
+        router_validation_depth=depth,
+    )
+
+
+def choose_early_exit(
+    scorer: ChainScorer, samples: Sequence[Sample], read_layer: int, depth: float, batch_samples: int
+) -> EarlyExitChoice:
+    """Choose layer and threshold of the early exit on validation.
 
     Of all (layer from `read_layer` on, threshold) of mean depth at most `depth` it is the most accurate one, the
     shallower among equals.
 
     Args:
-        out: the run's folder.
         scorer: runs the chains, in the cheap mode.
         samples: the validation samples.
         read_layer: least layer to stop after; 1 at least.
@@ -164,38 +385,26 @@ def write_early_exit(
     )
     # A router as deep as the full chain leaves room for it; one that is shallower than any exit leaves none.
     accuracy, minus_depth, layer, threshold = best or (float(right[0].mean()), -float(layers[0]), layers[0], 0.0)
-    content = {
-        "layer": layer,
-        "threshold": min(threshold, 2.0),  # above every confidence: nobody stops
-        "accuracy": accuracy,
-        "mean_depth": -minus_depth,
-        "n": count,
-        "chosen_on": "validation",
-        "layers_tried": [layers[0], layers[-1]],
-        "router_validation_depth": depth,
-    }
-    write_json(out / EXIT_FILE, content)
-
-
-def read_early_exit(out: Path, scorer: ChainScorer) -> EarlyExitPolicy:
-    """Read `early_exit.json`.
-
-    Raises:
-        InputError: where it is missing or corrupt.
-    """
-    value = _read(out / EXIT_FILE, ("layer", "threshold"))
-    return EarlyExitPolicy(scorer, int(value["layer"]), float(value["threshold"]))
+    return EarlyExitChoice(
+        layer=layer,
+        threshold=min(threshold, 2.0),  # above every confidence: nobody stops
+        accuracy=accuracy,
+        mean_depth=-minus_depth,
+        n=count,
+        chosen_on="validation",
+        layers_tried=(layers[0], layers[-1]),
+        router_validation_depth=depth,
+    )
 
 
 @torch.inference_mode()
-def write_pruned(out: Path, scorer: ChainScorer, samples: Sequence[Sample], depth: float, batch_samples: int) -> None:
-    """Leave out the layers that change the states least, down to a whole depth of at most `depth`; write the chain.
+def choose_pruned(scorer: ChainScorer, samples: Sequence[Sample], depth: float, batch_samples: int) -> PrunedChoice:
+    """Leave out the layers that change the states least, down to a whole depth of at most `depth`.
 
     Block influence, as in ShortGPT (Men et al. 2024, arXiv 2403.03853): 1 minus the mean cosine similarity of a
     layer's input and output, over all tokens. Layer 0 is always kept.
 
     Args:
-        out: the run's folder.
         scorer: runs the model.
         samples: training samples; the first `INFLUENCE_SAMPLES` by id are read.
         depth: the router's mean depth on validation, layers.
@@ -216,43 +425,13 @@ def write_pruned(out: Path, scorer: ChainScorer, samples: Sequence[Sample], dept
     left_out = max(0, n - int(depth))
     skipped = sorted(sorted(range(1, n), key=lambda layer: (influence[layer - 1], -layer))[:left_out])
     chain = without(tuple(skipped), n)
-    content = {
-        "chain": chain.to_json(),
-        "text": str(chain),
-        "depth": chain.depth,
-        "influence": {str(layer): influence[layer - 1] for layer in range(1, n)},
-        "samples": len(chosen),
-        "tokens": tokens,
-        "measured_on": "train",
-        "router_validation_depth": depth,
-    }
-    write_json(out / PRUNED_FILE, content)
-
-
-def read_pruned(out: Path, num_layers: int) -> Chain:
-    """Read the chain of `pruned.json`.
-
-    Raises:
-        InputError: where it is missing or corrupt.
-    """
-    return chain_in(out / PRUNED_FILE, _read(out / PRUNED_FILE, ("chain",))["chain"], num_layers)
-
-
-def chain_in(path: Path, value: Any, num_layers: int) -> Chain:
-    """Return the chain that a file holds as JSON.
-
-    Raises:
-        InputError: where it is none; the message names the file.
-    """
-    try:
-        return Chain.from_json(value, num_layers)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _read(path: Path, fields: Sequence[str]) -> dict[str, Any]:
-    value = read_json(path)
-    missing = [name for name in fields if name not in value]
-    if missing:
-        raise InputError(f"{path}: expected the field {missing[0]}, got none")
-    return value
+    return PrunedChoice(
+        chain=chain,
+        text=str(chain),
+        depth=chain.depth,
+        influence={str(layer): influence[layer - 1] for layer in range(1, n)},
+        samples=len(chosen),
+        tokens=tokens,
+        measured_on="train",
+        router_validation_depth=depth,
+    )

@@ -21,7 +21,7 @@ ALWAYS = (
     "A bootstrap interval of a difference has no width where both arms answer every sample alike.",
     "Groups (task, difficulty, subject) are small and many: their intervals are not corrected for their number.",
 )
-DEPTH_CAVEAT = "Depth counts layers executed, not time; latency was not measured (python -m eval.latency)."
+DEPTH_CAVEAT = "Depth counts layers executed, not time; latency was not measured (python -m eval latency)."
 JUDGED_CAVEAT = (
     "Every arm's answers are judged in mode {judged_mode}; the search looked for right chains in mode {mode}, in which "
     "the static chain was chosen too. A chain that is right in the first mode only is unknown to the oracle."

@@ -19,11 +19,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from data.statistics import wilson_interval
 from eval.arms import FULL
-from eval.compare_table import print_comparison
-from eval.metrics import corrected, paired
-from eval.report import REPORT_FILE, arms_of
-from eval.results import RESULTS_FILE, PolicyResult, read_results
+from eval.measures import corrected, paired
+from eval.report import REPORT_FILE
+from eval.results import RESULTS_FILE, ArmResult, by_arm, read_results
 from eval.schema import validate_report
+from eval.tables import print_comparison
 from router.command import one_line, plain_values, run_command
 from router.files import read_json, require_directory, require_file, sha256_file, write_json
 from router.validation import InputError
@@ -62,7 +62,7 @@ class Evaluation:
 
     path: Path
     report: dict[str, Any]
-    arms: dict[str, dict[str, PolicyResult]]
+    arms: dict[str, dict[str, ArmResult]]
 
     @property
     def sample_ids(self) -> set[str]:
@@ -134,8 +134,8 @@ def read_evaluation(place: Path) -> Evaluation:
             f"got {digest[:12]}...; python -m eval writes the report anew"
         )
     names = [arm["name"] for arm in report["arms"]]
-    by_arm = arms_of(read_results(results, report["model"]["num_layers"]), names, report["n"], results)
-    return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in by_arm.items()})
+    arms = by_arm(read_results(results, report["model"]["num_layers"]), names, report["n"], results)
+    return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in arms.items()})
 
 
 def compare(
@@ -198,7 +198,7 @@ def _pairs(first: Evaluation, second: Evaluation, arm_a: str | None, arm_b: str 
     return [(str(wanted[0][-1]), str(wanted[1][-1]))]
 
 
-def _check_content(pair: tuple[Sequence[PolicyResult], Sequence[PolicyResult]], path: Path) -> None:
+def _check_content(pair: tuple[Sequence[ArmResult], Sequence[ArmResult]], path: Path) -> None:
     for one, other in zip(*pair, strict=True):
         if [getattr(one, name) for name in CONTENT] != [getattr(other, name) for name in CONTENT]:
             raise InputError(f"{path}: expected sample {one.sample_id} as in the other evaluation, got another")
@@ -234,7 +234,7 @@ def _side(side: Evaluation, common: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _arm(side: Evaluation, name: str, results: Sequence[PolicyResult]) -> dict[str, Any]:
+def _arm(side: Evaluation, name: str, results: Sequence[ArmResult]) -> dict[str, Any]:
     """Measure one arm on the common samples."""
     n, correct = len(results), sum(one.correct for one in results)
     return {

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from data.records import DenseTable
-from eval.metrics import mean_interval
+from data.statistics import mean_interval
 from router.heads.budget import Mixture, best_mixture
 
 PERMUTATIONS = 10_000

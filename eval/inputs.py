@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass as settings_dataclass
 
+from data.pool import RunSettings
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
-from eval.controls.searches import require_random_search, require_same_search
-from eval.settings import EvalSettings
-from router.engine.load import resolve_device
+from data.tracking import TrackingSettings
+from eval.arms import EARLY_EXIT, MIXTURE, PRUNED, Baseline
+from eval.luck import require_random_search, require_same_search
+from router.engine.load import ModelSettings, resolve_device
 from router.files import read_json, require_directory, require_file, sha256_file
 from router.fingerprint import Fingerprints
 from router.storage import CONFIG_FILE, GUARANTEE_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
-from router.validation import InputError
+from router.validation import SETTINGS, Count, InputError, Positive
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
@@ -28,6 +32,63 @@ CALIBRATION = "calibration"
 """A split that it only checks: its questions must not be test's."""
 RECORD_SPLITS = ("train", "test")
 """Splits whose search records are needed: train for the static pool, test for the oracle."""
+Depth = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A mean depth, layers."""
+
+
+@settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class EvalSettings(ModelSettings, RunSettings):
+    """Settings of `python -m eval`; `data`, `out`, batches and the base model as everywhere.
+
+    Attributes:
+        records: folder of `python -m search`: train.jsonl (pool of the static chains) and test.jsonl (oracle).
+        router: folder of a trained router.
+        budget: mean depth that the router is asked for, layers; null: the router's own choice. The arms without
+            training are matched with this arm.
+        budgets: further mean depths, an arm each.
+        latency_factor: in place of `budget`: time that a routed call may take, in units of full depth's.
+        latency_profile: latency.json of `python -m eval latency`, measured on this device, for `latency_factor`.
+        baselines: which of mixture (of static chains), early_exit and pruned (ShortGPT) are arms besides.
+        random_search: folder of the records of a random search at the oracle's cost (test.jsonl), an arm; null: none.
+        wrong_records: folder of the records of the oracle's search for a wrong answer (`--reward_target wrong`,
+            test.jsonl): the report then says what of the oracle is luck; null: it does not.
+        control_samples: test samples on which choices are reshuffled and labels verified by real generation; 0: none.
+        reshuffles: other orders of the choices of each such sample.
+        seed: draws the random chains and the bootstrap.
+        static_pool: chains of each depth, of the search's and of the router's, that are candidates for the best
+            static chain.
+        static_trials: training samples that a candidate of the search should have been tried on; where a depth has
+            too few such chains, less tried ones fill it up.
+        tracking: Weights & Biases.
+    """
+
+    records: Path
+    router: Path
+    budget: Depth | None = None
+    budgets: tuple[Depth, ...] = ()
+    latency_factor: Annotated[float, Field(gt=0)] | None = None
+    latency_profile: Path | None = None
+    baselines: tuple[Baseline, ...] = (MIXTURE, EARLY_EXIT, PRUNED)
+    random_search: Path | None = None
+    wrong_records: Path | None = None
+    control_samples: Count = 0
+    reshuffles: Annotated[int, Field(ge=1, le=999)] = 3
+    seed: Count = 0
+    static_pool: Positive = 4
+    static_trials: Positive = 8
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse settings that contradict each other."""
+        if (self.latency_factor is None) != (self.latency_profile is None):
+            raise ValueError("latency_factor: expected it and latency_profile together, got one of them")
+        if self.latency_factor is not None and self.budget is not None:
+            raise ValueError("latency_factor: expected it or budget, got both")
+        for name in ("budgets", "baselines"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name}: expected each once, got {list(getattr(self, name))}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -118,7 +179,22 @@ def read_inputs(settings: EvalSettings) -> Inputs:
         if folder is not None
     }
     hashes = {name: sha256_file(path) for name, path in files.items()}
+    if settings.limit is not None:
+        samples = {split: of_split[: settings.limit] for split, of_split in samples.items()}
+        kept = {sample.id for of_split in samples.values() for sample in of_split}
+        records = {split: [one for one in of_split if one.sample_id in kept] for split, of_split in records.items()}
+        extra = {
+            name: None if of_test is None else [one for one in of_test if one.sample_id in kept]
+            for name, of_test in extra.items()
+        }
     return Inputs(tasks, samples, records, extra["random_search"], extra["wrong_records"], router, hashes, device)
+
+
+def base_model(settings: EvalSettings, router: Router) -> tuple[str, str | None]:
+    """Return name and revision of the base model: the settings', or those that the router names."""
+    if settings.model is not None:
+        return settings.model, settings.revision
+    return router.config.base_model, settings.revision or router.config.revision
 
 
 def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
@@ -126,9 +202,10 @@ def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
 
     Sizes of batches belong to it, because in bfloat16 a prediction can hang on the batch's shape.
     """
-    own = {
-        name: getattr(settings, name)
-        for name in ("model", "revision", "dtype", "batch_samples", "batch_tokens", "budget", "budgets", "seed")
+    name, revision = base_model(settings, inputs.router)
+    own: dict[str, Any] = {"model": name, "revision": revision}
+    own |= {
+        name: getattr(settings, name) for name in ("dtype", "limit", "batch_samples", "batch_tokens", "budget", "seed")
     }
     own["budgets"] = list(settings.budgets)
     pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials", "control_samples", "reshuffles")}
@@ -182,7 +259,7 @@ def _read_records(
     path = folder / f"{split}.jsonl"
     records = read_records(path, setting)
     first = records[0]
-    common = {name: getattr(first, name) for name in ("num_layers", "read_layer", "fingerprints")}
+    common = {name: getattr(first, name) for name in ("num_layers", "first_editable", "fingerprints")}
     known = {sample.id: sample for sample in samples}
     for record in records:
         wanted: dict[str, Any] = {"split": split, "reward_target": reward_target, **common}
@@ -254,8 +331,8 @@ def _check_agreement(records: dict[str, list[SearchRecord]], router: Router, set
                 f"records: expected num_layers {config.num_layers} in {path}, as the router has it, "
                 f"got {first.num_layers}"
             )
-        if first.read_layer > config.read_layer:
+        if first.first_editable > config.read_layer:
             raise InputError(
-                f"records: expected read_layer of at most {config.read_layer} in {path}, where the router reads, "
-                f"got {first.read_layer}"
+                f"records: expected first_editable of at most {config.read_layer} in {path}, where the router reads, "
+                f"got {first.first_editable}"
             )

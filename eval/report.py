@@ -8,30 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from data.flops import ForwardFlops
-from eval.arms import ALWAYS, FULL, LABELS, ORACLE, ROUTER, SAW_ANSWERS, is_routed
-from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE
+from eval.arms import FULL, LABELS, ORACLE, ROUTER, SAW_ANSWERS, is_routed
+from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE, STATIC_FILE, StaticChoice
 from eval.caveats import caveats_of
-from eval.controls.block import controls_block
-from eval.groups import groups_of
-from eval.layer_use import layer_use
-from eval.metrics import ArmMeasures, Paired, arm_of, chance_accuracy, collapse_of, corrected, paired
-from eval.results import RESULTS_FILE, PolicyResult, read_results, read_run
+from eval.controls import controls_block
+from eval.measures import (
+    ArmMeasures,
+    Paired,
+    arm_of,
+    chance_accuracy,
+    collapse_of,
+    corrected,
+    groups_of,
+    layer_use,
+    paired,
+)
+from eval.results import RESULTS_FILE, ArmResult, read_arms, read_run
 from eval.schema import validate_report
-from eval.static import STATIC_FILE, read_static
 from router.command import plain_values
-from router.files import read_json, require_file, sha256_file, write_json
+from router.files import read_json, sha256_file, write_json
 from router.latency import LATENCY_FILE, read_latency
-from router.validation import InputError
+from router.validation import InputError, from_plain, to_plain
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the report's format (docs/report.md)."""
 REPORT_FILE = "report.json"
-SAMPLE_FIELDS = ("task", "difficulty", "subject", "choices", "tokens")
-"""Fields of a result that are the sample's, whatever the arm."""
+DESCRIBED = ("provenance", "task", "mode", "judged_mode", "split", "model", "fingerprints")
+"""Fields of `run.json` that stand in the report as they are."""
 BASELINE_FILES = {"mixture": MIXTURE_FILE, "early_exit": EXIT_FILE, "pruned": PRUNED_FILE}
 
 
-def write_report(out: Path, by_arm: Mapping[str, Sequence[PolicyResult]] | None = None) -> dict[str, Any]:
+def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = None) -> dict[str, Any]:
     """Rebuild `report.json` from `run.json`, `static.json` and the per-sample results.
 
     Args:
@@ -50,38 +57,31 @@ def write_report(out: Path, by_arm: Mapping[str, Sequence[PolicyResult]] | None 
     return report
 
 
-def build_report(out: Path, by_arm: Mapping[str, Sequence[PolicyResult]] | None = None) -> dict[str, Any]:
+def build_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = None) -> dict[str, Any]:
     """Return the report's content; see `write_report`."""
-    run = read_run(out)
-    path = require_file(out / RESULTS_FILE, "out")
-    try:
-        num_layers, seed, n = run["model"]["num_layers"], run["identity"]["seed"], run["n"]
-        keys = ("provenance", "task", "mode", "judged_mode", "split", "model", "fingerprints")
-        described = {key: run[key] for key in keys}
-        inputs, notes, oracle_found = run["identity"]["inputs"], run["notes"], run["oracle_found"]
-        labels = {arm["name"]: arm["label"] for arm in run["arms"]}
-        flops, router_flops = ForwardFlops.from_json(run["flops"]), float(run["flops"]["router"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
+    run, seed = read_run(out), read_run(out).seed
+    num_layers, labels = run.model.num_layers, {arm.name: arm.label for arm in run.arms}
+    plain_run = to_plain(run)
+    described = {key: plain_run[key] for key in DESCRIBED}
     by_arm = read_arms(out) if by_arm is None else by_arm
     results = [result for of_arm in by_arm.values() for result in of_arm]
-    read_static(out / STATIC_FILE, num_layers)  # refuses a file without a chain
+    static = from_plain(StaticChoice, read_json(out / STATIC_FILE), str(out / STATIC_FILE), num_layers=num_layers)
     measures, against, comparisons = compared(by_arm, seed)
-    costs = {name: cost_of(by_arm[name], flops, router_flops if is_routed(name) else 0.0) for name in labels}
+    costs = {name: cost_of(by_arm[name], run.flops, run.router_flops if is_routed(name) else 0.0) for name in labels}
     controls = controls_block(out, results, num_layers)
-    hashed = sha256_file(path)
+    hashed = sha256_file(out / RESULTS_FILE)
     latency = read_latency(out / LATENCY_FILE)
     if latency is not None and latency.get("results_sha256") != hashed:
         raise InputError(
             f"{out / LATENCY_FILE}: expected times of these results, got those of others; remove it, or run "
-            "python -m eval.latency again"
+            "python -m eval latency again"
         )
     report: dict[str, Any] = {
         "schema": SCHEMA,
         **described,
-        "inputs": inputs,
+        "inputs": run.inputs,
         "results_sha256": hashed,
-        "n": n,
+        "n": run.n,
         "chance_accuracy": chance_accuracy(by_arm[FULL]),
         "arms": [
             {
@@ -99,23 +99,23 @@ def build_report(out: Path, by_arm: Mapping[str, Sequence[PolicyResult]] | None 
         "layer_use": {name: asdict(layer_use([one.chain for one in by_arm[name]])) for name in labels},
         "oracle": {
             "label": LABELS[ORACLE],
-            "right_chain_in_records": oracle_found,
+            "right_chain_in_records": run.oracle_found,
             "right_when_run_again": sum(result.correct for result in by_arm[ORACLE]),
         },
-        "static": read_json(out / STATIC_FILE),
+        "static": to_plain(static),
         "baselines": {name: read_json(out / file) if name in labels else None for name, file in BASELINE_FILES.items()},
         "comparisons": comparisons,
         "controls": controls,
         "latency": latency,
-        "caveats": caveats_of(run["mode"], run["judged_mode"], set(labels), controls, latency),
-        "notes": notes,
+        "caveats": caveats_of(run.mode, run.judged_mode, set(labels), controls, latency),
+        "notes": list(run.notes),
     }
     plain: dict[str, Any] = plain_values(report)  # tuples as lists: the same as what is read back
     return plain
 
 
 def compared(
-    by_arm: Mapping[str, Sequence[PolicyResult]], seed: int
+    by_arm: Mapping[str, Sequence[ArmResult]], seed: int
 ) -> tuple[dict[str, ArmMeasures], dict[str, Paired], dict[str, Any]]:
     """Measure every arm, compare it with full depth and the router with it, and correct the p-values together.
 
@@ -143,47 +143,6 @@ def compared(
     return measures, dict(zip(others, tested[len(with_full) :], strict=True)), comparisons
 
 
-def cost_of(results: Sequence[PolicyResult], flops: ForwardFlops, router: float) -> float:
+def cost_of(results: Sequence[ArmResult], flops: ForwardFlops, router: float) -> float:
     """Return the operations of an arm, mean over samples: chain, output head for one token, and router."""
     return sum(flops.of(result.chain, result.tokens) for result in results) / len(results) + router
-
-
-def read_arms(out: Path) -> dict[str, list[PolicyResult]]:
-    """Return the results of each arm of a run, in the order of its report; see `arms_of`.
-
-    Raises:
-        InputError: where a file is missing or corrupt, or an arm's results are not complete.
-    """
-    run, path = read_run(out), require_file(out / RESULTS_FILE, "out")
-    try:
-        names, num_layers, n = [arm["name"] for arm in run["arms"]], run["model"]["num_layers"], run["n"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{out}: expected a complete run.json, got one without {error}") from error
-    return arms_of(read_results(path, num_layers), names, n, path)
-
-
-def arms_of(results: list[PolicyResult], names: Sequence[str], n: int, path: Path) -> dict[str, list[PolicyResult]]:
-    """Return each arm's results by sample id, complete and on the same samples.
-
-    Raises:
-        InputError: where results are missing, or belong to no arm.
-    """
-    by_arm: dict[str, list[PolicyResult]] = {name: [] for name in names}
-    if missing := [name for name in ALWAYS if name not in by_arm]:
-        raise InputError(f"{path}: expected the arms {', '.join(ALWAYS)} in run.json, got none of {missing[0]}")
-    for result in results:
-        if result.policy not in by_arm:
-            raise InputError(f"{path}: expected the policies {', '.join(names)}, got {result.policy!r}")
-        by_arm[result.policy].append(result)
-    for name, of_arm in by_arm.items():
-        of_arm.sort(key=lambda result: result.sample_id)
-        if len(of_arm) != n or [r.sample_id for r in of_arm] != [r.sample_id for r in by_arm[FULL]]:
-            raise InputError(
-                f"{path}: expected {n} samples for each arm, got {len(of_arm)} for {name}; run python -m eval again"
-            )
-        for one, full in zip(of_arm, by_arm[FULL], strict=True):
-            if [getattr(one, key) for key in SAMPLE_FIELDS] != [getattr(full, key) for key in SAMPLE_FIELDS]:
-                raise InputError(
-                    f"{path}: expected sample {one.sample_id} alike in all arms, got it otherwise in {name}"
-                )
-    return by_arm

@@ -132,7 +132,7 @@ def shown(out: Path, report: dict[str, Any], figures: Sequence[Path], page: Path
         results = read_results(out / RESULTS_FILE, report["model"]["num_layers"])
         media["results"] = table(
             {
-                "policy": one.policy,
+                "arm": one.arm,
                 "sample_id": one.sample_id,
                 "task": one.task,
                 **{name: _text(getattr(one, name)) for name in ("difficulty", "subject", "prediction")},

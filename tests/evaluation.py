@@ -17,6 +17,7 @@ from data.answers import wrong_answers
 from data.records import SearchRecord, pareto_front
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
+from data.store import Store, meta_path
 from data.tasks import TASKS_FILE, TaskSet, load_task, write_tasks
 from eval.__main__ import main
 from eval.inputs import SPLITS
@@ -112,7 +113,7 @@ def make_records(
                 metadata=sample.metadata,
                 mode=encoded.task.mode,
                 num_layers=NUM_LAYERS,
-                read_layer=PREFIX,
+                first_editable=PREFIX,
                 dtype="float32",
                 reward_target="wrong" if targets else "gold",
                 target=encoded.target,
@@ -132,10 +133,11 @@ def make_records(
 def write_records(path: Path, records: list[SearchRecord], algorithm: str = "uct") -> None:
     """Write records, and beside them the settings of a search that would have made them."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
+    store = Store(path, SearchRecord, {}, lambda record: record.sample_id, num_layers=NUM_LAYERS)
     settings = {"search": {"algorithm": algorithm}, "reward_target": records[0].reward_target}
-    beside = path.with_suffix(".settings.json")
-    beside.write_text(json.dumps({"runs": [{"settings": settings}], "sha256": sha256_file(path)}))
+    store.note({"run": "made by hand", "settings": settings})
+    store.append(records)
+    store.finish([record.sample_id for record in records])
 
 
 def make_router(scorer: ChainScorer, samples: list[Sample], folder: Path) -> None:
@@ -188,9 +190,10 @@ class World:
         values = [json.loads(line) for line in path.read_text().splitlines()]
         change(values)
         path.write_text("".join(json.dumps(value) + "\n" for value in values))
-        beside = path.with_suffix(".settings.json")
+        beside = meta_path(path)
         if beside.exists():
-            beside.write_text(json.dumps(json.loads(beside.read_text()) | {"sha256": sha256_file(path)}))
+            sealed = {"sha256": sha256_file(path), "count": len(values)}
+            beside.write_text(json.dumps(json.loads(beside.read_text()) | sealed))
 
     def edit_config(self, **changed: object) -> None:
         path = self.folder / "router" / "config.json"

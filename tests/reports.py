@@ -12,7 +12,7 @@ from data.flops import ForwardFlops
 from eval.arms import ALWAYS, LABELS
 from eval.baselines import write_mixture
 from eval.report import write_report
-from eval.results import RESULTS_FILE, RUN_FILE, PolicyResult
+from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
 from eval.static import STATIC_FILE
 from router.chain import Chain
 from router.files import write_json
@@ -79,10 +79,10 @@ def run_of(n: int, arms: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list[PolicyResult]:
+def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list[ArmResult]:
     """One result for each arm and sample; samples come from two difficulties."""
     return [
-        PolicyResult(
+        ArmResult(
             policy=arm,
             sample_id=key,
             task="quiz",
@@ -125,7 +125,7 @@ def write_evaluation(
     return write_report(folder)
 
 
-def write_results(folder: Path, results: Sequence[PolicyResult]) -> None:
+def write_results(folder: Path, results: Sequence[ArmResult]) -> None:
     """Write `results.jsonl`."""
     lines = "".join(json.dumps(one.to_json()) + "\n" for one in results)
     (folder / RESULTS_FILE).write_text(lines)

@@ -13,10 +13,10 @@ import pytest
 from data.sample import Sample
 from eval.page.document import build_page
 from eval.report import arms_of
-from eval.results import RESULTS_FILE, PolicyResult, read_results
+from eval.results import RESULTS_FILE, ArmResult, read_results
 from tests.reports import NUM_LAYERS, RIGHT, write_evaluation
 
-Results = dict[str, list[PolicyResult]]
+Results = dict[str, list[ArmResult]]
 Seen = tuple[dict[str, Any], Results, list[Sample]]
 
 EVIL = (

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from data.records import SearchRecord
+from data.records import read_records
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
-from eval.baselines import MIXTURE_FILE
-from eval.controls.block import PLAN_FILE
+from eval.baselines import MIXTURE_FILE, STATIC_FILE
+from eval.controls import PLAN_FILE
 from eval.figures.accuracy import spread
-from eval.metrics import arm_of, paired
+from eval.measures import arm_of, paired
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
-from eval.static import CANDIDATES_FILE, STATIC_FILE
+from eval.run import CANDIDATES_FILE
 from router.chain import Chain
 from router.engine.load import load_model
 from router.files import read_json, sha256_file
-from router.storage import load_router
+from router.storage import Operation, load_router
 from tests.evaluation import ARM_NAMES, FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS
 
@@ -37,7 +37,7 @@ def test_every_arm_answers_every_test_sample(finished: World) -> None:
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"), packed=False)
     samples = {sample.id: sample for sample in make_samples()["test"]}
     results = read_results(finished.out / RESULTS_FILE, NUM_LAYERS)
-    assert {(one.policy, one.sample_id) for one in results} == {(arm, key) for arm in ARM_NAMES for key in samples}
+    assert {(one.arm, one.sample_id) for one in results} == {(arm, key) for arm in ARM_NAMES for key in samples}
     for one in results:
         block = scorer.load([scorer.encode(samples[one.sample_id])])
         (expected,) = scorer.score(block, [(0, one.chain)])
@@ -54,16 +54,15 @@ def test_chains_are_those_of_their_policies(finished: World) -> None:
     router = load_router(finished.folder / "router")
     chains: dict[str, dict[str, Chain]] = {name: {} for name in ARM_NAMES}
     for one in read_results(finished.out / RESULTS_FILE, NUM_LAYERS):
-        chains[one.policy][one.sample_id] = one.chain
-    lines = (finished.folder / "records" / "test.jsonl").read_text().splitlines()
-    records = [SearchRecord.from_json(json.loads(line)) for line in lines]
+        chains[one.arm][one.sample_id] = one.chain
+    records = read_records(finished.folder / "records" / "test.jsonl")
     for sample, record in zip(make_samples()["test"], records, strict=True):
         block = scorer.load([scorer.encode(sample)])
-        (routed,) = router.route(scorer.states(block, PREFIX), 4.2)
+        (routed,) = router.decide(scorer.states(block, PREFIX), Operation(budget=4.2))
         assert chains["router"][sample.id] == routed.chain
         assert chains["full"][sample.id] == FULL
         assert chains["random"][sample.id].depth == routed.chain.depth
-        right = [result.chain.depth for result in record.results if result.correct]
+        right = [result.chain.depth for result in record.results if result.stands]
         assert chains["oracle"][sample.id].depth == min(right, default=NUM_LAYERS)
     assert len(set(chains["router"].values())) > 1
     assert len(set(chains["static"].values())) == 1
@@ -93,7 +92,14 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
     # Oracle: the report of the run, and the metrics of the results read back.
     copied = tmp_path / "elsewhere"
     copied.mkdir()
-    sources = [RUN_FILE, RESULTS_FILE, STATIC_FILE, *BASELINE_FILES.values(), PLAN_FILE]  # its prompts list no choices
+    sources = [
+        RUN_FILE,
+        RESULTS_FILE,
+        "results.meta.json",
+        STATIC_FILE,
+        *BASELINE_FILES.values(),
+        PLAN_FILE,
+    ]  # its prompts list no choices
     for name in sources:
         shutil.copy(finished.out / name, copied / name)
     report = write_report(copied)
@@ -101,7 +107,7 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
     assert (copied / REPORT_FILE).read_bytes() == (finished.out / REPORT_FILE).read_bytes()
     by_arm: dict[str, list[Any]] = {name: [] for name in ARM_NAMES}
     for one in sorted(read_results(copied / RESULTS_FILE, NUM_LAYERS), key=lambda one: one.sample_id):
-        by_arm[one.policy].append(one)
+        by_arm[one.arm].append(one)
     for arm in report["arms"]:
         measured = dataclasses.asdict(arm_of(by_arm[arm["name"]], by_arm["full"], 0))
         if arm["against_full"] is not None:  # corrected for all comparisons: tests/test_eval_report.py
@@ -172,19 +178,18 @@ def test_a_second_run_needs_no_model_and_prints_the_same_table(
 
 @pytest.mark.parametrize("name", [RESULTS_FILE, CANDIDATES_FILE])
 def test_a_run_killed_in_the_middle_of_a_line_goes_on(world: World, finished: World, name: str) -> None:
-    # Oracle: the unbroken run's files, byte by byte but for the order of lines.
+    # Oracle: the unbroken run's files, byte by byte.
     world.out.mkdir()
-    names = [RUN_FILE, CANDIDATES_FILE]
+    names = [RUN_FILE, "results.meta.json", "candidates.meta.json"]
     if name == RESULTS_FILE:
-        names += [MIXTURE_FILE, STATIC_FILE, RESULTS_FILE]
+        names += [CANDIDATES_FILE, MIXTURE_FILE, STATIC_FILE]
     for one in names:
         shutil.copy(finished.out / one, world.out / one)
     whole = (finished.out / name).read_bytes()
     cut = whole[: len(whole) * 2 // 5]
     assert not cut.endswith(b"\n")
-    (world.out / name).write_bytes(cut)
+    (world.out / name).with_suffix(".partial.jsonl").write_bytes(cut)
     main(world.arguments(model=finished.folder / "model"))
-    assert (world.out / name).read_bytes().startswith(cut)
-    assert sorted((world.out / name).read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert (world.out / name).read_bytes() == whole
     for one in ("arms", "static", "router_collapse"):
         assert read_json(world.out / REPORT_FILE)[one] == read_json(finished.out / REPORT_FILE)[one]

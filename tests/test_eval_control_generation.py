@@ -11,7 +11,7 @@ import torch
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import load_task
-from eval.controls.generation import GenerationJudge, choice_of
+from eval.controls import GenerationJudge, choice_of
 from router.engine.view import chain_view
 from tests.evaluation import TRIED
 from tests.sums import digit_model

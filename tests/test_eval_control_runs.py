@@ -17,7 +17,7 @@ from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task
-from eval.controls.block import (
+from eval.controls import (
     CONTROL_RESULTS_FILE,
     PLAN_FILE,
     ControlRecords,
@@ -27,9 +27,9 @@ from eval.controls.block import (
     run_controls,
     write_plan,
 )
-from eval.controls.reshuffle import shuffles
+from eval.controls import shuffles
 from eval.policies import FullDepth, Oracle
-from eval.results import PolicyResult
+from eval.results import ArmResult
 from eval.running import run_policies
 from router.chain import Chain
 from router.engine.view import chain_view
@@ -69,7 +69,7 @@ class Run:
     scorer: ChainScorer
     samples: list[Sample]
     records: ControlRecords
-    results: list[PolicyResult]
+    results: list[ArmResult]
 
     def control(self, out: Path, settings: ControlSettings = SETTINGS) -> None:
         out.mkdir(exist_ok=True)

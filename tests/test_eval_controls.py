@@ -14,10 +14,10 @@ from scipy import stats
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.tasks import TaskSet, load_task
-from eval.controls.block import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
-from eval.controls.luck import collect_luck, luck
-from eval.controls.random_search import random_search
-from eval.controls.searches import require_random_search, require_same_search
+from eval.controls import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
+from eval.luck import collect_luck, luck
+from eval.luck import random_search
+from eval.luck import require_random_search, require_same_search
 from eval.controls.statistics import mean_of, share_of, value_of
 from router.chain import Chain
 from router.fingerprint import Fingerprints

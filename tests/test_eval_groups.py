@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from eval.groups import Group, groups_of
+from eval.measures import Group, groups_of
 from eval.report import REPORT_FILE
-from eval.results import Label, PolicyResult
-from eval.table import GROUP_ROWS, print_report
+from eval.results import Label, ArmResult
+from eval.tables import GROUP_ROWS, print_report
 from router.chain import Chain
 from router.files import read_json
 from tests.evaluation import World, finished  # noqa: F401  (fixtures)
@@ -19,11 +19,11 @@ FULL = Chain.full(4)
 SHORT = Chain((0, 3), 4)
 
 
-def arm(name: str, right: str, told: list[tuple[str, Label, Label]]) -> list[PolicyResult]:
+def arm(name: str, right: str, told: list[tuple[str, Label, Label]]) -> list[ArmResult]:
     """One result a character, right where it is 1, of samples with (task, difficulty, subject)."""
     chain = FULL if name == "full" else SHORT
     return [
-        PolicyResult(name, f"s{i:03}", *told[i], 2, 9, chain, int(one), one == "1", (), 1.0 if one == "1" else -1.0)
+        ArmResult(name, f"s{i:03}", *told[i], 2, 9, chain, int(one), one == "1", (), 1.0 if one == "1" else -1.0)
         for i, one in enumerate(right)
     ]
 

@@ -12,7 +12,7 @@ from eval.__main__ import main as evaluate
 from eval.latency.__main__ import main
 from eval.latency.arms import chains_to_time, latency_of, spread_of
 from eval.report import REPORT_FILE
-from eval.results import PolicyResult
+from eval.results import ArmResult
 from router.chain import Chain
 from router.command import run_command
 from router.files import read_json, write_json
@@ -25,8 +25,8 @@ N = 6
 FULL, SHORT = Chain.full(N), Chain((0, 1, 2), N)
 
 
-def result(chain: Chain) -> PolicyResult:
-    return PolicyResult("p", "s", "t", None, None, 2, 9, chain, 0, True, (1.0, 0.0), 1.0)
+def result(chain: Chain) -> ArmResult:
+    return ArmResult("p", "s", "t", None, None, 2, 9, chain, 0, True, (1.0, 0.0), 1.0)
 
 
 def test_few_chains_are_timed_by_their_shares_many_at_equal_steps_of_depth() -> None:

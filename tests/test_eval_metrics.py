@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from data.statistics import wilson_interval
-from eval.metrics import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
+from eval.measures import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
 from eval.policies import random_chain
-from eval.results import PolicyResult
+from eval.results import ArmResult
 from router.chain import Chain
 
 FULL = Chain.full(4)
@@ -19,14 +19,14 @@ SHORT = Chain((0, 1, 3), 4)
 DEEP = Chain((0, 1, 2, 2, 3), 4)
 
 
-def result(**changed: Any) -> PolicyResult:
+def result(**changed: Any) -> ArmResult:
     """A generated answer of a free question; right unless said otherwise."""
     values = {"policy": "router", "sample_id": "s", "task": "t", "difficulty": None, "subject": None, "choices": 0}
     answered = {"tokens": 9, "chain": FULL, "prediction": "4", "correct": True, "scores": (), "margin": 1.0}
-    return PolicyResult(**values | answered | changed)
+    return ArmResult(**values | answered | changed)
 
 
-def results(correct: str, chains: list[Chain] | None = None, policy: str = "router") -> list[PolicyResult]:
+def results(correct: str, chains: list[Chain] | None = None, policy: str = "router") -> list[ArmResult]:
     """One result a character, right where it is 1."""
     chains = chains or [FULL] * len(correct)
     return [

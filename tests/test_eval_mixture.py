@@ -18,7 +18,7 @@ from data.scoring import ChainScorer
 from data.statistics import wilson_interval
 from data.tasks import Task, TaskSet
 from eval.__main__ import main
-from eval.controls.block import CONTROL_RESULTS_FILE, PLAN_FILE
+from eval.controls import CONTROL_RESULTS_FILE, PLAN_FILE
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.static import CANDIDATES_FILE, STATIC_FILE

@@ -18,7 +18,7 @@ from eval.__main__ import main
 from eval.curves.__main__ import CurvesSettings
 from eval.latency.__main__ import LatencySettings
 from eval.results import RESULTS_FILE, RUN_FILE
-from eval.settings import EvalSettings
+from eval.inputs import EvalSettings
 from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.command import parse_settings, run_command
 from router.fingerprint import Fingerprints

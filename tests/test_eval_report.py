@@ -11,7 +11,7 @@ from data.flops import ForwardFlops
 from eval.arms import Arm, arms_of_run, is_routed
 from eval.caveats import caveats_of
 from eval.report import compared, cost_of
-from eval.results import PolicyResult
+from eval.results import ArmResult
 from router.chain import Chain
 from tests.reports import GOLDEN, write_evaluation
 
@@ -19,9 +19,9 @@ FULL = Chain.full(4)
 SHORT = Chain((0, 1, 3), 4)
 
 
-def results(policy: str, right: str, chain: Chain = FULL, tokens: int = 10) -> list[PolicyResult]:
+def results(policy: str, right: str, chain: Chain = FULL, tokens: int = 10) -> list[ArmResult]:
     return [
-        PolicyResult(policy, f"s{i}", "t", None, None, 2, tokens, chain, 0, one == "1", (), 1.0 if one == "1" else -1.0)
+        ArmResult(policy, f"s{i}", "t", None, None, 2, tokens, chain, 0, one == "1", (), 1.0 if one == "1" else -1.0)
         for i, one in enumerate(right)
     ]
 

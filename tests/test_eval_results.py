@@ -12,7 +12,7 @@ import pytest
 from data.records import ChainResult
 from data.sample import Sample
 from eval.report import REPORT_FILE, write_report
-from eval.results import RESULTS_FILE, RUN_FILE, PolicyResult
+from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
 from eval.static import STATIC_FILE
 from router.validation import InputError
 from tests.evaluation import FULL, World, finished  # noqa: F401  (fixtures)
@@ -43,8 +43,8 @@ def test_a_line_is_read_back(
     # Oracle: the result itself, after a round through JSON; difficulty and subject by hand.
     choices = ("a", "b", "c") if prediction == 2 else ()
     sample = Sample("t", "test", "Why?", choices, 1 if choices else "four", metadata)
-    result = PolicyResult.from_chain_result("full", sample, 7, ChainResult.from_answer(FULL, prediction, False))
-    assert PolicyResult.from_json(json.loads(json.dumps(result.to_json())), NUM_LAYERS) == result
+    result = ArmResult.from_chain_result("full", sample, 7, ChainResult.from_answer(FULL, prediction, False))
+    assert ArmResult.from_json(json.loads(json.dumps(result.to_json())), NUM_LAYERS) == result
     assert (result.difficulty, result.subject) == told
     assert (result.task, result.choices, result.prediction) == ("t", len(choices), prediction)
 

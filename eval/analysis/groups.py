@@ -10,7 +10,7 @@ from typing import Any
 from eval.analysis.measures import measures_of
 from eval.analysis.outcomes import Outcome
 from eval.analysis.settings import ACTION_SETS
-from eval.groups import natural_order
+from eval.measures import natural_order
 from router.command import plain_values
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from data.statistics import wilson_interval
 from eval.analysis.outcomes import Outcome
 from eval.analysis.statistics import DepthAt, Interval, Share, bootstrap, depths_of, mean_or_none
-from eval.layer_use import LayerUse, layer_use
+from eval.measures import LayerUse, layer_use
 from router.chain import Chain
 
 

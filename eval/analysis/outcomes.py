@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 
 from data.records import SearchRecord
-from eval.policies import shortest_standing
 from router.chain import Chain
 
 
@@ -51,7 +50,7 @@ class Outcome:
         full, others = record.full, record.results[1:]
         # A second run that disagrees says the opposite of the first.
         right = full.correct != (full.verified is False)
-        standing = shortest_standing(record)
+        standing = record.shortest
         shortest = standing.chain if standing is not None else full.chain if right else None
         shorter = [one for one in others if one.chain.depth < record.num_layers]
         return cls(

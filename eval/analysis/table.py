@@ -10,7 +10,7 @@ from rich.table import Table
 
 from eval.analysis.settings import ACTION_SETS
 from eval.analysis.statistics import PERCENTS
-from eval.table import console_for
+from eval.tables import console_for
 
 NOTHING = "-"
 

@@ -23,9 +23,8 @@ from tqdm import tqdm
 from eval.arms import FULL, is_routed
 from eval.latency.arms import Timed, chains_to_time, latency_of, spread_of
 from eval.latency.table import print_latency
-from eval.refresh import refresh
-from eval.report import read_arms
-from eval.results import RESULTS_FILE, PolicyResult, read_run
+from eval.results import RESULTS_FILE, ArmResult, read_arms, read_run
+from eval.run import refresh
 from router.chain import Chain
 from router.command import parse_settings, provenance, run_command
 from router.engine.load import load_model, resolve_device
@@ -92,16 +91,16 @@ def main(argv: Sequence[str] | None) -> None:
     run = read_run(settings.evaluation)
     router = load_router(settings.router)
     path = settings.evaluation / RESULTS_FILE
-    described = run["model"]
+    described = run.model
     by_arm = read_arms(settings.evaluation)
     model, _ = load_model(
-        described["name"],
-        dtype=settings.dtype or described["dtype"],
+        described.name,
+        dtype=settings.dtype or described.dtype,
         device=resolve_device(settings.device),
-        revision=described["revision"],
+        revision=described.revision,
     )
     fingerprint = model_fingerprint(model)
-    for what, found in (("evaluation", run["fingerprints"]["model"]), ("router", router.config.fingerprints.model)):
+    for what, found in (("evaluation", run.fingerprints.model), ("router", router.config.fingerprints.model)):
         if found != fingerprint:
             raise InputError(f"{what}: expected one of the model {fingerprint}, got one of {found}")
     content = measure(model, router, by_arm, settings)
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def measure(
-    model: Any, router: Router, by_arm: dict[str, list[PolicyResult]], settings: LatencySettings
+    model: Any, router: Router, by_arm: dict[str, list[ArmResult]], settings: LatencySettings
 ) -> dict[str, Any]:
     """Return the content of `latency.json`, but for where it comes from."""
     arms = {name: chains_to_time([one.chain for one in results], settings.chains) for name, results in by_arm.items()}
@@ -146,7 +145,7 @@ def _cell(
     router: Sequence[float],
     steps: Sequence[Chain],
     arms: dict[str, list[Chain]],
-    by_arm: dict[str, list[PolicyResult]],
+    by_arm: dict[str, list[ArmResult]],
     batch: int,
     prompt_tokens: int,
 ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.results import PolicyResult
+from eval.results import ArmResult
 from router.chain import Chain
 from router.latency import ChainTimes
 
@@ -42,7 +42,7 @@ def spread_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def latency_of(
-    times: Timed, chains: Sequence[Chain], results: Sequence[PolicyResult], router: Sequence[float] | None
+    times: Timed, chains: Sequence[Chain], results: Sequence[ArmResult], router: Sequence[float] | None
 ) -> dict[str, Any]:
     """Return an arm's latency, and its ratio to full depth's of the same round.
 

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from rich import box
 from rich.table import Table
 
-from eval.table import console_for
+from eval.tables import console_for
 
 
 def print_latency(content: dict[str, Any], stream: TextIO) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.sample import Sample
 from eval.figures.style import Report, short_label
-from eval.results import PolicyResult
+from eval.results import ArmResult
 from router.chain import Chain
 from router.validation import InputError
 
@@ -29,7 +29,7 @@ class _Once:
 
 
 def browser_data(
-    report: Report, results: Mapping[str, Sequence[PolicyResult]], samples: Sequence[Sample]
+    report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample]
 ) -> dict[str, Any]:
     """Return the browser's data.
 

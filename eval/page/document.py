@@ -16,14 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from data.sample import Sample
-from eval.controls.lines import control_lines
 from eval.figures.drawings import drawings_of
 from eval.figures.style import Report, short_label, style_of
 from eval.page import words as page_words
 from eval.page.data import browser_data, script_json
 from eval.page.svg import inline_svg, marker_svg
-from eval.results import PolicyResult
-from eval.table import group_label
+from eval.results import ArmResult
+from eval.tables import control_lines, group_label
 from router.files import write_text
 
 PAGE_FILE = "report.html"
@@ -32,7 +31,7 @@ MANY_GROUPS = 12
 
 
 def write_page(
-    report: Report, results: Mapping[str, Sequence[PolicyResult]], samples: Sequence[Sample], out: Path
+    report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample], out: Path
 ) -> Path:
     """Write the page, complete or not at all.
 
@@ -53,7 +52,7 @@ def write_page(
     return path
 
 
-def build_page(report: Report, results: Mapping[str, Sequence[PolicyResult]], samples: Sequence[Sample]) -> str:
+def build_page(report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample]) -> str:
     """Return the page's HTML; see `write_page`."""
     environment = _environment()
     style, script = (_asset(environment, name) for name in ("style.css", "browser.js"))

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.arms import FULL, ORACLE, ROUTER
-from eval.controls.lines import control_lines
 
 PIPE_WIDTH = 1000
 """Columns of a pipe, wider than any line of the report, so that nothing is cut or wrapped."""
@@ -142,3 +141,142 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if any(arm["no_answer"] for arm in report["arms"]):
         lines.append("no answer: none could be read in what was generated, a format failure; it counts as wrong")
     return [*lines, *(f"note: {note}" for note in report["notes"])]
+
+
+# A comparison of two evaluations as a table in the terminal.
+
+
+COLUMNS = (
+    "accuracy A (95 %)",
+    "accuracy B (95 %)",
+    "depth A",
+    "depth B",
+    "B against A, 95 %",
+    "wrong->right",
+    "right->wrong",
+    "McNemar p",
+    "p (Holm)",
+)
+
+
+def print_comparison(content: dict[str, Any], stream: TextIO) -> None:
+    """Print what `eval.compare.compare` returned."""
+    console, style = console_for(stream)
+    for side in ("a", "b"):
+        told = content[side]
+        only = f", {told['n_only_here']} of them only here: left out" if told["n_only_here"] else ""
+        console.print(printable(f"{side.upper()}: {told['report']}, n = {told['n']}{only}"))
+    console.print(
+        printable(
+            f"{content['task']} ({content['judged_mode']}), split {content['split']}, "
+            f"{content['a']['model']['name']}: n = {content['n']} common samples; B against A"
+        )
+    )
+    table = Table(box=style)
+    table.add_column("arm", overflow="fold")
+    failures = any(arm[side]["no_answer"] for arm in content["arms"] for side in ("a", "b"))
+    for name in (*COLUMNS, *(["no answer A/B"] if failures else [])):
+        table.add_column(name, justify="right", overflow="fold")
+    for arm in content["arms"]:
+        counts = [f"{arm['a']['no_answer']}/{arm['b']['no_answer']}"] if failures else []
+        table.add_row(printable(_label(arm)), *_cells_compare_table(arm), *counts)
+    console.print(table)
+    console.print(f"{content['comparisons']['method']}: {content['comparisons']['text']}")
+    for note in content["notes"]:
+        console.print(printable(f"note: {note}"))
+
+
+def printable(text: str) -> str:
+    """Return text of a file without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _label(arm: dict[str, Any]) -> str:
+    first, second = arm["a"], arm["b"]
+    alike = all(first[field] == second[field] for field in ("name", "label"))
+    return str(first["label"]) if alike else f"{first['label']} -> {second['label']}"
+
+
+def _cells_compare_table(arm: dict[str, Any]) -> list[str]:
+    low, high = arm["difference_interval"]
+    sides = [arm["a"], arm["b"]]
+    intervals = [side["accuracy_interval"] for side in sides]
+    return [
+        *(f"{one['accuracy']:.3f} ({lo:.3f}..{hi:.3f})" for one, (lo, hi) in zip(sides, intervals, strict=True)),
+        *(f"{side['mean_depth']:.2f}" for side in sides),
+        f"{arm['difference']:+.3f} ({low:+.3f}..{high:+.3f})",
+        str(arm["wrong_to_right"]),
+        str(arm["right_to_wrong"]),
+        probability(arm["mcnemar_p"]),
+        probability(arm["mcnemar_p_holm"]),
+    ]
+
+
+# What the controls of the oracle say, a line each.
+
+
+def control_lines(controls: dict[str, Any] | None) -> list[str]:
+    """Return lines for a report's block `controls`, as `eval.controls.controls_block` makes it."""
+    if controls is None:
+        return []
+    makers = {"luck": _luck, "random_search": _random, "reshuffled": _reshuffled, "generated": _generated}
+    return [line for name, make in makers.items() if controls[name] is not None for line in make(controls[name])]
+
+
+def _luck(luck: dict[str, Any]) -> list[str]:
+    if not luck["eligible"]:
+        return ["control, luck: no sample on which full depth gives neither the right answer nor the told one"]
+    return [
+        f"control, luck: of {luck['eligible']} samples that full depth answers otherwise the search sets "
+        f"{_share(luck['gold'])} right and, looking for a wrong answer, {_share(luck['luck'])} to that one; "
+        f"the oracle's gain is {_value(luck['gain'])}, "
+        f"minus what the wrong-answer search finds {_value(luck['net_gain'])}"
+    ]
+
+
+def _random(found: dict[str, Any]) -> list[str]:
+    pair = found["paired"]
+    return [
+        f"control, random search of equal {found['equal'].replace('_', ' ')}: a right chain for "
+        f"{_share(found['random'])} of {found['n']} samples, the oracle {_share(found['oracle'])}"
+        + ("" if pair is None else f", {_difference(pair)}")
+    ]
+
+
+def _reshuffled(found: dict[str, Any]) -> list[str]:
+    rescued = found["rescued"]
+    if rescued["oracle"] is None:
+        return ["control, choices reshuffled: no rescued sample among those that were run"]
+    line = (
+        f"control, choices reshuffled: of {rescued['n']} rescued samples {_share(rescued['oracle'])} stay right under "
+        f"the same chain, full depth gets {_share(rescued['full'])} of them"
+    )
+    right = found["full_right"]
+    return [line + ("" if right is None else f"; of what full depth gets right {_share(right)} stays so")]
+
+
+def _generated(found: dict[str, Any]) -> list[str]:
+    parts = [
+        f"of {found[arm]['right']} right answers of {label} {_share(found[arm]['confirmed'])} are confirmed"
+        f" ({found[arm]['right_no_answer']} texts could not be read)"
+        for arm, label in (("full", "full depth"), ("oracle", "the oracle"))
+        if found[arm]["confirmed"] is not None
+    ]
+    return [f"control, real generation on {found['n']} samples: {'; '.join(parts) or 'nothing was right'}"]
+
+
+def _share(share: dict[str, Any]) -> str:
+    return _with(f"{share['share']:.3f}", share["interval"], "")
+
+
+def _value(value: dict[str, Any]) -> str:
+    return _with(f"{value['value']:+.3f}", value["interval"], "+")
+
+
+def _difference(pair: dict[str, Any]) -> str:
+    return _with(f"{pair['difference']:+.3f}", pair["difference_interval"], "+")
+
+
+def _with(text: str, interval: list[float], sign: str) -> str:
+    low, high = interval
+    return f"{text} ({low:{sign}.3f}..{high:{sign}.3f})"

@@ -1,0 +1,368 @@
+"""`python -m eval`: run every arm's chains on the test split, then report, figures, page and table.
+
+Answers on test are judged in the real mode of each sample's task (`Task.judged_mode`: what a user would see); the
+static chain is chosen on train and validation in the cheap mode of the search (`Task.mode`).
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data.flops import ForwardFlops, count_forward
+from data.sample import read_samples, write_samples
+from data.scoring import ChainScorer
+from data.store import Store
+from eval.arms import (
+    EARLY_EXIT,
+    FULL,
+    GUARANTEE,
+    MIXTURE,
+    ORACLE,
+    PRUNED,
+    RANDOM,
+    RANDOM_SEARCH,
+    STATIC,
+    Arm,
+    ArmPlan,
+    EarlyExitArm,
+    MixtureArm,
+    RandomArm,
+    RouterArm,
+    StatesReader,
+    StaticArm,
+    oracle_arm,
+    plan_arms,
+)
+from eval.baselines import (
+    EXIT_FILE,
+    MIXTURE_FILE,
+    PRUNED_FILE,
+    STATIC_FILE,
+    EarlyExitChoice,
+    MixtureChoice,
+    PrunedChoice,
+    StaticChoice,
+    candidate_pool,
+    choose_early_exit,
+    choose_mixture,
+    choose_pruned,
+    common_chains,
+    describe_static,
+    from_tables,
+    kept,
+    routed_chains,
+    tally,
+)
+from eval.controls import Plan, controls_finished, plan_controls, run_controls
+from eval.figures.drawings import write_figures
+from eval.inputs import EvalSettings, Inputs, base_model, identity_of, read_inputs
+from eval.page.document import write_page
+from eval.report import REPORT_FILE, write_report
+from eval.results import (
+    RESULTS_FILE,
+    RUN_FILE,
+    ArmResult,
+    Model,
+    Run,
+    RunArm,
+    read_arms,
+    result_store,
+)
+from eval.running import run_arms
+from eval.tables import print_report
+from eval.tracking import track_report
+from router.chain import Chain
+from router.command import parse_settings, provenance
+from router.engine.load import load_model, resolve_device
+from router.files import read_json, writable_directory, write_json
+from router.latency import budget_for
+from router.storage import Operation, load_router
+from router.validation import from_plain, to_plain
+
+CANDIDATES_FILE, SAMPLES_FILE = "candidates.jsonl", "samples.jsonl"
+"""Results of the candidates for the static chain; the test samples, copied so that the page can show them."""
+STATISTICS_PACKAGES = ("numpy", "statsmodels")
+"""Libraries that the report's numbers hang on, beside those of every run."""
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Evaluate, or go on where an earlier run was stopped, and write report, figures, page and table.
+
+    Raises:
+        InputError: at bad input.
+    """
+    description = "Evaluate a router on the test split against full depth, static, random and oracle chains."
+    settings, resolved = parse_settings(EvalSettings, argv, "eval", description)
+    settings = with_budget(settings)
+    inputs = read_inputs(settings)
+    identity = identity_of(settings, inputs)
+    num_layers = inputs.router.config.num_layers
+    store = result_store(settings.out / RESULTS_FILE, identity, num_layers)
+    writable_directory(settings.out, "out")
+    plan = make_plan(settings, inputs)  # records that do not fit each other are refused before anything runs
+    arms = arms_asked(settings, inputs)
+    if not finished(settings, inputs, arms, store, plan):
+        evaluate(settings, resolved, inputs, identity, arms, store, plan)
+    shown = refresh(settings.out)
+    tracked = track_report(settings.tracking, settings.out, shown.report, shown.figures, shown.page)
+    print_report(shown.report, sys.stdout)
+    if tracked is not None:
+        print(f"tracked in {tracked}")
+    print("written to " + ", ".join(str(path) for path in (settings.out / REPORT_FILE, shown.page, *shown.figures)))
+
+
+def with_budget(settings: EvalSettings) -> EvalSettings:
+    """Return settings with the budget that a latency factor stands for on this device.
+
+    Raises:
+        InputError: where the profile is missing or of another model, device or dtype.
+    """
+    if settings.latency_factor is None or settings.latency_profile is None:
+        return settings
+    expected = load_router(settings.router).config.fingerprints
+    device = resolve_device(settings.device)
+    depth = budget_for(settings.latency_profile, settings.latency_factor, expected, device, settings.dtype)
+    print(
+        f"latency factor {settings.latency_factor:g}: a mean depth of {depth:.2f} layers by {settings.latency_profile}"
+    )
+    return replace(settings, budget=depth, latency_factor=None, latency_profile=None)
+
+
+def arms_asked(settings: EvalSettings, inputs: Inputs) -> list[ArmPlan]:
+    """Return the arms of the run, in order."""
+    certified = inputs.router.guarantee
+    promise = None if certified is None else f"loss {certified.epsilon:g}, delta {certified.delta:g}"
+    return plan_arms(settings.budget, settings.budgets, settings.baselines, promise, inputs.random_search is not None)
+
+
+def finished(
+    settings: EvalSettings, inputs: Inputs, arms: Sequence[ArmPlan], store: Store[ArmResult], plan: Plan | None
+) -> bool:
+    """Whether every answer stands in `out` already, so that no model is needed and only the report is written."""
+    needed = (RUN_FILE, STATIC_FILE, SAMPLES_FILE)
+    if not store.finished or not all((settings.out / name).exists() for name in needed):
+        return False
+    if plan is not None and not controls_finished(settings.out, plan, store.identity, inputs.router.config.num_layers):
+        return False
+    return all(f"{arm.name}/{sample.id}" in store for arm in arms for sample in inputs.samples["test"])
+
+
+def make_plan(settings: EvalSettings, inputs: Inputs) -> Plan | None:
+    """Return what the controls of the oracle do; None: there are none."""
+    given = (settings.wrong_records, settings.random_search)
+    if settings.control_samples == 0 and all(one is None for one in given):
+        return None
+    return plan_controls(
+        settings.control_samples,
+        settings.reshuffles,
+        settings.seed,
+        inputs.tasks,
+        inputs.samples["test"],
+        inputs.records["test"],
+        inputs.wrong,
+        inputs.random_search,
+    )
+
+
+def evaluate(
+    settings: EvalSettings,
+    resolved: dict[str, Any],
+    inputs: Inputs,
+    identity: dict[str, Any],
+    arms: Sequence[ArmPlan],
+    store: Store[ArmResult],
+    plan: Plan | None,
+) -> None:
+    """Run every arm's chains on the test split, judged in the real mode, and the controls.
+
+    Raises:
+        InputError: where router or records were made for another model, tokenizer or prompt.
+    """
+    name, revision = base_model(settings, inputs.router)
+    model, tokenizer = load_model(name, dtype=settings.dtype, device=resolve_device(settings.device), revision=revision)
+    scorer = ChainScorer(model, tokenizer, inputs.tasks, batch_tokens=settings.batch_tokens)
+    inputs.require(scorer.fingerprints, settings)
+    run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(model))
+    note = {**run.provenance, "run": uuid.uuid4().hex[:12]}
+    store.note(note)  # from here on, the folder is this evaluation's
+    if not (settings.out / RUN_FILE).exists():
+        write_json(settings.out / RUN_FILE, to_plain(run))
+    test = inputs.samples["test"]
+    write_samples(settings.out / SAMPLES_FILE, test)
+    made = make_arms(settings, inputs, scorer, arms, identity)
+    run_arms(made, test, scorer, scorer.judge, store, settings.batch_samples, "test", note)
+    if plan is not None:
+        run_controls(
+            settings.out, plan, identity, model, tokenizer, scorer, test, list(store.rows()), settings.batch_samples
+        )
+    print("".join(f"note: {note}\n" for note in scorer.notes), end="")
+
+
+def make_arms(
+    settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, arms: Sequence[ArmPlan], identity: dict[str, Any]
+) -> list[Arm]:
+    """Return every arm; those that are chosen on train and validation are chosen, or read again."""
+    n, out, size, router = scorer.num_layers, settings.out, settings.batch_samples, inputs.router
+    read_layer = router.config.read_layer
+    reader = StatesReader(scorer, read_layer)
+    routed = RouterArm(reader, router, Operation(budget=settings.budget))
+    static, mixture = choose_static_arms(settings, inputs, scorer, routed, identity)
+    depth = static.router_validation_depth
+
+    def early_exit() -> Arm:
+        chosen = kept(
+            out / EXIT_FILE,
+            EarlyExitChoice,
+            n,
+            lambda: choose_early_exit(scorer, inputs.samples["validation"], read_layer, depth, size),
+        )
+        return EarlyExitArm(scorer, chosen.layer, chosen.threshold)
+
+    def pruned() -> Arm:
+        chosen = kept(
+            out / PRUNED_FILE, PrunedChoice, n, lambda: choose_pruned(scorer, inputs.samples["train"], depth, size)
+        )
+        return StaticArm(chosen.chain, PRUNED)
+
+    made: dict[str, Callable[[], Arm]] = {
+        FULL: lambda: StaticArm(Chain.full(n), FULL),
+        GUARANTEE: lambda: RouterArm(reader, router, Operation(guaranteed=True), GUARANTEE),
+        STATIC: lambda: StaticArm(static.chain),
+        MIXTURE: lambda: MixtureArm(mixture.first, mixture.second, mixture.share, settings.seed),
+        RANDOM: lambda: RandomArm(routed, n, read_layer, settings.seed),
+        EARLY_EXIT: early_exit,
+        PRUNED: pruned,
+        ORACLE: lambda: oracle_arm(inputs.records["test"]),
+        RANDOM_SEARCH: lambda: oracle_arm(inputs.random_search or [], RANDOM_SEARCH),
+    }
+    return [
+        made[arm.name]() if arm.name in made else RouterArm(reader, router, Operation(budget=arm.budget), arm.name)
+        for arm in arms
+    ]
+
+
+def choose_static_arms(
+    settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, router: Arm, identity: dict[str, Any]
+) -> tuple[StaticChoice, MixtureChoice]:
+    """Choose the best static chain and the best mixture, or read the choice of an earlier run.
+
+    Where the records of train and validation are menu tables that hold every candidate, nothing needs to run.
+    """
+    out, n, size = settings.out, scorer.num_layers, settings.batch_samples
+    if (out / STATIC_FILE).exists():  # written last
+        return (
+            from_plain(StaticChoice, read_json(out / STATIC_FILE), str(out / STATIC_FILE), num_layers=n),
+            from_plain(MixtureChoice, read_json(out / MIXTURE_FILE), str(out / MIXTURE_FILE), num_layers=n),
+        )
+    seen = [*inputs.samples["train"], *inputs.samples["validation"]]
+    routed = routed_chains(router, inputs.samples["validation"], scorer, size)
+    max_depth = sum(chain.depth for chain in routed) / len(routed)
+    deepest = max(max_depth, n)  # a mixture may use deeper ones
+    searched = candidate_pool(
+        inputs.records["train"], pool=settings.static_pool, trials=settings.static_trials, max_depth=deepest
+    )
+    common = common_chains(routed, pool=settings.static_pool, max_depth=deepest)
+    pool = list(dict.fromkeys([*searched, *common]))
+    records = [*inputs.records["train"], *inputs.records.get("validation", [])]
+    candidates = from_tables(records, seen, pool)
+    if candidates is None:
+        arms = [StaticArm(chain, str(chain)) for chain in pool]
+        store = result_store(out / CANDIDATES_FILE, identity, n)
+        run_arms(arms, seen, scorer, scorer.score, store, size, "static chains")
+        candidates = tally(store.rows())
+    static = describe_static(candidates, max_depth, searched, scorer.tasks.mode)
+    mixture = choose_mixture(candidates, max_depth)
+    write_json(out / MIXTURE_FILE, to_plain(mixture))
+    write_json(out / STATIC_FILE, to_plain(static))
+    return static, mixture
+
+
+def describe_run(
+    settings: EvalSettings,
+    resolved: dict[str, Any],
+    inputs: Inputs,
+    scorer: ChainScorer,
+    arms: Sequence[ArmPlan],
+    flops: ForwardFlops,
+) -> Run:
+    """Return what `run.json` says."""
+    origin = provenance(resolved)
+    origin["versions"] |= {name: metadata.version(name) for name in STATISTICS_PACKAGES}
+    config, oracle, test = inputs.router.config, inputs.records["test"], inputs.samples["test"]
+    lengths = [one.length for one in scorer.encode_all(test)]
+    name, revision = base_model(settings, inputs.router)
+    return Run(
+        provenance=origin,
+        task=inputs.tasks.name,
+        mode=inputs.tasks.mode,
+        judged_mode=inputs.tasks.judged_mode,
+        split="test",
+        n=len(test),
+        seed=settings.seed,
+        model=Model(name, revision, scorer.dtype, scorer.num_layers, config.read_layer),
+        fingerprints=scorer.fingerprints,
+        inputs=inputs.hashes,
+        oracle_found=sum(record.shortest is not None for record in oracle),
+        arms=tuple(RunArm(arm.name, arm.label) for arm in arms),
+        flops=flops,
+        router_flops=sum(inputs.router.head.forward_flops(length) for length in lengths) / len(lengths),
+        notes=tuple(_notes(inputs, scorer.dtype)),
+    )
+
+
+def _notes(inputs: Inputs, dtype: str) -> list[str]:
+    """Return what is particular to a run."""
+    config, notes = inputs.router.config, []
+    if config.task != inputs.tasks.name:
+        notes.append(f"the router was trained on another task, {config.task}")
+    if config.training.get("search") not in (None, inputs.records["train"][0].search):
+        notes.append("the router was taught with records of another search than those of the static chains")
+    taught = {name: digest for name, digest in config.training.get("sources", {}).items() if "samples/" in name}
+    if not taught:
+        notes.append("the router does not say which samples it was trained on: that test is unseen is not checked")
+    elif any(inputs.hashes.get(name.replace("samples/", "data/")) != digest for name, digest in taught.items()):
+        notes.append("the router was trained on other samples than these train and validation splits")
+    others = {
+        "test records": inputs.records["test"][0].dtype,
+        "train records": inputs.records["train"][0].dtype,
+        "router": config.dtype,
+    }
+    return notes + [
+        f"{what} were made in {other}, this run is in {dtype}: predictions of small margin can differ"
+        for what, other in others.items()
+        if other != dtype
+    ]
+
+
+@plain_dataclass(frozen=True)
+class Shown:
+    """What was rebuilt of a run.
+
+    Attributes:
+        report: the report.
+        figures: the figures' files.
+        page: the HTML page.
+    """
+
+    report: dict[str, Any]
+    figures: list[Path]
+    page: Path
+
+
+def refresh(out: Path) -> Shown:
+    """Rebuild report, figures and page from a run's files, without the model.
+
+    Raises:
+        InputError: where a file is missing or corrupt, or an arm's results are not complete.
+    """
+    by_arm = read_arms(out)
+    report = write_report(out, by_arm)
+    figures = write_figures(report, out)
+    return Shown(report, figures, write_page(report, by_arm, read_samples(out / SAMPLES_FILE, "out"), out))
