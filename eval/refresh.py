@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data.sample import read_samples
-from eval.figures.drawings import write_figures
-from eval.page.document import write_page
+from eval.figures import write_figures
+from eval.page import write_page
 from eval.report import read_arms, write_report
 
 SAMPLES_FILE = "samples.jsonl"

@@ -196,7 +196,7 @@ def time_router(router: Router, *, batch: int, prompt_tokens: int, rounds: int, 
     seconds = []
     for number in range(WARM_UP + rounds):
         start = time.perf_counter()
-        router.route(states)
+        router.decide(states)
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - start)
     return tuple(seconds)

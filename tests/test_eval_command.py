@@ -18,7 +18,7 @@ from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import MIXTURE_FILE
 from eval.controls.block import PLAN_FILE
-from eval.figures.accuracy import spread
+from eval.figures import spread
 from eval.metrics import arm_of, paired
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results

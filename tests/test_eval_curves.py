@@ -12,8 +12,7 @@ import torch
 from data.records import read_records
 from data.sample import read_samples
 from data.state_files import StatesOrigin, read_states
-from eval.curves.__main__ import CURVES_FILE, main
-from eval.curves.figure import FIGURE_FILES
+from eval.curves import CURVES_FILE, FIGURE_FILES, main
 from router.chain import Chain
 from router.command import run_command
 from router.storage import TRAINED_ON_FILE, Router, load_router, save_router

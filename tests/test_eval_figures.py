@@ -9,6 +9,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from eval.figures.difficulty import MOST_LEVELS, draw_difficulty, has_difficulty
+from eval.figures.drawings import DRAWINGS, drawings_of, write_figures
+from eval.figures.flows import draw_flows
+from eval.figures.layers import draw_layer_rates, draw_layer_use
+from eval.figures.style import style_of
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, QuadMesh
@@ -18,11 +23,6 @@ from matplotlib.text import Annotation
 from data.statistics import wilson_interval
 from eval.arms import LABELS
 from eval.figures import accuracy
-from eval.figures.difficulty import MOST_LEVELS, draw_difficulty, has_difficulty
-from eval.figures.drawings import DRAWINGS, drawings_of, write_figures
-from eval.figures.flows import draw_flows
-from eval.figures.layers import draw_layer_rates, draw_layer_use
-from eval.figures.style import style_of
 from tests.reports import write_evaluation
 
 Report = dict[str, Any]

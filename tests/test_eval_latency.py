@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import main as evaluate
-from eval.latency.__main__ import main
-from eval.latency.arms import chains_to_time, latency_of, spread_of
+from eval.latency import chains_to_time, latency_of, main, spread_of
 from eval.report import REPORT_FILE
 from eval.results import PolicyResult
 from router.chain import Chain

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from eval.__main__ import main
-from eval.curves.__main__ import CurvesSettings
-from eval.latency.__main__ import LatencySettings
+from eval.curves import CurvesSettings
+from eval.latency import LatencySettings
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.settings import EvalSettings
 from eval.static import CANDIDATES_FILE, STATIC_FILE

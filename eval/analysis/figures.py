@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.figures import save_figure
-from eval.figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION, new_figure, tidy
+from eval.figures import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION, new_figure, tidy
 
 STYLES = {
     "skip": (BLUE, "o", "-"),
