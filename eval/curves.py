@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 
 from data.figures import save_figure
 from data.records import DenseTable, SearchRecord, read_records
-from data.state_files import StatesOrigin, read_states
+from data.states import StatesOrigin, read_states
 from eval.dense import (
     best_static,
     best_static_mixture,
@@ -301,14 +301,15 @@ def _states(router: Router, ids: Sequence[str], folder: Path, split: str) -> Ite
     """Give the states that the router reads, in parts, so that they need not fit in memory."""
     origin = StatesOrigin(router.config.fingerprints, router.config.dtype)
     for start in range(0, len(ids), ROUTED_AT_ONCE):
-        states = read_states(folder, origin, ids[start : start + ROUTED_AT_ONCE], router.config.read_layer)
-        if states is None:
+        part = ids[start : start + ROUTED_AT_ONCE]
+        found = read_states([folder], origin, part, router.config.read_layer)
+        if len(found) < len(part):
             raise InputError(
                 f"records: expected the states that the router reads (hidden_states[{router.config.read_layer}]) "
                 f"of {split} in {folder}, got none for some; run python -m search with "
                 f"--read_layers '[{router.config.read_layer}]'"
             )
-        yield states
+        yield [found[key] for key in part]
 
 
 def measure(
