@@ -134,9 +134,11 @@ def _measured(found: Searched, control: Searched | None, seed: int) -> dict[str,
     if control is not None and control.records.keys() != found.records.keys():
         raise InputError(f"records: expected the samples of {found.path} in {control.path}, got others")
     groups: dict[str, list[SearchRecord]] = {"all": list(found.records.values())}
+    tasks = {record.task for record in found.records.values()}
     for record in found.records.values():
         level = record.metadata.get("difficulty")
-        for name in [record.task] if level is None else [record.task, f"{record.task}, difficulty {level}"]:
+        names = [record.task] if len(tasks) > 1 else []
+        for name in names if level is None else [*names, f"{record.task}, difficulty {level}"]:
             groups.setdefault(name, []).append(record)
     wrong = None if control is None else control.records
     return {

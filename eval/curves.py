@@ -1,4 +1,12 @@
-"""What `python -m eval curves` says of its points: means over seeds, and a table."""
+"""Accuracy against mean depth on a dense test table: routers of any head and seed, and every baseline.
+
+    python -m eval curves --data runs/qwen/data --records runs/qwen/table --out runs/qwen/curves \
+        --routers '{menu: [runs/qwen/router-0, runs/qwen/router-1, runs/qwen/router-2]}' --budgets '[23, 23.5, 24]'
+
+Needs menu tables of train, validation and test with the states that the routers read (`python -m search menu ...
+--read_layers ...`); no model runs. Operating points come from validation, static baselines from train+validation, the
+test table is only looked up. Writes `curves.json` and a figure.
+"""
 
 from __future__ import annotations
 
@@ -146,15 +154,6 @@ def draw(content: dict[str, Any]) -> Figure:
     axes.legend(loc="lower right", frameon=False)
     figure.tight_layout()
     return figure
-
-
-# Accuracy against mean depth on a dense test table: routers of any head and seed, and every baseline.
-#
-#     python -m eval curves --data runs/qwen/data --records runs/qwen/table --out runs/qwen/curves         --routers '{menu: [runs/qwen/router-0, runs/qwen/router-1, runs/qwen/router-2]}' --budgets '[23, 23.5, 24]'
-#
-# Needs menu tables of train, validation and test with the states that the routers read (`python -m search --menu ...
-# --read_layers ...`); no model runs. Operating points come from validation, static baselines from train+validation, the
-# test table is only looked up. Writes `curves.json` and a figure.
 
 
 SCHEMA = 1

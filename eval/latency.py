@@ -1,4 +1,11 @@
-"""Latency of an arm from the times of its chains: medians and ratios to full depth, round by round."""
+"""Time the arms of an evaluation on this device: prefill and decoding, beside what their depth promises.
+
+    python -m eval latency --evaluation runs/demo/eval --router runs/demo/router
+
+All chains run in turns in one process, with equal prompts and equally many generated tokens. Writes `latency.json`
+into the evaluation's folder and rebuilds its report. The profile in it (seconds as a line in depth) turns a latency
+factor into a budget: `python -m eval --latency_factor 0.9 --latency_profile latency.json`.
+"""
 
 from __future__ import annotations
 
@@ -132,15 +139,6 @@ def _spread(value: dict[str, Any] | None, digits: int) -> str:
     if value is None:
         return "-"
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}..{value['high']:.{digits}f})"
-
-
-# Time the arms of an evaluation on this device: prefill and decoding, beside what their depth promises.
-#
-#     python -m eval latency --evaluation runs/demo/eval --router runs/demo/router
-#
-# All chains run in turns in one process, with equal prompts and equally many generated tokens. Writes `latency.json`
-# into the evaluation's folder and rebuilds its report. The profile in it (seconds as a line in depth) turns a latency
-# factor into a budget: `python -m eval --latency_factor 0.9 --latency_profile latency.json`.
 
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,8 @@
-"""A report's numbers as readers read them, and its headline in plain words."""
+"""`report.html`: a report with its figures and samples as one page that opens without a network.
+
+The page asks for nothing outside itself and its security policy forbids it to. Questions and answers are untrusted:
+the template escapes, samples travel as data, and the script writes them as text only.
+"""
 
 from __future__ import annotations
 
@@ -391,12 +395,6 @@ def marker_svg(style: Style) -> dict[str, str]:
     ]
     colour = _PAGE_COLOURS.get(style.colour.lower(), style.colour)
     return {"d": "".join(parts), "fill": "none" if style.hollow else colour, "stroke": colour}
-
-
-# `report.html`: a report with its figures and samples as one page that opens without a network.
-#
-# The page asks for nothing outside itself and its security policy forbids it to. Questions and answers are untrusted:
-# the template escapes, samples travel as data, and the script writes them as text only.
 
 
 PAGE_FILE = "report.html"

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in settings.models:
         prepare(model.data, plain_values(model.data))
     for model in settings.models:
-        for folder, arguments in settings.searches(model).items():
+        for arguments in settings.searches(model).values():
             print(f"python -m search {shlex.join(arguments)}", flush=True)
             if not settings.commands_only:
                 search(arguments)

@@ -7,9 +7,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from eval.figures.drawings import drawings_of
 
 from data.sample import Sample
+from eval.figures import drawings_of
 from eval.page import PAGE_FILE, browser_data, build_page, headline, sentences, write_page
 from router.chain import Chain
 from router.validation import InputError

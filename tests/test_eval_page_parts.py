@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 import pytest
-from eval.figures.style import style_of
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from eval.arms import LABELS
+from eval.figures import style_of
 from eval.page import facts, inline_svg, marker_svg, points, points_interval, script_json, sentences, share, strip
 from router.chain import Chain
 from tests.seen import EVIL, Page, Seen, seen  # noqa: F401  (fixture)

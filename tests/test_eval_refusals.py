@@ -274,11 +274,11 @@ def test_a_corrupt_file_of_an_earlier_run_is_named(
 def test_shipped_configs_parse(path: Path) -> None:
     # Oracle: the parser, which refuses unknown keys.
     if path.stem.endswith("_curves"):
-        curves, plain = parse_settings(CurvesSettings, [f"--config={path}"], "eval.curves", "")
+        curves, plain = parse_settings(CurvesSettings, [f"--config={path}"], "eval curves", "")
         assert len(curves.budgets) == len(plain["budgets"]) > 0
         return
     if path.stem.endswith("_latency"):
-        latency, plain = parse_settings(LatencySettings, [f"--config={path}"], "eval.latency", "")
+        latency, plain = parse_settings(LatencySettings, [f"--config={path}"], "eval latency", "")
         assert len(latency.batches) == len(plain["batches"]) > 0
         return
     settings, resolved = parse_settings(EvalSettings, [f"--config={path}"], "eval", "")

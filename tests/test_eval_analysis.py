@@ -1,0 +1,62 @@
+"""`eval.analysis` on records made by hand: every share follows from counting."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from data.records import ChainResult, SearchRecord, pareto_front
+from data.statistics import wilson_interval
+from eval.analysis import measures_of
+from router.chain import Chain
+from router.fingerprint import Fingerprints
+
+FULL = Chain.full(4)
+SHORT = FULL.skip(2, 1)
+
+
+def record(sample_id: str, full: float, short: float, target: str = "gold") -> SearchRecord:
+    """A record of two chains with these margins; a chain is right where its margin is above 0."""
+
+    def result(chain: Chain, margin: float) -> ChainResult:
+        return ChainResult(chain, (margin, 0.0), 0 if margin > 0 else 1, margin > 0, margin)
+
+    results = (result(FULL, full), result(SHORT, short))
+    return SearchRecord(
+        sample_id=sample_id, task="quiz", split="test", metadata={}, mode="letter", num_layers=4, first_editable=0,
+        dtype="float32", reward_target=target, target=0, seed=0, simulations=1, nominal_layers=7, executed_layers=7,
+        results=results, pareto=pareto_front(results), fingerprints=Fingerprints("m", "t", "p"), search="s",
+    )  # fmt: skip
+
+
+GOLD = [record("a", 1, 1), record("b", 1, -1), record("c", -1, 1), record("d", -1, -1)]
+WRONG = {
+    "a": record("a", -1, 1, "wrong"),
+    "b": record("b", -1, -1, "wrong"),
+    "c": record("c", 1, 1, "wrong"),  # full depth gives that wrong answer: no luck can be told from it
+    "d": record("d", -1, 1, "wrong"),
+}
+
+
+def test_shares_are_counted_and_luck_is_on_the_same_samples() -> None:
+    # Oracle: counted by hand.
+    told = measures_of(GOLD, WRONG, 0)
+    assert (told["original"]["count"], told["oracle"]["count"]) == (2, 3)
+    assert told["shortened"]["found"] == {"n": 2, "count": 1, "share": 0.5, "interval": wilson_interval(1, 2)}
+    assert told["set_right"]["found"]["count"] == 1
+    assert (told["shortened"]["luck"]["wrong"]["count"], told["shortened"]["luck"]["rest"]) == (1, 0.0)
+    luck = told["set_right"]["luck"]
+    assert (luck["found"]["n"], luck["found"]["count"], luck["wrong"]["count"], luck["rest"]) == (1, 0, 1, -1.0)
+    assert told["depth"]["mean"] == (3 + 4 + 3) / 3
+    assert told["use"]["skip_rate"][2] == 2 / 3
+
+
+def test_a_chain_whose_second_run_disagreed_does_not_stand() -> None:
+    # Oracle: the short chain of "a" counted above; refuted it counts no more, nor does a refuted full chain.
+    one = GOLD[0]
+    refuted = dataclasses.replace(one.results[1], verified=False, verified_by="letter")
+    told = measures_of([dataclasses.replace(one, results=(one.results[0], refuted))], None, 0)
+    assert (told["original"]["count"], told["shortened"]["found"]["count"]) == (1, 0)
+    refuted = dataclasses.replace(one.results[0], verified=False, verified_by="letter")
+    told = measures_of([dataclasses.replace(one, results=(refuted, one.results[1]))], None, 0)
+    assert (told["shortened"]["found"]["n"], told["set_right"]["found"]["n"]) == (0, 0)
+    assert told["shortened"]["luck"] is None
