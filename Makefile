@@ -29,7 +29,7 @@ demo: $(READY)
 	$(PY) -m search --config configs/search/demo_random.yaml
 	$(PY) -m train --config configs/train/demo.yaml
 	$(PY) -m eval --config configs/eval/demo.yaml
-	$(PY) -m eval.latency --config configs/eval/demo_latency.yaml
+	$(PY) -m eval latency --config configs/eval/demo_latency.yaml
 
 demo-qwen: $(READY)
 	$(PY) -m data prepare --config configs/data/qwen.yaml
@@ -38,7 +38,7 @@ demo-qwen: $(READY)
 	  $(PY) -m train --config configs/train/qwen.yaml --seed_everything $$seed --out runs/qwen/router-$$seed || exit $$?; \
 	done
 	$(PY) -m train.calibrate --config configs/train/qwen_calibrate.yaml
-	$(PY) -m eval.curves --config configs/eval/qwen_curves.yaml
+	$(PY) -m eval curves --config configs/eval/qwen_curves.yaml
 	$(PY) -m eval --config configs/eval/qwen.yaml
 
 test: $(READY)

@@ -15,9 +15,9 @@ from router.command import run_command
 VERBS = {
     "run": "eval.run",
     "compare": "eval.compare",
-    "latency": "eval.latency.__main__",
-    "curves": "eval.curves.__main__",
-    "analysis": "eval.analysis.__main__",
+    "latency": "eval.latency",
+    "curves": "eval.curves",
+    "analysis": "eval.analysis",
 }
 """Module of each verb; without a verb it is `run`. A module is imported when its verb is called."""
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -23,7 +23,7 @@ from eval.measures import corrected, paired
 from eval.report import REPORT_FILE
 from eval.results import RESULTS_FILE, ArmResult, by_arm, read_results
 from eval.schema import validate_report
-from eval.tables import print_comparison
+from eval.tables import console_for, probability, table
 from router.command import one_line, plain_values, run_command
 from router.files import read_json, require_directory, require_file, sha256_file, write_json
 from router.validation import InputError
@@ -134,8 +134,8 @@ def read_evaluation(place: Path) -> Evaluation:
             f"got {digest[:12]}...; python -m eval writes the report anew"
         )
     names = [arm["name"] for arm in report["arms"]]
-    arms = by_arm(read_results(results, report["model"]["num_layers"]), names, report["n"], results)
-    return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in arms.items()})
+    found = by_arm(read_results(results, report["model"]["num_layers"]), names, report["n"], results)
+    return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in found.items()})
 
 
 def compare(
@@ -286,3 +286,69 @@ def _alone(first: Evaluation, second: Evaluation) -> list[str]:
 
 if __name__ == "__main__":
     raise SystemExit(run_command(main))
+
+
+# A comparison of two evaluations as a table in the terminal.
+
+
+COLUMNS = (
+    "accuracy A (95 %)",
+    "accuracy B (95 %)",
+    "depth A",
+    "depth B",
+    "B against A, 95 %",
+    "wrong->right",
+    "right->wrong",
+    "McNemar p",
+    "p (Holm)",
+)
+
+
+def print_comparison(content: dict[str, Any], stream: TextIO) -> None:
+    """Print what `eval.compare.compare` returned."""
+    console, _ = console_for(stream)
+    for side in ("a", "b"):
+        told = content[side]
+        only = f", {told['n_only_here']} of them only here: left out" if told["n_only_here"] else ""
+        console.print(printable(f"{side.upper()}: {told['report']}, n = {told['n']}{only}"))
+    console.print(
+        printable(
+            f"{content['task']} ({content['judged_mode']}), split {content['split']}, "
+            f"{content['a']['model']['name']}: n = {content['n']} common samples; B against A"
+        )
+    )
+    failures = any(arm[side]["no_answer"] for arm in content["arms"] for side in ("a", "b"))
+    rows = []
+    for arm in content["arms"]:
+        counts = [f"{arm['a']['no_answer']}/{arm['b']['no_answer']}"] if failures else []
+        rows.append([printable(_label(arm)), *_cells(arm), *counts])
+    console.print(table(None, ("arm", *COLUMNS, *(["no answer A/B"] if failures else [])), rows))
+    console.print(f"{content['comparisons']['method']}: {content['comparisons']['text']}")
+    for note in content["notes"]:
+        console.print(printable(f"note: {note}"))
+
+
+def printable(text: str) -> str:
+    """Return text of a file without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _label(arm: dict[str, Any]) -> str:
+    first, second = arm["a"], arm["b"]
+    alike = all(first[field] == second[field] for field in ("name", "label"))
+    return str(first["label"]) if alike else f"{first['label']} -> {second['label']}"
+
+
+def _cells(arm: dict[str, Any]) -> list[str]:
+    low, high = arm["difference_interval"]
+    sides = [arm["a"], arm["b"]]
+    intervals = [side["accuracy_interval"] for side in sides]
+    return [
+        *(f"{one['accuracy']:.3f} ({lo:.3f}..{hi:.3f})" for one, (lo, hi) in zip(sides, intervals, strict=True)),
+        *(f"{side['mean_depth']:.2f}" for side in sides),
+        f"{arm['difference']:+.3f} ({low:+.3f}..{high:+.3f})",
+        str(arm["wrong_to_right"]),
+        str(arm["right_to_wrong"]),
+        probability(arm["mcnemar_p"]),
+        probability(arm["mcnemar_p_holm"]),
+    ]

@@ -61,9 +61,9 @@ from eval.baselines import (
     tally,
 )
 from eval.controls import Plan, controls_finished, plan_controls, run_controls
-from eval.figures.drawings import write_figures
+from eval.figures import write_figures
 from eval.inputs import EvalSettings, Inputs, base_model, identity_of, read_inputs
-from eval.page.document import write_page
+from eval.page import write_page
 from eval.report import REPORT_FILE, write_report
 from eval.results import (
     RESULTS_FILE,

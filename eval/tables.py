@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -280,3 +282,19 @@ def _difference(pair: dict[str, Any]) -> str:
 def _with(text: str, interval: list[float], sign: str) -> str:
     low, high = interval
     return f"{text} ({low:{sign}.3f}..{high:{sign}.3f})"
+
+
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table whose first column stands to the left and the others to the right.
+
+    Args:
+        title: what stands above it; None: nothing.
+        columns: their names.
+        rows: their cells.
+    """
+    made = Table(title=title, title_justify="left", box=box.SIMPLE if sys.stdout.isatty() else box.ASCII2)
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made

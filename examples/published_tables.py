@@ -4,33 +4,29 @@
     python -m examples.published_tables --config configs/analysis/llama3-8b.yaml --commands_only true
 
 For each model it prepares the data and searches them once for each set of edits (skip, repeat, both, both+move), for
-some of these once more told a wrong answer, which measures luck. Then `python -m eval.analysis` writes
+some of these once more told a wrong answer, which measures luck. Then `python -m eval analysis` writes
 `<out>/analysis.json`, figures and tables (docs/analysis.md). Every stage keeps what it has finished: the same command
-goes on. It prints each search's command: to share one among GPUs, give it to `accelerate launch` first and this command
-afterwards.
+goes on, and a finished search of other settings is refused. It prints each search's command.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 from data.prepare import PrepareSettings, prepare
-from eval.analysis.__main__ import main as analyse
-from eval.analysis.settings import ACTION_SETS, ActionSet
+from eval.analysis import main as analyse
 from router.command import parse_settings, plain_values, run_command
-from router.files import read_json, writable_directory
-from router.validation import InputError
+from router.files import writable_directory
 from search.__main__ import main as search
-from search.settings import RunSettings
 
-FREE = ("device", "batch_samples", "batch_tokens", "state_bytes", "estimate_only")
-"""Settings of a finished search that may be others now: they decide no more than its speed and its rounding."""
+ActionSet = Literal["skip", "repeat", "both", "both+move"]
+ACTION_SETS: tuple[str, ...] = get_args(ActionSet)
+"""Kinds of edits that a search may make, in the order of the tables."""
 
 
 @dataclass(frozen=True)
@@ -133,62 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in settings.models:
         prepare(model.data, plain_values(model.data))
     for model in settings.models:
-        for folder, arguments in settings.searches(model).items():
-            if finished(folder / f"{settings.split}.jsonl", arguments):
-                print(f"{folder}: searched already")
-                continue
+        for arguments in settings.searches(model).values():
             print(f"python -m search {shlex.join(arguments)}", flush=True)
             if not settings.commands_only:
                 search(arguments)
     if not settings.commands_only:
-        cells = json.dumps(cells_of(settings))
-        analyse([f"--cells={cells}", f"--out={settings.out}", f"--seed={settings.seed}"])
-
-
-def cells_of(settings: TablesSettings) -> list[dict[str, Any]]:
-    """Return the analysis's cells as plain data."""
-    return [
-        {
-            "model": model.model,
-            "variant": model.variant,
-            "action_set": name,
-            "split": settings.split,
-            "records": str(settings.records(model, name)),
-            "wrong": str(settings.records(model, name, "wrong")) if name in settings.told_wrong else None,
-        }
-        for model in settings.models
-        for name in settings.action_sets
-    ]
-
-
-def finished(records: Path, arguments: Sequence[str]) -> bool:
-    """Return whether a search is done.
-
-    Args:
-        records: its record file.
-        arguments: the search's arguments.
-
-    Raises:
-        InputError: where it was done with other settings.
-    """
-    if not records.exists():
-        return False
-    asked, _ = parse_settings(RunSettings, arguments, "search", "")
-    beside = records.with_suffix(".settings.json")
-    runs = read_json(beside).get("runs") or [{}]
-    made, wanted = _flat(runs[-1].get("settings", {})), _flat(plain_values(asked))
-    differing = [name for name, value in wanted.items() if name not in FREE and made.get(name) != value]
-    if differing:
-        raise InputError(f"out: expected no records, or records of the same {', '.join(differing)}, got {records}")
-    return True
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a search's settings with those of each sample's search among them, named as on the command line."""
-    own = settings.get("search", {})
-    return {name: value for name, value in settings.items() if name != "search"} | {
-        f"search.{name}": value for name, value in own.items()
-    }
+        analyse([f"--records={settings.out}", f"--out={settings.out}", f"--seed={settings.seed}"])
 
 
 if __name__ == "__main__":

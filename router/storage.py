@@ -233,6 +233,18 @@ class Router:
             decided |= {row: self._or_full(chosen, point) for row, chosen in zip(rows, best, strict=True)}
         return [decided[row] for row in range(len(operations))]
 
+    @torch.inference_mode()
+    def scores(
+        self, states: Sequence[Float[Tensor, "_ d_model"]], chains: Sequence[Chain]
+    ) -> Float[Tensor, "batch chains"]:
+        """Return the head's value of each chain for each sample, before any price on depth.
+
+        Args:
+            states: `hidden_states[read_layer]` of each sample's tokens.
+            chains: the chains that are valued.
+        """
+        return self.head.scores_of(self.head(*pad_states(states)), chains)
+
     def _point(self, operation: Operation) -> OperatingPoint:
         """Return the operating point that an operation stands for."""
         if operation.point is not None:

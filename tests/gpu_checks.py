@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task
 from eval.__main__ import main as evaluate
-from eval.latency.__main__ import main as latency
+from eval.latency import main as latency
 from eval.results import RESULTS_FILE, read_results
 from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job

@@ -10,10 +10,9 @@ from typing import Any
 
 from data.flops import ForwardFlops
 from eval.arms import ALWAYS, LABELS
-from eval.baselines import write_mixture
+from eval.baselines import STATIC_FILE, write_mixture
 from eval.report import write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
-from eval.static import STATIC_FILE
 from router.chain import Chain
 from router.files import write_json
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data.sample import Sample
-from eval.page.document import build_page
+from eval.page import build_page
 from eval.report import arms_of
 from eval.results import RESULTS_FILE, ArmResult, read_results
 from tests.reports import NUM_LAYERS, RIGHT, write_evaluation

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from eval.policies import FullDepth, Oracle
 from transformers import PreTrainedModel
 
 from data.prompts import LETTERS
@@ -25,10 +26,9 @@ from eval.controls import (
     controls_block,
     controls_finished,
     run_controls,
+    shuffles,
     write_plan,
 )
-from eval.controls import shuffles
-from eval.policies import FullDepth, Oracle
 from eval.results import ArmResult
 from eval.running import run_policies
 from router.chain import Chain

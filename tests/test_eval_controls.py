@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eval.controls.statistics import mean_of, share_of, value_of
 from scipy import stats
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.tasks import TaskSet, load_task
 from eval.controls import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
-from eval.luck import collect_luck, luck
-from eval.luck import random_search
-from eval.luck import require_random_search, require_same_search
-from eval.controls.statistics import mean_of, share_of, value_of
+from eval.luck import collect_luck, luck, random_search, require_random_search, require_same_search
 from router.chain import Chain
 from router.fingerprint import Fingerprints
 from router.validation import InputError

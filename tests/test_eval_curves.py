@@ -12,8 +12,7 @@ import torch
 from data.records import read_records
 from data.sample import read_samples
 from data.states import StatesOrigin, read_states
-from eval.curves.__main__ import CURVES_FILE, main
-from eval.curves.figure import FIGURE_FILES
+from eval.curves import CURVES_FILE, FIGURE_FILES, main
 from router.chain import Chain
 from router.command import run_command
 from router.storage import TRAINED_ON_FILE, Router, load_router, save_router
@@ -132,7 +131,7 @@ def test_the_same_inputs_give_the_same_file(project: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"budgets": "[]"}, "budgets and routers: expected at least one each"),
+        ({"budgets": "[]"}, "budgets: expected at least 1 entries"),
         ({"routers": "{menu: [nowhere]}"}, "routers: expected"),
         ({"tasks": "[boolq]"}, "tasks: expected tasks of the records, got boolq"),
         ({"records": "nowhere"}, "records: expected"),

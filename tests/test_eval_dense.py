@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.records import ChainResult, DenseTable, SearchRecord, pareto_front
-from eval.curves.__main__ import Tables, measure
+from eval.curves import Tables, measure
 from eval.dense import (
     best_static,
     best_static_mixture,

@@ -17,12 +17,20 @@ from matplotlib.text import Annotation
 
 from data.statistics import wilson_interval
 from eval.arms import LABELS
-from eval.figures import accuracy
-from eval.figures.difficulty import MOST_LEVELS, draw_difficulty, has_difficulty
-from eval.figures.drawings import DRAWINGS, drawings_of, write_figures
-from eval.figures.flows import draw_flows
-from eval.figures.layers import draw_layer_rates, draw_layer_use
-from eval.figures.style import style_of
+from eval.figures import (
+    DRAWINGS,
+    MOST_LEVELS,
+    draw_accuracy,
+    draw_difficulty,
+    draw_flows,
+    draw_layer_rates,
+    draw_layer_use,
+    drawings_of,
+    has_difficulty,
+    spread,
+    style_of,
+    write_figures,
+)
 from tests.reports import write_evaluation
 
 Report = dict[str, Any]
@@ -89,7 +97,7 @@ def test_every_arm_has_its_own_marker_whatever_its_colour() -> None:
 @pytest.mark.parametrize("narrow", [False, True])
 def test_points_stand_at_depth_and_accuracy_with_their_intervals(report: Report, narrow: bool) -> None:
     # Oracle: the report's numbers.
-    axes = accuracy.draw(report, narrow).axes[0]
+    axes = draw_accuracy(report, narrow).axes[0]
     bars = {(round(x, 9), round(low, 9), round(high, 9)) for x, low, high in vertical_bars(axes)}
     for arm in report["arms"]:
         low, high = arm["accuracy_interval"]
@@ -103,11 +111,11 @@ def test_points_stand_at_depth_and_accuracy_with_their_intervals(report: Report,
 def test_a_line_joins_the_budgets_of_the_router_by_depth(report: Report) -> None:
     # Oracle: the router's arms, sorted by hand.
     arms = {arm["name"]: (arm["mean_depth"], arm["accuracy"]) for arm in report["arms"]}
-    lines = [np.column_stack(line.get_data()) for line in accuracy.draw(report).axes[0].lines]
+    lines = [np.column_stack(line.get_data()) for line in draw_accuracy(report).axes[0].lines]
     wanted = np.array(sorted([arms["router"], arms["router@2.5"]]))
     assert any(np.array_equal(line, wanted) for line in lines)
     alone = report | {"arms": [arm for arm in report["arms"] if arm["name"] != "router@2.5"]}
-    lines = [np.column_stack(line.get_data()) for line in accuracy.draw(alone).axes[0].lines]
+    lines = [np.column_stack(line.get_data()) for line in draw_accuracy(alone).axes[0].lines]
     assert not any(np.array_equal(line, wanted) for line in lines)
 
 
@@ -115,7 +123,7 @@ def test_a_line_joins_the_budgets_of_the_router_by_depth(report: Report) -> None
 @pytest.mark.parametrize("count", [5, len(ALL_NAMES)])
 def test_labels_collide_neither_with_each_other_nor_with_the_edge(report: Report, narrow: bool, count: int) -> None:
     # Oracle: the boxes that the renderer gives texts.
-    drawn = accuracy.draw(with_arms(report, ALL_NAMES[:count]), narrow)
+    drawn = draw_accuracy(with_arms(report, ALL_NAMES[:count]), narrow)
     boxes = text_boxes(drawn)
     assert len(boxes) == count
     for one, other in itertools.combinations(boxes, 2):
@@ -130,7 +138,7 @@ def test_labels_collide_neither_with_each_other_nor_with_the_edge(report: Report
 def test_labels_within_bounds_keep_order_and_gap() -> None:
     # Oracle: the property.
     heights = [0.99, 0.98, 0.97, 0.5, 0.01, 1.0]
-    moved = accuracy.spread(heights, 0.15, bounds=(0.0, 1.0))
+    moved = spread(heights, 0.15, bounds=(0.0, 1.0))
     placed = sorted(moved)
     assert all(upper - lower > 0.1499 for lower, upper in itertools.pairwise(placed))
     assert placed[0] >= 0.0749

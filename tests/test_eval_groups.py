@@ -9,7 +9,7 @@ import pytest
 
 from eval.measures import Group, groups_of
 from eval.report import REPORT_FILE
-from eval.results import Label, ArmResult
+from eval.results import ArmResult, Label
 from eval.tables import GROUP_ROWS, print_report
 from router.chain import Chain
 from router.files import read_json

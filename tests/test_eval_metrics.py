@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eval.policies import random_chain
 
 from data.statistics import wilson_interval
 from eval.measures import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
-from eval.policies import random_chain
 from eval.results import ArmResult
 from router.chain import Chain
 

@@ -18,15 +18,15 @@ from data.scoring import ChainScorer
 from data.statistics import wilson_interval
 from data.tasks import Task, TaskSet
 from eval.__main__ import main
+from eval.baselines import CANDIDATES_FILE, STATIC_FILE
 from eval.controls import CONTROL_RESULTS_FILE, PLAN_FILE
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
-from eval.static import CANDIDATES_FILE, STATIC_FILE
 from router.chain import Chain
 from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.files import read_json
-from router.validation import InputError, from_plain, from_plain
+from router.validation import InputError, from_plain
 from tests.evaluation import ARM_NAMES, FULL, INPUTS, SIZES, World, prepared
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 

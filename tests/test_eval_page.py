@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.sample import Sample
-from eval.figures.drawings import drawings_of
-from eval.page.data import browser_data
-from eval.page.document import PAGE_FILE, build_page, write_page
-from eval.page.words import headline, sentences
+from eval.figures import drawings_of
+from eval.page import PAGE_FILE, browser_data, build_page, headline, sentences, write_page
 from router.chain import Chain
 from router.validation import InputError
 from tests.reports import NUM_LAYERS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.page.document import write_page
+from eval.page import write_page
 from tests.reports import FULL
 from tests.seen import Page, Seen, seen  # noqa: F401  (fixture)
 

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from eval.arms import LABELS
-from eval.figures.style import style_of
-from eval.page.data import script_json, strip
-from eval.page.svg import inline_svg, marker_svg
-from eval.page.words import facts, points, points_interval, sentences, share
+from eval.figures import style_of
+from eval.page import facts, inline_svg, marker_svg, points, points_interval, script_json, sentences, share, strip
 from router.chain import Chain
 from tests.seen import EVIL, Page, Seen, seen  # noqa: F401  (fixture)
 

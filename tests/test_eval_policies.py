@@ -6,11 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-
-from data.records import ChainResult, SearchRecord, pareto_front
-from data.sample import Sample
-from data.scoring import ChainScorer, SampleBlock
-from data.tasks import load_task
 from eval.policies import (
     FullDepth,
     Oracle,
@@ -21,7 +16,12 @@ from eval.policies import (
     random_chain,
     shortest_standing,
 )
-from eval.static import Candidate, candidate_pool, choose_static, common_chains, routed_chains
+
+from data.records import ChainResult, SearchRecord, pareto_front
+from data.sample import Sample
+from data.scoring import ChainScorer, SampleBlock
+from data.tasks import load_task
+from eval.baselines import Candidate, candidate_pool, choose_static, common_chains, routed_chains
 from router.chain import Chain
 from router.fingerprint import Fingerprints
 from router.storage import Router

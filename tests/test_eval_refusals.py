@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from eval.__main__ import main
-from eval.curves.__main__ import CurvesSettings
-from eval.latency.__main__ import LatencySettings
-from eval.results import RESULTS_FILE, RUN_FILE
+from eval.baselines import CANDIDATES_FILE, STATIC_FILE
+from eval.curves import CurvesSettings
 from eval.inputs import EvalSettings
-from eval.static import CANDIDATES_FILE, STATIC_FILE
+from eval.latency import LatencySettings
+from eval.results import RESULTS_FILE, RUN_FILE
 from router.command import parse_settings, run_command
 from router.fingerprint import Fingerprints
 from tests.evaluation import ROOT, World, finished, make_data, make_samples, vouch, world  # noqa: F401  (fixtures)
@@ -274,11 +274,11 @@ def test_a_corrupt_file_of_an_earlier_run_is_named(
 def test_shipped_configs_parse(path: Path) -> None:
     # Oracle: the parser, which refuses unknown keys.
     if path.stem.endswith("_curves"):
-        curves, plain = parse_settings(CurvesSettings, [f"--config={path}"], "eval.curves", "")
+        curves, plain = parse_settings(CurvesSettings, [f"--config={path}"], "eval curves", "")
         assert len(curves.budgets) == len(plain["budgets"]) > 0
         return
     if path.stem.endswith("_latency"):
-        latency, plain = parse_settings(LatencySettings, [f"--config={path}"], "eval.latency", "")
+        latency, plain = parse_settings(LatencySettings, [f"--config={path}"], "eval latency", "")
         assert len(latency.batches) == len(plain["batches"]) > 0
         return
     settings, resolved = parse_settings(EvalSettings, [f"--config={path}"], "eval", "")

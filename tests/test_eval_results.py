@@ -11,9 +11,9 @@ import pytest
 
 from data.records import ChainResult
 from data.sample import Sample
+from eval.baselines import STATIC_FILE
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
-from eval.static import STATIC_FILE
 from router.validation import InputError
 from tests.evaluation import FULL, World, finished  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS

@@ -13,7 +13,6 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
 from router.chain import Chain
 from router.engine.block import StateNode
 from router.engine.executor import ChainExecutor, Job
-from router.engine.sharing import _lengths
 from router.engine.rows import (
     LEAST_SHARE,
     LEAST_TOKENS,
@@ -24,6 +23,7 @@ from router.engine.rows import (
     separate_rows,
     shared_prefixes,
 )
+from router.engine.sharing import _lengths
 from router.engine.view import chain_view
 from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
 

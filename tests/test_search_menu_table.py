@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from train.features import FeatureKey, cached_states
 
 from data.records import SearchRecord, read_records
 from data.scoring import ChainScorer, batches_by_length
@@ -21,7 +22,6 @@ from search.__main__ import main
 from search.menu import Menu, write_menu
 from tests.test_search_run import arguments, assert_same
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples, write_project
-from train.features import FeatureKey, cached_states
 
 TEXTS = ["0-4", "0-3", "0-2,4", "0-1,3-4", "0-2", "0-1,4", "0-4,3-4", "0-1"]
 CHAINS = [Chain.parse(text, NUM_LAYERS) for text in TEXTS]

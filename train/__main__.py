@@ -31,6 +31,7 @@ from data.tracking import TrackingSettings, log_files, start_run
 from router.command import one_line, provenance, refusals_of, require_unique_keys, run_command
 from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
+from router.storage import HeadSettings as HeadConfig
 from router.validation import SETTINGS, Count, InputError
 from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
@@ -229,7 +230,7 @@ def _finish(
     origin = data.origin
     config = RouterConfig(
         head=module.objective.name,
-        head_settings=dict(module.head_settings),
+        head_settings=HeadConfig(**module.head_settings),
         num_layers=origin.num_layers,
         read_layer=data.read_layer,
         d_model=data.d_model,

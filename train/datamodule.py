@@ -326,7 +326,7 @@ class WarmStart:
         """
         config = self.router.config
         config.fingerprints.require(dataclasses.replace(fingerprints, prompt=config.fingerprints.prompt), "warm_start")
-        pairs = {"head": (name, config.head), "read_layer": (read_layer, config.read_layer)}
+        pairs: dict[str, tuple[Any, Any]] = {"head": (name, config.head), "read_layer": (read_layer, config.read_layer)}
         for key in (*head_settings, *(key for key in config.head_settings if key not in head_settings)):
             if key != "chains":
                 pairs[key] = (head_settings.get(key), config.head_settings.get(key))

@@ -240,7 +240,7 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     load = LoadBudget(None if settings.guaranteed else routed.budget, settings.busy_budget, settings.busy_queue)
     limits = BatchLimits(settings.max_batch, settings.max_batch_tokens)
     batcher = Batcher(routed, load=load, limits=limits, max_queue=settings.max_queue)
-    base = settings.base_model or routed.router.config.base_model
+    base = settings.model or routed.router.config.base_model
     name = settings.name or (Path(base).name if Path(base).is_dir() else base)
     return Service(name, rows, batcher, settings.request_timeout, settings.max_body_bytes, key)
 

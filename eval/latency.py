@@ -1,6 +1,6 @@
 """Time the arms of an evaluation on this device: prefill and decoding, beside what their depth promises.
 
-    python -m eval.latency --evaluation runs/demo/eval --router runs/demo/router
+    python -m eval latency --evaluation runs/demo/eval --router runs/demo/router
 
 All chains run in turns in one process, with equal prompts and equally many generated tokens. Writes `latency.json`
 into the evaluation's folder and rebuilds its report. The profile in it (seconds as a line in depth) turns a latency
@@ -11,36 +11,141 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TextIO
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass as settings_dataclass
+from rich.table import Table
 from tqdm import tqdm
 
 from eval.arms import FULL, is_routed
-from eval.latency.arms import Timed, chains_to_time, latency_of, spread_of
-from eval.latency.table import print_latency
 from eval.results import RESULTS_FILE, ArmResult, read_arms, read_run
 from eval.run import refresh
+from eval.tables import console_for, table
 from router.chain import Chain
 from router.command import parse_settings, provenance, run_command
 from router.engine.load import load_model, resolve_device
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
-from router.latency import LATENCY_FILE, SCHEMA, LatencyProfile, Line, ladder, time_chains, time_router
+from router.latency import LATENCY_FILE, SCHEMA, ChainTimes, LatencyProfile, Line, ladder, time_chains, time_router
 from router.storage import Router, load_router
-from router.validation import InputError
+from router.validation import SETTINGS, Count, InputError, Positive
+
+Timed = Mapping[Chain, ChainTimes]
+"""Times of every chain that was run."""
+
+
+def chains_to_time(chains: Sequence[Chain], count: int) -> list[Chain]:
+    """Return chains that stand for an arm: all its different ones, or those at `count` equal steps of depth.
+
+    A chain may stand there more than once: each entry stands for as many samples as another.
+
+    Args:
+        chains: the arm's chain of each sample.
+        count: entries wanted where there are more different chains.
+    """
+    different = Counter(chains)
+    if len(different) == 1:
+        return list(different)
+    ordered = sorted(chains, key=lambda chain: (chain.depth, chain.layers))
+    if len(different) <= count:
+        # Few chains, many samples: as many entries as keep the shares to a percent.
+        count = min(100, len(ordered))
+    return [ordered[int((i + 0.5) / count * len(ordered))] for i in range(count)]
+
+
+def spread_of(values: Sequence[float]) -> dict[str, Any]:
+    """Return median and quartiles of rounds."""
+    low, median, high = (float(one) for one in np.percentile(values, [25, 50, 75]))
+    return {"median": median, "low": low, "high": high, "n": len(values)}
+
+
+def latency_of(
+    times: Timed, chains: Sequence[Chain], results: Sequence[ArmResult], router: Sequence[float] | None
+) -> dict[str, Any]:
+    """Return an arm's latency, and its ratio to full depth's of the same round.
+
+    Args:
+        times: times of the arm's chains and of the full one.
+        chains: what `chains_to_time` gave.
+        results: the arm's results.
+        router: seconds of the router, an entry a round; None: the arm has none.
+    """
+    full = times[Chain.full(chains[0].num_layers)]
+    prefill = np.mean([times[chain].prefill for chain in chains], 0)
+    decode = np.mean([times[chain].decode for chain in chains], 0)
+    overhead = np.zeros(len(prefill)) if router is None else np.asarray(router)
+    decoded = bool(np.asarray(full.decode).any())
+    return {
+        "chains_timed": len(set(chains)),
+        "mean_depth_timed": sum(chain.depth for chain in chains) / len(chains),
+        "mean_depth": sum(one.chain.depth for one in results) / len(results),
+        "depth_ratio": sum(one.chain.depth for one in results) / len(results) / chains[0].num_layers,
+        "prefill_ms": spread_of(1000 * (prefill + overhead)),
+        "decode_ms_per_token": spread_of(1000 * decode) if decoded else None,
+        "ratio_prefill": spread_of((prefill + overhead) / np.asarray(full.prefill)),
+        "ratio_prefill_without_router": spread_of(prefill / np.asarray(full.prefill)),
+        "ratio_decode": spread_of(decode / np.asarray(full.decode)) if decoded else None,
+    }
+
+
+# What `python -m eval latency` found, as a table in the terminal.
+
+
+def print_latency(content: dict[str, Any], stream: TextIO) -> None:
+    """Print a table a size of batch."""
+    console, _ = console_for(stream)
+    for cell in content["cells"]:
+        profile = cell["profile"]
+        console.print(
+            f"{content['device']} ({content['device_name']}), {content['dtype']}, batch {profile['batch']}, prompts of "
+            f"{profile['prompt_tokens']} tokens, {content['new_tokens']} new tokens, {content['rounds']} rounds; "
+            f"medians (quartiles)"
+        )
+        console.print(_cell(cell))
+        layer, fixed = 1000 * profile["prefill"]["layer"], 1000 * profile["prefill"]["fixed"]
+        console.print(
+            f"prefill: {fixed:.2f} ms + {layer:.2f} ms a layer (worst error {profile['prefill']['worst']:.1%}); "
+            f"router {cell['router_ms']['median']:.2f} ms a batch"
+        )
+
+
+def _cell(cell: dict[str, Any]) -> Table:
+    names = ("arm", "depth of full", "prefill ms", "of full depth", "without router", "ms a new token", "of full depth")
+    rows = [
+        [
+            arm["name"],
+            f"{arm['depth_ratio']:.3f}",
+            _spread(arm["prefill_ms"], 1),
+            _spread(arm["ratio_prefill"], 3),
+            _spread(arm["ratio_prefill_without_router"], 3),
+            _spread(arm["decode_ms_per_token"], 1),
+            _spread(arm["ratio_decode"], 3),
+        ]
+        for arm in cell["arms"]
+    ]
+    return table(None, names, rows)
+
+
+def _spread(value: dict[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}..{value['high']:.{digits}f})"
+
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of the unit in which the system tells a process's greatest memory."""
 
 
-@dataclass(frozen=True)
+@settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class LatencySettings:
-    """Settings of `python -m eval.latency`.
+    """Settings of `python -m eval latency`.
 
     Attributes:
         evaluation: folder of `python -m eval`, finished; `latency.json` is written there.
@@ -58,24 +163,21 @@ class LatencySettings:
     evaluation: Path
     router: Path
     device: str = "auto"
-    dtype: str | None = None
-    batches: tuple[int, ...] = (1, 8)
-    new_tokens: int = 16
-    prompt_tokens: int | None = None
-    rounds: int = 9
-    chains: int = 8
-    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    batches: tuple[Positive, ...] = (1, 8)
+    new_tokens: Count = 16
+    prompt_tokens: Positive | None = None
+    rounds: Annotated[int, Field(ge=3)] = 9
+    chains: Positive = 8
+    seed: Count = 0
 
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        for name, least in (("new_tokens", 0), ("prompt_tokens", 1), ("rounds", 3), ("chains", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}: expected at least {least}, got {value}")
-        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) != len(self.batches):
-            raise InputError(f"batches: expected different numbers of at least 1, got {list(self.batches)}")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise InputError(f"dtype: expected float32, bfloat16 or float16, got {self.dtype!r}")
+    @field_validator("batches")
+    @classmethod
+    def _different(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+        """Refuse no size of batch, or one that stands twice."""
+        if not batches or len(set(batches)) != len(batches):
+            raise ValueError(f"batches: expected different numbers of at least 1, got {list(batches)}")
+        return batches
 
 
 def main(argv: Sequence[str] | None) -> None:
@@ -85,7 +187,7 @@ def main(argv: Sequence[str] | None) -> None:
         InputError: at bad input.
     """
     description = "Time the arms of an evaluation on this device: prefill and decoding."
-    settings, resolved = parse_settings(LatencySettings, argv, "eval.latency", description)
+    settings, resolved = parse_settings(LatencySettings, argv, "eval latency", description)
     require_directory(settings.evaluation, "evaluation")
     require_directory(settings.router, "router")
     run = read_run(settings.evaluation)
@@ -124,7 +226,7 @@ def measure(
         for batch in settings.batches:
             sizes = {"batch": batch, "prompt_tokens": tokens, "rounds": settings.rounds, "seed": settings.seed}
             times = time_chains(model, chains, new_tokens=settings.new_tokens, progress=bar.update, **sizes)
-            cells.append(_cell(times, time_router(router, **sizes), steps, arms, by_arm, batch, tokens))
+            cells.append(_measured_cell(times, time_router(router, **sizes), steps, arms, by_arm, batch, tokens))
     device = model.device
     return {
         "device": device.type,
@@ -140,7 +242,7 @@ def measure(
     }
 
 
-def _cell(
+def _measured_cell(
     times: Timed,
     router: Sequence[float],
     steps: Sequence[Chain],

@@ -1,9 +1,9 @@
 """Accuracy against mean depth on a dense test table: routers of any head and seed, and every baseline.
 
-    python -m eval.curves --data runs/qwen/data --records runs/qwen/table --out runs/qwen/curves \
+    python -m eval curves --data runs/qwen/data --records runs/qwen/table --out runs/qwen/curves \
         --routers '{menu: [runs/qwen/router-0, runs/qwen/router-1, runs/qwen/router-2]}' --budgets '[23, 23.5, 24]'
 
-Needs menu tables of train, validation and test with the states that the routers read (`python -m search --menu ...
+Needs menu tables of train, validation and test with the states that the routers read (`python -m search menu ...
 --read_layers ...`); no model runs. Operating points come from validation, static baselines from train+validation, the
 test table is only looked up. Writes `curves.json` and a figure.
 """
@@ -13,16 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings_dataclass
 
+from data.figures import save_figure
 from data.records import DenseTable, SearchRecord, read_records
 from data.states import StatesOrigin, read_states
-from eval.curves.figure import write_curves_figure
-from eval.curves.summary import summary_of, table_of
 from eval.dense import (
     best_static,
     best_static_mixture,
@@ -38,7 +41,120 @@ from router.command import parse_settings, provenance, run_command
 from router.files import require_directory, sha256_file, writable_directory, write_json
 from router.heads.budget import offset_for, operating_points, priced_choice
 from router.storage import WEIGHTS_FILE, Router, load_router
-from router.validation import InputError
+from router.validation import SETTINGS, Count, InputError
+
+
+def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the seeds of each kind and budget: means over seeds, and the range of the accuracy."""
+    found = []
+    for name, budget in dict.fromkeys((point["name"], point["budget"]) for point in points):
+        own = [point for point in points if (point["name"], point["budget"]) == (name, budget)]
+        accuracies = [point["accuracy"] for point in own]
+        found.append(
+            {
+                "name": name,
+                "budget": budget,
+                "seeds": len(own),
+                "accuracy": float(np.mean(accuracies)),
+                "spread": [min(accuracies), max(accuracies)],
+                "depth": float(np.mean([point["depth"] for point in own])),
+                "against": {
+                    arm: float(np.mean([point["against"][arm]["difference"] for point in own]))
+                    for arm in own[0]["against"]
+                    if all(arm in point["against"] for point in own)
+                },
+                "worst_p": max(point["permutation_p"] for point in own),
+            }
+        )
+    return found
+
+
+def table_of(content: dict[str, Any]) -> str:
+    """Return `curves.json` as a table for the terminal."""
+    full = content["full"]
+    lines = [f"full depth {full['accuracy']:.4f} at {full['depth']:g}, n = {content['n']}"]
+    arms = ("full", "static", "mixture", "same_menu", "random", "early_exit")
+    lines.append(
+        f"{'kind':<14}{'budget':>7}{'depth':>7}{'accuracy':>9}"
+        + "".join(f"{arm:>28}" for arm in arms)
+        + f"{'perm. p':>9}"
+    )
+    for point in content["points"]:
+        cells = []
+        for arm in arms:
+            one = point["against"].get(arm)
+            cells.append(
+                f"{'':>28}"
+                if one is None
+                else f"{one['difference']:>+11.4f} ({one['interval'][0]:+.3f}..{one['interval'][1]:+.3f})"
+            )
+        lines.append(
+            f"{point['name']:<14}{point['budget']:>7g}{point['depth']:>7.2f}{point['accuracy']:>9.4f}"
+            + "".join(cells)
+            + f"{point['permutation_p']:>9.4f}"
+        )
+    for one in content["summary"]:
+        against = ", ".join(f"{arm} {value:+.4f}" for arm, value in one["against"].items())
+        lines.append(
+            f"{one['name']}, budget {one['budget']:g}, {one['seeds']} seeds: {one['accuracy']:.4f} "
+            f"({one['spread'][0]:.4f}..{one['spread'][1]:.4f}) at {one['depth']:.2f}; against {against}"
+        )
+    return "\n".join(lines)
+
+
+# The figure of `python -m eval curves`: routers' accuracy against mean depth, over the static frontier.
+
+
+FIGURE_FILES = ("curves.png", "curves.svg")
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Colours that differ for colour-blind readers too (Okabe and Ito 2008), one a kind of router."""
+STATIC_COLOUR = "#D55E00"
+MARKERS = "osDv^"
+
+
+def write_curves_figure(content: dict[str, Any], out: Path) -> list[Path]:
+    """Draw `curves.json` as PNG and SVG, each complete or absent; returns the files."""
+    return save_figure(lambda: draw(content), [out / name for name in FIGURE_FILES], "eval")
+
+
+def draw(content: dict[str, Any]) -> Figure:
+    """Return the figure: each kind's mean over seeds and its range, static chains, full depth."""
+    figure = Figure(figsize=(7.5, 4.2))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    full = content["full"]
+    axes.axhline(full["accuracy"], color="black", linewidth=0.8, linestyle=":")
+    axes.plot(full["depth"], full["accuracy"], "s", color="black", label="full depth", zorder=3)
+    static = sorted(content["static"], key=lambda one: one["depth"])
+    axes.plot(
+        [one["depth"] for one in static],
+        [one["accuracy"] for one in static],
+        "^--",
+        color=STATIC_COLOUR,
+        label="static chains, and their mixtures",
+    )
+    for i, name in enumerate(dict.fromkeys(one["name"] for one in content["summary"])):
+        own = sorted((one for one in content["summary"] if one["name"] == name), key=lambda one: one["depth"])
+        means = [one["accuracy"] for one in own]
+        axes.errorbar(
+            [one["depth"] for one in own],
+            means,
+            yerr=[
+                [mean - one["spread"][0] for mean, one in zip(means, own, strict=True)],
+                [one["spread"][1] - mean for mean, one in zip(means, own, strict=True)],
+            ],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            capsize=3,
+            label=f"router {name} (mean and range of {own[0]['seeds']} seeds)",
+        )
+    axes.set_xlabel("mean depth, layers executed")
+    axes.set_ylabel(f"accuracy on {content['n']} test samples")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    figure.tight_layout()
+    return figure
+
 
 SCHEMA = 1
 CURVES_FILE = "curves.json"
@@ -46,9 +162,9 @@ ROUTED_AT_ONCE = 256
 """Samples whose states are held in memory at once."""
 
 
-@dataclass(frozen=True)
+@settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class CurvesSettings:
-    """Settings of `python -m eval.curves`.
+    """Settings of `python -m eval curves`.
 
     Attributes:
         data: folder of `python -m data prepare`.
@@ -62,16 +178,11 @@ class CurvesSettings:
 
     data: Path
     records: Path
-    routers: dict[str, list[Path]]
+    routers: Annotated[dict[str, Annotated[list[Path], Field(min_length=1)]], Field(min_length=1)]
     out: Path
-    budgets: list[float] = field(default_factory=list)
+    budgets: Annotated[list[float], Field(min_length=1)]
     tasks: list[str] = field(default_factory=list)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse an empty question."""
-        if not self.budgets or not self.routers or not all(self.routers.values()):
-            raise ValueError("budgets and routers: expected at least one each, got none")
+    seed: Count = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +202,7 @@ class Tables:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    settings, plain = parse_settings(CurvesSettings, argv, "eval.curves", "Accuracy against depth on dense tables.")
+    settings, plain = parse_settings(CurvesSettings, argv, "eval curves", "Accuracy against depth on dense tables.")
     require_directory(settings.records, "records")
     writable_directory(settings.out, "out")
     records = {split: _records(settings, split) for split in ("train", "validation", "test")}
@@ -135,7 +246,7 @@ def _records(settings: CurvesSettings, split: str) -> list[SearchRecord]:
 
 def _full(records: Sequence[SearchRecord]) -> dict[str, float]:
     return {
-        "accuracy": sum(record.full.correct for record in records) / len(records),
+        "accuracy": sum(record.full.stands for record in records) / len(records),
         "depth": float(records[0].num_layers),
     }
 
@@ -162,7 +273,7 @@ def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: Cu
     values = {
         split: torch.cat(
             [
-                router.head.scores_of(router.outputs(part), kept).double()
+                router.scores(part, kept).double()
                 for part in _states(router, table.sample_ids, settings.records / f"{split}.states", split)
             ]
         )
@@ -189,14 +300,15 @@ def _states(router: Router, ids: Sequence[str], folder: Path, split: str) -> Ite
     """Give the states that the router reads, in parts, so that they need not fit in memory."""
     origin = StatesOrigin(router.config.fingerprints, router.config.dtype)
     for start in range(0, len(ids), ROUTED_AT_ONCE):
-        states = read_states(folder, origin, ids[start : start + ROUTED_AT_ONCE], router.config.read_layer)
-        if states is None:
+        part = ids[start : start + ROUTED_AT_ONCE]
+        found = read_states([folder], origin, part, router.config.read_layer)
+        if len(found) < len(part):
             raise InputError(
                 f"records: expected the states that the router reads (hidden_states[{router.config.read_layer}]) "
                 f"of {split} in {folder}, got none for some; run python -m search with "
                 f"--read_layers '[{router.config.read_layer}]'"
             )
-        yield states
+        yield [found[key] for key in part]
 
 
 def measure(

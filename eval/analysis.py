@@ -1,0 +1,277 @@
+"""What searches found, as the tables of the papers have it (CoLa, arXiv 2507.07996).
+
+    python -m eval analysis --records runs/analysis/smollm2 --out runs/analysis/smollm2
+
+Takes every search below a folder (`<split>.jsonl` with its meta file; menu tables are left out). Beside each search
+stands the same search for a wrong answer, where there is one in the same folder of folders: what it finds is luck. No
+model runs. Writes analysis.json and figures of layer use, and prints tables.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic.dataclasses import dataclass as settings_dataclass
+
+from data.figures import save_figure
+from data.records import SearchRecord, read_records
+from data.statistics import mean_interval, wilson_interval
+from eval.figures import draw_layer_rates, draw_layer_use
+from eval.measures import layer_use
+from eval.tables import console_for, table
+from router.command import parse_settings, plain_values, provenance
+from router.files import read_json, require_directory, sha256_file, writable_directory, write_json
+from router.validation import SETTINGS, Count, InputError
+
+SCHEMA = 2
+"""Version of analysis.json."""
+ANALYSIS_FILE = "analysis.json"
+PLAN = ("model", "revision", "dtype", "first_editable", "verify", "shuffle", "search")
+"""Settings that a search and its search for a wrong answer must share."""
+PUBLISHED = {"shortened": 0.75, "set_right": 0.60}
+"""Shares that CoLa (arXiv 2507.07996) states as exceeded."""
+
+
+@settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class AnalysisSettings:
+    """Settings of `python -m eval analysis`.
+
+    Attributes:
+        records: folder; all searches below it are read.
+        out: folder for analysis.json and the figures.
+        seed: seed of the bootstrap.
+    """
+
+    records: Path
+    out: Path
+    seed: Count = 0
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The records of one search of one split.
+
+    Attributes:
+        path: its record file.
+        plan: settings that decide what it finds.
+        records: by sample id.
+    """
+
+    path: Path
+    plan: dict[str, Any]
+    records: dict[str, SearchRecord]
+
+    @property
+    def first(self) -> SearchRecord:
+        """A record, for what all share."""
+        return next(iter(self.records.values()))
+
+    def is_control_of(self, other: Searched) -> bool:
+        """Whether this is the other's search for a wrong answer."""
+        beside = self.path.parent.parent == other.path.parent.parent and self.path.name == other.path.name
+        return beside and self.first.reward_target == "wrong" and self.plan == other.plan
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        InputError: at bad input.
+    """
+    about = "What searches found, as the tables of the papers have it."
+    settings, plain = parse_settings(AnalysisSettings, argv, "eval analysis", about)
+    content = analysis_of(require_directory(settings.records, "records"), settings.seed)
+    writable_directory(settings.out, "out")
+    write_json(settings.out / ANALYSIS_FILE, plain_values(content) | {"provenance": provenance(plain)})
+    figures = _write_figures(content, settings.out)
+    print_analysis(content)
+    print("written to " + ", ".join(str(path) for path in (settings.out / ANALYSIS_FILE, *figures)))
+
+
+def analysis_of(folder: Path, seed: int) -> dict[str, Any]:
+    """Return the content of analysis.json.
+
+    Args:
+        folder: every search below it is read.
+        seed: seed of the bootstrap.
+
+    Raises:
+        InputError: where there is no search, or a search for a wrong answer has other samples than its search.
+    """
+    found = [one for path in sorted(folder.rglob("*.jsonl")) if (one := _read_search(path)) is not None]
+    searches = []
+    for one in found:
+        if one.first.reward_target == "gold":
+            control = next((other for other in found if other.is_control_of(one)), None)
+            searches.append({"search": str(one.path.parent.relative_to(folder)), **_measured(one, control, seed)})
+    if not searches:
+        raise InputError(f"records: expected finished searches below {str(folder)!r}, got none")
+    return {"schema": SCHEMA, "published": PUBLISHED, "searches": searches}
+
+
+def _read_search(path: Path) -> Searched | None:
+    """Read a search; None: the file is none, or a menu table."""
+    beside = [path.with_suffix(suffix) for suffix in (".meta.json", ".settings.json")]  # the second: of schema 2
+    meta = next((file for file in beside if file.is_file()), None)
+    runs = read_json(meta).get("runs") if meta is not None else None
+    settings = runs[-1].get("settings", {}) if runs else {}
+    if "search" not in settings or settings.get("menu") is not None:
+        return None
+    records = {record.sample_id: record for record in read_records(path)}
+    return Searched(path, {name: settings.get(name) for name in PLAN}, records)
+
+
+def _measured(found: Searched, control: Searched | None, seed: int) -> dict[str, Any]:
+    if control is not None and control.records.keys() != found.records.keys():
+        raise InputError(f"records: expected the samples of {found.path} in {control.path}, got others")
+    groups: dict[str, list[SearchRecord]] = {"all": list(found.records.values())}
+    tasks = {record.task for record in found.records.values()}
+    for record in found.records.values():
+        level = record.metadata.get("difficulty")
+        names = [record.task] if len(tasks) > 1 else []
+        for name in names if level is None else [*names, f"{record.task}, difficulty {level}"]:
+            groups.setdefault(name, []).append(record)
+    wrong = None if control is None else control.records
+    return {
+        "model": found.plan["model"],
+        "split": found.first.split,
+        "action_set": found.plan["search"].get("action_set"),
+        "simulations": found.plan["search"].get("simulations"),
+        "num_layers": found.first.num_layers,
+        "inputs": {"records": sha256_file(found.path), "wrong": None if control is None else sha256_file(control.path)},
+        "groups": {name: measures_of(records, wrong, seed) for name, records in groups.items()},
+    }
+
+
+def measures_of(records: Sequence[SearchRecord], wrong: dict[str, SearchRecord] | None, seed: int) -> dict[str, Any]:
+    """Return what a search found on some samples.
+
+    Full depth counts as right where it stands, as wrong where it gives another answer; a sample of which two runs of
+    full depth disagree, or whose answers tie, is neither.
+
+    Args:
+        records: the search's, at least one.
+        wrong: records of the search for a wrong answer by sample id; None: not searched.
+        seed: seed of the bootstrap.
+
+    Returns:
+        `original` (full depth stands), `oracle` (some chain stands), `shortened` (of the samples that full depth
+        answers rightly, those with a shorter chain that stands) and `set_right` (of those that it answers wrongly,
+        those with a chain that stands) with their luck; `depth` and `use` of the shortest chains that stand.
+    """
+    chains = [record.shortest.chain for record in records if record.shortest is not None]
+    depths = np.array([chain.depth for chain in chains], dtype=float)
+    stands = [record for record in records if record.full.stands]
+    other = [record for record in records if _gives_other(record)]
+    return {
+        "n": len(records),
+        "original": share_of([record.full.stands for record in records]),
+        "oracle": share_of([record.shortest is not None for record in records]),
+        "shortened": _gain(_is_shortened, stands, wrong, seed),
+        "set_right": _gain(lambda record: record.shortest is not None, other, wrong, seed),
+        "depth": None if len(depths) < 2 else {"mean": depths.mean(), "interval": mean_interval(depths, seed)},
+        "use": asdict(layer_use(chains)) if chains else None,
+    }
+
+
+def _is_shortened(record: SearchRecord) -> bool:
+    return record.shortest is not None and record.shortest.chain.depth < record.num_layers
+
+
+def _gives_other(record: SearchRecord) -> bool:
+    """Whether full depth clearly gives another answer than the one that the search looked for."""
+    return not record.full.correct and record.full.verified is not False and record.full.margin != 0
+
+
+def share_of(counted: Sequence[bool]) -> dict[str, Any]:
+    """Return number, count and share of samples with its 95 % Wilson interval; null without samples."""
+    n, count = len(counted), sum(counted)
+    return {
+        "n": n,
+        "count": count,
+        "share": count / n if n else None,
+        "interval": wilson_interval(count, n) if n else None,
+    }
+
+
+def _gain(
+    asked: Callable[[SearchRecord], bool],
+    records: Sequence[SearchRecord],
+    wrong: dict[str, SearchRecord] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the share that was found and its luck, both on samples whose full depth does not give the wrong answer."""
+    gain: dict[str, Any] = {"found": share_of([asked(record) for record in records]), "luck": None}
+    if wrong is not None:
+        pairs = [(one, wrong[one.sample_id]) for one in records if _gives_other(wrong[one.sample_id])]
+        found, lucky = [asked(one) for one, _ in pairs], [asked(other) for _, other in pairs]
+        rest = np.subtract(found, lucky, dtype=float)
+        gain["luck"] = {
+            "found": share_of(found),
+            "wrong": share_of(lucky),
+            "rest": float(rest.mean()) if pairs else None,
+            "rest_interval": mean_interval(rest, seed) if len(pairs) > 1 else None,
+        }
+    return gain
+
+
+def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
+    """Draw layer use and rates of each model and split, a row a search; returns the files."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for one in content["searches"]:
+        if one["groups"]["all"]["use"] is not None:
+            groups[one["model"], one["split"]].append(one)
+    files: list[Path] = []
+    for number, ((model, split), searches) in enumerate(groups.items()):
+        report = {
+            "arms": [{"name": one["search"], "label": one["search"]} for one in searches],
+            "layer_use": {one["search"]: one["groups"]["all"]["use"] for one in searches},
+            "model": {"name": model, "num_layers": searches[0]["num_layers"], "read_layer": 0},
+            "task": "shortest chains that stand",
+            "split": split,
+            "n": searches[0]["groups"]["all"]["n"],
+        }
+        for name, draw in (("layer_use", draw_layer_use), ("layer_rates", draw_layer_rates)):
+            paths = [out / f"{name}_{number}.{suffix}" for suffix in ("png", "svg")]
+            files += save_figure(partial(draw, report), paths, "analysis")
+    return files
+
+
+def print_analysis(content: dict[str, Any]) -> None:
+    """Print the tables of analysis.json."""
+    console, _ = console_for(sys.stdout)
+    groups = [(one, name, group) for one in content["searches"] for name, group in one["groups"].items()]
+    rows = [
+        [f"{one['search']} {one['split']}", name, str(group["n"]), *map(_share, (group["original"], group["oracle"]))]
+        + [_number(group["depth"]["mean"], group["depth"]["interval"], ".2f") if group["depth"] else "-"]
+        for one, name, group in groups
+    ]
+    columns = ("search", "samples", "n", "full depth", "some chain stands", "depth of the shortest")
+    console.print(table("Right answers and depth, 95 % intervals; searches have seen the answers", columns, rows))
+    for kind, words in (("shortened", "right: a shorter chain stands"), ("set_right", "wrong: a chain stands")):
+        rows = []
+        for one, name, group in groups:
+            gain, luck = group[kind], group[kind]["luck"]
+            told = [_share(luck["wrong"]), _number(luck["rest"], luck["rest_interval"], "+.3f")] if luck else ["-", "-"]
+            rows.append(
+                [f"{one['search']} {one['split']}", name, str(gain["found"]["n"]), _share(gain["found"]), *told]
+            )
+        columns = ("search", "samples", "n", "found", "search for a wrong answer", "minus what it finds")
+        console.print(table(f"Full depth {words} (published: over {PUBLISHED[kind]:.2f})", columns, rows))
+
+
+def _share(share: dict[str, Any]) -> str:
+    return _number(share["share"], share["interval"])
+
+
+def _number(value: float | None, interval: Sequence[float] | None, form: str = ".3f") -> str:
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + ("" if interval is None else f" ({interval[0]:{form}}..{interval[1]:{form}})")

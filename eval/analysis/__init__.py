@@ -1,1 +1,0 @@
-"""What searches found, laid side by side: the tables of the published kind."""

@@ -1,1 +1,0 @@
-"""Accuracy against depth on dense tables."""

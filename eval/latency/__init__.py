@@ -1,1 +1,0 @@
-"""What the arms of an evaluation cost in time."""

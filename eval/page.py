@@ -1,0 +1,497 @@
+"""`report.html`: a report with its figures and samples as one page that opens without a network.
+
+The page asks for nothing outside itself and its security policy forbids it to. Questions and answers are untrusted:
+the template escapes, samples travel as data, and the script writes them as text only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.path import Path as Outline
+from matplotlib.transforms import Affine2D
+
+from data.sample import Sample
+from eval.arms import FULL, ORACLE, ROUTER, STATIC
+from eval.figures import BLACK, BLUE, GREY, Report, Style, drawings_of, short_label, style_of
+from eval.results import ArmResult
+from eval.tables import control_lines, group_label
+from router.chain import Chain
+from router.files import write_text
+from router.validation import InputError
+
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def share(value: float | None) -> str:
+    """Return a share as per cent, `59.6 %`."""
+    return "-" if value is None else f"{100 * value:.1f}{NBSP}%"
+
+
+def share_interval(interval: Sequence[float] | None) -> str:
+    """Return an interval of a share, `56.8 to 62.3 %`."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}{NBSP}%"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of two shares in percentage points, `+1.8`."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def points_interval(interval: Sequence[float] | None) -> str:
+    """Return an interval of a difference in percentage points, `−0.3 to +4.1`."""
+    return "-" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
+
+
+def probability(p: float | None) -> str:
+    """Return a p-value."""
+    if p is None:
+        return "-"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def whole(value: int) -> str:
+    """Return a count, `1,200`."""
+    return f"{value:,}"
+
+
+def spread(value: Mapping[str, float] | None, digits: int) -> str:
+    """Return a median and its quartiles, `17.5 (17.1 to 18.0)`."""
+    if value is None:
+        return "-"
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+
+
+def arm_named(report: Report, name: str) -> dict[str, Any]:
+    """Return an arm that every report has."""
+    found: dict[str, Any] = next(arm for arm in report["arms"] if arm["name"] == name)
+    return found
+
+
+def model_name(report: Report) -> str:
+    """Return the model's name without the folders before it."""
+    return Path(report["model"]["name"]).name
+
+
+def headline(report: Report) -> str:
+    """Return the result in one sentence."""
+    full, router = arm_named(report, FULL), arm_named(report, ROUTER)
+    return (
+        f"With {router['mean_depth']:.1f} of {report['model']['num_layers']} layers the router answers "
+        f"{share(router['accuracy'])} of the questions right, full depth {share(full['accuracy'])}"
+    )
+
+
+def sentences(report: Report) -> list[str]:
+    """Return what the result means: against full depth, against one chain for all, and what the oracle is."""
+    router, static, oracle = (arm_named(report, name) for name in (ROUTER, STATIC, ORACLE))
+    against_full, against_static = router["against_full"], report["router_against"][STATIC]
+    found = [
+        f"Against full depth the router {_gain(against_full)}: it sets {whole(against_full['wrong_to_right'])} answers "
+        f"right and breaks {whole(against_full['right_to_wrong'])}, of {whole(report['n'])}. "
+        f"It needs {share(router['flops_ratio'])} of full depth's operations.",
+        f"Against the best static chain, one for all questions ({static['mean_depth']:.1f} layers, "
+        f"{share(static['accuracy'])}), it {_gain(against_static)}.",
+    ]
+    luck = (report["controls"] or {}).get("luck") or {}
+    if luck.get("gain") and luck.get("net_gain"):
+        found.append(
+            f"The oracle, which has seen the answers, reaches {share(oracle['accuracy'])}: an upper bound, no method. "
+            f"Of its search's gain of {points(luck['gain']['value'])} points, "
+            f"{points(luck['net_gain']['value'])} ({points_interval(luck['net_gain']['interval'])}) are left when luck "
+            f"is taken away."
+        )
+    else:
+        found.append(
+            f"The oracle, which has seen the answers, reaches {share(oracle['accuracy'])}: an upper bound, no method, "
+            f"and part of it is luck."
+        )
+    return found
+
+
+def _gain(pair: Mapping[str, Any]) -> str:
+    """Return what a paired comparison says, honest where its interval holds 0."""
+    low, high = pair["difference_interval"]
+    size = f"{points(abs(pair['difference'])).lstrip('+')} points"
+    interval = f"95{NBSP}% interval {points_interval((low, high))}"
+    if low > 0:
+        return f"is better by {size} ({interval})"
+    if high < 0:
+        return f"is worse by {size} ({interval})"
+    if pair["difference"] == 0:
+        return f"is neither better nor worse ({interval})"
+    sense = "ahead" if pair["difference"] > 0 else "behind"
+    return f"is {size} {sense}, which chance alone can explain ({interval})"
+
+
+def task_words(report: Report) -> str:
+    """Return the tasks' names, joined as in a sentence."""
+    tasks: list[str] = report["task"].split("+")
+    return tasks[0] if len(tasks) == 1 else ", ".join(tasks[:-1]) + " and " + tasks[-1]
+
+
+def facts(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Return a nested value as (name, text) lines, for settings and whatever else is shown as it is."""
+    if isinstance(value, Mapping) and value:
+        prefix = f"{name}." if name else ""
+        return [line for key, inner in value.items() for line in facts(inner, f"{prefix}{key}")]
+    if value is None:
+        return [(name, "none")]
+    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+
+
+# What the page's sample browser reads: samples and every arm's answers, each text and chain once.
+
+
+RUN, SKIPPED, AGAIN, MOVED = "", "!", "+", "~"
+"""Marks of a strip: a layer that runs, one that never does, one that has run before, one out of its place."""
+_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+
+
+class _Once:
+    """Numbers values by their first coming."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def number(self, value: str) -> int:
+        return self.numbers.setdefault(value, len(self.numbers))
+
+
+def browser_data(
+    report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Return the browser's data.
+
+    `samples` are columns: `id`, `task` (index into `tasks`), `question`, `choices`, `answer` (index of a choice, or
+    text), `context` (index into `texts`, or null), `difficulty`, `subject`. `arms` have `name`, `label`, `saw`, and
+    columns in the samples' order: `chain` (index into `chains`: text, strip, depth), `right` (a digit each) and
+    `prediction` (index of a choice; -1 - i: text i of `texts`; null: no answer).
+
+    Args:
+        report: the content of `report.json`.
+        results: each arm's results, one a sample.
+        samples: the samples, in the order in which they are shown; others than those with results are left out.
+
+    Raises:
+        InputError: where a result's sample is missing, or an arm has no result for it.
+    """
+    by_arm = {name: {one.sample_id: one for one in of_arm} for name, of_arm in results.items()}
+    wanted = {key for of_arm in by_arm.values() for key in of_arm}
+    shown = [sample for sample in samples if sample.id in wanted]
+    if missing := wanted - {sample.id for sample in shown}:
+        raise InputError(f"samples: expected the sample of every result, got none with id {min(missing)}")
+    tasks, texts, chains = _Once(), _Once(), _Once()
+    kept: dict[str, Chain] = {}
+    arms = []
+    for arm in report["arms"]:
+        of_arm = by_arm.get(arm["name"], {})
+        if absent := [sample.id for sample in shown if sample.id not in of_arm]:
+            raise InputError(f"results: expected every sample for the arm {arm['name']}, got none for {absent[0]}")
+        ordered = [of_arm[sample.id] for sample in shown]
+        kept |= {str(one.chain): one.chain for one in ordered}
+        arms.append(
+            {
+                "name": arm["name"],
+                "label": short_label(arm["label"]),
+                "saw": arm["saw_answers"],
+                "chain": [chains.number(str(one.chain)) for one in ordered],
+                "right": "".join("1" if one.correct else "0" for one in ordered),
+                "prediction": [
+                    -1 - texts.number(one.prediction) if isinstance(one.prediction, str) else one.prediction
+                    for one in ordered
+                ],
+            }
+        )
+    columns = {
+        "id": [sample.id for sample in shown],
+        "task": [tasks.number(sample.task) for sample in shown],
+        "question": [sample.question for sample in shown],
+        "choices": [list(sample.choices) for sample in shown],
+        "answer": [sample.answer for sample in shown],
+        "context": [texts.number(sample.context) if sample.context else None for sample in shown],
+        "difficulty": [_text(sample.label("difficulty")) for sample in shown],
+        "subject": [_text(sample.label("subject")) for sample in shown],
+    }
+    return {
+        "layers": report["model"]["num_layers"],
+        "tasks": list(tasks.numbers),
+        "texts": list(texts.numbers),
+        "chains": [[text, strip(kept[text]), kept[text].depth] for text in chains.numbers],
+        "samples": columns,
+        "arms": arms,
+    }
+
+
+def strip(chain: Chain) -> str:
+    """Return a chain as a strip of layers in the order in which they run, for example `0-21 !22 23 !24-27`.
+
+    Items are a layer or a range of them: as it stands, it runs; with `!`, the chain never runs it (it stands where the
+    model has it); with `+`, it has run before; with `~`, it runs out of its place. Of first runs those are in place
+    that make the longest ascending series.
+    """
+    runs = set(chain.layers)
+    firsts = list(dict.fromkeys(chain.layers))
+    in_place = set(_longest_ascending(firsts))
+    cells: list[tuple[str, int]] = []
+    seen: set[int] = set()
+    next_layer = 0  # below this, layers that never run stand already
+    for layer in chain.layers:
+        kind = AGAIN if layer in seen else RUN if layer in in_place else MOVED
+        if kind == RUN:
+            cells += [(SKIPPED, skipped) for skipped in range(next_layer, layer) if skipped not in runs]
+            next_layer = layer + 1
+        cells.append((kind, layer))
+        seen.add(layer)
+    cells += [(SKIPPED, skipped) for skipped in range(next_layer, chain.num_layers) if skipped not in runs]
+    items: list[tuple[str, int, int]] = []
+    for kind, layer in cells:
+        if items and items[-1][0] == kind and items[-1][2] == layer - 1:
+            items[-1] = (kind, items[-1][1], layer)
+        else:
+            items.append((kind, layer, layer))
+    return " ".join(f"{kind}{first}" if first == last else f"{kind}{first}-{last}" for kind, first, last in items)
+
+
+def script_json(value: Any) -> str:
+    """Return JSON that may stand in an HTML script element, whatever texts it holds.
+
+    What could end the element or a line of script (`<`, `>`, `&`, U+2028, U+2029), or could not be written as UTF-8,
+    is escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def _longest_ascending(values: Sequence[int]) -> list[int]:
+    """Return the longest ascending series among different values, the first of several."""
+    best: list[list[int]] = []
+    for i, value in enumerate(values):
+        before = max((best[j] for j in range(i) if values[j] < value), key=len, default=[])
+        best.append([*before, value])
+    return max(best, key=len)
+
+
+def _text(label: str | int | float | None) -> str | None:
+    return None if label is None else str(label)
+
+
+# Figures inside an HTML page: SVG that takes the page's colours and font and brings no styles of its own.
+
+
+_LONG = re.compile(r"-?\d+\.\d{2,}")
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+_DROPPED = {"metadata", "style", "title", "desc"}
+"""Elements of matplotlib's that must not come into a page: styles there would hold for all of it."""
+_PAGE_COLOURS = {BLACK: "currentColor", GREY: "var(--figure-grey)", BLUE.lower(): "var(--figure-blue)"}
+"""Colours that change with the page's scheme; the others can be told from either background."""
+_KEPT_ATTRIBUTES = {
+    "d", "transform", "x", "y", "width", "height", "viewBox", "id", "clip-path", "fill", "stroke", "stroke-width",
+    "stroke-linecap", "stroke-linejoin", "stroke-dasharray", "stroke-dashoffset", "stroke-opacity", "fill-opacity",
+    "opacity", "text-anchor", "font-size", "patternUnits", "href",
+}  # fmt: skip
+_COMMANDS = {
+    int(Outline.MOVETO): "M",
+    int(Outline.LINETO): "L",
+    int(Outline.CURVE3): "Q",
+    int(Outline.CURVE4): "C",
+    int(Outline.CLOSEPOLY): "Z",
+}
+"""SVG's letter of each of matplotlib's codes."""
+
+
+def inline_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
+    """Return a figure as an `<svg>` element for an HTML page.
+
+    Text stays text, black becomes the page's own colour, the background is none, and attributes take the place of
+    styles, so that the page's security policy need not allow any.
+
+    Args:
+        figure: the figure.
+        name: begins the ids inside, so that several figures can stand in one page.
+        title: what it shows, for readers who do not see it.
+        description: how it reads, for them.
+
+    Raises:
+        ValueError: where the figure holds pixels, which would not follow the page's colours and policy.
+    """
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(stream.getvalue())
+    _clean(root, name)
+    box = root.get("viewBox", "")
+    root.attrib = {"viewBox": box, "fill": "currentColor", "stroke-linejoin": "round", "stroke-linecap": "butt"}
+    root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-desc", "class": "figure"}
+    for tag, text in (("desc", description), ("title", title)):
+        told = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
+        told.text = text
+        root.insert(0, told)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # escaped by ElementTree
+
+
+def _clean(element: ElementTree.Element, name: str) -> None:
+    """Take styles, namespaces and foreign elements out of an element and all below it."""
+    element.tag = element.tag.removeprefix(_SVG)
+    if element.tag == "image":
+        raise ValueError(f"figure: expected shapes and text in {name}, got pixels")
+    attributes = dict(element.attrib)
+    if _LINK in attributes:
+        attributes["href"] = attributes.pop(_LINK)
+    for rule in attributes.pop("style", "").split(";"):
+        key, _, value = (part.strip() for part in rule.partition(":"))
+        if key == "font":  # shorthand: the size counts, the family is the page's
+            key, value = "font-size", value.split("px")[0].split()[-1]
+        if key:
+            attributes[key] = value
+    element.attrib = {key: _value(key, value, name) for key, value in attributes.items() if key in _KEPT_ATTRIBUTES}
+    for child in list(element):
+        if not isinstance(child.tag, str) or child.tag.removeprefix(_SVG) in _DROPPED:
+            element.remove(child)
+        else:
+            _clean(child, name)
+
+
+def _value(key: str, value: str, name: str) -> str:
+    """Return an attribute's value with ids of the figure's own, the page's colours and short numbers."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-", 1)
+    if value.startswith("url(#"):
+        return value.replace("url(#", f"url(#{name}-", 1)
+    if key in ("fill", "stroke"):
+        return _PAGE_COLOURS.get(value.lower(), value)
+    return _LONG.sub(lambda match: f"{float(match.group()):.2f}".rstrip("0").rstrip("."), value)
+
+
+def marker_svg(style: Style) -> dict[str, str]:
+    """Return an arm's marker as attributes of an SVG `<path>` in a box of 16 by 16 around the origin."""
+    shape = MarkerStyle(style.marker)
+    path = shape.get_path().transformed(shape.get_transform() + Affine2D().scale(10, -10))
+    parts = [
+        _COMMANDS[int(code)] + ("" if code == Outline.CLOSEPOLY else " ".join(f"{value:.2f}" for value in points))
+        for points, code in path.iter_segments(simplify=False)
+    ]
+    colour = _PAGE_COLOURS.get(style.colour.lower(), style.colour)
+    return {"d": "".join(parts), "fill": "none" if style.hollow else colour, "stroke": colour}
+
+
+PAGE_FILE = "report.html"
+MANY_GROUPS = 12
+"""Groups from which on their table is folded."""
+
+
+def write_page(
+    report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample], out: Path
+) -> Path:
+    """Write the page, complete or not at all.
+
+    Args:
+        report: the content of `report.json`, schema 3.
+        results: each arm's results, one a sample.
+        samples: the samples, in the order in which they are shown.
+        out: the folder, which exists.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        InputError: where results and samples do not fit.
+    """
+    path = out / PAGE_FILE
+    write_text(path, build_page(report, results, samples))
+    return path
+
+
+def build_page(report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample]) -> str:
+    """Return the page's HTML; see `write_page`."""
+    environment = _environment()
+    style, script = (_asset(environment, name) for name in ("style.css", "browser.js"))
+    return environment.get_template("report.html").render(
+        report=report,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        data=Markup(script_json(browser_data(report, results, samples))),
+        figures=_figures(report),
+        markers={arm["name"]: marker_svg(style_of(arm["name"])) for arm in report["arms"]},
+        labels={arm["name"]: arm["label"] for arm in report["arms"]},
+        control_lines=control_lines(report["controls"]),
+        many_groups=MANY_GROUPS,
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("eval", "page_assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = (
+        share,
+        share_interval,
+        points,
+        points_interval,
+        probability,
+        whole,
+        spread,
+        facts,
+        short_label,
+        group_label,
+    )
+    environment.filters |= {word.__name__: word for word in words}
+    told = (headline, sentences, model_name, task_words, arm_named)
+    environment.globals |= {word.__name__: word for word in told}
+    return environment
+
+
+def _asset(environment: Environment, name: str) -> str:
+    """Return a style sheet or script as it stands in the package; it is no template."""
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, name)
+    assert "</" not in source, f"{name} would end its element"
+    return source
+
+
+def _policy(style: str, script: str) -> str:
+    """Return the content security policy: this style sheet and this script, nothing else, from nowhere."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _figures(report: Report) -> list[dict[str, Any]]:
+    """Return each figure in a wide and a narrow form; the style sheet shows the one that fits the screen."""
+    return [
+        {
+            "title": one.title,
+            "caption": one.caption.replace("95 %", f"95{NBSP}%"),
+            "wide": inline_svg(one.draw(report, False), f"{one.name}-wide", one.title, one.caption),
+            "narrow": inline_svg(one.draw(report, True), f"{one.name}-narrow", one.title, one.caption),
+        }
+        for one in drawings_of(report)
+    ]
