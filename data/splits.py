@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from data.sample import Sample
+from data.sample import Sample, Split
 from router.validation import InputError
 
-ORDER = ("test", "calibration", "validation", "train")
+ORDER: tuple[Split, ...] = ("test", "calibration", "validation", "train")
 """Who chooses first: what is held out must not shrink because training data has the same question."""
 
 

@@ -249,8 +249,13 @@ def print_analysis(content: dict[str, Any]) -> None:
     console, _ = console_for(sys.stdout)
     groups = [(one, name, group) for one in content["searches"] for name, group in one["groups"].items()]
     rows = [
-        [f"{one['search']} {one['split']}", name, str(group["n"]), *map(_share, (group["original"], group["oracle"]))]
-        + [_number(group["depth"]["mean"], group["depth"]["interval"], ".2f") if group["depth"] else "-"]
+        [
+            f"{one['search']} {one['split']}",
+            name,
+            str(group["n"]),
+            *map(_share, (group["original"], group["oracle"])),
+            _number(group["depth"]["mean"], group["depth"]["interval"], ".2f") if group["depth"] else "-",
+        ]
         for one, name, group in groups
     ]
     columns = ("search", "samples", "n", "full depth", "some chain stands", "depth of the shortest")

@@ -201,8 +201,8 @@ def test_packed_choices_and_odd_positions_are_not_shared() -> None:
 
 
 def test_layers_with_masks_of_their_own_run_whole() -> None:
-    # Oracle: the chain view. GPT-Neo cuts its masks by places among the keys, as if the queries were the last tokens; on
-    # rows shorter than its window nothing of that shows.
+    # Oracle: the chain view. GPT-Neo cuts its masks by places among the keys, as if the queries were the last tokens;
+    # on rows shorter than its window nothing of that shows.
     config = GPTNeoConfig(
         vocab_size=211, hidden_size=32, num_layers=4, num_heads=4, attention_types=[[["global", "local"], 2]],
         window_size=32, max_position_embeddings=128, intermediate_size=64,

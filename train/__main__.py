@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -230,7 +230,7 @@ def _finish(
     origin = data.origin
     config = RouterConfig(
         head=module.objective.name,
-        head_settings=HeadConfig(**module.head_settings),
+        head_settings=cast(HeadConfig, module.head_settings),
         num_layers=origin.num_layers,
         read_layer=data.read_layer,
         d_model=data.d_model,

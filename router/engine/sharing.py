@@ -1,8 +1,8 @@
 """A layer run on what follows shared tokens, with the keys and values of these supplied.
 
 An attention layer hands its keys and values to the cache that the model passes down, and goes on with what the cache
-returns. An object in the cache's place can note them, or put others in front; so no family needs code of its own. Where a layer
-keeps its cache, and whether this gives what the whole layer gives, is found out on the model itself.
+returns. An object in the cache's place can note them, or put others in front; so no family needs code of its own.
+Where a layer keeps its cache, and whether this gives what the whole layer gives, is found out on the model itself.
 """
 
 from __future__ import annotations
