@@ -1,0 +1,103 @@
+"""README and docs are true: links, field tables, options of every command, and every Python snippet."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from router.validation import schema_of
+from tests.docs_fields import BLOCK, PAGE, renewed, type_named
+from tests.smol import write_smol_router
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
+OTHERS_OPTIONS = {("router", "lm-eval"), ("router", "info"), ("eval", "compare")}
+"""Verbs whose command line is another library's, or positions alone; only the word itself is looked up."""
+
+
+def blocks(page: Path, *kinds: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) if kind in kinds]
+
+
+def commands() -> list[str]:
+    """Every `python -m ...` of a code block, once, without its comment."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        for body in blocks(page, "", "bash", "sh"):
+            for line in body.replace("\\\n", " ").splitlines():
+                if line.strip().startswith("python -m "):
+                    found[line.split("   #")[0].split("  #")[0].strip()] = None
+    return list(found)
+
+
+def test_field_tables_are_fresh() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert renewed(text) == text, "stale: python -m tests.docs_fields"
+
+
+@pytest.mark.parametrize("name", [name for _, name, _ in BLOCK.findall(PAGE.read_text(encoding="utf-8"))])
+def test_every_documented_type_has_a_schema(name: str) -> None:
+    schema = schema_of(type_named(name))
+    assert schema["type"] == "object"
+    assert json.loads(json.dumps(schema)) == schema
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}, anchor
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the configs, and the files that the pages call one's own."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for name, of in (("my-data", "data"), ("my-search", "search"), ("my-router", "train"), ("my-eval", "eval")):
+        shutil.copy(ROOT / "configs" / of / "demo.yaml", tmp_path / f"{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_and_all_its_options_exist(desk: Path, command: str) -> None:
+    # Oracle: the command's own parser, which refuses what it does not know; it prints the settings and runs nothing.
+    _, _, package, *words = shlex.split(command)
+    verb = words[0] if words and not words[0].startswith("-") else ""
+    if (package, verb) in OTHERS_OPTIONS:
+        module = importlib.import_module(f"{package}.__main__")
+        assert verb in module.VERBS
+        return
+    module = importlib.import_module(package if "." in package else f"{package}.__main__")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+        module.main([*words, "--print_config"])
+    assert ended.value.code in (0, None)
+    assert printed.getvalue().strip()
+
+
+SNIPPETS = [body for page in PAGES for body in blocks(page, "python") if "import openai" not in body]
+"""The client's snippet needs a server: tests/test_examples_serve.py asks one in the same way."""
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_every_snippet_runs(desk: Path, snippet: str) -> None:
+    (desk / "runs" / "demo").mkdir(parents=True)
+    write_smol_router(desk / "runs" / "demo" / "router")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(snippet, "snippet", "exec"), {})
+    assert printed.getvalue().strip()
