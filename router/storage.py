@@ -174,7 +174,9 @@ class Operation:
     point: OperatingPoint | None = None
 
     def __post_init__(self) -> None:
-        """Refuse operations that exclude each other."""
+        """Refuse operations that exclude each other; a budget may be a whole number."""
+        if self.budget is not None:
+            object.__setattr__(self, "budget", float(self.budget))
         given = [self.budget is not None, self.guaranteed, self.point is not None]
         if sum(given) > 1:
             raise ValueError("budget: expected one of budget, guaranteed and point, got more")
