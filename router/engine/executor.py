@@ -2,7 +2,8 @@
 
 Rows wait at their next layer. The lowest waiting layer runs first, for all rows that wait there, so rows that were
 separated by a skip or a repeat meet again. Where the model allows it (router/engine/sharing.py), tokens that many rows
-begin with run once for all. A plan says what one run must compute, and in which order. Results equal the chain view's (router/engine/view.py).
+begin with run once for all. A plan says what one run must compute, and in which order. Results equal the chain view's
+(router/engine/view.py).
 """
 
 from __future__ import annotations
