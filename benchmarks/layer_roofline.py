@@ -4,7 +4,8 @@
 
 SmolLM2-135M-Instruct in bfloat16, layer 5, rows of 90 tokens. For each number of rows, in turns: the layer, the same
 with the attention implementation "eager", and its linear maps alone on the same number of tokens. A rate is
-2 * parameters of the linear maps * tokens / seconds; the products inside attention (3 % at this length) do not count.
+2 * parameters of the linear maps * tokens / seconds; so the products inside attention (3 % at this length) do not
+count.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from router.chain import Chain
-from router.engine.load import left_padded
+from router.engine.load import left_padded, padding_token
 from router.engine.view import chain_view, with_contiguous_head
 
 
@@ -67,8 +67,7 @@ class Generator:
         """
         self._model, self._tokenizer, self._batch_tokens = model, tokenizer, batch_tokens
         self._ends = end_tokens(model, tokenizer)
-        padding = tokenizer.pad_token_id
-        self._padding = padding if padding is not None else min(self._ends, default=0)
+        self._padding = padding_token(tokenizer.pad_token_id, sorted(self._ends))
 
     def generate(self, requests: Sequence[Request], description: str | None = None) -> list[Answer]:
         """Return one answer a request, in order; `description` names a progress bar."""

@@ -28,7 +28,7 @@ from router.engine.block import Block
 from router.engine.choices import joined_states, rows_of
 from router.engine.decoder import find_decoder
 from router.engine.executor import ChainExecutor, Job
-from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model, prompt_tokens, tokens_after
+from router.engine.load import DEFAULT_MODEL, ModelSettings, context_of, load_model, prompt_tokens, tokens_after
 from router.engine.readout import ExecutorStatistics
 from router.engine.rows import Row
 from router.files import require_directory
@@ -330,7 +330,7 @@ class Encoder:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
         """Prepare for a model's tokenizer and positions."""
         self._tokenizer, self._tasks = tokenizer, tasks
-        self._positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self._positions = context_of(model)
         self.truncated: set[str] = set()
         self.unreachable: set[str] = set()
 

@@ -27,6 +27,7 @@ from eval.results import ArmResult, read_results, result_store
 from eval.running import run_arms
 from router.chain import Chain
 from router.command import plain_values
+from router.engine.load import context_of
 from router.files import read_json, require_file, write_json
 from router.validation import InputError
 
@@ -153,8 +154,7 @@ class GenerationJudge:
     @classmethod
     def of(cls, model: PreTrainedModel, scorer: ChainScorer) -> GenerationJudge:
         """Return the judge of a model and its scorer."""
-        positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return cls(scorer, positions if isinstance(positions, int) else None)
+        return cls(scorer, context_of(model))
 
     def __call__(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
         """Generate and grade an answer for each (index of a sample in the block, chain), in order."""

@@ -135,7 +135,7 @@ def test_a_small_evaluation_with_latency(tmp_path: Path) -> None:
     for device in (DEVICE, "cpu"):
         out = tmp_path / device.replace(":", "-")
         evaluate(world.arguments(device=device, out=out))
-        answers[device] = {(r.policy, r.sample_id): r.prediction for r in read_results(out / RESULTS_FILE, NUM_LAYERS)}
+        answers[device] = {(r.arm, r.sample_id): r.prediction for r in read_results(out / RESULTS_FILE, NUM_LAYERS)}
         assert (out / "report.html").exists()
         flags = [f"--evaluation={out}", f"--router={tmp_path / 'router'}", f"--device={device}", "--rounds=3"]
         latency(flags)

@@ -1,4 +1,7 @@
-"""A block: rows of one batch with the arguments that the model hands to its layers for them."""
+"""A block: rows of one batch with the arguments that the model hands to its layers for them.
+
+What is computed of a part of a row stands in a tree over chain prefixes; a cache bounds the memory of all trees.
+"""
 
 from __future__ import annotations
 
@@ -178,9 +181,6 @@ def packed_visibility(segments: Tensor, lengths: Tensor) -> Bool[Tensor, "batch 
 
 def _padded(lists: Sequence[Sequence[int]], width: int, device: torch.device) -> Tensor:
     return torch.tensor([[*values, *[0] * (width - len(values))] for values in lists], device=device)
-
-
-# Computed states of one part of a row as a tree over chain prefixes, and the cache that bounds their memory.
 
 
 class StateNode:

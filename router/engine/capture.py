@@ -1,7 +1,7 @@
 """What a model passes to each of its layers, captured from the model's own forward.
 
 So that layers can be called one by one for any architecture: position embeddings, masks and whatever else a family
-hands down, by position or by keyword, come from its own code.
+hands down, by position or by keyword, come from its own code. What was captured can be cut to some rows and tokens.
 """
 
 from __future__ import annotations
@@ -286,9 +286,6 @@ def map_tensors(call: LayerCall, function: Any) -> LayerCall:
         return value
 
     return LayerCall(walk(call.args), walk(call.kwargs), call.hidden_keyword)
-
-
-# The arguments that the model hands to its layers for a block's rows, cut to some rows and tokens.
 
 
 class Arguments:

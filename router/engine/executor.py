@@ -2,7 +2,8 @@
 
 Rows wait at their next layer. The lowest waiting layer runs first, for all rows that wait there, so rows that were
 separated by a skip or a repeat meet again. Where the model allows it (router/engine/sharing.py), tokens that many rows
-begin with run once for all. Results equal the chain view's (router/engine/view.py).
+begin with run once for all. A plan says what one run must compute, and in which order. Results equal the chain view's
+(router/engine/view.py).
 """
 
 from __future__ import annotations
@@ -273,9 +274,6 @@ def _alike(block: Block, steps: Sequence[Step]) -> Iterable[list[Step]]:
     for step in steps:
         groups[block.parts[step.part].start, _is_shared(block, step)].append(step)
     return groups.values()
-
-
-# What one run of the executor must compute, and in which order.
 
 
 class Step(NamedTuple):

@@ -1,4 +1,8 @@
-"""Loading of the frozen base model, from a local directory or from the hub."""
+"""Loading of the frozen base model, and texts as its token ids.
+
+A model is named by a local directory, an offline asset or a hub id. A prompt's tokens come with what the tokenizer puts
+before it; a continuation's are those that it adds to the prompt.
+"""
 
 from __future__ import annotations
 
@@ -48,22 +52,25 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_base_model(
-    name: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None, **options: Any
+def load_model(
+    name: str, *, dtype: str = "float32", device: str = "auto", revision: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer in evaluation mode, with gradients off.
+    """Load a base model and its tokenizer in evaluation mode, with gradients off.
 
     Safetensors only, and no code from the model's repository runs, unless `options` say so.
 
     Args:
-        name: a local directory, or a hub id such as "HuggingFaceTB/SmolLM2-135M-Instruct".
+        name: a local directory, a model of router/assets/assets.json, or a hub id such as
+            "HuggingFaceTB/SmolLM2-135M-Instruct". What begins with `.`, `/` or `~` is a directory; so is any other name
+            where there is one, as in all of the library.
         dtype: one of `DTYPES`.
-        device: torch device.
+        device: torch device, or "auto".
         revision: hub revision.
-        options: passed on to `from_pretrained`, for example `attn_implementation`.
+        options: passed on to `from_pretrained`, for example `attn_implementation` or `device_map`.
 
     Raises:
-        InputError: where the directory, the hub id, the dtype or the device does not exist.
+        InputError: where the model, the dtype or the device does not exist, or the name is both an offline asset's and
+            a directory's.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -84,30 +91,32 @@ def load_base_model(
     return model.eval().requires_grad_(False), tokenizer
 
 
-def count_layers(name: str, *, revision: str | None = None) -> int:
-    """Return the number of a model's layers, from its configuration alone: no weights are read.
+def layers_of(name: str, revision: str | None = None) -> int:
+    """Return the number of a model's layers, from its configuration alone; no weights are read.
 
     Args:
-        name: a local directory or a hub id.
+        name: as in `load_model`.
         revision: hub revision.
 
     Raises:
         InputError: where there is no such model.
     """
+    source = _source(name)
     with _reading(name), torch.device("meta"):
-        config = AutoConfig.from_pretrained(_source(name), revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return find_decoder(model).num_layers
 
 
-def stored_dtype(name: str, *, revision: str | None = None) -> str:
-    """Return the dtype that a model's configuration names, one of `DTYPES`, or float32; arguments as `count_layers`.
+def dtype_of(name: str, revision: str | None = None) -> str:
+    """Return the dtype that a model's configuration names, one of `DTYPES`, or float32; arguments as `layers_of`.
 
     Raises:
         InputError: where there is no such model.
     """
+    source = _source(name)
     with _reading(name):
-        config = AutoConfig.from_pretrained(_source(name), revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     found = config.dtype or getattr(config.get_text_config(decoder=True), "dtype", None)
     return next((word for word, dtype in DTYPES.items() if dtype == found), "float32")
 
@@ -125,13 +134,21 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def _source(name: str) -> str:
-    """Return what the library loads a model from: a directory's path, or the hub id as it is."""
+    """Return what the library loads a model from: the path of a directory or an asset, or the hub id as it is."""
+    _, assets = read_catalogue()
     try:
         path = Path(name).expanduser()
-        if not (name.startswith((".", "/", "~")) or Path(name).exists()):
-            return name
+        here = Path(name).exists()
     except (OSError, RuntimeError) as error:  # a name that is too long, or the home of nobody
         raise InputError(f"model: expected a local directory or a hub id, got {name!r} ({one_line(error)})") from error
+    if name in assets:
+        if here:
+            raise InputError(
+                f"model: expected ./{name} for the directory here, or another folder for the asset, got both"
+            )
+        return str(model_directory(name))
+    if not (here or name.startswith((".", "/", "~"))):
+        return name
     if not (path / "config.json").is_file():
         raise InputError(f"model: expected a directory with config.json, got {name!r}")
     return str(path)
@@ -158,49 +175,17 @@ def context_of(model: PreTrainedModel) -> int | None:
     return positions if isinstance(positions, int) else None
 
 
-# The base model by name: a local directory, an offline asset or a hub id.
+def padding_token(padding: int | None, ends: Sequence[int] | int | None) -> int:
+    """Return the token that fills rows up: the padding, else the first end of sequence, else 0.
 
-
-def load_model(
-    name: str, *, dtype: str = "float32", device: str = "auto", revision: str | None = None, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a base model and its tokenizer.
+    What it fills is masked or follows a row's end, so any token will do; a negative one is none.
 
     Args:
-        name: a local directory, a model of router/assets/assets.json, or a hub id. What begins with `.`, `/` or `~`
-            is a directory; so is any other name where there is one, as in all of the library.
-        dtype: "float32", "bfloat16" or "float16".
-        device: torch device, or "auto".
-        revision: hub revision.
-        options: passed on to `from_pretrained`, for example `attn_implementation` or `device_map`.
-
-    Raises:
-        InputError: where it cannot be loaded, or the name is both an offline asset's and a directory's.
+        padding: the padding token that the settings or the tokenizer name.
+        ends: the tokens that end a sequence.
     """
-    return load_base_model(_source_models(name), dtype=dtype, device=device, revision=revision, **options)
-
-
-def layers_of(name: str, revision: str | None = None) -> int:
-    """Return the number of a base model's layers, without its weights; `name` and errors as in `load_model`."""
-    return count_layers(_source_models(name), revision=revision)
-
-
-def dtype_of(name: str, revision: str | None = None) -> str:
-    """Return the dtype that a base model is stored in, by its configuration, or float32; errors as `load_model`."""
-    return stored_dtype(_source_models(name), revision=revision)
-
-
-def _source_models(name: str) -> str:
-    """Return the directory of an offline asset, which is fetched if need be, or the name as it is."""
-    _, assets = read_catalogue()
-    if name not in assets:
-        return name
-    if Path(name).exists():
-        raise InputError(f"model: expected ./{name} for the directory here, or another folder for the asset, got both")
-    return str(model_directory(name))
-
-
-# Texts as token ids: a prompt with what the tokenizer puts before it, and what a continuation adds to it.
+    ends = [ends] if isinstance(ends, int) else ends or []
+    return next((int(token) for token in (padding, *ends) if token is not None and token >= 0), 0)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> tuple[int, ...]:

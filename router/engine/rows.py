@@ -1,4 +1,7 @@
-"""Token rows that the executor runs, plain or packed: several continuations after one prompt in one row."""
+"""Token rows that the executor runs, and the tokens that many of them begin with (few-shot examples, a system prompt).
+
+A row is plain, or packed: several continuations after one prompt in one row.
+"""
 
 from __future__ import annotations
 
@@ -107,9 +110,6 @@ def _check(prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> Non
     for group, continuation in enumerate(continuations):
         if not continuation:
             raise ValueError(f"continuations[{group}]: expected at least one token, got none")
-
-
-# Tokens that many rows begin with: few-shot examples, a system prompt.
 
 
 LEAST_TOKENS = 16

@@ -1,4 +1,7 @@
-"""What every router head shares: states in, chains with scores out."""
+"""What every router head shares: states in, chains with scores out.
+
+A head begins with an encoder, which pools a sample's token states and narrows them to a few features.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +101,6 @@ def pad_states(
     padded = pad_sequence([state.float() for state in states], batch_first=True)
     mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
     return padded, mask.to(padded.device)
-
-
-# What every head begins with: a sample's token states pooled and narrowed to a few features.
 
 
 Pooling = Literal["windows", "ends", "attention"]

@@ -23,6 +23,7 @@ from router.engine.load import (
     layers_of,
     left_padded,
     load_model,
+    padding_token,
     prompt_tokens,
 )
 from router.files import read_json, read_json_lines, require_file
@@ -394,7 +395,8 @@ def _answers(
     if settings.temperature > 0:
         options |= {"temperature": settings.temperature, "top_p": settings.top_p}
     if routed.generation_config.pad_token_id is None:
-        options["pad_token_id"] = _padding(routed)
+        # The library warns where none is given.
+        options["pad_token_id"] = padding_token(None, routed.generation_config.eos_token_id)
     reading = routed.read(ids, mask)
     chosen = routed.decide(reading)
     texts = [""] * len(chosen)
@@ -403,17 +405,6 @@ def _answers(
         for row, tokens in zip(rows, out[:, ids.shape[1] :], strict=True):
             texts[row] = str(routed.tokenizer.decode(tokens, skip_special_tokens=True))
     return list(zip(texts, chosen, strict=True))
-
-
-def _padding(routed: RoutedModel) -> int:
-    """Return a token that fills rows up which ended early; the library warns where none is given."""
-    ends = routed.generation_config.eos_token_id
-    found = ends[0] if isinstance(ends, list) else ends
-    if found is None and routed.tokenizer is not None:
-        found = routed.tokenizer.pad_token_id
-    if found is None:
-        raise InputError("model: expected a padding or an end-of-sequence token, got none")
-    return int(found)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

@@ -41,7 +41,7 @@ from router.chain import Chain
 from router.command import one_line
 from router.engine.decoder import find_decoder
 from router.engine.layer_config import chain_config, changed_on_loading
-from router.engine.load import DTYPES
+from router.engine.load import DTYPES, context_of, padding_token
 from router.engine.view import PLACES, chain_view
 from router.files import fsync, read_json, settle, writable_directory, write_json, write_text
 from router.fingerprint import model_fingerprint
@@ -347,8 +347,9 @@ def fixed_rows(model: PreTrainedModel) -> list[dict[str, Tensor]]:
     text = model.config.get_text_config(decoder=True)
     values = text.to_dict()
     named = _token_ids(model.config.to_dict()) | _token_ids(values)
+    padding_id = padding_token(model.generation_config.pad_token_id, model.generation_config.eos_token_id)
     usable = [token for token in range(text.vocab_size) if token not in named]
-    room = values.get("max_position_embeddings") or LONGEST
+    room = context_of(model) or LONGEST
     short = min(TOKENS, room - NEW_TOKENS)
     windows = [width for name in _WINDOWS if isinstance(width := values.get(name), int)]
     long = min(max([0, *windows]) + NEW_TOKENS, LONGEST, room)
@@ -360,7 +361,7 @@ def fixed_rows(model: PreTrainedModel) -> list[dict[str, Tensor]]:
         )
         mask = torch.ones_like(ids)
         mask[:, :padding] = 0
-        ids[:, :padding] = _padding_token(model)
+        ids[:, :padding] = padding_id
         return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
     return [row(short), row(short, min(PADDING, short - 1)), *([row(long)] if long > short else [])]
@@ -373,12 +374,6 @@ def _token_ids(values: Mapping[str, Any]) -> set[int]:
         if name.endswith(("_token_id", "_token_ids", "_token_index")):
             found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
     return found
-
-
-def _padding_token(model: PreTrainedModel) -> int:
-    settings = model.generation_config
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    return next((token for token in (settings.pad_token_id, *ends) if token is not None and token >= 0), 0)
 
 
 def largest_gap(view: PreTrainedModel, loaded: PreTrainedModel, rows: Sequence[dict[str, Tensor]]) -> float:
@@ -407,7 +402,7 @@ def _logits(model: PreTrainedModel, rows: Sequence[dict[str, Tensor]]) -> list[T
         use_cache=True,
         max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
-        pad_token_id=_padding_token(model),
+        pad_token_id=padding_token(model.generation_config.pad_token_id, model.generation_config.eos_token_id),
         return_dict_in_generate=True,
         output_logits=True,
     )

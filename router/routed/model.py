@@ -26,6 +26,7 @@ from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
+from router.engine.load import padding_token
 from router.engine.replay import Prefix, PrefixRun
 from router.engine.view import CACHED_VIEWS, shallow_copy
 from router.heads.head import Decision
@@ -256,7 +257,9 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             if len(groups) == 1:
                 return out
             parts.append((rows, out))
-        return joined(parts, len(ids), padding_of(settings, kwargs))
+        ends = kwargs.get("eos_token_id", settings.eos_token_id)
+        padding = padding_token(kwargs.get("pad_token_id", settings.pad_token_id), ends)
+        return joined(parts, len(ids), padding)
 
     def generate_as(self, chain: Chain, reading: Reading, **options: Any) -> Any:
         """Generate under one chain for all rows of a reading; `options`: what the library's `generate` takes.
@@ -387,14 +390,6 @@ def mask_of(ids: Tensor, settings: GenerationConfig) -> Tensor:
         return torch.ones_like(ids)
     mask: Tensor = (ids != padding).long()
     return mask
-
-
-def padding_of(settings: GenerationConfig, kwargs: Mapping[str, Any]) -> int:
-    """Return the token that fills rows up which ended early: the padding, else the end of sequence."""
-    ends = kwargs.get("eos_token_id", settings.eos_token_id)
-    ends = ends if isinstance(ends, list) else [ends]
-    found = kwargs.get("pad_token_id", settings.pad_token_id)
-    return int(found if found is not None else ends[0] if ends[0] is not None else 0)
 
 
 def rows_of_option(value: Any, index: Tensor, rows: int) -> Any:

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from router.chain import Chain
-from router.engine.load import context_of, left_padded
+from router.engine.load import context_of, left_padded, padding_token
 from router.engine.view import shallow_copy
 from router.routed import RoutedModel
 from router.routed.model import Reading, by_chain
@@ -330,6 +330,5 @@ def _ends(routed: RoutedModel) -> frozenset[int]:
 def _special_tokens(routed: RoutedModel) -> GenerationConfig:
     """Return generation settings that say nothing but which tokens are special."""
     own, ends = routed.generation_config, sorted(_ends(routed))
-    # What follows a row's end is not looked at, so any token will do where there is no padding.
-    padding = own.pad_token_id if own.pad_token_id is not None else ends[0] if ends else 0
+    padding = padding_token(own.pad_token_id, ends)
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
