@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from data.__main__ import main
-from data.accuracy import Answered, accuracies, read_answers
+from data.accuracy import Answered, accuracies
 from data.profile import observe
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
@@ -71,16 +72,18 @@ def test_each_task_is_measured_in_both_modes_and_by_difficulty(
 
 def test_a_stopped_measurement_goes_on(project: Path, tmp_path: Path) -> None:
     # Oracle: the answers of an unbroken run; the lines that a killed run left are kept as they are.
-    assert run_command(main, arguments(project, tmp_path / "a", "accuracy", batch_samples=4)) == 0
-    assert run_command(main, arguments(project, tmp_path / "b", "accuracy", batch_samples=4)) == 0
-    lines = (tmp_path / "a" / "results.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "b" / "results.jsonl").write_text("".join(lines[:11]) + lines[11][:9])
-    (tmp_path / "b" / "accuracy.json").unlink()
-    assert run_command(main, arguments(project, tmp_path / "b", "accuracy", batch_samples=7)) == 0
-    again = (tmp_path / "b" / "results.jsonl").read_text().splitlines(keepends=True)
-    assert again[:11] == lines[:11]
-    assert sorted(again) == sorted(lines)
-    values = [json.loads((tmp_path / name / "accuracy.json").read_text())["accuracy"] for name in "ab"]
+    whole, broken = tmp_path / "a", tmp_path / "b"
+    assert run_command(main, arguments(project, whole, "accuracy", batch_samples=4)) == 0
+    shutil.copytree(whole, broken)
+    lines = (broken / "results.jsonl").read_text().splitlines(keepends=True)
+    told = lines[0].replace('"prediction": ', '"prediction": 1', 1)
+    assert lines[0] != told
+    (broken / "results.partial.jsonl").write_text(told + "".join(lines[1:11]) + lines[11][:9])
+    for name in ("results.jsonl", "accuracy.json"):
+        (broken / name).unlink()
+    assert run_command(main, arguments(project, broken, "accuracy", batch_samples=7)) == 0
+    assert (broken / "results.jsonl").read_text().splitlines(keepends=True) == [told, *lines[1:]]
+    values = [json.loads((folder / "accuracy.json").read_text())["accuracy"] for folder in (whole, broken)]
     assert values[0] == values[1]
 
 
@@ -158,7 +161,7 @@ BAD = {
         "split: expected one of train, validation, calibration, test, got 'dev'",
     ),
     "no test split": ("accuracy", {"split": "test"}, "data: test: expected an existing file"),
-    "no sample": ("accuracy", {"limit": 0}, "limit: expected at least 1, got 0"),
+    "no sample": ("accuracy", {"limit": 0}, "limit: expected an integer of at least 1, or null, got '0'"),
     "no dtype": ("accuracy", {"dtype": "int3"}, "dtype: expected one of"),
     "first skip": ("profile", {"first_skip": 5}, "first_skip: expected 1..4, got 5"),
     "too few": ("profile", {"limit": 10}, "folds: expected at least 4 samples each, got 10 for 5 folds"),
@@ -184,8 +187,11 @@ def test_another_measurement_is_never_mixed_in(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(main, arguments(project, tmp_path, "accuracy", limit=5)) == 0
-    before = read_answers(tmp_path / "results.jsonl")
+    before = (tmp_path / "results.jsonl").read_bytes()
     assert run_command(main, arguments(project, tmp_path, "accuracy", limit=6)) == 2
-    assert "got '" in (error := capsys.readouterr().err)
-    assert "of another samples" in error
-    assert read_answers(tmp_path / "results.jsonl") == before
+    assert "made with another samples" in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    quick = {"resamples": 2, "folds": 2, "components": 1, "limit": 8}
+    assert run_command(main, arguments(project, tmp_path / "profile", "profile", **quick)) == 0
+    assert run_command(main, arguments(project, tmp_path / "profile", "profile", **quick | {"first_skip": 3})) == 2
+    assert "of another first_skip" in capsys.readouterr().err
