@@ -87,7 +87,7 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
         ({"choices": ("yes", "yes")}, "choices: expected at least two different"),
         ({"choices": ("yes", " ")}, r"choices\[1\]: expected text"),
         ({"answer": 2}, r"answer: expected an index in 0\.\.1, got 2"),
-        ({"answer": True}, "answer: expected an index"),
+        ({"answer": True}, "answer: expected text, got True"),
         ({"choices": (), "answer": 0}, "answer: expected text, got 0"),
         ({"choices": (), "answer": " "}, "answer: expected text, got ' '"),
         ({"question": "\ud800"}, "question: expected text"),
