@@ -31,7 +31,7 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"expected text that UTF-8 can hold, got {text!r}") from error
+        raise ValueError(f"expected text, got {text!r}") from error
     return text
 
 
