@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data.accuracy import ModelSettings, accuracy
+from data.accuracy import MeasureSettings, accuracy
 from data.prepare import PrepareSettings, prepare
 from data.profile import ProfileSettings, run_profile
 from router.assets.wheels import cache_directory, fetch, model_directory, read_catalogue
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None) -> None:
         prepare(*parse_settings(PrepareSettings, rest, "data prepare", description))
     elif command == "accuracy":
         description = "Measure full depth on a split, in the cheap and in the real mode."
-        accuracy(*parse_settings(ModelSettings, rest, "data accuracy", description))
+        accuracy(*parse_settings(MeasureSettings, rest, "data accuracy", description))
     elif command == "profile":
         description = "Find out at which layer a router can read what the model will do."
         run_profile(*parse_settings(ProfileSettings, rest, "data profile", description))

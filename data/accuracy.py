@@ -1,129 +1,62 @@
 """Full depth's accuracy on prepared samples, in the cheap and in the real mode: what a task is worth for a model.
 
 `python -m data accuracy --data runs/mine/data --model smollm2-135m-instruct --out runs/mine/accuracy`
-
-`ModelSettings`, `open_scorer` and `claim` serve every command that measures a model on prepared samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from pydantic.dataclasses import dataclass
 
+from data.pool import Batch, RunSettings, Tick, run_batches
 from data.records import ChainResult
-from data.sample import SPLITS, Sample, read_samples
-from data.scoring import ChainScorer, batches_by_length
-from data.statistics import wilson_interval
-from data.tasks import TASKS_FILE, read_tasks
+from data.sample import Sample, Split
+from data.scoring import ChainScorer, batches_by_length, open_scorer
+from data.statistics import Interval, wilson_interval
+from data.store import Store
+from data.tasks import TASKS_FILE
 from router.chain import Chain
 from router.command import provenance
-from router.engine.load import load_model
-from router.files import (
-    JsonLog,
-    read_json,
-    read_json_lines,
-    require_directory,
-    sha256_file,
-    sha256_json,
-    writable_directory,
-    write_json,
-)
-from router.validation import InputError
+from router.engine.load import DEFAULT_MODEL, ModelSettings
+from router.files import sha256_file, sha256_json, write_json
+from router.validation import SETTINGS, STORED, Count, Positive, Share, to_plain
 
 SCHEMA = 1
 """Version of `accuracy.json`."""
-RESULTS_FILE, ACCURACY_FILE, IDENTITY_FILE = "results.jsonl", "accuracy.json", "identity.json"
+RESULTS_FILE, ACCURACY_FILE = "results.jsonl", "accuracy.json"
+Level = bool | int | float | str | None
+"""A sample's difficulty; None: it has none."""
 
 
-@dataclass(frozen=True)
-class ModelSettings:
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class MeasureSettings(ModelSettings, RunSettings):
     """The model and samples of a measurement.
 
     Attributes:
-        data: folder of `python -m data prepare`.
-        out: folder for the results; a run that was stopped goes on there.
-        model: base model: an offline asset, a local directory or a hub id.
-        revision: hub revision of the model.
         split: split to measure.
-        dtype: dtype of the model: float32, bfloat16 or float16.
-        device: torch device, or auto.
-        limit: samples at most, the first ones; null: all.
-        batch_samples: samples run at once.
         batch_tokens: tokens in one call of a layer at most.
     """
 
-    data: Path
-    out: Path
-    model: str = "smollm2-135m-instruct"
-    revision: str | None = None
-    split: str = "test"
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    limit: int | None = None
-    batch_samples: int = 32
-    batch_tokens: int = 2048
-
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        if self.split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name in ("limit", "batch_samples", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+    split: Split = "test"
+    batch_tokens: Positive = 2048
 
 
-def open_scorer(settings: ModelSettings) -> tuple[ChainScorer, list[Sample]]:
-    """Load the model and read the samples.
-
-    Raises:
-        InputError: where something is missing or does not fit.
-    """
-    require_directory(settings.data, "data")
-    tasks = read_tasks(settings.data)
-    samples = read_samples(settings.data / f"{settings.split}.jsonl", f"data: {settings.split}")[: settings.limit]
-    for name in {sample.task for sample in samples}:
-        tasks[name]  # refuses a sample of another task
-    model, tokenizer = load_model(
-        settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision
-    )
-    return ChainScorer(model, tokenizer, tasks, batch_tokens=settings.batch_tokens), samples
-
-
-def claim(settings: ModelSettings, scorer: ChainScorer, samples: list[Sample], more: dict[str, Any]) -> dict[str, Any]:
-    """Make the output folder one measurement's own; returns what identifies the measurement.
-
-    Raises:
-        InputError: where the folder holds another one.
-    """
-    identity = {
+def identity_of(settings: MeasureSettings, scorer: ChainScorer, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return what identifies a measurement, as JSON data."""
+    return {
         "fingerprints": asdict(scorer.fingerprints),
         "dtype": scorer.dtype,
         "tasks": sha256_file(settings.data / TASKS_FILE),
         "samples": sha256_json([sample.id for sample in samples]),
         "split": settings.split,
-        **more,
     }
-    path = writable_directory(settings.out, "out") / IDENTITY_FILE
-    if not path.exists():
-        write_json(path, identity)
-        return identity
-    stored = read_json(path)
-    differing = [key for key in identity if stored.get(key) != identity[key]]
-    if differing:
-        raise InputError(
-            f"out: expected an empty folder or one of the same measurement, got {str(settings.out)!r} "
-            f"of another {', '.join(differing)}"
-        )
-    return identity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STORED)
 class Answered:
     """Full depth's answer to one sample in one mode, a line of `results.jsonl`.
 
@@ -140,13 +73,13 @@ class Answered:
     sample_id: str
     task: str
     mode: str
-    difficulty: str | int | float | None
-    choices: int
+    difficulty: Level
+    choices: Count
     prediction: int | str | None
     correct: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STORED)
 class Accuracy:
     """Full depth on one group of samples in one mode.
 
@@ -163,65 +96,60 @@ class Accuracy:
 
     task: str
     mode: str
-    difficulty: str | int | float | None
-    n: int
-    correct: int
-    interval: tuple[float, float]
-    chance: float
-    no_answer: int
+    difficulty: Level
+    n: Positive
+    correct: Count
+    interval: Interval
+    chance: Share
+    no_answer: Count
 
 
-def answer_all(scorer: ChainScorer, samples: Sequence[Sample], path: Path, batch_samples: int) -> list[Answered]:
+def key_of(one: Answered) -> str:
+    """Return the key of an answer in its store."""
+    return f"{one.sample_id}/{one.mode}"
+
+
+def answer_all(
+    scorer: ChainScorer, samples: Sequence[Sample], store: Store[Answered], batch_samples: int
+) -> list[Answered]:
     """Run full depth on every sample, in its task's mode and in the real one where that is another.
 
-    Answers are appended to `path` batch by batch; what stands there is not run again.
+    Answers are added to the store batch by batch; what stands there is not run again.
+
+    Returns:
+        The answers, in the samples' order.
 
     Raises:
-        InputError: where a sample cannot be asked, or the file is corrupt.
+        InputError: where a sample cannot be asked.
     """
     encoded = scorer.encode_all(samples)
     full = Chain.full(scorer.num_layers)
-    with JsonLog(path) as log, tqdm(total=len(samples), desc="full depth", unit="sample") as bar:
-        answered = read_answers(path)
-        done = {(one.sample_id, one.mode) for one in answered}
-        for batch in batches_by_length([one.length for one in encoded], batch_samples):
-            tasks = [encoded[i].task for i in batch]
-            block = None
-            for run, modes in (
-                (scorer.score, [task.mode for task in tasks]),
-                (scorer.judge, [task.judged_mode for task in tasks]),
-            ):
-                left = [j for j, i in enumerate(batch) if (samples[i].id, modes[j]) not in done]
-                if not left:
-                    continue
-                block = block or scorer.load([encoded[i] for i in batch])
-                results = run(block, [(j, full) for j in left])
-                new = [_answered(samples[batch[j]], modes[j], one) for j, one in zip(left, results, strict=True)]
-                log.append(*(asdict(one) for one in new))
-                done.update((one.sample_id, one.mode) for one in new)
-                answered += new
-            bar.update(len(batch))
-    return answered
+    modes = [list(dict.fromkeys((one.task.mode, one.task.judged_mode))) for one in encoded]
+    keys = [[f"{sample.id}/{mode}" for mode in own] for sample, own in zip(samples, modes, strict=True)]
+
+    def work(batch: Batch[int], _: Tick) -> list[Answered]:
+        block = scorer.load([encoded[i] for i in batch.items])
+        places = range(len(batch.items))
+        again = [j for j in places if len(modes[batch.items[j]]) > 1]
+        found = []
+        for run, asked, mode in ((scorer.score, places, 0), (scorer.judge, again, -1)):
+            results = run(block, [(j, full) for j in asked])
+            for i, result in zip((batch.items[j] for j in asked), results, strict=True):
+                found.append(_answered(samples[i], modes[i][mode], result))
+        return found
+
+    batches = [
+        Batch(str(number), tuple(places), tuple(key for i in places for key in keys[i]), len(places))
+        for number, places in enumerate(batches_by_length([one.length for one in encoded], batch_samples))
+    ]
+    run_batches(store, batches, work, key_of, label="full depth", unit="sample")
+    store.finish([key for own in keys for key in own])
+    return list(store.rows())
 
 
 def _answered(sample: Sample, mode: str, result: ChainResult) -> Answered:
     difficulty, choices = sample.label("difficulty"), len(sample.choices)
     return Answered(sample.id, sample.task, mode, difficulty, choices, result.prediction, result.correct)
-
-
-def read_answers(path: Path) -> list[Answered]:
-    """Read a results file; missing: no answers.
-
-    Raises:
-        InputError: where a line is corrupt; names file and line.
-    """
-    answered = []
-    for number, value in read_json_lines(path) if path.exists() else ():
-        try:
-            answered.append(Answered(**value))
-        except TypeError as error:
-            raise InputError(f"{path}, line {number}: expected an answer, got {error}") from error
-    return answered
 
 
 def accuracies(answered: Sequence[Answered]) -> list[Accuracy]:
@@ -240,7 +168,7 @@ def accuracies(answered: Sequence[Answered]) -> list[Accuracy]:
     return groups
 
 
-def _accuracy(difficulty: str | int | float | None, answered: Sequence[Answered]) -> Accuracy:
+def _accuracy(difficulty: Level, answered: Sequence[Answered]) -> Accuracy:
     n, correct = len(answered), sum(one.correct for one in answered)
     chance = sum(1 / one.choices for one in answered if one.choices) / n
     no_answer = sum(one.prediction is None for one in answered)
@@ -248,16 +176,20 @@ def _accuracy(difficulty: str | int | float | None, answered: Sequence[Answered]
     return Accuracy(first.task, first.mode, difficulty, n, correct, interval, chance, no_answer)
 
 
-def accuracy(settings: ModelSettings, resolved: dict[str, Any]) -> None:
+def accuracy(settings: MeasureSettings, resolved: dict[str, Any]) -> None:
     """Measure full depth, print a table, and write `results.jsonl` and `accuracy.json`.
 
     Raises:
         InputError: at bad input.
     """
-    scorer, samples = open_scorer(settings)
-    identity = claim(settings, scorer, samples, {})
-    figures = accuracies(answer_all(scorer, samples, settings.out / RESULTS_FILE, settings.batch_samples))
-    print(f"{settings.model}, {scorer.num_layers} layers, {scorer.dtype}, full depth, split {settings.split}")
+    model = settings.model or DEFAULT_MODEL
+    scorer, samples = open_scorer(
+        settings, settings.data, settings.split, limit=settings.limit, batch_tokens=settings.batch_tokens
+    )
+    identity = identity_of(settings, scorer, samples)
+    store = Store(settings.out / RESULTS_FILE, Answered, identity, key_of)
+    figures = accuracies(answer_all(scorer, samples, store, settings.batch_samples))
+    print(f"{model}, {scorer.num_layers} layers, {scorer.dtype}, full depth, split {settings.split}")
     heads = ("task", "mode", "difficulty", "n", "accuracy", "95 % interval", "chance", "no answer")
     line = "{:<22}{:<14}{:>10}{:>7}{:>10}{:>17}{:>8}{:>11}"
     print(line.format(*heads))
@@ -269,9 +201,9 @@ def accuracy(settings: ModelSettings, resolved: dict[str, Any]) -> None:
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     content = {
         "schema": SCHEMA,
-        **provenance(resolved),
+        **provenance(resolved | {"model": model}),
         "identity": identity,
-        "accuracy": [asdict(one) for one in figures],
+        "accuracy": [to_plain(one) for one in figures],
         "notes": scorer.notes,
     }
     write_json(settings.out / ACCURACY_FILE, content)

@@ -160,9 +160,6 @@ def folded(text: str) -> str:
     return re.sub(r"\.$", "", " ".join(words)).strip()
 
 
-# Controls of the oracle: an answer that is wrong and is told to the search as right.
-
-
 def wrong_answers(samples: Sequence[Sample], same: Callable[[Sample, str], bool]) -> dict[str, int | str]:
     """Return for each sample, by id, a wrong answer drawn from its id: what a search "finds" for it is luck.
 

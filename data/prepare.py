@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from data.sample import SPLITS, Sample, write_samples
-from data.sources import Row, content_of, lookup, read_rows, source_of
+from data.sample import MANIFEST, SPLITS, Mode, Sample, Split, write_samples
+from data.sources import Row, SourceKind, content_of, lookup, read_rows, source_of
 from data.splits import Shots, SplitCount, build_splits, shares
-from data.tasks import TASKS_FILE, Task, TaskSet, load_task, write_tasks
+from data.tasks import TASKS_FILE, OverLong, Task, TaskSet, load_task, write_tasks
 from router.command import one_line, plain_values, provenance
 from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
-from router.validation import InputError
-
-MANIFEST = "manifest.json"
+from router.validation import SETTINGS, Count, InputError, Positive
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class TaskSettings:
     r"""A task, where its rows come from, and how it is asked.
 
@@ -44,22 +44,17 @@ class TaskSettings:
     """
 
     task: str = "arc_easy"
-    mode: Literal["continuation", "letter", "exact", "generate"] | None = None
-    real_mode: Literal["continuation", "letter", "exact", "generate"] | None = None
+    mode: Mode | None = None
+    real_mode: Mode | None = None
     style: Literal["base", "chat"] | None = None
     opening: str | None = None
-    shots: int = 0
+    shots: Count = 0
     keep: dict[str, list[Any]] | None = None
-    max_prompt_tokens: int | None = None
-    over_long: Literal["refuse", "truncate"] | None = None
+    max_prompt_tokens: Positive | None = None
+    over_long: OverLong | None = None
     override: dict[str, Any] = field(default_factory=dict)
-    source: Literal["wheel", "hub", "local", "reasoning_gym"] | None = None
+    source: SourceKind | None = None
     path: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a negative number of examples."""
-        if self.shots < 0:
-            raise InputError(f"shots: expected at least 0 examples, got {self.shots}")
 
     def load(self) -> Task:
         """Read the task, with the settings in place of what its file says.
@@ -80,7 +75,7 @@ class TaskSettings:
         return load_task(self.task, self.mode, **changes, prompt=own | prompt)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Component(TaskSettings):
     """One task of a mixture.
 
@@ -89,20 +84,11 @@ class Component(TaskSettings):
         source_split: split of its source to draw on, by split to make; unset: that of the split's own setting.
     """
 
-    weight: float = 1.0
-    source_split: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse weights that are no share, and unknown splits."""
-        super().__post_init__()
-        if not math.isfinite(self.weight) or self.weight <= 0:
-            raise InputError(f"mixture.weight: expected a number above 0, got {self.weight} for {self.task}")
-        for split in self.source_split:
-            if split not in SPLITS:
-                raise InputError(f"mixture.source_split: expected some of {', '.join(SPLITS)}, got {split!r}")
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    source_split: dict[Split, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class SplitSettings:
     """One split to make.
 
@@ -115,7 +101,7 @@ class SplitSettings:
     source_split: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class PrepareSettings(TaskSettings):
     """Settings of `python -m data prepare`.
 
@@ -126,7 +112,7 @@ class PrepareSettings(TaskSettings):
         on_bad_row: at a row that is no question: stop, or skip and count it.
         train: the training split.
         validation: the validation split.
-        calibration: the split of `python -m train.calibrate`; by default none is made, and its questions come from the
+        calibration: the split of `python -m train calibrate`; by default none is made, and its questions come from the
             source's training split.
         test: the test split.
     """
@@ -140,23 +126,24 @@ class PrepareSettings(TaskSettings):
     calibration: SplitSettings = field(default_factory=lambda: SplitSettings(size=0, source_split="train"))
     test: SplitSettings = field(default_factory=SplitSettings)
 
-    def __post_init__(self) -> None:
-        """Refuse negative sizes and settings that contradict each other."""
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse settings that contradict each other."""
         for split in SPLITS:
             size = getattr(self, split).size
-            if size is not None and size < 0:
-                raise InputError(f"{split}.size: expected at least 0 samples, got {size}")
+            if size is not None and size < 0:  # here and not in the type: the message must name the split
+                raise ValueError(f"{split}.size: expected at least 0, got {size}")
             if self.mixture and size is None:
-                raise InputError(f"{split}.size: expected a number of samples with a mixture, got none")
+                raise ValueError(f"{split}.size: expected a number of samples with a mixture, got none")
         if not self.wanted():
-            raise InputError("train.size, validation.size, test.size: expected one above 0, got 0 for all")
+            raise ValueError("train.size, validation.size, test.size: expected one above 0, got 0 for all")
         for item in fields(TaskSettings) if self.mixture else ():
             default = item.default_factory() if callable(item.default_factory) else item.default
             if getattr(self, item.name) != default:
-                raise InputError(f"{item.name}: expected it in the mixture's tasks only, got it beside mixture")
+                raise ValueError(f"{item.name}: expected it in the mixture's tasks only, got it beside mixture")
+        return self
 
-    def wanted(self) -> tuple[str, ...]:
+    def wanted(self) -> tuple[Split, ...]:
         """Return the splits to make."""
         return tuple(split for split in SPLITS if getattr(self, split).size != 0)
 
@@ -164,7 +151,7 @@ class PrepareSettings(TaskSettings):
         """Return the tasks' settings: the mixture's, or those given here."""
         return tuple(self.mixture) or (self,)
 
-    def source_split(self, component: TaskSettings, split: str) -> str:
+    def source_split(self, component: TaskSettings, split: Split) -> str:
         """Return the source split that a split's samples of a task come from."""
         own = component.source_split.get(split) if isinstance(component, Component) else None
         return own or getattr(self, split).source_split or split
@@ -189,7 +176,7 @@ class PrepareSettings(TaskSettings):
             raise InputError(f"{split}.size: {error}") from error
 
 
-@dataclass
+@plain_dataclass
 class BadRows:
     """Rows left out for one reason.
 
@@ -202,7 +189,7 @@ class BadRows:
     first: str
 
 
-@dataclass
+@plain_dataclass
 class Loaded:
     """The samples of a source split, and what became of its rows.
 
@@ -329,7 +316,7 @@ def _reason(message: str) -> str:
     return re.sub(r"\[\d+\]", "", field_name) + colon + expected
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class _Part:
     """A task with the settings that say where its rows come from."""
 

@@ -12,37 +12,40 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from data.accuracy import ModelSettings, claim, open_scorer
+from data.accuracy import MeasureSettings, identity_of
 from data.figures import save_figure
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
-from data.records import ChainResult
-from data.sample import Sample
-from data.scoring import ChainScorer, batches_by_length
+from data.records import ChainResult, agrees
+from data.sample import Sample, Split
+from data.scoring import ChainScorer, batches_by_length, open_scorer
 from data.statistics import greatest_probability
+from data.store import differences
 from router.chain import Chain
 from router.command import one_line, provenance
-from router.files import replacing, sha256_json, write_json
-from router.validation import InputError
+from router.engine.load import DEFAULT_MODEL
+from router.files import read_json, replacing, sha256_json, writable_directory, write_json
+from router.validation import SETTINGS, Count, InputError, Positive
 
 CHUNK = 64
 """Samples observed between two writes."""
 JOBS_PER_CALL = 256
 """(Sample, chain) pairs run at once, which bounds the memory of their last states; shared prefixes stay cached."""
-PROFILE_FILE, FIGURE_FILE = "profile.json", "profile.png"
+PROFILE_FILE, FIGURE_FILE, IDENTITY_FILE = "profile.json", "profile.png", "identity.json"
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
 PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
 PANELS = {
@@ -52,8 +55,8 @@ PANELS = {
 }
 
 
-@dataclass(frozen=True)
-class ProfileSettings(ModelSettings):
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class ProfileSettings(MeasureSettings):
     """Settings of `python -m data profile`.
 
     Attributes:
@@ -64,19 +67,12 @@ class ProfileSettings(ModelSettings):
         seed: draws folds, permutations and resamples.
     """
 
-    split: str = "train"
+    split: Split = "train"
     first_skip: int | None = None
-    folds: int = 5
-    components: int = 64
-    resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
-        super().__post_init__()
-        for name, least in (("folds", 2), ("components", 1), ("resamples", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+    folds: Annotated[int, Field(ge=2)] = 5
+    components: Positive = 64
+    resamples: Annotated[int, Field(ge=2)] = 1000
+    seed: Count = 0
 
 
 def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
@@ -85,7 +81,10 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     Raises:
         InputError: at bad input.
     """
-    scorer, samples = open_scorer(settings)
+    model = settings.model or DEFAULT_MODEL
+    scorer, samples = open_scorer(
+        settings, settings.data, settings.split, limit=settings.limit, batch_tokens=settings.batch_tokens
+    )
     n = scorer.num_layers
     first = n // 2 if settings.first_skip is None else settings.first_skip
     if not 1 <= first < n:
@@ -93,7 +92,8 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     if len(samples) < 4 * settings.folds:
         raise InputError(f"folds: expected at least 4 samples each, got {len(samples)} for {settings.folds} folds")
     skips = [(layer,) for layer in range(first, n)]
-    identity = claim(settings, scorer, samples, {"first_skip": first})
+    identity = {**identity_of(settings, scorer, samples), "first_skip": first}
+    _claim(settings.out, identity)
     found = probe(
         observe_in_chunks(scorer, samples, skips, settings, sha256_json(identity)),
         folds=settings.folds,
@@ -101,13 +101,29 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
         components=settings.components,
         resamples=settings.resamples,
     )
-    content = {**provenance(resolved), "identity": identity, "profile": found.to_json()}
+    content = {**provenance(resolved | {"model": model}), "identity": identity, "profile": found.to_json()}
     write_json(settings.out / PROFILE_FILE, content)
-    title = f"{settings.model}, {scorer.tasks.name} ({scorer.tasks.mode}), n = {len(samples)}"
+    title = f"{model}, {scorer.tasks.name} ({scorer.tasks.mode}), n = {len(samples)}"
     figures = draw_profile(found, title, settings.out / FIGURE_FILE)
     print(table(found))
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     print("written to " + ", ".join(map(str, (settings.out / PROFILE_FILE, *figures))))
+
+
+def _claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Make a folder one profile's own.
+
+    Raises:
+        InputError: where it holds another one, or cannot be written.
+    """
+    path = writable_directory(out, "out") / IDENTITY_FILE
+    if not path.exists():
+        write_json(path, identity)
+    elif differing := differences(read_json(path), identity):
+        raise InputError(
+            f"out: expected an empty folder or one of the same settings and inputs, got {str(out)!r} "
+            f"of another {', '.join(differing[:3])}"
+        )
 
 
 def observe_in_chunks(
@@ -218,7 +234,7 @@ def observe(
                 confidence[i] = confidence_of(samples[i], answer)
                 correct[i] = answer.correct
                 for skip, chain in chains.items():
-                    kept[skip][i] = same_answer(samples[i], results[j, chain], answer)
+                    kept[skip][i] = agrees(results[j, chain], answer)
     try:
         return Observations(n, features, confidence, correct, kept)
     except ValueError as error:
@@ -245,16 +261,6 @@ def confidence_of(sample: Sample, result: ChainResult) -> float:
     if not sample.choices:
         return math.exp(math.fsum(result.scores))
     return greatest_probability(result.scores)
-
-
-def same_answer(sample: Sample, one: ChainResult, other: ChainResult) -> bool:
-    """Whether two results give the same answer.
-
-    Free answers: both are right, however written, or both are wrong with the same text as far as it is known.
-    """
-    if sample.choices:
-        return one.prediction == other.prediction
-    return one.correct == other.correct and (one.correct or one.prediction == other.prediction)
 
 
 def table(profile: Profile) -> str:

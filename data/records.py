@@ -300,15 +300,13 @@ def _old_lines(path: Path, settings: Path, setting: str) -> Iterator[tuple[str, 
 
 def _parse(value: dict[str, Any], where: str) -> SearchRecord:
     if value.get("schema") == 2:
-        value = {**value, "schema": SCHEMA, "first_editable": value.get("prefix_layers")}
-        del value["prefix_layers"]
+        value = {**value, "schema": SCHEMA}
+        if "prefix_layers" in value:
+            value["first_editable"] = value.pop("prefix_layers")
     if value.get("schema") != SCHEMA:
         raise InputError(f"{where}: expected schema {SCHEMA} or 2, got {value.get('schema')!r}")
     layers = value.get("num_layers")
     return from_plain(SearchRecord, value, where, num_layers=layers if isinstance(layers, int) else None)
-
-
-# A dense table of outcomes: every chain of a menu on every sample.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,13 +27,23 @@ Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected text, got {text!r}") from error
+    return text
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError(f"expected text, got {text!r}")
     return text
 
 
-Text = Annotated[str, AfterValidator(_not_blank)]
+AnyText = Annotated[str, AfterValidator(_encodable)]
+"""Text that can be written as UTF-8: no half of a surrogate pair."""
+Text = Annotated[AnyText, AfterValidator(_not_blank)]
 """Text that is not blank, and can be written as UTF-8."""
 
 
@@ -55,9 +65,9 @@ class Sample:
     split: Split
     question: Text
     choices: tuple[Text, ...]
-    answer: int | Text
+    answer: Text | int
     metadata: dict[str, Any] = field(default_factory=dict)
-    context: str = ""
+    context: AnyText = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

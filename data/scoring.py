@@ -285,9 +285,6 @@ def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-# Encoding: a sample's prompt and continuations as token ids, within the model's positions.
-
-
 @dataclass(frozen=True)
 class EncodedSample:
     """A sample as token ids.
@@ -446,9 +443,6 @@ class Encoder:
         return dataclasses.replace(asked, context=kept) if sample.context else dataclasses.replace(asked, question=kept)
 
 
-# How sure a chain's answer is, without knowing the right one.
-
-
 def confidences(
     scorer: ChainScorer, block: SampleBlock, chain: Chain, results: Sequence[ChainResult] | None = None
 ) -> list[float]:
@@ -472,9 +466,6 @@ def confidences(
     for i, logits in zip(free, scorer.first_token_logits(block, free, chain), strict=True):
         found[i] = float(logits.double().softmax(0).max())
     return [found[i] for i in places]
-
-
-# Judging of generated text: which answer it gives, if any, and whether that is the right one.
 
 
 def is_whole_answer(task: Task, text: str) -> bool:

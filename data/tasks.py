@@ -166,7 +166,15 @@ class Task:
             answer = free_answer(row, columns, self.answer_kind, self.answer_pattern)
         kept = columns.kept_metadata(row)
         try:
-            return Sample(self.name, split, question, choices, answer, kept, context)  # type: ignore[arg-type]
+            return Sample(
+                task=self.name,
+                split=split,  # type: ignore[arg-type] # the type refuses what is none
+                question=question,
+                choices=choices,
+                answer=answer,
+                metadata=kept,
+                context=context,
+            )
         except ValidationError as error:
             raise InputError(explain(error)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from data.__main__ import main
-from data.accuracy import Answered, accuracies, read_answers
+from data.accuracy import Answered, accuracies
 from data.profile import observe
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
@@ -71,16 +72,18 @@ def test_each_task_is_measured_in_both_modes_and_by_difficulty(
 
 def test_a_stopped_measurement_goes_on(project: Path, tmp_path: Path) -> None:
     # Oracle: the answers of an unbroken run; the lines that a killed run left are kept as they are.
-    assert run_command(main, arguments(project, tmp_path / "a", "accuracy", batch_samples=4)) == 0
-    assert run_command(main, arguments(project, tmp_path / "b", "accuracy", batch_samples=4)) == 0
-    lines = (tmp_path / "a" / "results.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "b" / "results.jsonl").write_text("".join(lines[:11]) + lines[11][:9])
-    (tmp_path / "b" / "accuracy.json").unlink()
-    assert run_command(main, arguments(project, tmp_path / "b", "accuracy", batch_samples=7)) == 0
-    again = (tmp_path / "b" / "results.jsonl").read_text().splitlines(keepends=True)
-    assert again[:11] == lines[:11]
-    assert sorted(again) == sorted(lines)
-    values = [json.loads((tmp_path / name / "accuracy.json").read_text())["accuracy"] for name in "ab"]
+    whole, broken = tmp_path / "a", tmp_path / "b"
+    assert run_command(main, arguments(project, whole, "accuracy", batch_samples=4)) == 0
+    shutil.copytree(whole, broken)
+    lines = (broken / "results.jsonl").read_text().splitlines(keepends=True)
+    changed = next(i for i, line in enumerate(lines) if isinstance(json.loads(line)["prediction"], str))
+    lines[changed] = json.dumps(json.loads(lines[changed]) | {"prediction": "kept as it is"}) + "\n"
+    (broken / "results.partial.jsonl").write_text("".join(lines[: changed + 5]) + lines[changed + 5][:9])
+    for name in ("results.jsonl", "accuracy.json"):
+        (broken / name).unlink()
+    assert run_command(main, arguments(project, broken, "accuracy", batch_samples=7)) == 0
+    assert (broken / "results.jsonl").read_text().splitlines(keepends=True) == lines
+    values = [json.loads((folder / "accuracy.json").read_text())["accuracy"] for folder in (whole, broken)]
     assert values[0] == values[1]
 
 
@@ -184,8 +187,11 @@ def test_another_measurement_is_never_mixed_in(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(main, arguments(project, tmp_path, "accuracy", limit=5)) == 0
-    before = read_answers(tmp_path / "results.jsonl")
+    before = (tmp_path / "results.jsonl").read_bytes()
     assert run_command(main, arguments(project, tmp_path, "accuracy", limit=6)) == 2
-    assert "got '" in (error := capsys.readouterr().err)
-    assert "of another samples" in error
-    assert read_answers(tmp_path / "results.jsonl") == before
+    assert "made with another samples" in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    quick = {"resamples": 2, "folds": 2, "components": 1, "limit": 8}
+    assert run_command(main, arguments(project, tmp_path / "profile", "profile", **quick)) == 0
+    assert run_command(main, arguments(project, tmp_path / "profile", "profile", **quick | {"first_skip": 3})) == 2
+    assert "of another first_skip" in capsys.readouterr().err

@@ -173,8 +173,8 @@ def test_a_task_of_a_mixture_can_draw_on_other_source_splits(tmp_path: Path) -> 
         ({"test": {"size": 2}}, r"test\.size: expected a size that gives \w+ a sample, got 2"),
         ({"style": "chat"}, "style: expected it in the mixture's tasks only, got it beside mixture"),
         ({"mixture": [{"task": "boolq"}] * 2}, "task: expected tasks of different names, got boolq, boolq"),
-        ({"mixture": [{"task": "boolq", "weight": 0}]}, r"mixture\.weight: expected a number above 0, got 0\.0 for b"),
-        ({"mixture": [{"task": "boolq", "source_split": {"dev": "a"}}]}, r"mixture\.source_split: expected some of"),
+        ({"mixture": [{"task": "boolq", "weight": 0}]}, "weight: expected above 0, got 0"),
+        ({"mixture": [{"task": "boolq", "source_split": {"dev": "a"}}]}, "source_split"),
     ],
 )
 def test_bad_mixtures_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
