@@ -12,8 +12,7 @@ import pytest
 
 from data.sample import Sample
 from eval.page import build_page
-from eval.report import arms_of
-from eval.results import RESULTS_FILE, ArmResult, read_results
+from eval.results import RESULTS_FILE, ArmResult, by_arm, read_results
 from tests.reports import NUM_LAYERS, RIGHT, write_evaluation
 
 Results = dict[str, list[ArmResult]]
@@ -54,7 +53,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     folder = tmp_path_factory.mktemp("evaluation") / "out"
     report = write_evaluation(folder, ids, right)
     path = folder / RESULTS_FILE
-    results = arms_of(read_results(path, NUM_LAYERS), [arm["name"] for arm in report["arms"]], len(ids), path)
+    results = by_arm(read_results(path, NUM_LAYERS), [arm["name"] for arm in report["arms"]], len(ids), path)
     for of_arm in results.values():
         for i, one in enumerate(of_arm):
             if one.sample_id == ids[-1]:

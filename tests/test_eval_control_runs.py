@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from eval.policies import FullDepth, Oracle
 from transformers import PreTrainedModel
 
 from data.prompts import LETTERS
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task
+from eval.arms import FullDepth, Oracle
 from eval.controls import (
     CONTROL_RESULTS_FILE,
     PLAN_FILE,
@@ -30,7 +30,7 @@ from eval.controls import (
     write_plan,
 )
 from eval.results import ArmResult
-from eval.running import run_policies
+from eval.running import run_arms
 from router.chain import Chain
 from router.engine.view import chain_view
 from router.validation import InputError
@@ -76,14 +76,14 @@ class Run:
         run_controls(out, settings, self.model, tiny_tokenizer(), self.scorer, self.samples, self.results, self.records)
 
     def right(self, policy: str) -> dict[str, bool]:
-        return {one.sample_id: one.correct for one in self.results if one.policy == policy}
+        return {one.sample_id: one.correct for one in self.results if one.arm == policy}
 
 
 def evaluated(model: PreTrainedModel, tasks: TaskSet, samples: list[Sample], folder: Path) -> Run:
     scorer = ChainScorer(model, tiny_tokenizer(), tasks)
     records = make_records(scorer, samples, "test")
     policies = [FullDepth(NUM_LAYERS), Oracle({record.sample_id: record for record in records}, NUM_LAYERS)]
-    results = run_policies(policies, samples, scorer, scorer.judge, folder / "results.jsonl", 5, "test")
+    results = run_arms(policies, samples, scorer, scorer.judge, folder / "results.jsonl", 5, "test")
     return Run(model, scorer, samples, ControlRecords(records), results)
 
 
@@ -107,12 +107,12 @@ def done(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_reshuffled_choices_are_shown_in_another_order_and_mean_the_same(run: Run, done: Path) -> None:
     # Oracle: prompts written here in the order that the shuffle says, the stock model's view and its letter logits.
     tokenizer, samples = tiny_tokenizer(), {sample.id: sample for sample in run.samples}
-    chains = {(one.policy, one.sample_id): one.chain for one in run.results}
+    chains = {(one.arm, one.sample_id): one.chain for one in run.results}
     orders = set()
-    lines = [line for line in lines_of(done) if "/reshuffled-" in line["policy"]]
+    lines = [line for line in lines_of(done) if "/reshuffled-" in line["arm"]]
     assert len(lines) == 2 * 2 * 24
     for line in lines:
-        arm, shuffle = line["policy"].split("/reshuffled-")
+        arm, shuffle = line["arm"].split("/reshuffled-")
         sample = samples[line["sample_id"]]
         order = dataclasses.replace(LETTER, shuffle=int(shuffle)).query(sample).order
         assert sorted(order) == list(range(len(sample.choices)))
@@ -133,8 +133,8 @@ def test_reshuffled_choices_are_shown_in_another_order_and_mean_the_same(run: Ru
 
 def test_the_block_counts_what_stays_right(run: Run, done: Path) -> None:
     # Oracle: counted here from the lines on the disk.
-    again = {(line["policy"], line["sample_id"]): line["correct"] for line in lines_of(done)}
-    read = {(line["policy"], line["sample_id"]) for line in lines_of(done) if line["prediction"] is not None}
+    again = {(line["arm"], line["sample_id"]): line["correct"] for line in lines_of(done)}
+    read = {(line["arm"], line["sample_id"]) for line in lines_of(done) if line["prediction"] is not None}
     drawn = sorted({key for _, key in again})
     full, oracle = run.right("full"), run.right("oracle")
     rescued = [key for key in drawn if oracle[key] and not full[key]]

@@ -97,7 +97,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def lines_of(world: World, policy: str | None = None) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (world.out / RESULTS_FILE).read_text().splitlines()]
-    return [line for line in lines if policy in (None, line["policy"])]
+    return [line for line in lines if policy in (None, line["arm"])]
 
 
 def samples_of(world: World) -> dict[str, Sample]:
@@ -193,10 +193,10 @@ def test_groups_are_counted_by_task_difficulty_and_subject(mixture: World) -> No
         if group["kind"] != "task":
             given = [None if line[group["kind"]] is None else str(line[group["kind"]]) for line in members]
             members = [line for line, value in zip(members, given, strict=True) if value == group["value"]]
-        full = sum(line["correct"] for line in members if line["policy"] == "full")
+        full = sum(line["correct"] for line in members if line["arm"] == "full")
         assert [arm["name"] for arm in group["arms"]] == ARM_NAMES
         for arm in group["arms"]:
-            of_arm = [line for line in members if line["policy"] == arm["name"]]
+            of_arm = [line for line in members if line["arm"] == arm["name"]]
             right = sum(line["correct"] for line in of_arm)
             assert group["n"] == arm["n"] == len(of_arm) > 0
             assert (arm["correct"], arm["accuracy"]) == (right, right / len(of_arm))

@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from eval.policies import (
+
+from data.records import ChainResult, SearchRecord, pareto_front
+from data.sample import Sample
+from data.scoring import ChainScorer, SampleBlock
+from data.tasks import load_task
+from eval.arms import (
     FullDepth,
     Oracle,
     RandomChain,
@@ -16,11 +21,6 @@ from eval.policies import (
     random_chain,
     shortest_standing,
 )
-
-from data.records import ChainResult, SearchRecord, pareto_front
-from data.sample import Sample
-from data.scoring import ChainScorer, SampleBlock
-from data.tasks import load_task
 from eval.baselines import Candidate, candidate_pool, choose_static, common_chains, routed_chains
 from router.chain import Chain
 from router.fingerprint import Fingerprints

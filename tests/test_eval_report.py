@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.flops import ForwardFlops
-from eval.arms import Arm, arms_of_run, is_routed
+from eval.arms import Arm, is_routed, plan_arms
 from eval.caveats import caveats_of
 from eval.report import compared, cost_of
 from eval.results import ArmResult
@@ -27,7 +27,7 @@ def results(policy: str, right: str, chain: Chain = FULL, tokens: int = 10) -> l
 
 
 def test_arms_stand_in_a_fixed_order_with_further_budgets_after_the_router() -> None:
-    arms = arms_of_run(3.0, (2.5, 4.0), ("pruned",), "loss 0.02, delta 0.1", None)
+    arms = plan_arms(3.0, (2.5, 4.0), ("pruned",), "loss 0.02, delta 0.1", None)
     assert [arm.name for arm in arms] == [
         "full",
         "router",
@@ -42,9 +42,9 @@ def test_arms_stand_in_a_fixed_order_with_further_budgets_after_the_router() -> 
     assert arms[1] == Arm("router", "router, budget 3 layers", 3.0)
     assert arms[3] == Arm("router@4", "router, budget 4 layers", 4.0)
     assert arms[4].label == "router with guarantee (loss 0.02, delta 0.1)"
-    least = [arm.name for arm in arms_of_run(None, (), (), None, None)]
+    least = [arm.name for arm in plan_arms(None, (), (), None, None)]
     assert least == ["full", "router", "static", "random", "oracle"]
-    assert "random_search" in [arm.name for arm in arms_of_run(None, (), (), None, Path("x"))]
+    assert "random_search" in [arm.name for arm in plan_arms(None, (), (), None, Path("x"))]
     assert [name for name in ("router", "router@2", "guarantee", "random", "full") if is_routed(name)] == [
         "router",
         "router@2",
