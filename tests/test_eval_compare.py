@@ -152,9 +152,9 @@ def test_notes_tell_what_differs_besides(tmp_path: Path) -> None:
     # Oracle: the changes made here.
     write_evaluation(tmp_path / "a")
     run = run_of(12, list(RIGHT))
-    inputs = run["identity"]["inputs"] | {"router/router.safetensors": hash_of("d")}
+    inputs = run["inputs"] | {"router/router.safetensors": hash_of("d")}
     few = {name: ids for name, ids in RIGHT.items() if name != "mixture"} | {"full": IDS[:5]}
-    changed = {"model": run["model"] | {"dtype": "bfloat16"}, "identity": run["identity"] | {"inputs": inputs}}
+    changed = {"model": run["model"] | {"dtype": "bfloat16"}, "inputs": inputs}
     write_evaluation(tmp_path / "b", IDS, few, {key: value for key, value in changed.items() if key != "arms"})
     notes = "\n".join(compared((tmp_path / "a", tmp_path / "b"))["notes"])
     assert "dtype: float32 in A, bfloat16 in B" in notes
@@ -237,14 +237,17 @@ def without_an_arm(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "expected an existing file"),
     "no report": (lambda folder: (folder / REPORT_FILE).unlink(), "expected an existing file"),
-    "no JSON": (lambda folder: (folder / REPORT_FILE).write_text("{oops"), "got a corrupt file"),
-    "no UTF-8": (lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'), "got a corrupt file"),
+    "no JSON": (lambda folder: (folder / REPORT_FILE).write_text("{oops"), "expected JSON, got"),
+    "no UTF-8": (
+        lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'),
+        "expected JSON, got something corrupt",
+    ),
     "a list": (lambda folder: (folder / REPORT_FILE).write_text("[]"), "expected a JSON object, got list"),
-    "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "nested too deeply"),
-    "older schema": (rewritten(lambda report: report.update(schema=2)), "expected schema 3, got 2"),
+    "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "expected JSON, got"),
+    "older schema": (rewritten(lambda report: report.update(schema=2)), "expected schema 4, got 2"),
     "NaN": (
         rewritten(lambda report: report["arms"][1].update(accuracy=float("nan"))),
-        "arms[1].accuracy: expected a finite number, got nan",
+        "expected finite numbers, got NaN",
     ),
     "an arm of another name": (
         rewritten(lambda report: report["arms"][0].update(name="best")),

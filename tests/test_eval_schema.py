@@ -79,10 +79,10 @@ def change(report: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 BAD = [
-    ("schema", 2, "expected schema 3, got 2"),
-    ("schema", 3.0, "expected schema 3, got 3.0"),
-    ("schema", True, "expected schema 3, got True"),
-    ("schema", ABSENT, "expected schema 3, got None"),
+    ("schema", 2, "expected schema 4, got 2"),
+    ("schema", 3.0, "expected schema 4, got 3.0"),
+    ("schema", True, "expected schema 4, got True"),
+    ("schema", ABSENT, "expected schema 4, got None"),
     ("n", ABSENT, "report: expected the field 'n', got none"),
     ("n", 0, "n: expected at least 1, got 0"),
     ("n", "12", "n: expected integer, got '12'"),
