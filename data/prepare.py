@@ -147,6 +147,10 @@ class PrepareSettings(TaskSettings):
         """Return the splits to make."""
         return tuple(split for split in SPLITS if getattr(self, split).size != 0)
 
+    def splits_read(self, component: TaskSettings) -> tuple[Split, ...]:
+        """Return the splits for which a task's rows are read: those to make, and train where examples are drawn."""
+        return (*self.wanted(), "train") if component.shots else self.wanted()
+
     def components(self) -> tuple[TaskSettings, ...]:
         """Return the tasks' settings: the mixture's, or those given here."""
         return tuple(self.mixture) or (self,)
@@ -336,7 +340,7 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
         InputError: at bad input, or where the folder holds splits made with other settings.
     """
     parts = _parts(settings)
-    sizes = {
+    sizes: dict[str, dict[str, int | None]] = {
         split: settings.sizes(split, {name: part.settings for name, part in parts.items()})
         for split in settings.wanted()
     }
@@ -346,7 +350,7 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
         print(f"{out}: the splits are there already, made with the same settings")
         return
     loaded = _load(settings, parts)
-    candidates = {
+    candidates: dict[str, dict[str, list[Sample]]] = {
         split: {name: loaded[name, settings.source_split(part.settings, split)].samples for name, part in parts.items()}
         for split in settings.wanted()
     }
@@ -388,7 +392,7 @@ def _load(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[tuple[s
     """Read every source split that is needed once, by task and source split."""
     loaded: dict[tuple[str, str], Loaded] = {}
     for name, part in parts.items():
-        for split in (*settings.wanted(), *(["train"] if part.settings.shots else [])):
+        for split in settings.splits_read(part.settings):
             source_split = settings.source_split(part.settings, split)
             if (name, source_split) not in loaded:
                 loaded[name, source_split] = load_samples(
@@ -414,7 +418,7 @@ def _identity(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[str
     tasks, sources = {}, {}
     for name, part in parts.items():
         one = part.settings
-        drawn = {split: settings.source_split(one, split) for split in (*wanted, *(["train"] if one.shots else []))}
+        drawn = {split: settings.source_split(one, split) for split in settings.splits_read(one)}
         content = content_of(part.task, part.source, list(drawn.values()), one.path)
         tasks[name] = {**plain_values(part.task), "prompt_hash": part.task.prompt_hash(), "shots": one.shots}
         sources[name] = {"kind": part.source, "content": content, "splits": drawn}
