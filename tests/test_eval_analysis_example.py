@@ -12,7 +12,7 @@ import yaml
 
 import data.sample
 from data.records import read_records
-from eval.analysis.__main__ import ANALYSIS_FILE
+from eval.analysis import ANALYSIS_FILE
 from examples.published_tables import TablesSettings, main
 from router.command import parse_settings, run_command
 from search.settings import RunSettings

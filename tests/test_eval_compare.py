@@ -230,7 +230,7 @@ def test_bad_options_are_refused_and_nothing_is_overwritten(
 
 def without_an_arm(folder: Path) -> None:
     """Results that lack an arm, vouched for by the report."""
-    write_results(folder, [one for one in results_of(IDS, RIGHT) if one.policy != "random"])
+    write_results(folder, [one for one in results_of(IDS, RIGHT) if one.arm != "random"])
     vouch(folder)
 
 

@@ -182,8 +182,8 @@ def test_tables_hold_arms_groups_and_every_answer(tracked: Tracked) -> None:
     assert [row["arm.accuracy"] for row in groups] == [
         arm["accuracy"] for group in tracked.report["groups"] for arm in group["arms"]
     ]
-    assert {(row["policy"], row["sample_id"], row["correct"], row["depth"]) for row in results} == {
-        (one.policy, one.sample_id, one.correct, one.chain.depth) for one in results_of(IDS, RIGHT)
+    assert {(row["arm"], row["sample_id"], row["correct"], row["depth"]) for row in results} == {
+        (one.arm, one.sample_id, one.correct, one.chain.depth) for one in results_of(IDS, RIGHT)
     }
 
 
