@@ -241,7 +241,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no UTF-8": (lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'), "got a corrupt file"),
     "a list": (lambda folder: (folder / REPORT_FILE).write_text("[]"), "expected a JSON object, got list"),
     "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "nested too deeply"),
-    "older schema": (rewritten(lambda report: report.update(schema=2)), "expected schema 3, got 2"),
+    "older schema": (rewritten(lambda report: report.update(schema=2)), "expected schema 4, got 2"),
     "NaN": (
         rewritten(lambda report: report["arms"][1].update(accuracy=float("nan"))),
         "arms[1].accuracy: expected a finite number, got nan",
