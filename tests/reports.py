@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from data.flops import ForwardFlops
+from data.store import meta_path
 from eval.arms import ALWAYS, LABELS
-from eval.baselines import STATIC_FILE, write_mixture
+from eval.baselines import (
+    MIXTURE_FILE,
+    STATIC_FILE,
+    Candidate,
+    Considered,
+    StaticChoice,
+    choose_mixture,
+)
 from eval.report import write_report
-from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
+from eval.results import RESULTS_FILE, RUN_FILE, ArmResult, key_of, result_store
 from router.chain import Chain
 from router.files import write_json
+from router.validation import to_plain
 
 NUM_LAYERS = 4
 FULL = Chain.full(NUM_LAYERS)
@@ -31,18 +40,18 @@ RIGHT = {
     "oracle": IDS[:10],
 }
 """Samples that each arm answers rightly."""
-STATIC = {
-    "chain": SHORT.to_json(),
-    "text": str(SHORT),
-    "depth": SHORT.depth,
-    "router_validation_depth": 3.2,
-    "from": "search",
-    "chosen_on": "train+validation",
-    "correct": 7,
-    "n": 20,
-    "candidates": [{"chain": str(SHORT), "depth": SHORT.depth, "correct": 7, "from": "search"}],
-    "mode": "letter",
-}
+STATIC = StaticChoice(
+    chain=SHORT,
+    text=str(SHORT),
+    depth=SHORT.depth,
+    router_validation_depth=3.2,
+    source="search",
+    chosen_on="train+validation",
+    correct=7,
+    n=20,
+    candidates=(Considered(str(SHORT), SHORT.depth, 7, "search"),),
+    mode="letter",
+)
 
 
 def hash_of(letter: str) -> str:
@@ -55,8 +64,9 @@ def run_of(n: int, arms: Sequence[str]) -> dict[str, Any]:
     names = ("data/train", "data/validation", "data/test", "data/tasks", "records/train", "records/validation")
     names += ("records/test", "router/config.json", "router/router.safetensors")
     return {
-        "schema": 3,
-        "identity": {"seed": 0, "inputs": {name: hash_of(f"{i:x}") for i, name in enumerate(names)}},
+        "schema": 4,
+        "seed": 0,
+        "inputs": {name: hash_of(f"{i:x}") for i, name in enumerate(names)},
         "provenance": {
             "settings": {"model": "tiny", "router": "runs/router", "records": "runs/search", "budget": 3.2},
             "commit": None,
@@ -74,7 +84,8 @@ def run_of(n: int, arms: Sequence[str]) -> dict[str, Any]:
         "oracle_found": 10,
         "notes": [],
         "arms": [{"name": name, "label": LABELS.get(name, name.replace("@", ", budget "))} for name in arms],
-        "flops": ForwardFlops(((1000.0, 2.0),) * NUM_LAYERS, 500.0).to_json() | {"router": 40.0},
+        "flops": to_plain(ForwardFlops(((1000.0, 2.0),) * NUM_LAYERS, 500.0)),
+        "router_flops": 40.0,
     }
 
 
@@ -82,14 +93,15 @@ def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list
     """One result for each arm and sample; samples come from two difficulties."""
     return [
         ArmResult(
-            policy=arm,
+            arm=arm,
             sample_id=key,
             task="quiz",
             difficulty=int(key, 16) % 2,
             subject=None,
             choices=4,
             tokens=20 + int(key, 16),
-            chain=FULL if arm == "full" or key in ids[::3] else SHORT,
+            chain=chain,
+            depth=chain.depth,
             prediction=1 if key in right[arm] else 0,
             correct=key in right[arm],
             scores=(0.0, 0.0, 0.0, 0.0),
@@ -97,6 +109,7 @@ def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list
         )
         for arm in right
         for key in ids
+        for chain in [FULL if arm == "full" or key in ids[::3] else SHORT]
     ]
 
 
@@ -117,17 +130,22 @@ def write_evaluation(
     assert set(ALWAYS) <= set(right)
     folder.mkdir(parents=True)
     write_json(folder / RUN_FILE, run_of(len(ids), list(right)) | dict(changed or {}))
-    write_json(folder / STATIC_FILE, STATIC)
+    write_json(folder / STATIC_FILE, to_plain(STATIC))
     if "mixture" in right:
-        write_mixture(folder, [FULL, SHORT], [10, 9], 20, 3.2)
+        mixture = choose_mixture([Candidate(FULL, 10, 20), Candidate(SHORT, 9, 20)], 3.2)
+        write_json(folder / MIXTURE_FILE, to_plain(mixture))
     write_results(folder, results_of(ids, right))
     return write_report(folder)
 
 
 def write_results(folder: Path, results: Sequence[ArmResult]) -> None:
-    """Write `results.jsonl`."""
-    lines = "".join(json.dumps(one.to_json()) + "\n" for one in results)
-    (folder / RESULTS_FILE).write_text(lines)
+    """Write `results.jsonl` as a finished store."""
+    path = folder / RESULTS_FILE
+    for old in (path, meta_path(path)):
+        old.unlink(missing_ok=True)
+    with result_store(path, {"of": "a test"}, NUM_LAYERS) as store:
+        store.append(results)
+        store.finish([key_of(one) for one in results])
 
 
 GOLDEN = Path(__file__).parent / "golden" / "report.json"
