@@ -152,9 +152,9 @@ def test_notes_tell_what_differs_besides(tmp_path: Path) -> None:
     # Oracle: the changes made here.
     write_evaluation(tmp_path / "a")
     run = run_of(12, list(RIGHT))
-    inputs = run["identity"]["inputs"] | {"router/router.safetensors": hash_of("d")}
+    inputs = run["inputs"] | {"router/router.safetensors": hash_of("d")}
     few = {name: ids for name, ids in RIGHT.items() if name != "mixture"} | {"full": IDS[:5]}
-    changed = {"model": run["model"] | {"dtype": "bfloat16"}, "identity": run["identity"] | {"inputs": inputs}}
+    changed = {"model": run["model"] | {"dtype": "bfloat16"}, "inputs": inputs}
     write_evaluation(tmp_path / "b", IDS, few, {key: value for key, value in changed.items() if key != "arms"})
     notes = "\n".join(compared((tmp_path / "a", tmp_path / "b"))["notes"])
     assert "dtype: float32 in A, bfloat16 in B" in notes
