@@ -1,1 +1,1 @@
-"""Evaluation of policies against full depth and the search oracle; `python -m eval`."""
+"""Evaluation of arms against full depth and the search oracle; `python -m eval`."""

@@ -318,17 +318,17 @@ def measure(
     budget: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure a policy and its baselines.
+    """Measure an arm and its baselines.
 
     Args:
         tables: the tables.
-        validation: the policy's column for each validation sample.
+        validation: the arm's column for each validation sample.
         test: its column for each test sample.
         budget: the mean depth that was asked for, layers.
         seed: seed of bootstrap and permutations.
 
     Returns:
-        Accuracy and mean depth of the policy, each baseline's accuracy and mean depth, the paired differences with
+        Accuracy and mean depth of the arm, each baseline's accuracy and mean depth, the paired differences with
         their 95 % intervals, and the permutation test's p.
     """
     right = tables.test.right(test)

@@ -11,7 +11,14 @@ from typing import Any
 from data.flops import ForwardFlops
 from data.store import meta_path
 from eval.arms import ALWAYS, LABELS
-from eval.baselines import MIXTURE_FILE, STATIC_FILE, Candidate, choose_mixture
+from eval.baselines import (
+    MIXTURE_FILE,
+    STATIC_FILE,
+    Candidate,
+    Considered,
+    StaticChoice,
+    choose_mixture,
+)
 from eval.report import write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult, key_of, result_store
 from router.chain import Chain
@@ -33,18 +40,18 @@ RIGHT = {
     "oracle": IDS[:10],
 }
 """Samples that each arm answers rightly."""
-STATIC = {
-    "chain": SHORT.to_json(),
-    "text": str(SHORT),
-    "depth": SHORT.depth,
-    "router_validation_depth": 3.2,
-    "source": "search",
-    "chosen_on": "train+validation",
-    "correct": 7,
-    "n": 20,
-    "candidates": [{"chain": str(SHORT), "depth": SHORT.depth, "correct": 7, "source": "search"}],
-    "mode": "letter",
-}
+STATIC = StaticChoice(
+    chain=SHORT,
+    text=str(SHORT),
+    depth=SHORT.depth,
+    router_validation_depth=3.2,
+    source="search",
+    chosen_on="train+validation",
+    correct=7,
+    n=20,
+    candidates=(Considered(str(SHORT), SHORT.depth, 7, "search"),),
+    mode="letter",
+)
 
 
 def hash_of(letter: str) -> str:
@@ -93,8 +100,8 @@ def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list
             subject=None,
             choices=4,
             tokens=20 + int(key, 16),
-            chain=FULL if arm == "full" or key in ids[::3] else SHORT,
-            depth=(FULL if arm == "full" or key in ids[::3] else SHORT).depth,
+            chain=chain,
+            depth=chain.depth,
             prediction=1 if key in right[arm] else 0,
             correct=key in right[arm],
             scores=(0.0, 0.0, 0.0, 0.0),
@@ -102,6 +109,7 @@ def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list
         )
         for arm in right
         for key in ids
+        for chain in [FULL if arm == "full" or key in ids[::3] else SHORT]
     ]
 
 
@@ -122,10 +130,10 @@ def write_evaluation(
     assert set(ALWAYS) <= set(right)
     folder.mkdir(parents=True)
     write_json(folder / RUN_FILE, run_of(len(ids), list(right)) | dict(changed or {}))
-    write_json(folder / STATIC_FILE, STATIC)
+    write_json(folder / STATIC_FILE, to_plain(STATIC))
     if "mixture" in right:
-        chosen = choose_mixture([Candidate(FULL, 10, 20), Candidate(SHORT, 9, 20)], 3.2)
-        write_json(folder / MIXTURE_FILE, to_plain(chosen))
+        mixture = choose_mixture([Candidate(FULL, 10, 20), Candidate(SHORT, 9, 20)], 3.2)
+        write_json(folder / MIXTURE_FILE, to_plain(mixture))
     write_results(folder, results_of(ids, right))
     return write_report(folder)
 
@@ -135,7 +143,7 @@ def write_results(folder: Path, results: Sequence[ArmResult]) -> None:
     path = folder / RESULTS_FILE
     for old in (path, meta_path(path)):
         old.unlink(missing_ok=True)
-    with result_store(path, {"made": "by hand"}, NUM_LAYERS) as store:
+    with result_store(path, {"of": "a test"}, NUM_LAYERS) as store:
         store.append(results)
         store.finish([key_of(one) for one in results])
 

@@ -12,8 +12,8 @@ import pytest
 
 from data.sample import Sample
 from eval.page import build_page
-from eval.results import RESULTS_FILE, ArmResult, by_arm, read_results
-from tests.reports import NUM_LAYERS, RIGHT, write_evaluation
+from eval.results import ArmResult, read_arms
+from tests.reports import RIGHT, write_evaluation
 
 Results = dict[str, list[ArmResult]]
 Seen = tuple[dict[str, Any], Results, list[Sample]]
@@ -52,8 +52,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     right = {name: [ids[int(key, 16)] for key in keys] for name, keys in RIGHT.items()}
     folder = tmp_path_factory.mktemp("evaluation") / "out"
     report = write_evaluation(folder, ids, right)
-    path = folder / RESULTS_FILE
-    results = by_arm(read_results(path, NUM_LAYERS), [arm["name"] for arm in report["arms"]], len(ids), path)
+    results = read_arms(folder)
     for of_arm in results.values():
         for i, one in enumerate(of_arm):
             if one.sample_id == ids[-1]:

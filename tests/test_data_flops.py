@@ -4,6 +4,7 @@ import pytest
 
 from data.flops import ForwardFlops, count_forward
 from router.chain import Chain
+from router.validation import from_plain, to_plain
 from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model
 
 
@@ -21,7 +22,7 @@ def test_count_is_two_operations_a_weight_and_token_and_attention_grows_with_the
 def test_a_chain_costs_its_layers_and_one_head() -> None:
     flops = ForwardFlops(((10.0, 1.0), (20.0, 2.0), (30.0, 0.0)), 7.0)
     assert flops.of(Chain((0, 1, 1), 3), 4) == (10 * 4 + 16) + 2 * (20 * 4 + 2 * 16) + 7
-    assert ForwardFlops.from_json(flops.to_json()) == flops
+    assert from_plain(ForwardFlops, to_plain(flops), "flops") == flops
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

@@ -12,10 +12,10 @@ import yaml
 
 import data.sample
 from data.records import read_records
-from eval.analysis.__main__ import ANALYSIS_FILE
+from eval.analysis import ANALYSIS_FILE
 from examples.published_tables import TablesSettings, main
 from router.command import parse_settings, run_command
-from search.settings import RunSettings
+from search.__main__ import SearchRun
 from tests.sums import digit_model
 from tests.tiny import NUM_LAYERS, tiny_tokenizer
 
@@ -35,9 +35,9 @@ def parsed(config: Path) -> TablesSettings:
     return parse_settings(TablesSettings, ["--config", str(config)], "examples.published_tables", "")[0]
 
 
-def searches(settings: TablesSettings) -> list[RunSettings]:
+def searches(settings: TablesSettings) -> list[SearchRun]:
     arguments = [one for model in settings.models for one in settings.searches(model).values()]
-    return [parse_settings(RunSettings, one, "search", "")[0] for one in arguments]
+    return [parse_settings(SearchRun, one, "search", "")[0] for one in arguments]
 
 
 def test_every_family_has_its_configuration() -> None:

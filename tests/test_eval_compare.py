@@ -237,17 +237,14 @@ def without_an_arm(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "expected an existing file"),
     "no report": (lambda folder: (folder / REPORT_FILE).unlink(), "expected an existing file"),
-    "no JSON": (lambda folder: (folder / REPORT_FILE).write_text("{oops"), "expected JSON, got"),
-    "no UTF-8": (
-        lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'),
-        "expected JSON, got something corrupt",
-    ),
+    "no JSON": (lambda folder: (folder / REPORT_FILE).write_text("{oops"), "got a corrupt file"),
+    "no UTF-8": (lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'), "got a corrupt file"),
     "a list": (lambda folder: (folder / REPORT_FILE).write_text("[]"), "expected a JSON object, got list"),
-    "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "expected JSON, got"),
+    "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "nested too deeply"),
     "older schema": (rewritten(lambda report: report.update(schema=2)), "expected schema 4, got 2"),
     "NaN": (
         rewritten(lambda report: report["arms"][1].update(accuracy=float("nan"))),
-        "expected finite numbers, got NaN",
+        "arms[1].accuracy: expected a finite number, got nan",
     ),
     "an arm of another name": (
         rewritten(lambda report: report["arms"][0].update(name="best")),

@@ -1,4 +1,4 @@
-"""`python -m eval.curves` on a tiny menu table: every figure follows from routing and looking up by hand."""
+"""`python -m eval curves` on a tiny menu table: every figure follows from routing and looking up by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from data.states import StatesOrigin, read_states
 from eval.curves import CURVES_FILE, FIGURE_FILES, main
 from router.chain import Chain
 from router.command import run_command
-from router.storage import TRAINED_ON_FILE, Router, load_router, save_router
+from router.heads.head import pad_states
+from router.storage import TRAINED_ON_FILE, Operation, Router, load_router, save_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.tiny import NUM_LAYERS, write_project
@@ -33,15 +34,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     search(
         [
             f"--data={folder / 'data'}", f"--out={folder / 'table'}", f"--model={folder / 'model'}",
-            f"--menu={folder / 'menu.json'}", "--read_layer=2", "--dtype=float32", "--verify=false",
+            f"--menu={folder / 'menu.json'}", "--first_editable=2", "--dtype=float32", "--verify=false",
             "--read_layers=[2]",
         ]
     )  # fmt: skip
     for seed in (0, 1):
         train(
             [
-                f"--out={folder / f'router-{seed}'}", f"--data.data={folder / 'data'}",
-                f"--data.records={folder / 'table'}", f"--data.base_model={folder / 'model'}", "--model.kind=menu",
+                f"--out={folder / f'router-{seed}'}", f"--data={folder / 'data'}",
+                f"--records={folder / 'table'}", f"--model={folder / 'model'}", "--head.kind=menu",
                 f"--seed_everything={seed}", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
                 "--tracking.mode=disabled",
             ]
@@ -56,16 +57,18 @@ def scatter(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     for parameter in router.head.parameters():
         parameter.data.normal_(0, 1)
-    ids = [record.sample_id for record in read_records(folder / "table" / "validation.jsonl")]
-    states = read_states(folder / "table" / "validation.states", origin_of(router), ids, 2)
-    assert states is not None
-    router.head.calibrate(router.outputs(states))
+    with torch.inference_mode():
+        router.head.calibrate(router.head(*pad_states(states_of(folder, router, "validation"))))
     config = dataclasses.replace(router.config, budget_points=router.head.budget_points)
     save_router(folder / f"router-{seed}", Router(config, router.head))
 
 
-def origin_of(router: Router) -> StatesOrigin:
-    return StatesOrigin(router.config.fingerprints, router.config.dtype)
+def states_of(folder: Path, router: Router, split: str) -> list[torch.Tensor]:
+    """The states that the search kept of a split, in the order of its records."""
+    ids = [record.sample_id for record in read_records(folder / "table" / f"{split}.jsonl")]
+    origin = StatesOrigin(router.config.fingerprints, router.config.dtype)
+    found = read_states([folder / "table" / f"{split}.states"], origin, ids, 2)
+    return [found[key] for key in ids]
 
 
 def budget_of(project: Path) -> float:
@@ -94,18 +97,14 @@ def test_the_curves_are_what_routing_and_looking_up_gives(project: Path, tmp_pat
     told = json.loads((tmp_path / "out" / CURVES_FILE).read_text())
     records = read_records(project / "table" / "test.jsonl")
     assert told["n"] == 30
-    assert told["full"]["accuracy"] == pytest.approx(sum(record.full.correct for record in records) / 30)
+    assert told["full"]["accuracy"] == pytest.approx(sum(record.full.stands for record in records) / 30)
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in FIGURE_FILES)
     assert [point["router"] for point in told["points"]] == [str(project / f"router-{seed}") for seed in (0, 1)]
     for seed, point in enumerate(told["points"]):
         router = load_router(project / f"router-{seed}")
-        states = read_states(
-            project / "table" / "test.states", origin_of(router), [one.sample_id for one in records], 2
-        )
-        assert states is not None
-        routed = router.route(states, budget_of(project))
+        routed = router.decide(states_of(project, router, "test"), Operation(budget=budget_of(project)))
         right = [
-            {result.chain: result.correct for result in record.results}[one.chain]
+            {result.chain: result.stands for result in record.results}[one.chain]
             for record, one in zip(records, routed, strict=True)
         ]
         assert point["accuracy"] == pytest.approx(sum(right) / 30)

@@ -25,7 +25,7 @@ FULL, SHORT = Chain.full(N), Chain((0, 1, 2), N)
 
 
 def result(chain: Chain) -> ArmResult:
-    return ArmResult("p", "s", "t", None, None, 2, 9, chain, 0, True, (1.0, 0.0), 1.0)
+    return ArmResult("p", "s", "t", None, None, 2, 9, chain, chain.depth, 0, True, (1.0, 0.0), 1.0)
 
 
 def test_few_chains_are_timed_by_their_shares_many_at_equal_steps_of_depth() -> None:

@@ -118,7 +118,7 @@ def tracked(home: Path) -> Tracked:
     known = dict(zip(("router/config.json", "router/router.safetensors", "records/train", "records/validation"), names,
                      strict=True))  # fmt: skip
     run = run_of(len(IDS), list(RIGHT))
-    run["identity"]["inputs"] |= {name: sha256_file(project / file) for name, file in known.items()}
+    run["inputs"] |= {name: sha256_file(project / file) for name, file in known.items()}
     folders = {"router": str(project / "router"), "records": str(project / "search"), "model": str(home / "qwen")}
     run["provenance"]["settings"] |= folders | {"revision": None, "nested": [{"other": "~/secret/place"}]}
     run["model"]["name"] = folders["model"]
