@@ -237,7 +237,7 @@ def _between(start: Any, end: Any) -> float:
     return float(start.elapsed_time(end)) / 1000
 
 
-# `latency.json`: what `python -m eval.latency` measured; read without the model.
+# `latency.json`: what `python -m eval latency` measured; read without the model.
 
 
 SCHEMA = 1
@@ -276,7 +276,7 @@ def budget_for(path: Path, factor: float, expected: Fingerprints, device: str, d
     """
     value = read_latency(path)
     if value is None:
-        raise InputError(f"latency_profile: expected a file of python -m eval.latency, got none at {path}")
+        raise InputError(f"latency_profile: expected a file of python -m eval latency, got none at {path}")
     for name, wanted in (("model", expected.model), ("device", device.split(":")[0]), ("dtype", dtype)):
         if value.get(name) != wanted:
             raise InputError(f"latency_profile: expected {name} {wanted} in {path}, got {value.get(name)}")
