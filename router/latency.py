@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from router.chain import Chain
@@ -19,13 +20,13 @@ from router.engine.view import chain_view, with_contiguous_head
 from router.files import read_json
 from router.fingerprint import Fingerprints
 from router.storage import Router
-from router.validation import InputError
+from router.validation import STORED, InputError, from_plain
 
 WARM_UP = 2
 """Rounds run before any is timed."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ChainTimes:
     """Times of one chain, an entry a round; rounds of different chains were run in turns, so entries pair.
 
@@ -40,7 +41,7 @@ class ChainTimes:
     peak_bytes: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STORED)
 class Line:
     """Seconds as a line in depth, fitted by least squares to the medians of chains.
 
@@ -70,7 +71,7 @@ class Line:
         return cls(fixed, layer, max(errors, default=0.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STORED)
 class LatencyProfile:
     """What a call of a router and its model costs on one device, for one size of batch and prompt.
 
@@ -117,13 +118,6 @@ class LatencyProfile:
                 f"latency_factor: expected more than {least:.3f}, which no layers at all take, got {factor}"
             )
         return depth
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> LatencyProfile:
-        """Read what `dataclasses.asdict` gave; raises KeyError, TypeError or ValueError where it is none."""
-        prefill, decode = (Line(**value[name]) for name in ("prefill", "decode"))
-        layers, batch, tokens = (int(value[name]) for name in ("num_layers", "batch", "prompt_tokens"))
-        return cls(layers, batch, tokens, prefill, decode, float(value["router"]))
 
 
 def ladder(num_layers: int) -> list[Chain]:
@@ -237,11 +231,8 @@ def _between(start: Any, end: Any) -> float:
     return float(start.elapsed_time(end)) / 1000
 
 
-# `latency.json`: what `python -m eval latency` measured; read without the model.
-
-
 SCHEMA = 1
-"""Version of the file's format."""
+"""Version of the format of `latency.json`."""
 LATENCY_FILE = "latency.json"
 
 
@@ -281,9 +272,11 @@ def budget_for(path: Path, factor: float, expected: Fingerprints, device: str, d
         if value.get(name) != wanted:
             raise InputError(f"latency_profile: expected {name} {wanted} in {path}, got {value.get(name)}")
     try:
-        profiles = [LatencyProfile.from_json(cell["profile"]) for cell in value["cells"]]
+        profiles = [from_plain(LatencyProfile, cell["profile"], f"{path}: profile") for cell in value["cells"]]
         profile = min(profiles, key=lambda one: one.batch)
         new_tokens = int(value["new_tokens"])
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: expected a latency profile, got one without {error}") from error
     try:

@@ -47,11 +47,14 @@ def test_a_log_has_one_writer(tmp_path: Path) -> None:
     assert path.read_text() == '{"i": 0}\n'
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"a": "\xff"}', b""])
-def test_a_corrupt_line_is_named(tmp_path: Path, line: bytes) -> None:
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [(b"{", "JSON"), (b"[1]", "a JSON object"), (b'{"a": "\xff"}', "JSON"), (b"", "JSON")],
+)
+def test_a_corrupt_line_is_named(tmp_path: Path, line: bytes, wanted: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line + b"\n")
-    with pytest.raises(InputError, match=r"log\.jsonl, line 2: expected a JSON object"):
+    with pytest.raises(InputError, match=rf"log\.jsonl, line 2: expected {wanted}, got"):
         list(read_json_lines(path))
 
 

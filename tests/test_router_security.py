@@ -265,10 +265,10 @@ def test_no_secret_of_the_environment_is_written_or_printed(tmp_path: Path) -> N
     arguments = {
         "search": [
             f"--data={names['data']}", f"--out={names['records']}", f"--model={names['model']}",
-            "--splits=[train,validation,test]", "--read_layer=2", "--dtype=float32", "--search.simulations=4",
+            "--splits=[train,validation,test]", "--first_editable=2", "--dtype=float32", "--search.simulations=4",
         ],
         "train": [
-            f"--data.data={names['data']}", f"--data.records={names['records']}", f"--data.base_model={names['model']}",
+            f"--data={names['data']}", f"--records={names['records']}", f"--model={names['model']}",
             f"--out={names['router']}", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", *tracked,
         ],
         "eval": [

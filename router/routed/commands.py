@@ -6,10 +6,10 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -77,7 +77,8 @@ class RoutedSettings:
     attn_implementation: str | None = None
     verify: bool = True
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _spends_depth_one_way(self) -> Self:
         """Refuse settings that exclude each other."""
         wishes = {
             "budget": self.budget is not None,
@@ -89,6 +90,7 @@ class RoutedSettings:
             raise ValueError(f"budget: expected one of budget, guaranteed and latency_factor, got {given}")
         if self.latency_factor is not None and self.latency_profile is None:
             raise ValueError("latency_profile: expected a file of python -m eval latency with latency_factor, got none")
+        return self
 
 
 def load_routed(settings: RoutedSettings) -> RoutedModel:
@@ -141,12 +143,13 @@ class PromptSettings(RoutedSettings):
     batch_size: Positive = 8
     json: bool = False
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _names_prompts_once(self) -> Self:
         """Refuse settings that exclude each other."""
-        super().__post_init__()
         if (self.prompt is None) == (self.prompts is None):
             got = "none" if self.prompt is None else "both"
             raise ValueError(f"prompt: expected one of prompt and prompts, got {got}")
+        return self
 
 
 def read_prompts(settings: PromptSettings) -> list[str]:
@@ -295,11 +298,12 @@ class RouteSettings(PromptSettings):
 
     choices: list[str] | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _reads_choices_after_one_prompt(self) -> Self:
         """Refuse settings that exclude each other."""
-        super().__post_init__()
         if self.choices is not None and (self.prompts is not None or self.chat):
             raise ValueError("choices: expected a prompt of its own, as text, got prompts or chat")
+        return self
 
 
 def route(argv: Sequence[str]) -> None:
@@ -432,11 +436,13 @@ class ExportSettings:
     dtype: Dtype | None = None
     device: str = "cpu"
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _names_a_chain(self) -> Self:
         """Refuse settings that leave the chain open."""
         if (self.chain is None) == (self.static is None):
             got = "neither" if self.chain is None else "both"
             raise ValueError(f"chain: expected exactly one of chain and static, got {got}")
+        return self
 
 
 def export(argv: Sequence[str]) -> None:
