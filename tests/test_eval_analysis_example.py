@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from eval.analysis.__main__ import ANALYSIS_FILE
 
 import data.sample
 from data.records import read_records
-from eval.analysis.__main__ import ANALYSIS_FILE
 from examples.published_tables import TablesSettings, main
 from router.command import parse_settings, run_command
 from search.settings import RunSettings

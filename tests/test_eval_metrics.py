@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval.policies import random_chain
 
-from data.statistics import wilson_interval
-from eval.measures import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
+from data.statistics import mean_interval, wilson_interval
+from eval.arms import random_chain
+from eval.measures import arm_of, chance_accuracy, collapse_of, corrected, paired
 from eval.results import ArmResult
 from router.chain import Chain
 
@@ -21,16 +21,17 @@ DEEP = Chain((0, 1, 2, 2, 3), 4)
 
 def result(**changed: Any) -> ArmResult:
     """A generated answer of a free question; right unless said otherwise."""
-    values = {"policy": "router", "sample_id": "s", "task": "t", "difficulty": None, "subject": None, "choices": 0}
+    values = {"arm": "router", "sample_id": "s", "task": "t", "difficulty": None, "subject": None, "choices": 0}
     answered = {"tokens": 9, "chain": FULL, "prediction": "4", "correct": True, "scores": (), "margin": 1.0}
-    return ArmResult(**values | answered | changed)
+    given = values | answered | changed
+    return ArmResult(**{"depth": given["chain"].depth} | given)
 
 
-def results(correct: str, chains: list[Chain] | None = None, policy: str = "router") -> list[ArmResult]:
+def results(correct: str, chains: list[Chain] | None = None, arm: str = "router") -> list[ArmResult]:
     """One result a character, right where it is 1."""
     chains = chains or [FULL] * len(correct)
     return [
-        result(policy=policy, sample_id=f"s{i:03}", chain=chain, correct=one == "1")
+        result(arm=arm, sample_id=f"s{i:03}", chain=chain, correct=one == "1")
         for i, (one, chain) in enumerate(zip(correct, chains, strict=True))
     ]
 
@@ -57,7 +58,7 @@ def test_wilson_interval_needs_samples(correct: int, n: int) -> None:
 def test_arm_of_a_hand_made_table() -> None:
     # Oracle: counted by hand. full 11110000, router 11001110: two lost, three won.
     chains = [SHORT, SHORT, FULL, FULL, DEEP, SHORT, SHORT, FULL]
-    full = results("11110000", policy="full")
+    full = results("11110000", arm="full")
     arm = arm_of(results("11001110", chains), full, seed=0)
     assert (arm.n, arm.correct, arm.accuracy) == (8, 5, 0.625)
     assert arm.mean_depth == (3 * 4 + 4 * 3 + 5) / 8
@@ -135,18 +136,18 @@ def test_random_chain_needs_the_prefix() -> None:
 
 def test_rescued_is_a_share_of_what_full_depth_gets_wrong() -> None:
     # Oracle: counted by hand: full depth is wrong on five, the arm right on two of them and wrong on one that is right.
-    full, arm = results("11100000", policy="full"), results("01111000")
+    full, arm = results("11100000", arm="full"), results("01111000")
     measured = arm_of(arm, full, 0)
     assert measured.rescued_share == 2 / 5
     assert measured.rescued_interval == wilson_interval(2, 5)
     assert arm_of(full, full, 0).rescued_share is None
-    never_wrong = results("11111111", policy="full")
+    never_wrong = results("11111111", arm="full")
     assert arm_of(arm, never_wrong, 0).rescued_share is None
 
 
 def test_p_values_are_corrected_by_holms_steps() -> None:
     # Oracle: Holm (1979) by hand: the least p times 3, the next times 2, the greatest times 1.
-    full = results("1" * 10 + "0" * 10, policy="full")
+    full = results("1" * 10 + "0" * 10, arm="full")
     arms = [results("1" * 10 + "1" * k + "0" * (10 - k)) for k in (6, 9, 2)]
     plain = [paired(arm, full, 0) for arm in arms]
     assert [one.mcnemar_p for one in plain] == [2 / 2**6, 2 / 2**9, 0.5]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.flops import ForwardFlops
-from eval.arms import Arm, arms_of_run, is_routed
+from eval.arms import ArmPlan, is_routed, plan_arms
 from eval.caveats import caveats_of
 from eval.report import compared, cost_of
 from eval.results import ArmResult
@@ -19,15 +19,17 @@ FULL = Chain.full(4)
 SHORT = Chain((0, 1, 3), 4)
 
 
-def results(policy: str, right: str, chain: Chain = FULL, tokens: int = 10) -> list[ArmResult]:
+def results(arm: str, right: str, chain: Chain = FULL, tokens: int = 10) -> list[ArmResult]:
     return [
-        ArmResult(policy, f"s{i}", "t", None, None, 2, tokens, chain, 0, one == "1", (), 1.0 if one == "1" else -1.0)
+        ArmResult(
+            arm, f"s{i}", "t", None, None, 2, tokens, chain, chain.depth, 0, one == "1", (), 1.0 if one == "1" else -1.0
+        )
         for i, one in enumerate(right)
     ]
 
 
 def test_arms_stand_in_a_fixed_order_with_further_budgets_after_the_router() -> None:
-    arms = arms_of_run(3.0, (2.5, 4.0), ("pruned",), "loss 0.02, delta 0.1", None)
+    arms = plan_arms(3.0, (2.5, 4.0), ("pruned",), "loss 0.02, delta 0.1", False)
     assert [arm.name for arm in arms] == [
         "full",
         "router",
@@ -39,12 +41,12 @@ def test_arms_stand_in_a_fixed_order_with_further_budgets_after_the_router() -> 
         "pruned",
         "oracle",
     ]
-    assert arms[1] == Arm("router", "router, budget 3 layers", 3.0)
-    assert arms[3] == Arm("router@4", "router, budget 4 layers", 4.0)
+    assert arms[1] == ArmPlan("router", "router, budget 3 layers", 3.0)
+    assert arms[3] == ArmPlan("router@4", "router, budget 4 layers", 4.0)
     assert arms[4].label == "router with guarantee (loss 0.02, delta 0.1)"
-    least = [arm.name for arm in arms_of_run(None, (), (), None, None)]
+    least = [arm.name for arm in plan_arms(None, (), (), None, False)]
     assert least == ["full", "router", "static", "random", "oracle"]
-    assert "random_search" in [arm.name for arm in arms_of_run(None, (), (), None, Path("x"))]
+    assert "random_search" in [arm.name for arm in plan_arms(None, (), (), None, True)]
     assert [name for name in ("router", "router@2", "guarantee", "random", "full") if is_routed(name)] == [
         "router",
         "router@2",
