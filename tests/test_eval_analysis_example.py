@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from eval.analysis.__main__ import ANALYSIS_FILE
 
 import data.sample
 from data.records import read_records
+<<<<<<< HEAD
 from eval.analysis import ANALYSIS_FILE
+=======
+>>>>>>> f1
 from examples.published_tables import TablesSettings, main
 from router.command import parse_settings, run_command
 from search.__main__ import SearchRun

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval.figures.accuracy import spread
 
 from data.records import read_records
 from data.scoring import ChainScorer
@@ -19,6 +18,7 @@ from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import MIXTURE_FILE, STATIC_FILE
 from eval.controls import PLAN_FILE
+from eval.figures import spread
 from eval.measures import arm_of, paired
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results

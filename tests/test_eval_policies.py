@@ -1,4 +1,4 @@
-"""Policies and the choice of the static chain."""
+"""Arms and the choice of the static chain."""
 
 import dataclasses
 import random
@@ -11,6 +11,7 @@ from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock
 from data.tasks import load_task
+<<<<<<< HEAD
 from eval.arms import (
     FullDepth,
     Oracle,
@@ -21,6 +22,9 @@ from eval.arms import (
     random_chain,
     shortest_standing,
 )
+=======
+from eval.arms import RandomArm, RouterArm, StatesReader, StaticArm, oracle_arm, random_chain
+>>>>>>> f1
 from eval.baselines import Candidate, candidate_pool, choose_static, common_chains, routed_chains
 from router.chain import Chain
 from router.fingerprint import Fingerprints
@@ -48,7 +52,7 @@ def record(sample_id: str, tried: Sequence[tuple[str, bool]]) -> SearchRecord:
         metadata={},
         mode="continuation",
         num_layers=NUM_LAYERS,
-        read_layer=PREFIX,
+        first_editable=PREFIX,
         dtype="float32",
         reward_target="gold",
         target=0,
@@ -86,18 +90,18 @@ def router(scorer: ChainScorer) -> Router:
 
 def test_full_depth_and_static_give_every_sample_the_same_chain(block: SampleBlock) -> None:
     # Oracle: the definition.
-    assert FullDepth(NUM_LAYERS).chains(block) == [FULL] * 12
-    assert StaticChain(chain("0-2")).chains(block) == [chain("0-2")] * 12
+    assert StaticArm(FULL, "full").chains(block) == [FULL] * 12
+    assert StaticArm(chain("0-2")).chains(block) == [chain("0-2")] * 12
 
 
 def test_the_router_decides_for_each_sample_alone(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
-    # Oracle: each sample alone, without the policy: states of the executor, then Router.route.
+    # Oracle: each sample alone, without the arm: states of the executor, then Router.decide.
     loaded = scorer.load([scorer.encode(sample) for sample in samples])
-    chosen = RouterPolicy(RouterReading(scorer, router)).chains(loaded)
+    chosen = RouterArm(StatesReader(scorer, PREFIX), router).chains(loaded)
     alone = []
     for sample in samples:
         one = scorer.load([scorer.encode(sample)])
-        alone += [scored.chain for scored in router.route(scorer.states(one, PREFIX))]
+        alone += [one_choice.chain for one_choice in router.decide(scorer.states(one, PREFIX))]
     assert chosen == alone
     assert len(set(chosen)) >= 3, "the fixture must give several chains, or the test shows nothing"
 
@@ -107,15 +111,15 @@ def test_random_chains_match_the_routers_depth_and_edit_after_the_prefix(
 ) -> None:
     # Oracle: the properties that the docstring states; the same seed and sample give the same chain in any batch.
     loaded = scorer.load([scorer.encode(sample) for sample in samples])
-    routed = RouterPolicy(RouterReading(scorer, router))
-    policy = RandomChain(routed, NUM_LAYERS, PREFIX, seed=3)
-    drawn = policy.chains(loaded)
+    routed = RouterArm(StatesReader(scorer, PREFIX), router)
+    arm = RandomArm(routed, NUM_LAYERS, PREFIX, seed=3)
+    drawn = arm.chains(loaded)
     assert [one.depth for one in drawn] == [one.depth for one in routed.chains(loaded)]
     assert len({one.depth for one in drawn}) > 1
     assert all(one.layers[:PREFIX] == (0, 1) and one.layers.count(1) == 1 for one in drawn)
     reversed_block = scorer.load([scorer.encode(sample) for sample in reversed(samples)])
-    assert policy.chains(reversed_block) == drawn[::-1]
-    assert dataclasses.replace(policy, seed=4).chains(reversed_block) != drawn[::-1]
+    assert arm.chains(reversed_block) == drawn[::-1]
+    assert dataclasses.replace(arm, seed=4).chains(reversed_block) != drawn[::-1]
 
 
 def test_random_chain_is_uniform() -> None:
@@ -138,7 +142,7 @@ def test_the_oracle_takes_the_shortest_right_chain(block: SampleBlock, samples: 
     tried = [("0-4", True), ("0-2,4", True), ("0-1,4", False), ("0-3", True)]
     records = {sample.id: record(sample.id, [("0-4", False), ("0-2", False)]) for sample in samples}
     records[samples[2].id] = record(samples[2].id, tried)
-    chains = Oracle(records, NUM_LAYERS).chains(block)
+    chains = oracle_arm(list(records.values())).chains(block)
     assert chains[2] == chain("0-2,4")
     assert chains[:2] + chains[3:] == [FULL] * 11
 
@@ -149,14 +153,15 @@ def test_a_refuted_chain_is_none_of_the_oracles() -> None:
 
     def best(*verified: bool | None) -> str | None:
         marked = [dataclasses.replace(one, verified=mark) for one, mark in zip(found.results, verified, strict=True)]
-        standing = shortest_standing(dataclasses.replace(found, results=tuple(marked)))
+        standing = dataclasses.replace(found, results=tuple(marked), pareto=pareto_front(marked)).shortest
         return None if standing is None else str(standing.chain)
 
     assert best(None, None, None, None) == "0-2"
     assert best(True, True, True, False) == "0-3"
-    assert best(True, None, True, False) == "0-2,4"  # what was not tried again counts only where nothing was
-    assert best(False, None, True, None) == "0-2,4"
-    assert best(False, None, None, False) is None
+    assert best(True, None, True, False) == "0-3"  # what no second run refuted stands (`ChainResult.stands`)
+    assert best(True, False, True, False) == "0-2,4"
+    assert best(False, None, True, None) == "0-2"
+    assert best(False, False, False, False) is None
 
 
 def test_candidates_are_the_best_of_each_depth() -> None:
@@ -198,6 +203,6 @@ def test_the_routers_most_common_chains_are_candidates() -> None:
 
 def test_routed_chains_do_not_hang_on_batches(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
     # Oracle: the chains of one big batch.
-    policies = [RouterPolicy(RouterReading(scorer, router)) for _ in range(2)]
-    whole = policies[0].chains(scorer.load([scorer.encode(sample) for sample in samples]))
-    assert Counter(routed_chains(policies[1], samples, scorer, 5)) == Counter(whole)
+    arms = [RouterArm(StatesReader(scorer, PREFIX), router) for _ in range(2)]
+    whole = arms[0].chains(scorer.load([scorer.encode(sample) for sample in samples]))
+    assert Counter(routed_chains(arms[1], samples, scorer, 5)) == Counter(whole)

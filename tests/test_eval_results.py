@@ -14,7 +14,7 @@ from data.sample import Sample
 from eval.baselines import STATIC_FILE
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
-from router.validation import InputError
+from router.validation import InputError, from_plain, to_plain
 from tests.evaluation import FULL, World, finished  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS
 
@@ -43,8 +43,8 @@ def test_a_line_is_read_back(
     # Oracle: the result itself, after a round through JSON; difficulty and subject by hand.
     choices = ("a", "b", "c") if prediction == 2 else ()
     sample = Sample("t", "test", "Why?", choices, 1 if choices else "four", metadata)
-    result = ArmResult.from_chain_result("full", sample, 7, ChainResult.from_answer(FULL, prediction, False))
-    assert ArmResult.from_json(json.loads(json.dumps(result.to_json())), NUM_LAYERS) == result
+    result = ArmResult.of("full", sample, 7, ChainResult.from_answer(FULL, prediction, False))
+    assert from_plain(ArmResult, json.loads(json.dumps(to_plain(result))), "line", num_layers=NUM_LAYERS) == result
     assert (result.difficulty, result.subject) == told
     assert (result.task, result.choices, result.prediction) == ("t", len(choices), prediction)
 
@@ -54,7 +54,7 @@ def test_results_of_the_old_schema_are_refused(copied: World, name: str) -> None
     # Oracle: schema 1 had no task on a line; the refusal names the file, and no report is there.
     if name == RUN_FILE:
         run = json.loads((copied.folder / name).read_text())
-        assert run["schema"] == 3
+        assert run["schema"] == 4
         (copied.folder / name).write_text(json.dumps(run | {"schema": 1}))
     else:
         copied.edit_lines(name, lambda lines: [line.pop("task") for line in lines])
