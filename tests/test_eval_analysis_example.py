@@ -13,10 +13,7 @@ from eval.analysis.__main__ import ANALYSIS_FILE
 
 import data.sample
 from data.records import read_records
-<<<<<<< HEAD
 from eval.analysis import ANALYSIS_FILE
-=======
->>>>>>> f1
 from examples.published_tables import TablesSettings, main
 from router.command import parse_settings, run_command
 from search.__main__ import SearchRun

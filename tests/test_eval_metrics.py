@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-from data.statistics import wilson_interval
-from eval.arms import random_chain
-from eval.measures import arm_of, chance_accuracy, collapse_of, corrected, mean_interval, paired
-=======
 from data.statistics import mean_interval, wilson_interval
 from eval.arms import random_chain
 from eval.measures import arm_of, chance_accuracy, collapse_of, corrected, paired
->>>>>>> f1
 from eval.results import ArmResult
 from router.chain import Chain
 
@@ -37,11 +31,7 @@ def results(correct: str, chains: list[Chain] | None = None, arm: str = "router"
     """One result a character, right where it is 1."""
     chains = chains or [FULL] * len(correct)
     return [
-<<<<<<< HEAD
-        result(arm=policy, sample_id=f"s{i:03}", chain=chain, correct=one == "1")
-=======
         result(arm=arm, sample_id=f"s{i:03}", chain=chain, correct=one == "1")
->>>>>>> f1
         for i, (one, chain) in enumerate(zip(correct, chains, strict=True))
     ]
 

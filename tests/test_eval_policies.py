@@ -11,20 +11,7 @@ from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock
 from data.tasks import load_task
-<<<<<<< HEAD
-from eval.arms import (
-    FullDepth,
-    Oracle,
-    RandomChain,
-    RouterPolicy,
-    RouterReading,
-    StaticChain,
-    random_chain,
-    shortest_standing,
-)
-=======
 from eval.arms import RandomArm, RouterArm, StatesReader, StaticArm, oracle_arm, random_chain
->>>>>>> f1
 from eval.baselines import Candidate, candidate_pool, choose_static, common_chains, routed_chains
 from router.chain import Chain
 from router.fingerprint import Fingerprints

@@ -22,34 +22,14 @@ SHORT = Chain((0, 1, 3), 4)
 def results(arm: str, right: str, chain: Chain = FULL, tokens: int = 10) -> list[ArmResult]:
     return [
         ArmResult(
-<<<<<<< HEAD
-            policy,
-            f"s{i}",
-            "t",
-            None,
-            None,
-            2,
-            tokens,
-            chain,
-            chain.depth,
-            0,
-            one == "1",
-            (),
-            1.0 if one == "1" else -1.0,
-=======
             arm, f"s{i}", "t", None, None, 2, tokens, chain, chain.depth, 0, one == "1", (), 1.0 if one == "1" else -1.0
->>>>>>> f1
         )
         for i, one in enumerate(right)
     ]
 
 
 def test_arms_stand_in_a_fixed_order_with_further_budgets_after_the_router() -> None:
-<<<<<<< HEAD
-    arms = plan_arms(3.0, (2.5, 4.0), ("pruned",), "loss 0.02, delta 0.1", None)
-=======
     arms = plan_arms(3.0, (2.5, 4.0), ("pruned",), "loss 0.02, delta 0.1", False)
->>>>>>> f1
     assert [arm.name for arm in arms] == [
         "full",
         "router",
@@ -64,15 +44,9 @@ def test_arms_stand_in_a_fixed_order_with_further_budgets_after_the_router() -> 
     assert arms[1] == ArmPlan("router", "router, budget 3 layers", 3.0)
     assert arms[3] == ArmPlan("router@4", "router, budget 4 layers", 4.0)
     assert arms[4].label == "router with guarantee (loss 0.02, delta 0.1)"
-<<<<<<< HEAD
-    least = [arm.name for arm in plan_arms(None, (), (), None, None)]
-    assert least == ["full", "router", "static", "random", "oracle"]
-    assert "random_search" in [arm.name for arm in plan_arms(None, (), (), None, Path("x"))]
-=======
     least = [arm.name for arm in plan_arms(None, (), (), None, False)]
     assert least == ["full", "router", "static", "random", "oracle"]
     assert "random_search" in [arm.name for arm in plan_arms(None, (), (), None, True)]
->>>>>>> f1
     assert [name for name in ("router", "router@2", "guarantee", "random", "full") if is_routed(name)] == [
         "router",
         "router@2",
