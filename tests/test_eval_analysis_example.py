@@ -160,7 +160,7 @@ def test_the_example_searches_and_analyses(finished: Path) -> None:
     luck = searches["both"]["groups"]["all"]["set_right"]["luck"]
     assert 0 < luck["wrong"]["n"] <= len(wrong)
     assert searches["skip"]["groups"]["all"]["set_right"]["luck"] is None
-    assert (finished / "out" / "layer_use.png").is_file()
+    assert (finished / "out" / "layer_use_0.png").is_file()
 
 
 def never(*_: object) -> None:
