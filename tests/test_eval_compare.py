@@ -237,14 +237,14 @@ def without_an_arm(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "expected an existing file"),
     "no report": (lambda folder: (folder / REPORT_FILE).unlink(), "expected an existing file"),
-    "no JSON": (lambda folder: (folder / REPORT_FILE).write_text("{oops"), "got a corrupt file"),
-    "no UTF-8": (lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'), "got a corrupt file"),
+    "no JSON": (lambda folder: (folder / REPORT_FILE).write_text("{oops"), "got something corrupt"),
+    "no UTF-8": (lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'), "got something corrupt"),
     "a list": (lambda folder: (folder / REPORT_FILE).write_text("[]"), "expected a JSON object, got list"),
-    "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "nested too deeply"),
+    "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "got something corrupt"),
     "older schema": (rewritten(lambda report: report.update(schema=2)), "expected schema 4, got 2"),
     "NaN": (
         rewritten(lambda report: report["arms"][1].update(accuracy=float("nan"))),
-        "arms[1].accuracy: expected a finite number, got nan",
+        "expected finite numbers, got NaN",
     ),
     "an arm of another name": (
         rewritten(lambda report: report["arms"][0].update(name="best")),
