@@ -14,22 +14,22 @@ import torch
 from transformers import PreTrainedModel
 
 from data.prompts import LETTERS
+from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task
-from eval.arms import FullDepth, Oracle
+from eval.arms import FULL, StaticArm, oracle_arm
 from eval.controls import (
-    CONTROL_RESULTS_FILE,
+    GENERATED_FILE,
     PLAN_FILE,
-    ControlRecords,
-    ControlSettings,
+    Plan,
     controls_block,
     controls_finished,
+    plan_controls,
     run_controls,
     shuffles,
-    write_plan,
 )
-from eval.results import ArmResult
+from eval.results import ArmResult, result_store
 from eval.running import run_arms
 from router.chain import Chain
 from router.engine.view import chain_view
@@ -39,7 +39,7 @@ from tests.sums import SUMS, digit_model
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 LETTER = load_task("arc_easy", "letter", max_new_tokens=2)
-SETTINGS = ControlSettings(samples=24, reshuffles=2, seed=1, batch_samples=5)
+IDENTITY = {"of": "a test"}
 WORDS = ("ice", "tea", "oil", "ash")
 
 
@@ -68,27 +68,41 @@ class Run:
     model: PreTrainedModel
     scorer: ChainScorer
     samples: list[Sample]
-    records: ControlRecords
+    records: list[SearchRecord]
     results: list[ArmResult]
 
-    def control(self, out: Path, settings: ControlSettings = SETTINGS) -> None:
-        out.mkdir(exist_ok=True)
-        run_controls(out, settings, self.model, tiny_tokenizer(), self.scorer, self.samples, self.results, self.records)
+    def plan(self, count: int = 24, seed: int = 1) -> Plan:
+        return plan_controls(count, 2, seed, self.scorer.tasks, self.samples, self.records)
 
-    def right(self, policy: str) -> dict[str, bool]:
-        return {one.sample_id: one.correct for one in self.results if one.arm == policy}
+    def control(self, out: Path) -> None:
+        out.mkdir(exist_ok=True)
+        run_controls(
+            out, self.plan(), IDENTITY, self.model, tiny_tokenizer(), self.scorer, self.samples, self.results, 5
+        )
+
+    def finished(self, out: Path) -> bool:
+        return controls_finished(out, self.plan(), IDENTITY, NUM_LAYERS)
+
+    def right(self, arm: str) -> dict[str, bool]:
+        return {one.sample_id: one.correct for one in self.results if one.arm == arm}
 
 
 def evaluated(model: PreTrainedModel, tasks: TaskSet, samples: list[Sample], folder: Path) -> Run:
     scorer = ChainScorer(model, tiny_tokenizer(), tasks)
     records = make_records(scorer, samples, "test")
-    policies = [FullDepth(NUM_LAYERS), Oracle({record.sample_id: record for record in records}, NUM_LAYERS)]
-    results = run_arms(policies, samples, scorer, scorer.judge, folder / "results.jsonl", 5, "test")
-    return Run(model, scorer, samples, ControlRecords(records), results)
+    arms = [StaticArm(Chain.full(NUM_LAYERS), FULL), oracle_arm(records)]
+    store = result_store(folder / "results.jsonl", IDENTITY, NUM_LAYERS)
+    run_arms(arms, samples, scorer, scorer.judge, store, 5, "test")
+    return Run(model, scorer, samples, records, list(store.rows()))
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / CONTROL_RESULTS_FILE).read_text().splitlines()]
+    return [json.loads(line) for path in files_of(out) for line in path.read_text().splitlines()]
+
+
+def files_of(out: Path) -> list[Path]:
+    """The results files of the controls."""
+    return [*sorted(out.glob("reshuffled-*[0-9].jsonl")), out / GENERATED_FILE]
 
 
 @pytest.fixture(scope="module")
@@ -183,60 +197,50 @@ def test_a_killed_run_goes_on_and_leaves_the_same_files(
     run: Run, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Oracle: the bytes of an unbroken run; a torn line does not count; a finished run loads nothing into the model.
-    content = (done / CONTROL_RESULTS_FILE).read_bytes()
-    lines = content.splitlines(keepends=True)
-    assert controls_finished(done, NUM_LAYERS)
-    for kept in (0, 7, len(lines) - 3):
+    assert run.finished(done)
+    assert not run.finished(tmp_path)
+    for kept in (0, 7):
         out = tmp_path / str(kept)
-        out.mkdir()
-        assert not controls_finished(out, NUM_LAYERS)
-        shutil.copy(done / PLAN_FILE, out)
-        (out / CONTROL_RESULTS_FILE).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
-        assert not controls_finished(out, NUM_LAYERS)
+        shutil.copytree(done, out)
+        last = files_of(out)[-1]
+        lines = last.read_bytes().splitlines(keepends=True)
+        last.with_suffix(".partial.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        last.unlink()
+        assert not run.finished(out)
         run.control(out)
-        assert controls_finished(out, NUM_LAYERS)
-        assert (out / CONTROL_RESULTS_FILE).read_bytes() == content
+        assert run.finished(out)
+        for one, other in zip(files_of(out), files_of(done), strict=True):
+            assert one.read_bytes() == other.read_bytes()
         assert (out / PLAN_FILE).read_bytes() == (done / PLAN_FILE).read_bytes()
     monkeypatch.delattr(ChainScorer, "load")
     run.control(out)
 
 
-def test_other_controls_in_the_folder_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
+def test_other_controls_are_other_plans_and_broken_ones_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
     # Oracle: the messages; more samples hold those that fewer do.
     with pytest.raises(InputError, match=r"reshuffles: expected 0\.\.999 and a seed of at least 0, got 1000"):
         shuffles(1000, 0)
-    with pytest.raises(InputError, match=r"controls of the same settings and records, got .* with another seed, shuf"):
-        write_plan(done, dataclasses.replace(SETTINGS, seed=2), run.scorer.tasks, run.samples, run.records)
-    fewer = write_plan(tmp_path, dataclasses.replace(SETTINGS, samples=10), run.scorer.tasks, run.samples, run.records)
-    plan = json.loads((done / PLAN_FILE).read_text())
+    assert not controls_finished(done, run.plan(seed=2), IDENTITY, NUM_LAYERS)
+    fewer, plan = run.plan(count=10), json.loads((done / PLAN_FILE).read_text())
     assert len(fewer["generated"]) == 10
     assert set(fewer["generated"]) < set(plan["generated"])
     (tmp_path / PLAN_FILE).write_text(json.dumps(plan | {"schema": 0}))
-    with pytest.raises(InputError, match="expected schema 1, got 0"):
-        controls_block(tmp_path, run.results, NUM_LAYERS)
-    (tmp_path / PLAN_FILE).write_text(json.dumps(plan | {"luck": {"samples": [{}]}}))
-    shutil.copy(done / CONTROL_RESULTS_FILE, tmp_path)
-    with pytest.raises(InputError, match=r"controls.json: expected what two searches found \(luck\), got 'sample_id'"):
+    with pytest.raises(InputError, match="expected schema 2, got 0"):
         controls_block(tmp_path, run.results, NUM_LAYERS)
     (tmp_path / PLAN_FILE).write_text(json.dumps({name: value for name, value in plan.items() if name != "generated"}))
     with pytest.raises(InputError, match="expected the plan of controls, got one without generated"):
         controls_block(tmp_path, run.results, NUM_LAYERS)
-
-
-def test_results_that_are_missing_or_of_another_chain_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
-    # Oracle: the messages name policy and sample.
-    shutil.copy(done / PLAN_FILE, tmp_path)
-    lines = lines_of(done)
-    last = lines[-1]
-    (tmp_path / CONTROL_RESULTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
-    message = f"expected a result of {last['policy']} on sample {last['sample_id']}, got none; run python -m eval again"
-    with pytest.raises(InputError, match=message):
-        controls_block(tmp_path, run.results, NUM_LAYERS)
-    other = last | {"chain": [0, 1], "depth": 2}
-    (tmp_path / CONTROL_RESULTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in [*lines[:-1], other]))
-    with pytest.raises(InputError, match=f"the chain that oracle has run on sample {last['sample_id']}, got 0-1"):
-        controls_block(tmp_path, run.results, NUM_LAYERS)
     assert controls_block(tmp_path / "none", run.results, NUM_LAYERS) is None
+
+
+def test_a_results_file_that_lost_a_line_is_refused(run: Run, done: Path, tmp_path: Path) -> None:
+    # Oracle: the message; the count stands in the meta file.
+    out = tmp_path / "cut"
+    shutil.copytree(done, out)
+    path = files_of(out)[-1]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match=r"expected 48 lines with SHA-256 .*, got 47 lines"):
+        controls_block(out, run.results, NUM_LAYERS)
 
 
 def test_what_is_generated_already_or_lists_no_choices_has_no_such_control(tmp_path: Path) -> None:
@@ -245,9 +249,9 @@ def test_what_is_generated_already_or_lists_no_choices_has_no_such_control(tmp_p
     samples = [Sample("sums", "test", f"What is {i}?", (), "12") for i in range(4)]
     free = evaluated(digit_model(), TaskSet.of(SUMS), samples, tmp_path)
     free.control(tmp_path / "free")
-    assert not (tmp_path / "free" / CONTROL_RESULTS_FILE).exists()
-    assert controls_finished(tmp_path / "free", NUM_LAYERS)
+    assert not (tmp_path / "free" / GENERATED_FILE).exists()
+    assert free.finished(tmp_path / "free")
     block = controls_block(tmp_path / "free", free.results, NUM_LAYERS)
     assert block == {"luck": None, "reshuffled": None, "generated": None, "random_search": None}
-    cloze = write_plan(tmp_path, SETTINGS, TaskSet.of(load_task("arc_easy")), questions(5), free.records)
+    cloze = plan_controls(24, 2, 1, TaskSet.of(load_task("arc_easy")), questions(5), free.records)
     assert (cloze["shuffles"], cloze["reshuffled"], cloze["generated"]) == ([], [], [])

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval.controls.statistics import mean_of, share_of, value_of
 from scipy import stats
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
+from data.statistics import estimate_of, mean_of, share_of
 from data.tasks import TaskSet, load_task
-from eval.controls import ControlRecords, ControlSettings, controls_block, controls_finished, write_plan
+from eval.controls import PLAN_FILE, controls_block, controls_finished, plan_controls
 from eval.luck import collect_luck, luck, random_search, require_random_search, require_same_search
 from router.chain import Chain
+from router.files import write_json
 from router.fingerprint import Fingerprints
 from router.validation import InputError
 from search.__main__ import main as search
@@ -210,15 +211,15 @@ def test_the_block_is_rebuilt_from_the_plan(tmp_path: Path) -> None:
     # Oracle: the measures of the records themselves, and as JSON.
     gold, wrong = by_hand()
     drawn = [searched(key, second) for key, (_, second) in HAND.items()]
-    settings, tasks = ControlSettings(samples=0, seed=5), TaskSet.of(load_task("arc_easy", "letter"))
-    write_plan(tmp_path, settings, tasks, [], ControlRecords(gold, wrong[:5], drawn))
-    assert controls_finished(tmp_path, NUM_LAYERS)
+    tasks = TaskSet.of(load_task("arc_easy", "letter"))
+    plan = plan_controls(0, 3, 5, tasks, [], gold, wrong[:5], drawn)
+    write_json(tmp_path / PLAN_FILE, plan)
+    assert controls_finished(tmp_path, plan, {}, NUM_LAYERS)
+    assert not controls_finished(tmp_path, plan_controls(0, 3, 5, tasks, [], gold, wrong, drawn), {}, NUM_LAYERS)
     block = controls_block(tmp_path, [], NUM_LAYERS)
     measured = {"luck": luck(gold, wrong[:5], 5), "random_search": random_search(gold, drawn, 5)}
     assert block == json.loads(json.dumps(measured)) | {"reshuffled": None, "generated": None}
     assert block["luck"]["left_out"] == 3
-    with pytest.raises(InputError, match="with another luck; choose another out"):
-        write_plan(tmp_path, settings, tasks, [], ControlRecords(gold, wrong, drawn))
 
 
 def test_intervals_are_those_of_the_library() -> None:
@@ -231,7 +232,7 @@ def test_intervals_are_those_of_the_library() -> None:
     assert (mean.n, mean.value) == (60, pytest.approx(values.mean()))
     assert mean.interval == pytest.approx((expected.low, expected.high), abs=0.02)
     weights = rng.integers(0, 2, size=60).astype(float)
-    ratio = value_of([*zip(weights, weights * values, strict=True)], lambda sums: sums[:, 1] / sums[:, 0], seed=1)
+    ratio = estimate_of([*zip(weights, weights * values, strict=True)], lambda sums: sums[:, 1] / sums[:, 0], seed=1)
     expected = stats.bootstrap(
         (weights, weights * values), lambda a, b, axis: b.sum(axis) / a.sum(axis), paired=True, method="percentile",
         vectorized=True, rng=rng,
@@ -246,7 +247,7 @@ def test_intervals_are_those_of_the_library() -> None:
     assert part is not None
     assert 2 / 7 < part.share < 3 / 7
     assert stats.binomtest(2, 7).proportion_ci(method="wilson").low < part.interval[0] < share.interval[0]
-    assert (share_of([]), mean_of([], 0), value_of([(0.0,)], lambda sums: sums[:, 0] / sums[:, 0], 0)) == (None,) * 3
+    assert (share_of([]), mean_of([], 0), estimate_of([(0.0,)], lambda sums: sums[:, 0] / sums[:, 0], 0)) == (None,) * 3
 
 
 def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
     assert random_search(read_records(gold), read_records(drawn))["equal"] == "simulations"
     with pytest.raises(InputError, match="with the algorithm random, got uct"):
         require_random_search(gold)
-    beside = wrong.with_suffix(".settings.json")
+    beside = wrong.with_suffix(".meta.json")
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"sha256": "0"}))
     with pytest.raises(InputError, match=r"expected the SHA-256 of test.jsonl beside it, got another"):
         require_same_search(gold, wrong)

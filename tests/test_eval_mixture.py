@@ -18,10 +18,11 @@ from data.scoring import ChainScorer
 from data.statistics import wilson_interval
 from data.tasks import Task, TaskSet
 from eval.__main__ import main
-from eval.baselines import CANDIDATES_FILE, STATIC_FILE
+from eval.baselines import STATIC_FILE
 from eval.controls import CONTROL_RESULTS_FILE, PLAN_FILE
 from eval.report import BASELINE_FILES, REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
+from eval.run import CANDIDATES_FILE
 from router.chain import Chain
 from router.engine.load import load_model
 from router.engine.view import chain_view

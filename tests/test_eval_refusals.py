@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from eval.__main__ import main
-from eval.baselines import CANDIDATES_FILE, STATIC_FILE
+from eval.baselines import STATIC_FILE
 from eval.curves import CurvesSettings
 from eval.inputs import EvalSettings
 from eval.latency import LatencySettings
 from eval.results import RESULTS_FILE, RUN_FILE
+from eval.run import CANDIDATES_FILE
 from router.command import parse_settings, run_command
 from router.fingerprint import Fingerprints
 from tests.evaluation import ROOT, World, finished, make_data, make_samples, vouch, world  # noqa: F401  (fixtures)
