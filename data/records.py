@@ -65,15 +65,7 @@ class ChainResult:
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Refuse fields that contradict each other."""
-        n = len(self.scores)
-        if n == 0 and abs(self.margin) != 1.0:
-            raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {self.margin!r}")
-        if isinstance(self.prediction, int) and not 0 <= self.prediction < (n or math.inf):
-            raise ValueError(f"prediction: expected an index below {n}, text or null, got {self.prediction!r}")
-        if self.prediction is None and (n or self.correct):
-            raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
-        if self.correct != (self.margin > 0):
-            raise ValueError(f"correct: expected {self.margin > 0} for the margin, got {self.correct!r}")
+        require_consistent(self.scores, self.prediction, self.correct, self.margin)
         return self
 
     @property
@@ -123,6 +115,23 @@ class ChainResult:
     def from_answer(cls, chain: Chain, prediction: Answer, correct: bool) -> ChainResult:
         """Return the result of a generated and graded answer."""
         return cls(chain, (), prediction, correct, 1.0 if correct else -1.0)
+
+
+def require_consistent(scores: Sequence[float], prediction: Answer, correct: bool, margin: float) -> None:
+    """Refuse parts of a result that contradict each other.
+
+    Raises:
+        ValueError: names the field.
+    """
+    n = len(scores)
+    if n == 0 and abs(margin) != 1.0:
+        raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {margin!r}")
+    if isinstance(prediction, int) and not 0 <= prediction < (n or math.inf):
+        raise ValueError(f"prediction: expected an index below {n}, text or null, got {prediction!r}")
+    if prediction is None and (n or correct):
+        raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
+    if correct != (margin > 0):
+        raise ValueError(f"correct: expected {margin > 0} for the margin, got {correct!r}")
 
 
 def _require_finite(values: Sequence[float], chain: Chain) -> None:

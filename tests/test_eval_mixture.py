@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from data.prompts import LETTERS
-from data.sample import Sample
+from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
 from data.statistics import wilson_interval
 from data.tasks import Task, TaskSet
 from eval.__main__ import main
 from eval.baselines import STATIC_FILE
-from eval.controls import CONTROL_RESULTS_FILE, PLAN_FILE
-from eval.report import BASELINE_FILES, REPORT_FILE, write_report
+from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
 from router.chain import Chain
@@ -102,9 +101,7 @@ def lines_of(world: World, policy: str | None = None) -> list[dict[str, Any]]:
 
 
 def samples_of(world: World) -> dict[str, Sample]:
-    lines = [json.loads(line) for line in (world.folder / "data" / "test.jsonl").read_text().splitlines()]
-    keys = ("task", "split", "question", "choices", "answer", "metadata")
-    return {line["id"]: Sample(**{key: line[key] for key in keys}) for line in lines}
+    return {sample.id: sample for sample in read_samples(world.folder / "data" / "test.jsonl")}
 
 
 def test_every_answer_is_judged_in_its_tasks_real_mode(mixture: World) -> None:
@@ -230,8 +227,9 @@ def test_report_and_table_come_from_files_alone(
     # Oracle: the report of the run, byte by byte; the model is gone in the second run.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for name in (RUN_FILE, RESULTS_FILE, STATIC_FILE, *BASELINE_FILES.values(), PLAN_FILE, CONTROL_RESULTS_FILE):
-        shutil.copy(mixture.out / name, elsewhere / name)
+    for path in mixture.out.iterdir():
+        if path.suffix in (".json", ".jsonl") and path.name != REPORT_FILE:
+            shutil.copy(path, elsewhere)
     report = write_report(elsewhere)
     assert (elsewhere / REPORT_FILE).read_bytes() == (mixture.out / REPORT_FILE).read_bytes()
     for name in (*INPUTS, "out"):
