@@ -149,11 +149,11 @@ def test_figure_files_are_whole(finished: World) -> None:
 def test_labels_are_moved_apart() -> None:
     # Oracle: the property: order kept, gaps kept, and labels that are far apart stay.
     heights = [0.5, 0.52, 0.51, 0.9, 0.5]
-    moved = spread(heights, 0.1)
+    moved = spread(heights, 0.1, (0.0, 2.0))
     placed = sorted(moved)
     assert all(upper - lower > 0.0999 for lower, upper in itertools.pairwise(placed))
     assert sorted(range(5), key=moved.__getitem__) == sorted(range(5), key=heights.__getitem__)
-    assert spread([0.1, 0.9, 0.5], 0.1) == [0.1, 0.9, 0.5]
+    assert spread([0.1, 0.9, 0.5], 0.1, (0.0, 2.0)) == [0.1, 0.9, 0.5]
 
 
 def test_a_second_run_needs_no_model_and_prints_the_same_table(
