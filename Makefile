@@ -37,7 +37,7 @@ demo-qwen: $(READY)
 	for seed in 0 1 2; do \
 	  $(PY) -m train --config configs/train/qwen.yaml --seed_everything $$seed --out runs/qwen/router-$$seed || exit $$?; \
 	done
-	$(PY) -m train.calibrate --config configs/train/qwen_calibrate.yaml
+	$(PY) -m train calibrate --config configs/train/qwen_calibrate.yaml
 	$(PY) -m eval curves --config configs/eval/qwen_curves.yaml
 	$(PY) -m eval --config configs/eval/qwen.yaml
 
