@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.flops import ForwardFlops
-from data.records import Answer, ChainResult, require_consistent
+from data.records import Answer, ChainResult
 from data.sample import Sample
 from data.store import Store, read_finished
 from eval.arms import ALWAYS, FULL
@@ -68,8 +68,7 @@ class ArmResult:
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Refuse a depth that is not the chain's, and fields that contradict each other."""
-        require_consistent(self.scores, self.prediction, self.correct, self.margin)
+        """Refuse a depth that is not the chain's."""
         if self.depth != self.chain.depth:
             raise ValueError(f"depth: expected {self.chain.depth}, as of the chain, got {self.depth}")
         return self

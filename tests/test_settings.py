@@ -51,7 +51,9 @@ def test_the_settings_of_every_command_are_found() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_setting_is_described_has_a_type_in_words_and_is_refused_by_name(kind: type, tmp_path: Path) -> None:
-    assert attributes_of(kind) == set(inspect.get_annotations(kind))
+    inherited = {name for parent in kind.__mro__[1:] for name in inspect.get_annotations(parent)}
+    own = set(inspect.get_annotations(kind))
+    assert own - inherited <= attributes_of(kind) <= own | inherited
 
     with pytest.raises(InputError, match="no_such_setting"):
         parse_settings(kind, ["--no_such_setting", "1"], "test", "A test.")
@@ -61,6 +63,8 @@ def test_every_setting_is_described_has_a_type_in_words_and_is_refused_by_name(k
         words = describe(hints[field.name])
         assert not re.search(r"[\[\]<>|]|typing", words), f"{field.name}: {words}"
 
+        if "an object" in words:
+            continue  # it takes the object, whatever stands in it
         file = tmp_path / "settings.yaml"
         file.write_text(json.dumps({field.name: WRONG}))
         with pytest.raises(InputError, match=rf"\b{field.name}\b"):
