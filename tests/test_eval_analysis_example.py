@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from eval.analysis.__main__ import ANALYSIS_FILE
 
 import data.sample
 from data.records import read_records

@@ -23,7 +23,7 @@ def arm(name: str, right: str, told: list[tuple[str, Label, Label]]) -> list[Arm
     """One result a character, right where it is 1, of samples with (task, difficulty, subject)."""
     chain = FULL if name == "full" else SHORT
     return [
-        ArmResult(name, f"s{i:03}", *told[i], 2, 9, chain, int(one), one == "1", (), 1.0 if one == "1" else -1.0)
+        ArmResult(name, f"s{i:03}", *told[i], 2, 9, chain, chain.depth, int(one), one == "1", (), 2.0 * int(one) - 1.0)
         for i, one in enumerate(right)
     ]
 
