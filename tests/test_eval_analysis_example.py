@@ -179,7 +179,7 @@ def test_a_stopped_run_goes_on_and_finished_searches_are_left_alone(
         patch.setattr("examples.published_tables.search", never)
         main([*arguments, "--commands_only", "true"])
         told = capsys.readouterr().out
-        assert told.count("python -m search ") == 1
+        assert told.count("python -m search ") == 3
         assert "--search.action_set=skip" in told
         assert not (finished / "out" / ANALYSIS_FILE).exists()
     main(arguments)
@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_and_finished_searches_are_left_alone(
 def test_finished_searches_of_another_budget_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", str(finished / "tables.yaml"), "--search_args=[--search.simulations=13]"]
     assert run_command(main, arguments) == 2
-    assert "out: expected no records, or records of the same search.simulations, got" in capsys.readouterr().err
+    assert "made with another search.simulations; choose another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

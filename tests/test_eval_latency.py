@@ -115,7 +115,7 @@ def test_a_latency_factor_is_a_budget(tmp_path: Path) -> None:
         ({"device": "cuda"}, "expected device cpu in .*, got cuda"),
         ({"dtype": "bfloat16"}, "expected dtype float32 in .*, got bfloat16"),
         ({"schema": 9}, "expected schema 1, got 9"),
-        ({"cells": [{"profile": {}}]}, "prefill"),
+        ({"cells": [{"profile": {}}]}, "profile: expected the field num_layers, got none"),
     ],
 )
 def test_a_profile_of_something_else_is_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
