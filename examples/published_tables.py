@@ -5,7 +5,7 @@
 
 For each model it prepares the data and searches them once for each set of edits (skip, repeat, both, both+move), for
 some of these once more told a wrong answer, which measures luck. Then `python -m eval analysis` writes
-`<out>/analysis.json`, figures and tables (docs/analysis.md). Every stage keeps what it has finished: the same command
+`<out>/analysis.json`, figures and tables (docs/evaluation.md). Every stage keeps what it has finished: the same command
 goes on, and a finished search of other settings is refused. It prints each search's command.
 """
 
@@ -74,7 +74,7 @@ class TablesSettings:
         search_args: further arguments of every `python -m search`: presets, budget, batches.
         device: torch device, or auto.
         seed: seed of the analysis's bootstrap.
-        commands_only: print the commands of the searches that are not finished, and stop.
+        commands_only: print the commands of the searches, and stop.
 
     Raises:
         ValueError: where there is no model or no set of edits, one stands twice, or `told_wrong` has another.
