@@ -24,7 +24,7 @@ from eval.report import REPORT_FILE
 from eval.results import RESULTS_FILE, ArmResult, by_arm, read_results
 from eval.schema import validate_report
 from eval.tables import console_for, probability, table
-from router.command import one_line, plain_values, run_command
+from router.command import one_line, plain_values
 from router.files import read_json, require_directory, require_file, sha256_file, write_json
 from router.validation import InputError
 
@@ -282,13 +282,6 @@ def _alone(first: Evaluation, second: Evaluation) -> list[str]:
     sides = (("A", first, second), ("B", second, first))
     alone = {which: [name for name in one.arms if name not in other.arms] for which, one, other in sides}
     return [f"arms that only {which} has: {', '.join(names)}" for which, names in alone.items() if names]
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))
-
-
-# A comparison of two evaluations as a table in the terminal.
 
 
 COLUMNS = (

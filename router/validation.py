@@ -7,7 +7,6 @@ docs/formats.md say the same. What no type says is said by a `model_validator` t
 from __future__ import annotations
 
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -281,13 +280,3 @@ def _refuse_twice(node: yaml.Node | None, where: str) -> None:
                     raise InputError(f"{where}, line {line}: expected each key once, got {key.value!r} twice")
                 seen.add(key.value)
             _refuse_twice(value, where)
-
-
-def require_finite(name: str, values: Sequence[float]) -> None:
-    """Refuse values that are no finite numbers.
-
-    Raises:
-        ValueError: names the field.
-    """
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"{name}: expected finite numbers, got {shown(list(values))}")
