@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.features import FeatureKey, cached_states
 
 from data.records import SearchRecord, read_records
 from data.scoring import ChainScorer, batches_by_length
-from data.states import StatesOrigin, read_states, write_states
+from data.states import StatesOrigin, read_states, states_of, write_states
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
@@ -102,29 +101,25 @@ def test_kept_states_are_the_scorers_own_and_the_stock_models(project: Path) -> 
     (order,) = batches_by_length([one.length for one in encoded], 32)
     model, _ = load_model(str(project / "model"), dtype="float32")
     for layer in (2, 3):
-        kept = read_states(project / "table" / "train.states", origin_of(scorer), ids_of(), layer)
-        assert kept is not None
+        kept = read_states([project / "table" / "train.states"], origin_of(scorer), ids_of(), layer)
         own = scorer.states(scorer.load([encoded[i] for i in order]), layer)
-        assert all(torch.equal(kept[i], state) for i, state in zip(order, own, strict=True))
-        for one, state in zip(encoded, kept, strict=True):
+        assert all(torch.equal(kept[ids_of()[i]], state) for i, state in zip(order, own, strict=True))
+        for one, name in zip(encoded, ids_of(), strict=True):
             hidden = model(torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[layer][0]
-            assert torch.allclose(state[: len(one.prompt)], hidden, atol=1e-4)
-            assert len(state) == len(one.prompt) + sum(len(tokens) - 1 for tokens in one.continuations)
+            assert torch.allclose(kept[name][: len(one.prompt)], hidden, atol=1e-4)
+            assert len(kept[name]) == len(one.prompt) + sum(len(tokens) - 1 for tokens in one.continuations)
 
 
 def test_states_of_something_else_are_not_used(project: Path, tmp_path: Path) -> None:
-    # Oracle: None, where the origin, a sample or the layer is another; the order is the one asked for.
-    folder, origin = project / "table" / "train.states", origin_of(open_scorer(project))
-    straight, reverse = (read_states(folder, origin, ids, 2) for ids in (ids_of(), ids_of()[::-1]))
-    assert straight is not None
-    assert reverse is not None
-    assert all(torch.equal(one, other) for one, other in zip(straight, reverse[::-1], strict=True))
+    # Oracle: nothing, where the origin or the layer is another; an unknown sample does not hide the others.
+    folder, origin = [project / "table" / "train.states"], origin_of(open_scorer(project))
+    assert set(read_states(folder, origin, ids_of(), 2)) == set(ids_of())
+    assert set(read_states(folder, origin, [*ids_of(), "0" * 16], 2)) == set(ids_of())
     prints = dataclasses.replace(origin.fingerprints, model="another")
-    assert read_states(folder, StatesOrigin(prints, origin.dtype), ids_of(), 2) is None
-    assert read_states(folder, StatesOrigin(origin.fingerprints, "bfloat16"), ids_of(), 2) is None
-    assert read_states(folder, origin, [*ids_of(), "0" * 16], 2) is None
-    assert read_states(folder, origin, ids_of(), 4) is None
-    assert read_states(tmp_path / "none", origin, ids_of(), 2) is None
+    assert not read_states(folder, StatesOrigin(prints, origin.dtype), ids_of(), 2)
+    assert not read_states(folder, StatesOrigin(origin.fingerprints, "bfloat16"), ids_of(), 2)
+    assert not read_states(folder, origin, ids_of(), 4)
+    assert not read_states([tmp_path / "none"], origin, ids_of(), 2)
 
 
 def test_a_damaged_file_of_states_counts_as_none(project: Path, tmp_path: Path) -> None:
@@ -133,28 +128,25 @@ def test_a_damaged_file_of_states_counts_as_none(project: Path, tmp_path: Path) 
     made = {name: torch.randn(3, 4) for name in "abcd"}
     write_states(tmp_path / "s" / "0.safetensors", origin, {2: {name: made[name] for name in "ab"}})
     write_states(tmp_path / "s" / "1.safetensors", origin, {2: {name: made[name] for name in "cd"}})
-    found = read_states(tmp_path / "s", origin, list("dacb"), 2)
-    assert found is not None
-    assert all(torch.equal(state, made[name]) for state, name in zip(found, "dacb", strict=True))
+    found = read_states([tmp_path / "s"], origin, list("dacb"), 2)
+    assert all(torch.equal(found[name], made[name]) for name in "abcd")
     path = tmp_path / "s" / "0.safetensors"
     for content in (path.read_bytes()[:70], b"", b"junk" * 50):
         path.write_bytes(content)
-        assert read_states(tmp_path / "s", origin, ["a", "c"], 2) is None
-        assert read_states(tmp_path / "s", origin, ["c", "d"], 2) is not None
+        assert set(read_states([tmp_path / "s"], origin, list("abcd"), 2)) == {"c", "d"}
 
 
 def test_training_takes_kept_states_and_computes_those_of_another_layer(project: Path, tmp_path: Path) -> None:
     # Oracle: the kept ones; the scorer must not be opened for them, and must be for layer 4.
     scorer, samples = open_scorer(project), tiny_samples("train", 8)
-    kept, opened = project / "table" / "train.states", []
+    kept, opened = [project / "table" / "train.states"], []
 
     def once() -> ChainScorer:
         opened.append(True)
         return scorer
 
     for layer in (2, 3, 4):
-        key = FeatureKey(scorer.fingerprints, scorer.dtype, layer, tuple(ids_of()))
-        states = cached_states(tmp_path / "features", "train", samples, key, once, kept)
+        states = states_of(tmp_path / "features", origin_of(scorer), samples, layer, once, kept=kept)
         assert len(opened) == int(layer == 4)
         wanted = scorer.states(scorer.load(scorer.encode_all(samples)), layer)
         assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(states, wanted, strict=True))
