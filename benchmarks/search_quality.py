@@ -38,6 +38,7 @@ from router.command import run_command
 from router.engine.load import load_model
 from router.files import JsonLog, read_json_lines, sha256_json, writable_directory, write_json
 from router.validation import InputError
+from search.actions import ActionSpace
 from search.algorithms import Searcher, TreeSearcher, make_searcher
 from search.settings import SearchSettings
 
@@ -128,9 +129,9 @@ class Comparison:
         for i, sample in enumerate(samples):
             for arm, told, seed in keys:
                 settings = arms[arm]
-                space = settings.action_space(self._scorer.num_layers, self._plan.first_editable)
+                space = ActionSpace(settings, self._scorer.num_layers, self._plan.first_editable)
                 rng = random.Random(f"{arm}/{told}/{seed}/{sample.id}")
-                live[i, (arm, told, seed)] = make_searcher(space, settings, rng)
+                live[i, (arm, told, seed)] = make_searcher(space, rng)
                 tried[i, (arm, told, seed)] = []
         edits: Counter[int] = Counter()
         while live:

@@ -51,7 +51,7 @@ Run = Callable[[Sequence[EncodedSample], Tried], list[int]]
 """Runs chains on samples and returns the predictions."""
 
 
-class TimedSearcher:
+class TimedSearcher(Searcher):
     """A sample's search whose bookkeeping is timed.
 
     Attributes:
@@ -60,28 +60,9 @@ class TimedSearcher:
 
     def __init__(self, searcher: Searcher) -> None:
         """Wrap a search."""
-        self._searcher = searcher
+        super().__init__(searcher.settings)
+        self._searcher, self.evaluated = searcher, searcher.evaluated
         self.seconds = 0.0
-
-    @property
-    def settings(self) -> SearchSettings:
-        """Settings of the search."""
-        return self._searcher.settings
-
-    @property
-    def evaluated(self) -> dict[Chain, float]:
-        """Reward of every chain told."""
-        return self._searcher.evaluated
-
-    @property
-    def simulations(self) -> int:
-        """Simulations finished."""
-        return self._searcher.simulations
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left."""
-        return self._searcher.done
 
     def ask(self) -> list[Chain]:
         """Return chains to evaluate now."""
@@ -95,6 +76,9 @@ class TimedSearcher:
         start = time.perf_counter()
         self._searcher.tell(rewards)
         self.seconds += time.perf_counter() - start
+
+    def _propose(self) -> Chain | None:
+        return self._searcher._propose()
 
 
 @dataclass

@@ -11,7 +11,6 @@ Writes `<out>/<split>.jsonl`, one record a sample (docs/formats.md), `<out>/<spl
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from tqdm import tqdm
 
-from data.pool import Batch, RunSettings
+from data.pool import RunSettings
 from data.sample import Sample, Split, read_samples
-from data.scoring import ChainScorer, EncodedSample
+from data.scoring import ChainScorer
 from data.tasks import TaskSet, read_tasks
 from router.command import one_line, parse_settings, provenance, run_command
 from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model
@@ -31,7 +29,7 @@ from router.files import read_json, require_directory, writable_directory
 from router.validation import SETTINGS, Count, InputError, Positive
 from search import menu
 from search.menu import Menu, read_menu
-from search.run import BatchSearch, Measured, SplitSearch, expected
+from search.run import BatchSearch, Cost, SplitSearch
 from search.settings import SearchSettings
 
 
@@ -120,24 +118,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         SplitSearch(split, search, samples[split], settings.limit, settings.batch_samples, settings.out)
         for split in settings.splits
     ]
-    waiting = {split.name: split.waiting for split in splits}
-    total, left = sum(split.count for split in splits), sum(map(len, waiting.values()))
-    print(f"{left:,} samples to search, {total - left:,} of {total:,} are finished", flush=True)
+    waiting = [one for split in splits for one in split.waiting]
+    total = sum(split.count for split in splits)
+    print(f"{len(waiting):,} samples to search, {total - len(waiting):,} of {total:,} are finished", flush=True)
+    cost = Cost(waiting, settings.out)
     if settings.estimate_only:
-        if left:
-            print(_estimate(splits, settings.out))
+        first = next((batch for split in splits for batch in split.missing), None)
+        if first is not None:
+            with cost.measured(first.items) as records:
+                records += search.search(first.items, lambda _: None)
+            print(cost.line)
         return
-    said = False
-
-    def say_once(batch: Batch[EncodedSample], cost: Measured) -> None:
-        nonlocal said
-        others = [one for of_split in waiting.values() for one in of_split if one not in batch.items]
-        if not said and others:
-            tqdm.write(expected(batch.items, cost, [*batch.items, *others], settings.out))
-        said = True
-
     for split in splits:
-        split.run(provenance(plain), say_once)
+        split.run(provenance(plain), cost)
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     print(f"records: {settings.out}")
 
@@ -155,9 +148,10 @@ def _search(settings: SearchRun, scorer: ChainScorer) -> BatchSearch:
         if layer >= scorer.num_layers:
             raise InputError(f"{name}: expected fewer than the model's {scorer.num_layers} layers, got {layer}")
     chosen = _menu(settings, scorer)
+    count = 0 if chosen is None else len(chosen.chains)
     search = BatchSearch(
         scorer,
-        settings.search if chosen is None else replace(settings.search, simulations=len(chosen.chains)),
+        settings.search if chosen is None else replace(settings.search, simulations=count, in_flight=count),
         settings.first_editable,
         settings.reward_target,
         settings.verify,
@@ -169,16 +163,6 @@ def _search(settings: SearchRun, scorer: ChainScorer) -> BatchSearch:
     except ValueError as error:
         raise InputError(f"search.{one_line(error)}") from error
     return search
-
-
-def _estimate(splits: Sequence[SplitSearch], out: Path) -> str:
-    """Search the first batch that is not finished, keep nothing of it, and return what the whole would cost."""
-    waiting = [one for split in splits for one in split.waiting]
-    first = next(split for split in splits if split.waiting)
-    batch = next(batch for batch in first.batches if any(key not in first.store for key in batch.keys))
-    start = time.monotonic()
-    records = first.search.search(batch.items, lambda _: None)
-    return expected(batch.items, Measured(records, time.monotonic() - start), waiting, out)
 
 
 def _menu(settings: SearchRun, scorer: ChainScorer) -> Menu | None:

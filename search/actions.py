@@ -2,7 +2,8 @@
 
 A skip takes a block of entries out of the chain, a repeat runs a block more times in a row (CoLa, arXiv
 2507.07996), a move puts a block some entries earlier or later. The legal actions of a chain are numbered
-0..count-1, so one is drawn uniformly with one random number and without listing the others.
+0..count-1, so one is drawn uniformly with one random number and without listing the others. A node of the search
+tree draws its actions without replacement: uniformly (`UniformDraw`), or in proportion to weights (`WeightedDraw`).
 """
 
 from __future__ import annotations
@@ -10,28 +11,23 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from router.chain import Chain
-
-ActionKind = Literal["skip", "repeat", "move"]
-ActionSet = Literal["skip", "repeat", "both", "both+move"]
+from search.settings import ActionKind, SearchSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One edit of a chain.
 
     Attributes:
         kind: "skip", "repeat" or "move".
-        position: entry of the chain (not layer index) at which the block starts, at least 0.
-        size: entries of the block, at least 1.
-        times: how many MORE times a repeat runs the block, at least 1; 0 for another kind.
-        shift: entries by which a move puts the block later (above 0) or earlier (below 0), not 0; 0 for another kind.
-
-    Raises:
-        ValueError: where a field is out of its bounds.
+        position: entry of the chain (not layer index) at which the block starts.
+        size: entries of the block.
+        times: how many MORE times a repeat runs the block; 0 for another kind.
+        shift: entries by which a move puts the block later (above 0) or earlier (below 0); 0 for another kind.
     """
 
     kind: ActionKind
@@ -39,22 +35,6 @@ class Action:
     size: int
     times: int = 0
     shift: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what is not an action."""
-        if self.kind not in get_args(ActionKind):
-            raise ValueError(f"kind: expected one of {', '.join(get_args(ActionKind))}, got {self.kind!r}")
-        _require_int("position", self.position, 0)
-        _require_int("size", self.size, 1)
-        if self.kind == "repeat":
-            _require_int("times", self.times, 1)
-        elif not _is_int(self.times) or self.times != 0:
-            raise ValueError(f"times: expected 0 for a {self.kind}, got {self.times!r}")
-        if self.kind == "move":
-            if not _is_int(self.shift) or self.shift == 0:
-                raise ValueError(f"shift: expected an integer other than 0, got {self.shift!r}")
-        elif not _is_int(self.shift) or self.shift != 0:
-            raise ValueError(f"shift: expected 0 for a {self.kind}, got {self.shift!r}")
 
     def apply(self, chain: Chain) -> Chain:
         """Return the edited chain.
@@ -73,19 +53,11 @@ class ActionGroup(NamedTuple):
     """Legal actions of one chain that differ in position only and have neighbouring numbers.
 
     Attributes:
-        kind: kind of the actions.
-        size: entries of the block.
-        times: how many more times a repeat runs the block; 0 for another kind.
-        shift: entries by which a move puts the block later; below 0: earlier; 0 for another kind.
-        first: position of the first action of the group.
-        positions: actions in the group; their positions are first..first+positions-1.
+        first: the first of them.
+        positions: how many they are; each starts one entry behind the one before.
     """
 
-    kind: ActionKind
-    size: int
-    times: int
-    shift: int
-    first: int
+    first: Action
     positions: int
 
 
@@ -101,55 +73,32 @@ class ActionSpace:
     exchange is one action: the move of the earlier block, or that of the later one where only that is in bounds.
 
     Attributes:
-        num_layers: layers of the unedited model, at least 1.
+        settings: settings of the search, which bound the actions.
+        num_layers: layers of the unedited model.
         first_editable: layers 0..first_editable-1 run in every chain, unedited; 0..num_layers.
-        action_set: kinds of action: "skip", "repeat", "both" (of these) or "both+move".
-        max_block: entries of the longest block, at least 1.
-        max_times: how many more times a repeat runs its block at most, at least 1.
-        max_depth: layers of the deepest chain, at least num_layers; None stands for, and becomes, 2 *
-            num_layers.
-        max_edits: actions between the full chain and any other, at least 0: the search tree's greatest depth.
-        max_shift: entries by which a move puts its block earlier or later at most, at least 1.
 
     Raises:
-        ValueError: where a field is out of its bounds; the message names field, bound and value.
+        ValueError: where the settings do not fit the model; the message names field, bound and value.
     """
 
+    settings: SearchSettings
     num_layers: int
     first_editable: int = 0
-    action_set: ActionSet = "both"
-    max_block: int = 4
-    max_times: int = 4
-    max_depth: int | None = None
-    max_edits: int = 4
-    max_shift: int = 4
     _tables: dict[int, tuple[list[int], list[ActionGroup]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        """Refuse bounds that make no sense."""
-        _require_int("num_layers", self.num_layers, 1)
-        _require_int("first_editable", self.first_editable, 0, self.num_layers)
-        if self.action_set not in get_args(ActionSet):
-            raise ValueError(f"action_set: expected one of {', '.join(get_args(ActionSet))}, got {self.action_set!r}")
-        _require_int("max_block", self.max_block, 1)
-        _require_int("max_times", self.max_times, 1)
-        if self.max_depth is None:
-            object.__setattr__(self, "max_depth", 2 * self.num_layers)
-        _require_int("max_depth", self.max_depth, self.num_layers)
-        _require_int("max_edits", self.max_edits, 0)
-        _require_int("max_shift", self.max_shift, 1)
+        """Refuse bounds that do not fit the model."""
+        if not 0 <= self.first_editable <= self.num_layers:
+            raise ValueError(f"first_editable: expected 0..{self.num_layers}, got {self.first_editable}")
+        if self.max_depth < self.num_layers:
+            raise ValueError(f"max_depth: expected at least the model's {self.num_layers} layers, got {self.max_depth}")
 
-    def holds(self, chain: Chain) -> bool:
-        """Return whether a chain is of this model, starts with the unedited prefix and is at most `max_depth` deep."""
-        assert self.max_depth is not None
-        prefix = self.first_editable
-        return (
-            chain.num_layers == self.num_layers
-            and chain.layers[:prefix] == tuple(range(prefix))
-            and chain.depth <= self.max_depth
-        )
+    @cached_property
+    def max_depth(self) -> int:
+        """Layers of the deepest chain."""
+        return 2 * self.num_layers if self.settings.max_depth is None else self.settings.max_depth
 
     def count(self, chain: Chain) -> int:
         """Return the number of legal actions on a chain of this space (`max_edits` is for the tree to keep).
@@ -177,17 +126,14 @@ class ActionSpace:
         if not 0 <= index < ends[-1]:
             raise ValueError(f"index: expected an action number in 0..{ends[-1] - 1}, got {index}")
         i = bisect_right(ends, index)
-        kind, size, times, shift, first, positions = groups[i]
-        return Action(kind, first + index - (ends[i] - positions), size, times, shift)
+        first, positions = groups[i]
+        return first._replace(position=first.position + index - (ends[i] - positions))
 
-    def sample(self, chain: Chain, rng: random.Random, skip_share: float | None = None) -> Action:
+    def sample(self, chain: Chain, rng: random.Random) -> Action:
         """Draw one legal action, in constant time.
 
-        Args:
-            chain: a chain of this space.
-            rng: where to draw from.
-            skip_share: None: uniformly; else with this probability uniformly among the skips, else among the other
-                actions; where one of the two has none, among the other's.
+        Without `skip_share` uniformly; else with this probability uniformly among the skips, else among the other
+        actions; where one of the two has none, among the other's.
 
         Raises:
             ValueError: where the chain is not of this space or has no legal action.
@@ -195,7 +141,7 @@ class ActionSpace:
         count = self.count(chain)
         if count == 0:
             raise ValueError(f"chain {chain}: expected at least one legal action, got none")
-        skips = self.skips(chain)
+        skips, skip_share = self.skips(chain), self.settings.skip_share
         if skip_share is None or skips in (0, count):
             return self.action(chain, rng.randrange(count))
         skip = rng.random() < skip_share
@@ -207,7 +153,7 @@ class ActionSpace:
         Raises:
             ValueError: where the chain is not of this space.
         """
-        return sum(group.positions for group in self.groups(chain) if group.kind == "skip")
+        return sum(group.positions for group in self.groups(chain) if group.first.kind == "skip")
 
     def legal(self, chain: Chain) -> list[Action]:
         """List every legal action, in the order of their numbers.
@@ -231,51 +177,33 @@ class ActionSpace:
         return table
 
     def _build_table(self, depth: int) -> tuple[list[int], list[ActionGroup]]:
-        assert self.max_depth is not None
         if depth > self.max_depth:
             raise ValueError(f"chain: expected a depth of at most max_depth {self.max_depth}, got {depth}")
-        prefix = self.first_editable
-        editable = depth - prefix
+        bounds, prefix, editable = self.settings, self.first_editable, depth - self.first_editable
         groups: list[ActionGroup] = []
-        sizes = [(size, editable - size + 1) for size in range(1, min(self.max_block, editable) + 1)]
-        if self.action_set != "repeat":
-            groups += [ActionGroup("skip", size, 0, 0, prefix, places) for size, places in sizes if size < depth]
-        if self.action_set != "skip":
+        sizes = [(size, editable - size + 1) for size in range(1, min(bounds.max_block, editable) + 1)]
+        if bounds.action_set != "repeat":
+            groups += [ActionGroup(Action("skip", prefix, size), places) for size, places in sizes if size < depth]
+        if bounds.action_set != "skip":
             for size, places in sizes:
-                most = min(self.max_times, (self.max_depth - depth) // size)
-                groups += [ActionGroup("repeat", size, times, 0, prefix, places) for times in range(1, most + 1)]
-        if self.action_set == "both+move":
+                most = min(bounds.max_times, (self.max_depth - depth) // size)
+                groups += [ActionGroup(Action("repeat", prefix, size, times), places) for times in range(1, most + 1)]
+        if bounds.action_set == "both+move":
             groups += self._moves(editable)
-        ends: list[int] = []
-        for group in groups:
-            ends.append((ends[-1] if ends else 0) + group.positions)
-        return ends or [0], groups
+        return list(accumulate(group.positions for group in groups)) or [0], groups
 
     def _moves(self, editable: int) -> list[ActionGroup]:
         """Group the exchanges of a block of `left` entries with the `right` entries behind it."""
         groups: list[ActionGroup] = []
-        longest = max(self.max_block, self.max_shift)
-        for left in range(1, longest + 1):
-            for right in range(1, min(longest, editable - left) + 1):
+        block, shift, prefix = self.settings.max_block, self.settings.max_shift, self.first_editable
+        for left in range(1, max(block, shift) + 1):
+            for right in range(1, min(max(block, shift), editable - left) + 1):
                 positions = editable - left - right + 1
-                if left <= self.max_block and right <= self.max_shift:
-                    groups.append(ActionGroup("move", left, 0, right, self.first_editable, positions))
-                elif right <= self.max_block and left <= self.max_shift:
-                    groups.append(ActionGroup("move", right, 0, -left, self.first_editable + left, positions))
+                if left <= block and right <= shift:
+                    groups.append(ActionGroup(Action("move", prefix, left, shift=right), positions))
+                elif right <= block and left <= shift:
+                    groups.append(ActionGroup(Action("move", prefix + left, right, shift=-left), positions))
         return groups
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        bound = f"of at least {least}" if most is None else f"in {least}..{most}"
-        raise ValueError(f"{name}: expected an integer {bound}, got {value!r}")
-
-
-# Drawing a node's actions without replacement: uniformly, or in proportion to weights.
 
 
 TRIES = 8

@@ -1,12 +1,15 @@
-"""What every search shares: ask and tell, the budget, and what was told."""
+"""The searches of one sample, as ask and tell: the tree search, random chains, and every chain of a list.
+
+The caller evaluates, so many samples share a batch. What a search asks depends on space, settings, generator and
+rewards told, on nothing else: not on how its asks are batched with those of other samples.
+"""
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 from router.chain import Chain
 from search.actions import ActionSpace
@@ -14,29 +17,16 @@ from search.settings import SearchSettings
 from search.tree import Edge, Node, Tree, select_uct, widening_limit
 
 
-class AskTell(ABC):
-    """The search of one sample: gives chains out, takes rewards in (`search.algorithms.Searcher`).
+class Searcher(ABC):
+    """The search of one sample: gives chains out, takes rewards in.
 
     Attributes:
-        space: the legal actions.
         settings: settings of the search.
         evaluated: reward of every chain told, as it was told, in order of trial; the full chain is the first.
     """
 
-    def __init__(self, space: ActionSpace, settings: SearchSettings) -> None:
-        """Start a search.
-
-        Args:
-            space: legal actions, as `settings.action_space` gives them for the model.
-            settings: settings of the search.
-
-        Raises:
-            ValueError: where the space has other bounds than the settings, whose record would then lie.
-        """
-        expected = settings.action_space(space.num_layers, space.first_editable)
-        if space != expected:
-            raise ValueError(f"space: expected the one of these settings, {expected}, got {space}")
-        self.space = space
+    def __init__(self, settings: SearchSettings) -> None:
+        """Start a search."""
         self.settings = settings
         self.evaluated: dict[Chain, float] = {}
         self._started = 0
@@ -50,13 +40,8 @@ class AskTell(ABC):
 
     @property
     def done(self) -> bool:
-        """Whether nothing is in flight and the simulations, or the chains, are used up."""
-        return not self._pending and (self._started >= self.settings.simulations or self._exhausted)
-
-    @property
-    def _exhausted(self) -> bool:
-        """Whether no chain is left to be proposed."""
-        return self._ended
+        """Whether nothing is in flight, and the simulations are used up or nothing was left when last asked."""
+        return not self._pending and (self._started >= self.settings.simulations or self._ended)
 
     def ask(self) -> list[Chain]:
         """Return chains to evaluate now: 1 to `in_flight` chains never returned before, or none when done.
@@ -67,7 +52,7 @@ class AskTell(ABC):
         if self._pending:
             raise RuntimeError(f"ask: expected the rewards of {len(self._pending)} chains to be told first, got none")
         most = min(self.settings.in_flight, self.settings.simulations - self._started)
-        while len(self._pending) < most and not self._exhausted:
+        while len(self._pending) < most:
             chain = self._propose()
             if chain is None:
                 self._ended = not self._pending
@@ -104,69 +89,47 @@ class AskTell(ABC):
         None: nothing can be proposed before the rewards in flight are told; where none is, nothing is left.
         """
 
-    def _learn(self, rewards: list[float]) -> None:  # noqa: B027 (most searches need it, random and exhaustive do not)
+    def _learn(self, rewards: list[float]) -> None:  # noqa: B027 (only the tree search needs it)
         """Take in the rewards of the chains proposed since the last call, in their order."""
-
-    def _penalty(self, chain: Chain) -> float:
-        """Return lambda * depth / n of a chain, in units of reward (CoLa, arXiv 2507.07996)."""
-        return self.settings.depth_penalty * chain.depth / chain.num_layers
-
-
-# Monte-Carlo tree search over chains, as ask and tell: the caller evaluates, so many trees share a batch.
-#
-# A simulation walks from the root, opens one new chain and proposes it for evaluation; its reward is added to
-# every node of that walk. At each node on the way:
-#
-# 1. *Widen*: if the node has untried actions, and has fewer children than progressive widening allows or no
-#    open child at all, an untried action is drawn: uniformly, or by `skip_share`. A new
-#    chain ends the walk; a known one (a transposition) is walked through as if it had been selected, so that a
-#    hit costs neither an evaluation nor a simulation.
-#    With `root_leap` or `leap` above 1, several actions are drawn at once and lead to one new child.
-# 2. *Select*: otherwise a selection rule picks one of the open children: those that still lead to a new chain.
-#
-# So every simulation evaluates exactly one chain, none is ever proposed twice, and a space that runs out of
-# chains ends the search early. A transposition is one node: its value counts the simulations through it by any
-# path, but a simulation is added only to the nodes of the path that it took. A visit counts from the moment a
-# chain is proposed and its reward from the moment it is told (virtual visits), so simulations in flight spread
-# over the tree.
-#
-# The value of a simulation is its reward; with `depth_in` "reward" it is the reward less the penalty of the
-# evaluated chain's depth, which is known, and counts, from the moment the chain is proposed.
 
 
 RIGHT = 0.5
 """A chain whose reward is above this is right (`SearchSettings.reward_for`)."""
 
 
-class TreeSearcher(AskTell):
-    """The tree search of one sample.
+class TreeSearcher(Searcher):
+    """Monte-Carlo tree search over chains.
+
+    A simulation walks from the root, opens one new chain and proposes it for evaluation; its reward is added to
+    every node of that walk. At each node on the way:
+
+    1. *Widen*: if the node has untried actions, and has fewer children than progressive widening allows or no
+       open child at all, an untried action is drawn: uniformly, or by `skip_share`. A new
+       chain ends the walk; a known one (a transposition) is walked through as if it had been selected, so that a
+       hit costs neither an evaluation nor a simulation.
+       With `root_leap` or `leap` above 1, several actions are drawn at once and lead to one new child.
+    2. *Select*: otherwise a selection rule picks one of the open children: those that still lead to a new chain.
+
+    So every simulation evaluates exactly one chain, none is ever proposed twice, and a space that runs out of
+    chains ends the search early. A transposition is one node: its value counts the simulations through it by any
+    path, but a simulation is added only to the nodes of the path that it took. A visit counts from the moment a
+    chain is proposed and its reward from the moment it is told (virtual visits), so simulations in flight spread
+    over the tree.
+
+    The value of a simulation is its reward; with `depth_in` "reward" it is the reward less the penalty of the
+    evaluated chain's depth, which is known, and counts, from the moment the chain is proposed.
 
     Attributes:
         tree: the search tree; read it, do not change it.
     """
 
-    def __init__(self, space: ActionSpace, settings: SearchSettings, rng: random.Random) -> None:
-        """Start a search at the full chain.
-
-        Args:
-            space: legal actions, as `settings.action_space` gives them for the model.
-            settings: settings of the search.
-            rng: this search's own generator; drawing from it elsewhere changes the result.
-
-        Raises:
-            ValueError: where the space has other bounds than the settings.
-        """
-        super().__init__(space, settings)
-        self.tree = Tree(space, settings.skip_share)
+    def __init__(self, space: ActionSpace, rng: random.Random) -> None:
+        """Start a search at the full chain; `rng` is its own: drawing from it elsewhere changes the result."""
+        super().__init__(space.settings)
+        self.tree = Tree(space)
         self._shortest: int | None = None
         self._rng = rng
         self._paths: list[list[Node]] = []
-        self._charged = settings.depth_in == "reward"
-        self._keep_best = settings.backup == "max"
-
-    @property
-    def _exhausted(self) -> bool:
-        return self._ended or (self._started > 0 and self.tree.root.closed)
 
     def _propose(self) -> Chain | None:
         path = self._walk()
@@ -182,13 +145,20 @@ class TreeSearcher(AskTell):
             if reward > RIGHT and (self._shortest is None or depth < self._shortest):
                 self._shortest = depth
             for node in path:
-                node.total += reward
-                node.best = max(node.best, value)
-                node.value = node.best if self._keep_best else node.total / node.visits
+                self._back_up(node, reward, value)
         self._paths = []
 
     def _charge(self, node: Node) -> float:
-        return self._penalty(node.chain) if self._charged else 0.0
+        """Return lambda * depth / n (CoLa, arXiv 2507.07996), in units of reward, where the reward bears it; else 0."""
+        if self.settings.depth_in != "reward":
+            return 0.0
+        return self.settings.depth_penalty * node.chain.depth / node.chain.num_layers
+
+    def _back_up(self, node: Node, gain: float, value: float) -> None:
+        """Add to a node's total, and what is now known of the value of a simulation through it."""
+        node.total += gain
+        node.best = max(node.best, value)
+        node.value = node.best if self.settings.backup == "max" else node.total / node.visits
 
     def _walk(self) -> list[Node] | None:
         """Walk from the root to a new chain, count visits, return its nodes, or None if no chain is left."""
@@ -207,9 +177,7 @@ class TreeSearcher(AskTell):
         charge = self._charge(path[-1])
         for node in path:
             node.visits += 1
-            node.total -= charge
-            node.best = max(node.best, -charge)
-            node.value = node.best if self._keep_best else node.total / node.visits
+            self._back_up(node, -charge, -charge)
         for edge in taken:
             edge.visits += 1
         return path
@@ -229,17 +197,14 @@ class TreeSearcher(AskTell):
         return self.tree.leap(node, most, depth, self._rng) if most > 1 or depth is not None else None
 
 
-# Random chains: the baseline that every other algorithm must beat at equal cost.
-
-
 LISTED = 20_000
 """Chains of one number of edits that are listed at most."""
 TRIES = 1000
 """Chains drawn in vain in a row, because they were proposed before, before those left are listed."""
 
 
-class RandomSearcher(AskTell):
-    """The random search of one sample.
+class RandomSearcher(Searcher):
+    """Random chains: the baseline that every other search must beat at equal cost.
 
     For each chain a number of edits is drawn by `edit_weights`, and then as many actions among the legal ones of the
     chain so far (uniformly, or by `skip_share`); a chain that was proposed before, or that ends too early for want of
@@ -247,13 +212,13 @@ class RandomSearcher(AskTell):
     any more.
     """
 
-    def __init__(self, space: ActionSpace, settings: SearchSettings, rng: random.Random) -> None:
-        """Start a search at the full chain; see `AskTell`."""
-        super().__init__(space, settings)
-        self._rng = rng
+    def __init__(self, space: ActionSpace, rng: random.Random) -> None:
+        """Start a search at the full chain; `rng` is its own: drawing from it elsewhere changes the result."""
+        super().__init__(space.settings)
+        self._space, self._rng = space, rng
         self._full = Chain.full(space.num_layers)
         self._seen: set[Chain] = set()
-        self._weights = list(settings.edit_weights or (1.0,) * settings.max_edits)
+        self._weights = list(self.settings.edit_weights or (1.0,) * self.settings.max_edits)
         self._rest: dict[int, list[Chain]] = {}
 
     def _propose(self) -> Chain | None:
@@ -275,8 +240,8 @@ class RandomSearcher(AskTell):
         for _ in range(0 if edits in self._rest else TRIES):
             chain = self._full
             made = 0
-            while made < edits and self.space.count(chain):
-                chain = self.space.sample(chain, self._rng, self.settings.skip_share).apply(chain)
+            while made < edits and self._space.count(chain):
+                chain = self._space.sample(chain, self._rng).apply(chain)
                 made += 1
             if made == edits and chain not in self._seen:
                 return chain
@@ -293,14 +258,14 @@ class RandomSearcher(AskTell):
     def _list(self, edits: int) -> list[Chain]:
         """Return the chains that exactly `edits` actions lead to and that were not proposed, in random order.
 
-        None where they are too many to list: then draws fail because chains run out of actions on the way, not because
-        nothing is left, and this number of edits is given up.
+        None of them where they are too many to list: then draws fail because chains run out of actions on the way, not
+        because nothing is left, and this number of edits is given up.
         """
         chains = {self._full}
         for _ in range(edits):
             found: set[Chain] = set()
             for chain in chains:
-                found.update(action.apply(chain) for action in self.space.legal(chain))
+                found.update(action.apply(chain) for action in self._space.legal(chain))
                 if len(found) > LISTED:
                     return []
             chains = found
@@ -309,132 +274,55 @@ class RandomSearcher(AskTell):
         return rest
 
 
-# Exhaustive search: every chain of a small space, for oracles and for tests.
+class ListSearcher(Searcher):
+    """Every chain of a list, in its order: of a menu, or of a small space."""
 
-
-class ExhaustiveSearcher(AskTell):
-    """Every distinct chain within `max_edits` actions of the full chain, breadth first, in the actions' order."""
-
-    def __init__(self, space: ActionSpace, settings: SearchSettings) -> None:
-        """Start a search at the full chain.
-
-        Raises:
-            ValueError: where the space holds more chains than `simulations`; nothing is left out silently.
-        """
-        super().__init__(space, settings)
-        chains = chains_within(space, settings.simulations)
-        if chains is None:
-            raise ValueError(
-                f"simulations: expected a space of at most {settings.simulations} chains for the exhaustive search, "
-                "got more"
-            )
-        self._chains = chains
-
-    @property
-    def _exhausted(self) -> bool:
-        return self._started == len(self._chains)
+    def __init__(self, chains: Sequence[Chain], settings: SearchSettings) -> None:
+        """Start with the first chain, which is the full one."""
+        super().__init__(settings)
+        self._chains = iter(chains)
 
     def _propose(self) -> Chain | None:
-        return self._chains[self._started]
+        return next(self._chains, None)
 
 
 @lru_cache(maxsize=4)
-def chains_within(space: ActionSpace, most: int) -> tuple[Chain, ...] | None:
-    """Return every distinct chain within `max_edits` actions, breadth first; None where there are more than `most`."""
+def chains_within(space: ActionSpace) -> tuple[Chain, ...]:
+    """Return every distinct chain within `max_edits` actions of the full chain, breadth first, in the actions' order.
+
+    Raises:
+        ValueError: where there are more than `simulations`; nothing is left out silently.
+    """
+    most = space.settings.simulations
     chains = [Chain.full(space.num_layers)]
     known = set(chains)
     start = 0
-    for _ in range(space.max_edits):
+    for _ in range(space.settings.max_edits):
         stop = len(chains)
         for chain in chains[start:stop]:
             for action in space.legal(chain):
                 edited = action.apply(chain)
                 if edited not in known:
                     if len(chains) == most:
-                        return None
+                        raise ValueError(f"simulations: expected a space of at most {most} chains, got more")
                     known.add(edited)
                     chains.append(edited)
         start = stop
     return tuple(chains)
 
 
-# The algorithms of the search behind one interface: `make_searcher` gives the one that the settings name.
-
-
-class Searcher(Protocol):
-    """The search of one sample, as ask and tell: the caller evaluates, so many samples share a batch.
-
-    What is asked depends on space, settings, generator and rewards told, on nothing else: not on how the asks are
-    batched with those of other samples.
-    """
-
-    @property
-    def settings(self) -> SearchSettings:
-        """Settings of the search."""
-
-    @property
-    def evaluated(self) -> dict[Chain, float]:
-        """Reward of every chain told, as it was told, in order of trial; the full chain is the first."""
-
-    @property
-    def simulations(self) -> int:
-        """Simulations finished: chains proposed and told, the full chain included."""
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is in flight and the simulations, or the chains, are used up."""
-
-    def ask(self) -> list[Chain]:
-        """Return chains to evaluate now: 1 to `in_flight` chains never returned before, or none when done.
-
-        Raises:
-            RuntimeError: where the rewards of the last chains have not been told.
-        """
-
-    def tell(self, rewards: Sequence[float]) -> None:
-        """Add the rewards of the chains last asked, in their order, each in 0..1.
-
-        Raises:
-            ValueError: where their number or a reward is wrong; then nothing is added.
-        """
-
-
-def make_searcher(space: ActionSpace, settings: SearchSettings, rng: random.Random) -> Searcher:
-    """Return a new search of one sample.
+def make_searcher(space: ActionSpace, rng: random.Random) -> Searcher:
+    """Return a new search of one sample, with the algorithm that the settings name.
 
     Args:
-        space: legal actions, as `settings.action_space` gives them for the model.
-        settings: settings of the search; `algorithm` names the algorithm.
+        space: the legal actions.
         rng: this search's own generator; drawing from it elsewhere changes the result.
 
     Raises:
-        ValueError: where the space has other bounds than the settings, or the algorithm cannot search such a space.
+        ValueError: where the space is too large for the exhaustive search.
     """
-    if settings.algorithm == "random":
-        return RandomSearcher(space, settings, rng)
-    if settings.algorithm == "exhaustive":
-        return ExhaustiveSearcher(space, settings)
-    return TreeSearcher(space, settings, rng)
-
-
-def search(
-    evaluate: Callable[[Sequence[Chain]], Sequence[float]],
-    space: ActionSpace,
-    settings: SearchSettings,
-    rng: random.Random,
-) -> Searcher:
-    """Search one sample to the end and return its searcher.
-
-    Args:
-        evaluate: rewards in 0..1 of chains, in their order.
-        space: legal actions, as `settings.action_space` gives them.
-        settings: settings of the search.
-        rng: this search's own generator.
-
-    Raises:
-        ValueError: where the space or a reward is refused.
-    """
-    searcher = make_searcher(space, settings, rng)
-    while chains := searcher.ask():
-        searcher.tell(evaluate(chains))
-    return searcher
+    if space.settings.algorithm == "random":
+        return RandomSearcher(space, rng)
+    if space.settings.algorithm == "exhaustive":
+        return ListSearcher(chains_within(space), space.settings)
+    return TreeSearcher(space, rng)

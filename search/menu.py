@@ -19,31 +19,54 @@ does what another one does gains nothing: diversity follows.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass as settings_class
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic.dataclasses import dataclass
 
 from data.records import ChainResult, SearchRecord, agrees, joined, read_records
 from router.chain import Chain
 from router.command import parse_settings, provenance
 from router.engine.load import DEFAULT_MODEL, layers_of
 from router.files import read_json, require_file, sha256_file, sha256_json, writable_directory, write_json
-from router.validation import SETTINGS, Count, InputError, NotNegative, Positive, Share
-from search.settings import SearchSettings
+from router.validation import (
+    SETTINGS,
+    STORED,
+    Count,
+    InputError,
+    NotNegative,
+    Positive,
+    Share,
+    from_plain,
+    shown,
+    to_plain,
+)
 
 SCHEMA = 2
 """Version of the menu file's format."""
 
 
-@dataclass(frozen=True)
+def _parse_chain(value: object, info: ValidationInfo) -> Chain:
+    if isinstance(value, Chain):
+        return value
+    if not isinstance(value, str) or info.context is None:
+        raise ValueError(f"chain: expected text, got {shown(value)}")
+    return Chain.parse(value, info.context["num_layers"])
+
+
+ChainText = Annotated[Chain, BeforeValidator(_parse_chain), PlainSerializer(str)]
+"""A chain, in files its text form."""
+
+
+@dataclass(frozen=True, config=STORED)
 class Menu:
     """Chains to choose from.
 
@@ -56,25 +79,27 @@ class Menu:
         ValueError: where the chains are not so.
     """
 
-    chains: tuple[Chain, ...]
-    first_editable: int
+    chains: tuple[ChainText, ...]
+    first_editable: Count
     made: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    def __post_init__(self) -> None:
-        """Refuse what is no menu."""
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse chains that are no menu."""
         if not self.chains or not self.chains[0].is_full:
             raise ValueError("chains: expected the full chain as the first, got another or none")
         if len({chain.num_layers for chain in self.chains}) > 1:
             raise ValueError("chains: expected chains of one model, got several numbers of layers")
         if len(set(self.chains)) != len(self.chains):
             raise ValueError("chains: expected every chain once, got one twice")
-        if not 0 <= self.first_editable < self.num_layers:
+        if self.first_editable >= self.num_layers:
             raise ValueError(f"first_editable: expected 0..{self.num_layers - 1}, got {self.first_editable}")
         for chain in self.chains:
             if chain.unedited_prefix < self.first_editable:
                 raise ValueError(
                     f"chains: expected chains that begin with layers 0..{self.first_editable - 1}, got {chain}"
                 )
+        return self
 
     @property
     def num_layers(self) -> int:
@@ -89,23 +114,17 @@ class Menu:
     @classmethod
     def of(cls, chains: Sequence[Chain], first_editable: int, made: dict[str, Any] | None = None) -> Menu:
         """Return the menu of some chains: the full chain first, the others by depth and layers, each once."""
-        full = Chain.full(chains[0].num_layers)
-        others = sorted(set(chains) - {full}, key=lambda chain: (-chain.depth, chain.layers))
-        return cls((full, *others), first_editable, made or {})
+        return cls(in_order({Chain.full(chains[0].num_layers), *chains}), first_editable, made or {})
+
+
+def in_order(chains: Iterable[Chain]) -> tuple[Chain, ...]:
+    """Return chains in the order of a menu: the full one, the others from the deepest on and by their layers."""
+    return tuple(sorted(chains, key=lambda chain: (not chain.is_full, -chain.depth, chain.layers)))
 
 
 def write_menu(path: Path, menu: Menu) -> None:
     """Write a menu file, complete or not at all."""
-    write_json(
-        path,
-        {
-            "schema": SCHEMA,
-            "num_layers": menu.num_layers,
-            "first_editable": menu.first_editable,
-            "chains": [str(chain) for chain in menu.chains],
-            "made": menu.made,
-        },
-    )
+    write_json(path, {"schema": SCHEMA, "num_layers": menu.num_layers, **to_plain(menu)})
 
 
 def read_menu(path: Path) -> Menu:
@@ -115,19 +134,16 @@ def read_menu(path: Path) -> Menu:
         InputError: where it is missing or no menu.
     """
     value = read_json(require_file(path, "menu"))
-    try:
-        if value.get("schema") == 1:  # before `first_editable` had its name
-            value = {**value, "schema": SCHEMA, "first_editable": value["prefix_layers"]}
-        if value.get("schema") != SCHEMA:
-            raise ValueError(f"schema: expected {SCHEMA} or 1, got {value.get('schema')!r}")
-        chains = tuple(Chain.parse(text, value["num_layers"]) for text in value["chains"])
-        return Menu(chains, int(value["first_editable"]), dict(value.get("made", {})))
-    except KeyError as error:
-        raise InputError(f"{path}: expected the field {error}, got none") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: {error}") from error
+    schema, num_layers = value.pop("schema", None), value.pop("num_layers", None)
+    if schema == 1:  # before `first_editable` had its name
+        value["first_editable"] = value.pop("prefix_layers", None)
+    elif schema != SCHEMA:
+        raise InputError(f"{path}: schema: expected {SCHEMA} or 1, got {schema!r}")
+    return from_plain(Menu, value, str(path), num_layers=num_layers)
 
 
+CHAIN_TRUST = 4.0
+"""Samples' worth of the mean of all chains that is added to each chain's own."""
 TASK_TRUST = 16.0
 """Samples' worth of a chain's mean over all tasks that is added to its mean on one task."""
 LEAST_GAIN = 1e-9
@@ -135,7 +151,7 @@ LEAST_GAIN = 1e-9
 ValueKind = Literal["correct", "agree", "both"]
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Outcomes:
     """What chains did on samples.
 
@@ -175,37 +191,25 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editabl
     """Return the outcomes of all chains in some records.
 
     Args:
-        records: records of training samples, at least one.
+        records: records of training samples of one model, at least one.
         value: "correct": 1 where a chain stands (right, and a second run did not say otherwise); "agree": 1 where it
             answers as full depth does; "both": the mean of the two.
         first_editable: chains that edit an earlier layer are left out.
         tried: samples on which a chain must have been tried; the full chain always stays.
-
-    Raises:
-        ValueError: where there are no records.
     """
     rows: list[dict[Chain, float]] = []
     tasks: list[str] = []
-    counts: dict[Chain, int] = defaultdict(int)
-    full: Chain | None = None
+    counts: Counter[Chain] = Counter()
     for record in records:
-        full = record.full.chain
         row = {
             result.chain: _value(result, record.full, value)
             for result in record.results
             if result.chain.unedited_prefix >= first_editable
         }
-        for chain in row:
-            counts[chain] += 1
+        counts.update(row.keys())
         rows.append(row)
         tasks.append(record.task)
-    if full is None:
-        raise ValueError("records: expected at least one, got none")
-    others = sorted(
-        (chain for chain, count in counts.items() if count >= tried and chain != full),
-        key=lambda chain: (-chain.depth, chain.layers),
-    )
-    chains = (full, *others)
+    chains = in_order(chain for chain, count in counts.items() if count >= tried or chain.is_full)
     values = np.array([[row.get(chain, np.nan) for chain in chains] for row in rows])
     return Outcomes(chains, values, tuple(tasks))
 
@@ -215,17 +219,12 @@ def _value(result: ChainResult, full: ChainResult, kind: ValueKind) -> float:
     return {"correct": right, "agree": same, "both": (right + same) / 2}[kind]
 
 
-def chain_means(values: Float[np.ndarray, "samples chains"], trust: float = 4.0) -> Float[np.ndarray, " chains"]:
-    """Return the mean value of each chain; a chain tried seldom, drawn towards the mean of all.
-
-    Args:
-        values: see `Outcomes`.
-        trust: samples' worth of the mean of all chains that is added to each chain's own.
-    """
+def chain_means(values: Float[np.ndarray, "samples chains"]) -> Float[np.ndarray, " chains"]:
+    """Return the mean value of each chain (`Outcomes`); a chain tried seldom, drawn towards the mean of all."""
     known = ~np.isnan(values)
     filled = np.where(known, values, 0.0)
     overall = filled.sum() / known.sum()
-    result: NDArray[np.float64] = (filled.sum(0) + trust * overall) / (known.sum(0) + trust)
+    result: NDArray[np.float64] = (filled.sum(0) + CHAIN_TRUST * overall) / (known.sum(0) + CHAIN_TRUST)
     return result
 
 
@@ -243,20 +242,8 @@ def choose_chains(
 
     Returns:
         The chains in the order of choice, each with what it added to the menu's worth.
-
-    Raises:
-        ValueError: where a bound is not met, or a chain to keep is no candidate.
     """
-    if size < 1:
-        raise ValueError(f"size: expected at least 1, got {size}")
-    if not 0 <= predictable <= 1:
-        raise ValueError(f"predictable: expected 0..1, got {predictable}")
-    if not prices or min(prices) < 0:
-        raise ValueError(f"prices: expected some, each at least 0, got {list(prices)}")
     places = {chain: i for i, chain in enumerate(outcomes.chains)}
-    strangers = [chain for chain in keep if chain not in places]
-    if strangers:
-        raise ValueError(f"keep: expected candidates, got {strangers[0]}")
     shares = np.array([chain.depth / chain.num_layers for chain in outcomes.chains])
     values = outcomes.shrunk(predictable)
     worths = np.stack([values - price * shares for price in prices])  # [prices, samples, chains]
@@ -284,9 +271,9 @@ def _gains(worths: NDArray[np.float64], held: NDArray[np.float64]) -> NDArray[np
     return total / len(worths)
 
 
-def best_of_each_depth(outcomes: Outcomes, trust: float = 4.0) -> list[Chain]:
+def best_of_each_depth(outcomes: Outcomes) -> list[Chain]:
     """Return for each depth the chain of greatest (shrunk) mean value: the static frontier's candidates."""
-    means = chain_means(outcomes.values, trust)
+    means = chain_means(outcomes.values)
     best: dict[int, int] = {}
     for i, chain in enumerate(outcomes.chains):
         if chain.depth not in best or means[i] > means[best[chain.depth]]:
@@ -294,56 +281,11 @@ def best_of_each_depth(outcomes: Outcomes, trust: float = 4.0) -> list[Chain]:
     return [outcomes.chains[best[depth]] for depth in sorted(best, reverse=True)]
 
 
-class MenuSearcher:
-    """All chains of a menu at once (`search.algorithms.Searcher`).
-
-    Attributes:
-        settings: settings of the search; `simulations` is the number of chains.
-        evaluated: reward of every chain told, the full chain first.
-    """
-
-    def __init__(self, chains: Sequence[Chain], settings: SearchSettings) -> None:
-        """Start with a menu's chains, the full chain first.
-
-        Raises:
-            ValueError: where `simulations` is not their number.
-        """
-        if settings.simulations != len(chains):
-            raise ValueError(f"simulations: expected {len(chains)}, the menu's chains, got {settings.simulations}")
-        self.settings = settings
-        self.evaluated: dict[Chain, float] = {}
-        self._chains = tuple(chains)
-
-    @property
-    def simulations(self) -> int:
-        """Chains told."""
-        return len(self.evaluated)
-
-    @property
-    def done(self) -> bool:
-        """Whether all chains were told."""
-        return bool(self.evaluated)
-
-    def ask(self) -> list[Chain]:
-        """Return the menu, or nothing when it was told."""
-        return [] if self.done else list(self._chains)
-
-    def tell(self, rewards: Sequence[float]) -> None:
-        """Take the rewards of the chains, in their order.
-
-        Raises:
-            ValueError: where their number is wrong.
-        """
-        if len(rewards) != len(self._chains):
-            raise ValueError(f"rewards: expected one for each of {len(self._chains)} chains, got {len(rewards)}")
-        self.evaluated = dict(zip(self._chains, map(float, rewards), strict=True))
-
-
 MOST_SUBSETS = 2**12
 """Chains of kind subsets at most."""
 
 
-@settings_class(frozen=True, kw_only=True, config=SETTINGS)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class MenuSettings:
     """Settings of `python -m search menu`.
 
@@ -404,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     writable_directory(settings.out.parent, "out")
     made = provenance(plain)
     if settings.kind == "subsets":
-        menu = Menu.of(list(subsets(settings)), settings.first_editable, made)
+        menu = Menu.of(subsets(settings), settings.first_editable, made)
     else:
         menu = _chosen(settings, made)
     if len(menu.chains) < 2:
@@ -414,8 +356,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"menu: {len(menu.chains)} chains of depth {min(depths)}..{max(depths)}, {settings.out} ({menu.sha256[:16]})")
 
 
-def subsets(settings: MenuSettings) -> Iterator[Chain]:
-    """Give every chain that drops some of the layers from `first_editable` on.
+def subsets(settings: MenuSettings) -> list[Chain]:
+    """Return every chain that drops some of the layers from `first_editable` on.
 
     Raises:
         InputError: where there would be too many.
@@ -425,30 +367,27 @@ def subsets(settings: MenuSettings) -> Iterator[Chain]:
         raise InputError(f"first_editable: expected 1..{n - 1}, got {settings.first_editable}")
     editable = range(settings.first_editable, n)
     most = min(len(editable), settings.max_dropped or n, n - settings.min_depth)
-    count = 0
-    for k in range(most + 1):
-        for dropped in itertools.combinations(editable, k):
-            chain = Chain(tuple(layer for layer in range(n) if layer not in dropped), n)
-            if settings.allows(chain):
-                count += 1
-                if count > MOST_SUBSETS:
-                    raise InputError(f"max_dropped: expected at most {MOST_SUBSETS} chains in all, got more")
-                yield chain
+    chains = (
+        Chain(tuple(layer for layer in range(n) if layer not in dropped), n)
+        for k in range(most + 1)
+        for dropped in itertools.combinations(editable, k)
+    )
+    found = list(itertools.islice(filter(settings.allows, chains), MOST_SUBSETS + 1))
+    if len(found) > MOST_SUBSETS:
+        raise InputError(f"max_dropped: expected at most {MOST_SUBSETS} chains in all, got more")
+    return found
 
 
 def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:
     """Choose from records."""
     outcomes = _outcomes(settings)
-    try:
-        chosen = choose_chains(
-            outcomes,
-            settings.size,
-            predictable=settings.predictable,
-            prices=settings.prices,
-            keep=best_of_each_depth(outcomes),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    chosen = choose_chains(
+        outcomes,
+        settings.size,
+        predictable=settings.predictable,
+        prices=settings.prices,
+        keep=best_of_each_depth(outcomes),
+    )
     hashes = {str(path): sha256_file(path) for path in settings.records}
     gains = {str(chain): round(gain, 6) for chain, gain in chosen}
     print(f"{len(outcomes.chains)} candidates on {len(outcomes.values)} samples; the first chosen, and what each adds:")

@@ -6,7 +6,8 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,18 +24,21 @@ from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_len
 from data.states import StatesOrigin, write_states
 from data.store import Store
 from router.chain import Chain
-from router.files import sha256_file, sha256_json
+from router.files import sha256_file, sha256_json, write_json
 from router.validation import InputError, to_plain
-from search.algorithms import Searcher, make_searcher
-from search.menu import Menu, MenuSearcher
+from search.actions import ActionSpace
+from search.algorithms import ListSearcher, Searcher, make_searcher
+from search.menu import Menu
 from search.settings import SearchSettings
-from search.summary import duration, megabytes, summary, write_verification
+from search.summary import Summary, duration, megabytes
 from search.verification import RULE, verify
 
 LONGEST_TEXT = 200
 """Characters of a metadata text that a record keeps."""
 MARGIN_OF_ERROR = 0.8
 """Share of the expected bytes that must fit on the disk."""
+VERIFICATION_SCHEMA = 1
+"""Version of `<split>.verification.json`."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,9 @@ class BatchSearch:
             ValueError: where the settings do not fit the model.
         """
         if self.menu is not None:
-            return MenuSearcher(self.menu.chains, self.settings)
-        space = self.settings.action_space(self.scorer.num_layers, self.first_editable)
-        return make_searcher(space, self.settings, self.settings.rng_for(sample_id))
+            return ListSearcher(self.menu.chains, self.settings)
+        space = ActionSpace(self.settings, self.scorer.num_layers, self.first_editable)
+        return make_searcher(space, self.settings.rng_for(sample_id))
 
     def search(
         self,
@@ -257,6 +261,11 @@ class SplitSearch:
         """Samples without a record, as token ids."""
         return [one for batch in self.batches for one in batch.items if one.sample.id not in self.store]
 
+    @property
+    def missing(self) -> list[Batch[EncodedSample]]:
+        """Batches in which a sample has no record."""
+        return [batch for batch in self.batches if any(key not in self.store for key in batch.keys)]
+
     @cached_property
     def batches(self) -> list[Batch[EncodedSample]]:
         """The partition into batches. It does not hang on what is finished, so a sample always has the same company."""
@@ -275,83 +284,95 @@ class SplitSearch:
             for number, (batch, keys) in enumerate(zip(made, ids, strict=True))
         ]
 
-    def run(
-        self, provenance: Mapping[str, Any], after_first: Callable[[Batch[EncodedSample], Measured], object]
-    ) -> None:
+    def run(self, provenance: Mapping[str, Any], cost: Cost) -> None:
         """Search every sample that has no record, then put the records in order, and say what they are worth.
 
         Args:
             provenance: what the meta file says of this run.
-            after_first: told the first batch that was searched, and what it cost, if there is another one.
+            cost: told what each batch costs.
+
+        Raises:
+            InputError: where the records clearly do not fit on the disk; those of the first batch stay.
         """
         states = self._out / f"{self.name}.states"
         origin = StatesOrigin(self.search.scorer.fingerprints, self.search.scorer.dtype)
         began = time.monotonic()
-        first: tuple[Batch[EncodedSample], Measured] | None = None
-        told = False
 
         def work(batch: Batch[EncodedSample], tick: Tick) -> list[SearchRecord]:
-            nonlocal first, told
-            if first is not None and not told:  # only now are its records on the disk
-                told = True
-                after_first(*first)
-            start = time.monotonic()
+            cost.say()  # only now are the records of the batch before on the disk
             path = states / f"{batch.name}.safetensors"
-            records = self.search.search(batch.items, tick, lambda made: write_states(path, origin, made))
-            first = first or (batch, Measured(records, time.monotonic() - start))
+            with cost.measured(batch.items) as records:
+                records += self.search.search(batch.items, tick, lambda made: write_states(path, origin, made))
             return records
 
         run = {**provenance, "run": uuid.uuid4().hex[:12]}
         run_batches(self.store, self.batches, work, _key, label=f"search {self.name}", unit="chain", run=run)
         self.store.finish(list(self._samples))
         path = self.store.path
-        if not path.with_suffix(".verification.json").exists() or self._before != frozenset(self._samples):
-            write_verification(path, self.store.rows(), sha256_file(path))
-        seconds = time.monotonic() - began
-        for line in summary(self.name, self.store.rows(), self._before, seconds, path.stat().st_size):
-            tqdm.write(line)
+        found = Summary(self.store.rows(), self._before)
+        verification = path.with_suffix(".verification.json")
+        if found.tables and (not verification.exists() or self._before != frozenset(self._samples)):
+            tables = [asdict(table) for table in found.tables]
+            write_json(verification, {"schema": VERIFICATION_SCHEMA, "sha256": sha256_file(path), "tables": tables})
+        for line in found.lines(time.monotonic() - began, path.stat().st_size):
+            tqdm.write(f"{self.name}: {line}")
 
 
 def _key(record: SearchRecord) -> str:
     return record.sample_id
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the search of a batch cost.
-
-    Attributes:
-        records: its records.
-        seconds: time that it took, verification included.
-    """
-
-    records: Sequence[SearchRecord]
-    seconds: float
-
-
-def expected(batch: Sequence[EncodedSample], cost: Measured, samples: Sequence[EncodedSample], out: Path) -> str:
-    """Return a line on what it costs to search some samples: an estimate, not a promise.
+class Cost:
+    """What a run is expected to cost, by what its first batch did: an estimate, not a promise.
 
     Layers and bytes grow with the number of samples. Time grows with their tokens, because the first batch has the
     shortest samples.
-
-    Args:
-        batch: samples that were searched.
-        cost: what that cost.
-        samples: samples to search, the batch included.
-        out: folder of the records.
-
-    Raises:
-        InputError: where the records clearly do not fit on the disk.
     """
-    times = len(samples) / len(batch)
-    layers = times * sum(record.executed_layers for record in cost.records)
-    size = times * sum(len(json.dumps(to_plain(record), ensure_ascii=False).encode()) + 1 for record in cost.records)
-    total = cost.seconds * sum(one.length for one in samples) / sum(one.length for one in batch)
-    free = shutil.disk_usage(out).free
-    if size * MARGIN_OF_ERROR > free:
-        raise InputError(f"out: expected about {megabytes(size)} of free disk at {str(out)!r}, got {megabytes(free)}")
-    return (
-        f"expected: {layers:,.0f} layers run, about {duration(total)}, {megabytes(size)} of records "
-        f"({megabytes(free)} free); measured on {len(batch)} of {len(samples):,} samples"
-    )
+
+    def __init__(self, samples: Sequence[EncodedSample], out: Path) -> None:
+        """Start before the first batch.
+
+        Args:
+            samples: all samples to search.
+            out: folder of the records.
+        """
+        self._samples, self._out = samples, out
+        self._first: tuple[Sequence[EncodedSample], list[SearchRecord], float] | None = None
+        self._said = False
+
+    @contextmanager
+    def measured(self, batch: Sequence[EncodedSample]) -> Iterator[list[SearchRecord]]:
+        """Measure the search of a batch, whose records the caller puts into the list; only the first one counts."""
+        start = time.monotonic()
+        records: list[SearchRecord] = []
+        yield records
+        self._first = self._first or (batch, records, time.monotonic() - start)
+
+    def say(self) -> None:
+        """Write the line once a batch was measured."""
+        if self._first is not None and not self._said:
+            tqdm.write(self.line)
+            self._said = True
+
+    @property
+    def line(self) -> str:
+        """The line on the cost; a batch must have been measured.
+
+        Raises:
+            InputError: where the records clearly do not fit on the disk.
+        """
+        assert self._first is not None
+        batch, records, seconds = self._first
+        times = len(self._samples) / len(batch)
+        layers = times * sum(record.executed_layers for record in records)
+        size = times * sum(len(json.dumps(to_plain(record), ensure_ascii=False).encode()) + 1 for record in records)
+        total = seconds * sum(one.length for one in self._samples) / sum(one.length for one in batch)
+        free = shutil.disk_usage(self._out).free
+        if size * MARGIN_OF_ERROR > free:
+            raise InputError(
+                f"out: expected about {megabytes(size)} of free disk at {str(self._out)!r}, got {megabytes(free)}"
+            )
+        return (
+            f"expected: {layers:,.0f} layers run, about {duration(total)}, {megabytes(size)} of records "
+            f"({megabytes(free)} free); measured on {len(batch)} of {len(self._samples):,} samples"
+        )

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from router.validation import SETTINGS, Count, NotNegative, Positive, Share
-from search.actions import ActionSet, ActionSpace
 
+ActionKind = Literal["skip", "repeat", "move"]
+ActionSet = Literal["skip", "repeat", "both", "both+move"]
 Above0 = Annotated[float, Field(gt=0)]
 """A number above 0."""
 
@@ -106,27 +107,6 @@ class SearchSettings:
                 f"got {list(weights)}"
             )
         return self
-
-    def action_space(self, num_layers: int, first_editable: int = 0) -> ActionSpace:
-        """Return the action space of these settings for a model.
-
-        Args:
-            num_layers: layers of the unedited model.
-            first_editable: layers that run in every chain, unedited.
-
-        Raises:
-            ValueError: where the bounds do not fit the model.
-        """
-        return ActionSpace(
-            num_layers=num_layers,
-            first_editable=first_editable,
-            action_set=self.action_set,
-            max_block=self.max_block,
-            max_times=self.max_times,
-            max_depth=self.max_depth,
-            max_edits=self.max_edits,
-            max_shift=self.max_shift,
-        )
 
     def reward_for(self, correct: bool, margin: float) -> float:
         """Return the reward of an evaluated chain, in 0..1.

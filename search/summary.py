@@ -1,80 +1,74 @@
-"""What a finished split is worth, in a few lines, and the file on its verification."""
+"""What a finished split is worth, in a few lines, and how far the second judging of its chains agrees."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from data.records import SearchRecord
 from data.statistics import wilson_interval
-from router.files import write_json
-
-VERIFICATION_SCHEMA = 1
-"""Version of `<split>.verification.json`."""
 
 
-def write_verification(path: Path, records: Iterable[SearchRecord], sha256: str) -> None:
-    """Write `<split>.verification.json` beside a record file, unless nothing was verified.
+class Summary:
+    """What was found in a split, what this run did of it, and how far the second judging of chains agrees.
 
-    Args:
-        path: the record file.
-        records: what it holds.
-        sha256: its hash.
+    Attributes:
+        tables: flips of right chains, for each pair of modes.
     """
-    tables = Agreement(records).tables()
-    if tables:
-        content = {"schema": VERIFICATION_SCHEMA, "sha256": sha256, "tables": [table.to_json() for table in tables]}
-        write_json(path.with_suffix(".verification.json"), content)
 
+    def __init__(self, records: Iterable[SearchRecord], before: Collection[str]) -> None:
+        """Count records one by one.
 
-def summary(
-    split: str, records: Iterable[SearchRecord], before: Collection[str], seconds: float, size: int
-) -> list[str]:
-    """Return lines on what was found, on what this run cost, and on the verification.
+        Args:
+            records: the split's records, at least one.
+            before: ids of the samples that were finished before this run.
+        """
+        self._all: Counter[str] = Counter()
+        self._new: Counter[str] = Counter()
+        agreement = Agreement()
+        for record in records:
+            agreement.add(record)
+            counted = {
+                "samples": 1,
+                "right": int(record.full.correct),
+                "found": int(record.shortest is not None),
+                "depth": 0 if record.shortest is None else record.shortest.chain.depth,
+                "chains": record.simulations,
+                "nominal": record.nominal_layers,
+                "executed": record.executed_layers,
+            }
+            self._all.update(counted)
+            if record.sample_id not in before:
+                self._new.update(counted)
+        self.tables = agreement.tables()
+        self._agreement = agreement.line()
 
-    Args:
-        split: the split.
-        records: its records, at least one.
-        before: ids of the samples that were finished before this run.
-        seconds: time that this run took, seconds.
-        size: bytes of the record file.
-    """
-    agreement = Agreement()
-    samples = right = found = depth = nominal = executed = 0
-    new = chains = new_nominal = new_executed = 0
-    for record in records:
-        agreement.add(record)
-        samples += 1
-        right += record.full.correct
-        if record.shortest is not None:
-            found += 1
-            depth += record.shortest.chain.depth
-        nominal += record.nominal_layers
-        executed += record.executed_layers
-        if record.sample_id not in before:
-            new += 1
-            chains += record.simulations
-            new_nominal += record.nominal_layers
-            new_executed += record.executed_layers
-    lines = [
-        f"{split}: {samples} samples ({new} searched now, {chains / max(seconds, 1e-9):.0f} chains/s); "
-        f"full depth right {right / samples:.3f}; some chain right {found / samples:.3f} (has seen the "
-        f"answers), shortest at mean depth {depth / max(1, found):.1f}; {executed / nominal:.2f} of nominal layers run"
-    ]
-    if new:
-        lines.append(
-            f"{split}: took {duration(seconds)}: {chains:,} chains, {new_executed:,} of {new_nominal:,} layers run; "
-            f"{megabytes(size)} of records"
-        )
-    if line := agreement.line():
-        lines.append(f"{split}: {line}")
-    for table in agreement.tables():
+    def lines(self, seconds: float, size: int) -> list[str]:
+        """Return it as lines of text.
+
+        Args:
+            seconds: time that this run took, seconds.
+            size: bytes of the record file.
+        """
+        every, new = self._all, self._new
+        lines = [
+            f"{every['samples']} samples ({new['samples']} searched now, "
+            f"{new['chains'] / max(seconds, 1e-9):.0f} chains/s); full depth right "
+            f"{every['right'] / every['samples']:.3f}; some chain right {every['found'] / every['samples']:.3f} (has "
+            f"seen the answers), shortest at mean depth {every['depth'] / max(1, every['found']):.1f}; "
+            f"{every['executed'] / every['nominal']:.2f} of nominal layers run"
+        ]
         if new:
-            head, *rest = table.lines()
-            lines += [f"{split}: {head}", *rest]
-    return lines
+            lines.append(
+                f"took {duration(seconds)}: {new['chains']:,} chains, {new['executed']:,} of {new['nominal']:,} layers "
+                f"run; {megabytes(size)} of records"
+            )
+        if self._agreement:
+            lines.append(self._agreement)
+        if new:
+            lines += ["\n".join(table.lines()) for table in self.tables]
+        return lines
 
 
 def duration(seconds: float) -> str:
@@ -88,9 +82,6 @@ def duration(seconds: float) -> str:
 def megabytes(size: float) -> str:
     """Return bytes in a readable unit (powers of ten)."""
     return f"{size / 1e9:.1f} GB" if size >= 2e9 else f"{size / 1e6:.2f} MB"
-
-
-# How far the second judging of chains agrees with the search that found them: by mode and by margin.
 
 
 BINS = (0.0, 0.05, 0.2, 1.0)
@@ -164,13 +155,9 @@ class FlipTable:
             lines.append(f"  {one.name:<12}{one.chains:>8}{one.flipped:>9}{rate}{interval}")
         return lines
 
-    def to_json(self) -> dict[str, object]:
-        """Return the JSON object of docs/formats.md."""
-        return asdict(self)
-
 
 class Agreement:
-    """Counts the chains that were judged twice, record by record."""
+    """Counts the chains that were judged twice, by mode and margin: how far that agrees with the search."""
 
     def __init__(self, records: Iterable[SearchRecord] = ()) -> None:
         """Count some records."""

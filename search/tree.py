@@ -1,8 +1,8 @@
 """The search tree: one node for each chain met, edges for the actions taken.
 
 A chain that two paths reach is one node (a transposition), so the structure is a directed graph without
-cycles: every edge leads from a node to one that was first reached with more edits. This module knows no
-rewards' meaning and no selection rule.
+cycles: every edge leads from a node to one that was first reached with more edits. `select_uct` and `widening_limit`
+say which way a simulation goes through it, by the settings and the statistics in the tree alone.
 """
 
 from __future__ import annotations
@@ -86,23 +86,15 @@ class Tree:
         nodes: every node by its chain's layers, in the order of discovery.
     """
 
-    __slots__ = ("_skip_share", "nodes", "root", "space")
-
-    def __init__(self, space: ActionSpace, skip_share: float | None = None) -> None:
-        """Start a tree of the full chain alone.
-
-        Args:
-            space: the legal actions.
-            skip_share: probability of all skips together among a node's actions, above 0 and below 1; None: every
-                action is as likely as another.
-        """
+    def __init__(self, space: ActionSpace) -> None:
+        """Start a tree of the full chain alone."""
         self.space = space
-        self._skip_share = skip_share
+        self._skip_share = space.settings.skip_share
         self.nodes: dict[tuple[int, ...], Node] = {}
         self.root = self._add(Chain.full(space.num_layers), 0)
 
     def _add(self, chain: Chain, edits: int) -> Node:
-        node = Node(chain, edits, self.space.count(chain) if edits < self.space.max_edits else 0)
+        node = Node(chain, edits, self.space.count(chain) if edits < self.space.settings.max_edits else 0)
         self.nodes[chain.layers] = node
         return node
 
@@ -162,13 +154,13 @@ class Tree:
             depth: a chain must be shorter than this, layers; None: any.
             rng: where to draw from.
         """
-        most = min(most, self.space.max_edits - node.edits)
+        most = min(most, self.space.settings.max_edits - node.edits)
         for _ in range(LEAPS if most > 0 else 0):
             chain = node.chain
             edits = rng.randint(1, most)
             for _ in range(edits):
                 if self.space.count(chain):
-                    chain = self.space.sample(chain, rng, self._skip_share).apply(chain)
+                    chain = self.space.sample(chain, rng).apply(chain)
             if chain.layers in self.nodes or (depth is not None and chain.depth >= depth):
                 continue
             return _attach(None, node, self._add(chain, node.edits + edits))
@@ -181,7 +173,7 @@ class Tree:
         child = self.nodes.get(chain.layers)
         if child is None:
             child = self._add(chain, node.edits + 1)
-        elif node.edits + 1 < child.edits == self.space.max_edits:
+        elif node.edits + 1 < child.edits == self.space.settings.max_edits:
             child.edits = node.edits + 1
             child.untried = self.space.count(chain)
             child.closed = child.untried == 0
@@ -214,12 +206,6 @@ def _attach(action: Action | None, node: Node, child: Node) -> Edge:
     return edge
 
 
-# Which child a simulation follows, and when a node may have another one.
-#
-# `select_uct` takes a node with at least one open edge and returns one of its open edges. It reads the settings and the
-# statistics in the tree, and nothing of language models.
-
-
 def widening_limit(visits: int, settings: SearchSettings) -> int:
     """Return the children that a node with `visits` visits may have: ceil(C * visits**alpha).
 
@@ -228,35 +214,23 @@ def widening_limit(visits: int, settings: SearchSettings) -> int:
     return math.ceil(settings.widening_constant * math.pow(visits, settings.widening_exponent))
 
 
-def penalty_weight(settings: SearchSettings) -> float:
-    """Return the lambda of lambda * depth / n in selection scores: 0 where the reward bears the penalty already."""
-    return settings.depth_penalty if settings.depth_in == "selection" else 0.0
+def select_uct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge:
+    """Return the open edge that a simulation follows; there must be one.
 
-
-def uct_score(edge: Edge, settings: SearchSettings) -> float:
-    """Return Q + c * sqrt(ln V / v) - lambda * depth / n (CoLa, arXiv 2507.07996; Dr.LLM, 2510.12773).
+    With probability `random_share` any of them, uniformly; else the one of the greatest
+    Q + c * sqrt(ln V / v) - lambda * depth / n (CoLa, arXiv 2507.07996; Dr.LLM, 2510.12773). Of equal scores the edge
+    drawn first wins; edges are drawn in random order, so that favours no action.
 
     Q is the child's value, V the parent's visits and depth that of the child's chain; lambda is 0 where `depth_in` is
-    "reward". Where several paths lead to the child, its value is that of all of them, and the v of the exploration
-    term counts the visits through this edge alone (UCT2: Childs, Brodeur and Kocsis 2008, "Transpositions and move
-    groups in Monte Carlo tree search"). Visits in flight count, with the value of reward 0 (virtual visits: Chaslot,
-    Winands and van den Herik 2008).
-    """
-    child = edge.child
-    explore = settings.exploration * math.sqrt(math.log(edge.parent.visits) / edge.visits)
-    return child.value + explore - penalty_weight(settings) * child.relative_depth
-
-
-def select_uct(node: Node, settings: SearchSettings, rng: random.Random) -> Edge:
-    """With probability `random_share` pick an open edge uniformly, else the one of the best UCT score.
-
-    Of equal scores the edge drawn first wins; edges are drawn in random order, so that favours no action.
+    "reward", since the reward bears the penalty already. Where several paths lead to the child, its value is that of
+    all of them, and the v of the exploration term counts the visits through this edge alone (UCT2: Childs, Brodeur and
+    Kocsis 2008, "Transpositions and move groups in Monte Carlo tree search"). Visits in flight count, with the value of
+    reward 0 (virtual visits: Chaslot, Winands and van den Herik 2008).
     """
     if settings.random_share > 0 and rng.random() < settings.random_share:
         return node.open[rng.randrange(len(node.open))]
-    # The same numbers as uct_score, term by term, with what all edges share taken out of the loop.
-    log_visits = math.log(node.visits)
-    c, penalty, sqrt = settings.exploration, penalty_weight(settings), math.sqrt
+    log_visits, c, sqrt = math.log(node.visits), settings.exploration, math.sqrt
+    penalty = settings.depth_penalty if settings.depth_in == "selection" else 0.0
     best, best_score = node.open[0], -math.inf
     for edge in node.open:
         child = edge.child

@@ -92,7 +92,7 @@ def run(
 ) -> Searcher:
     """Search to the end."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-    searcher = make_searcher(settings.action_space(num_layers, first_editable), settings, rng)
+    searcher = make_searcher(ActionSpace(settings, num_layers, first_editable), rng)
     while chains := searcher.ask():
         searcher.tell([reward(chain) for chain in chains])
     return searcher
