@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     module.build(data, start)
     print(_describe(data))
-    logger = start_logger(settings.tracking, out, plain)
+    run = start_run(settings.tracking, out, plain)
+    logger = None if run is None else WandbLogger(experiment=run, log_model=False)
     best = ModelCheckpoint(out / "checkpoints", "best", monitor="validation/loss", save_weights_only=True)
     best.STARTING_VERSION = 0
     best._enable_version_counter = False
@@ -105,12 +106,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(out / DONE_FILE, {**provenance(plain), "key": key, "validation": final})
     print("on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"router: {out}")
-
-
-def start_logger(settings: TrackingSettings, out: Path, plain: dict[str, Any]) -> WandbLogger | None:
-    """Return Lightning's logger of a new run, whose files lie in `out`/wandb, or None where tracking is disabled."""
-    run = start_run(settings, out, plain)
-    return None if run is None else WandbLogger(experiment=run, log_model=False)
 
 
 def _fit(trainer: Trainer, module: RouterModule, data: RouterData) -> None:
@@ -202,8 +197,7 @@ def _describe(data: RouterData) -> str:
     lines = [f"base model {data.model}, {data.origin.num_layers} layers, read after {data.read_layer} of them"]
     for split, examples in data.examples.items():
         lines.append(f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without")
-    told = data.objective.describe(data.examples["train"].targets)
-    return "\n".join([*lines, *([told] if told else [])])
+    return "\n".join([*lines, data.objective.describe(torch.stack(data.examples["train"].targets))])
 
 
 @torch.inference_mode()
@@ -222,7 +216,7 @@ def _finish(
     if not output.isfinite().all():
         raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
     head.calibrate(output)
-    final = module.measures(output, validation.targets)
+    final = module.measures(output, torch.stack(validation.targets))
     flops = head.forward_flops(validation.tokens)
     final["head_mflops"] = flops / 1e6
     # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.

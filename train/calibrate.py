@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from data.pool import Batch, Tick, run_batches
-from data.records import ChainResult, DenseTable, SearchRecord, agrees, read_records
+from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split
 from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
 from data.store import Store
@@ -46,7 +46,10 @@ from router.storage import (
     write_guarantee,
 )
 from router.validation import SETTINGS, STORED, Count, InputError, Positive
-from train.guarantee import Certificate, certify
+from train.guarantee import Certificate, LossKind, certify
+
+TABLES = ("train", "validation")
+"""Splits whose menu tables say which static chain is best."""
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -75,7 +78,7 @@ class CalibrateSettings(ModelSettings):
     data: Path
     epsilon: Annotated[float, Field(ge=0, lt=1)] = 0.02
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    loss: Literal["accuracy", "disagreement"] = "accuracy"
+    loss: LossKind = "accuracy"
     split: Split = "calibration"
     points: Positive = 24
     least_scores: tuple[float, ...] = ()
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
     _require_unseen(settings.router, samples)
-    fixed = [] if settings.static is None else static_settings(_table_records(settings.static))
+    fixed = [] if settings.static is None else static_settings(settings.static)
     done = run_settings(router, scorer, samples, [*tried, *fixed], settings)
     n = scorer.num_layers
     own, static = done.part(slice(len(tried))), done.part(slice(len(tried), None))
@@ -127,7 +130,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         more["static"] = {"chain": chain, "depth": depth, "certificate": asdict(of_static)}
         print(f"best static chain with the same guarantee: {chain}, depth {depth:g}")
     more |= {"depths": [float(depth) for depth in own.depths], "key": key, **provenance(plain)}
-    guarantee = _guarantee(settings, tried, own, found)
+    point = None if found.chosen is None else tried[found.chosen]
+    guarantee = Guarantee(
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        loss=settings.loss,
+        offset=None if point is None else point.offset,
+        least_score=None if point is None else point.least_score,
+        samples=found.samples,
+        mean_loss=found.mean_loss,
+        mean_depth=float(n if found.chosen is None else own.depths[found.chosen]),
+        smallest_epsilon=found.smallest_epsilon,
+    )
     write_guarantee(settings.router, guarantee, sha256_file(settings.router / WEIGHTS_FILE), plain_values(more))
     print(f"full depth is right on {sum(result.correct for result in own.full) / len(own.full):.4f}")
     print(_told(guarantee, n))
@@ -139,25 +153,16 @@ def _key(settings: CalibrateSettings) -> str:
     files = {"weights": settings.router / WEIGHTS_FILE, "config": settings.router / CONFIG_FILE}
     files |= {name: settings.data / name for name in (TASKS_FILE, f"{settings.split}.jsonl")}
     if settings.static is not None:
-        files |= {f"static/{split}": settings.static / f"{split}.jsonl" for split in ("train", "validation")}
+        files |= {f"static/{split}": settings.static / f"{split}.jsonl" for split in TABLES}
     hashes = {name: sha256_file(require_file(path, name)) for name, path in files.items()}
     places = ("router", "data", "out", "device", "static")
     decisive = {name: value for name, value in plain_values(settings).items() if name not in places}
     return sha256_json({"settings": decisive, "files": hashes})
 
 
-def _table_records(folder: Path) -> list[SearchRecord]:
-    require_directory(folder, "static")
-    return [record for split in ("train", "validation") for record in read_records(folder / f"{split}.jsonl", "static")]
-
-
 def _certify(done: Calibration, settings: CalibrateSettings, starts: int) -> Certificate:
-    depths = [float(depth) for depth in done.depths]
     losses = done.losses(settings.loss)
-    try:
-        return certify(losses, depths, settings.epsilon, settings.delta, kind=settings.loss, starts=starts)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return certify(losses, done.depths, settings.epsilon, settings.delta, kind=settings.loss, starts=starts)
 
 
 def _name(setting: OperatingPoint | Chain) -> str:
@@ -180,23 +185,6 @@ def _require_unseen(folder: Path, samples: Sequence[Sample]) -> None:
             f"split: expected questions that the router was not trained on, got {len(known)} that it was, "
             f"for example {known[0].id}"
         )
-
-
-def _guarantee(
-    settings: CalibrateSettings, tried: Sequence[OperatingPoint], done: Calibration, found: Certificate
-) -> Guarantee:
-    chosen = found.chosen
-    return Guarantee(
-        epsilon=settings.epsilon,
-        delta=settings.delta,
-        loss=settings.loss,
-        offset=None if chosen is None else tried[chosen].offset,
-        least_score=None if chosen is None else tried[chosen].least_score,
-        samples=found.samples,
-        mean_loss=found.mean_loss,
-        mean_depth=float(done.full[0].chain.depth if chosen is None else done.depths[chosen]),
-        smallest_epsilon=found.smallest_epsilon,
-    )
 
 
 def _table(names: Sequence[str], done: Calibration, found: Certificate) -> str:
@@ -255,9 +243,12 @@ class Calibration:
     full: tuple[ChainResult, ...]
     routed: tuple[tuple[ChainResult, ...], ...]
 
-    def losses(self, kind: Literal["accuracy", "disagreement"]) -> Int[np.ndarray, "settings samples"]:
-        """Return each setting's loss against full depth: -1, 0 or 1 (accuracy), or 0 or 1 (disagreement)."""
-        loss = {"disagreement": lambda full, one: int(not agrees(one, full)), "accuracy": _lost}[kind]
+    def losses(self, kind: LossKind) -> Int[np.ndarray, "settings samples"]:
+        """Return each setting's loss against full depth (`train.guarantee.LossKind`)."""
+
+        def loss(full: ChainResult, one: ChainResult) -> int:
+            return full.correct - one.correct if kind == "accuracy" else not agrees(one, full)
+
         rows = [[loss(full, one) for full, one in zip(self.full, row, strict=True)] for row in self.routed]
         return np.array(rows, dtype=np.int64)
 
@@ -269,10 +260,6 @@ class Calibration:
     def depths(self) -> Float[np.ndarray, " settings"]:
         """Mean depth of each setting, layers."""
         return np.array([np.mean([result.chain.depth for result in row]) for row in self.routed])
-
-
-def _lost(full: ChainResult, one: ChainResult) -> int:
-    return int(full.correct) - int(one.correct)
 
 
 def settings_of(points: Sequence[BudgetPoint], count: int, least_scores: Sequence[float]) -> list[OperatingPoint]:
@@ -296,16 +283,17 @@ def settings_of(points: Sequence[BudgetPoint], count: int, least_scores: Sequenc
     return [OperatingPoint(ordered[place].offset, least) for least in fallbacks for place in places]
 
 
-def static_settings(records: Sequence[SearchRecord]) -> list[Chain]:
+def static_settings(folder: Path) -> list[Chain]:
     """Return the best static chain of each depth below the model's, from the deepest to the shallowest.
 
     Args:
-        records: menu tables of training and validation samples; "best" is by right answers on them.
+        folder: menu tables of training and validation samples; "best" is by right answers on them.
 
     Raises:
         InputError: where the records have no chain in common but the full one.
     """
-    table = DenseTable.of(records)
+    require_directory(folder, "static")
+    table = DenseTable.of([one for split in TABLES for one in read_records(folder / f"{split}.jsonl", "static")])
     best = [table.chains[column] for column in table.best_of_each_depth()]
     shorter = [chain for chain in reversed(best) if chain.depth < chain.num_layers]
     if not shorter:

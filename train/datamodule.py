@@ -30,39 +30,15 @@ if TYPE_CHECKING:
     from train.objectives import Objective
 
 
-Example = tuple[Tensor, Any]
+Example = tuple[Tensor, Tensor]
 """A sample's states, or what pooling made of them, and its target."""
-Batch = tuple[Tensor, Tensor, list[Any]]
-"""Pooled states, which of their places are filled, and targets."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Pooled states `[batch, places, d_model]`, which places are filled `[batch, places]`, and stacked targets."""
+COMMON = ("fingerprints", "num_layers", "first_editable", "dtype", "reward_target", "search")
+"""What all records of a training have in common."""
 POOLED_AT_ONCE = 64
 """Samples pooled in one step."""
 SPLITS = ("train", "validation")
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What the records were made with; a router trained on them inherits it.
-
-    Attributes:
-        fingerprints: base model, tokenizer and prompt.
-        num_layers: layers of the base model.
-        first_editable: layers that run unedited in every chain.
-        dtype: dtype of the base model.
-        reward_target: must be "gold"; a control's records train nothing.
-        search: hash of the search settings.
-    """
-
-    fingerprints: Fingerprints
-    num_layers: int
-    first_editable: int
-    dtype: str
-    reward_target: str
-    search: str
-
-    @classmethod
-    def of(cls, record: SearchRecord) -> Origin:
-        """Return the origin of one record."""
-        return cls(**{name: getattr(record, name) for name in cls.__dataclass_fields__})
 
 
 class Examples(Dataset[Example]):
@@ -71,13 +47,12 @@ class Examples(Dataset[Example]):
     Attributes:
         states: of each sample, `[tokens, d_model]`; after `pool` what the head's encoder pooled them to.
         targets: what the objective made of each sample's record.
-        sample_ids: the samples.
         tokens: tokens of a sample, mean.
     """
 
-    def __init__(self, states: list[Tensor], targets: list[Any], sample_ids: list[str]) -> None:
+    def __init__(self, states: list[Tensor], targets: list[Tensor]) -> None:
         """Keep them, in one order."""
-        self.states, self.targets, self.sample_ids = states, targets, sample_ids
+        self.states, self.targets = states, targets
         self.tokens = max(1, sum(len(state) for state in states) // max(1, len(states)))
 
     def __len__(self) -> int:
@@ -97,9 +72,9 @@ class Examples(Dataset[Example]):
 
 
 def collate(examples: list[Example]) -> Batch:
-    """Return pooled states `[batch, places, d_model]`, filled places `[batch, places]` and the targets."""
+    """Join examples to a batch."""
     states, mask = pad_states([state for state, _ in examples])
-    return states, mask, [target for _, target in examples]
+    return states, mask, torch.stack([target for _, target in examples])
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -143,7 +118,7 @@ class RouterData(LightningDataModule):
         self._loaded = False
         self.model: str
         self.tasks: TaskSet
-        self.origin: Origin
+        self.origin: SearchRecord
         self.d_model: int
         self.layer_parameters: int
         self.examples: dict[str, Examples] = {}
@@ -178,7 +153,7 @@ class RouterData(LightningDataModule):
                 raise InputError(f"records: expected a sample with a right chain in {split}, got none")
             samples = [sample for sample, _ in kept]
             states = self._states(split, samples)
-            self.examples[split] = Examples(states, [target for _, target in kept], [one.id for one in samples])
+            self.examples[split] = Examples(states, [target for _, target in kept])
         self.d_model = self.examples["train"].states[0].shape[1]
         self._loaded = True
         self._scorer = None
@@ -217,15 +192,15 @@ class RouterData(LightningDataModule):
                 )
         return [(record, samples[record.sample_id]) for record in sorted(records, key=lambda r: r.sample_id)]
 
-    def _common_origin(self, records: list[SearchRecord]) -> Origin:
-        first = Origin.of(records[0])
+    def _common_origin(self, records: list[SearchRecord]) -> SearchRecord:
+        """Return the first record, for what all have in common: what they were made with, which a router inherits."""
+        first = records[0]
         for record in records[1:]:
-            other = Origin.of(record)
-            for name in Origin.__dataclass_fields__:
-                if getattr(other, name) != getattr(first, name):
+            for name in COMMON:
+                known, other = getattr(first, name), getattr(record, name)
+                if other != known:
                     raise InputError(
-                        f"records: expected records of one search, got {name} "
-                        f"{getattr(first, name)!s:.80} and {getattr(other, name)!s:.80}"
+                        f"records: expected records of one search, got {name} {known!s:.80} and {other!s:.80}"
                     )
         if first.reward_target != "gold":
             raise InputError(f"records: expected the reward target gold, got {first.reward_target}")
@@ -244,7 +219,7 @@ class RouterData(LightningDataModule):
         self._check_model(first)
         return first
 
-    def _check_model(self, origin: Origin) -> None:
+    def _check_model(self, origin: SearchRecord) -> None:
         self.model = self._settings.model or model_of(self.files()["records/train"]) or DEFAULT_MODEL
         scorer = self._open_scorer(origin.dtype)
         self.layer_parameters = scorer.layer_parameters

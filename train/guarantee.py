@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import betainc, betainccinv, gammaln, xlog1py, xlogy
 
+from router.validation import InputError
+
 LossKind = Literal["accuracy", "disagreement"]
 """accuracy: correct(full depth) - correct(routed chain), in {-1, 0, 1}. disagreement: answers differ, in {0, 1}."""
 VALUES: dict[LossKind, tuple[int, ...]] = {"accuracy": (-1, 0, 1), "disagreement": (0, 1)}
@@ -60,38 +62,39 @@ class Certificate:
     smallest_epsilons: tuple[float | None, ...]
 
 
-class _Counts(NamedTuple):
-    """What a p-value reads of the losses: samples, losses of 1, losses of -1, and the kind."""
+class Counts(NamedTuple):
+    """What a p-value reads of a setting's losses.
+
+    The kind is declared and not read off the data: the smaller binomial tail is shown to be valid where -1 cannot
+    occur, not where none happened to be drawn. "accuracy" is valid for both kinds.
+
+    Attributes:
+        samples: number of samples, at least 1.
+        plus: losses of 1.
+        minus: losses of -1.
+        kind: of the losses.
+    """
 
     samples: int
     plus: int
     minus: int
     kind: LossKind
 
+    @classmethod
+    def of(cls, losses: Int[np.ndarray, " samples"], kind: LossKind) -> Counts:
+        """Count losses.
 
-def p_value(losses: Int[np.ndarray, " samples"], epsilon: float, kind: LossKind = "accuracy") -> float:
-    """Return a p-value of the hypothesis that the expected loss is epsilon or more; valid for any number of samples.
+        Raises:
+            ValueError: where a loss is none of the kind.
+        """
+        if others := np.setdiff1d(losses, VALUES[kind])[:5].tolist():
+            raise ValueError(f"losses: expected only {VALUES[kind]} for {kind}, got {others}")
+        return cls(len(losses), int((losses == 1).sum()), int((losses == -1).sum()), kind)
 
-    Disagreement: the exact binomial tail P(Bin(samples, epsilon) <= sum of losses). Accuracy: the greatest P(S <= s) of
-    the sum S of losses over all distributions whose rate of non-zero losses is at most its one-sided Clopper-Pearson
-    bound at GAMMA, plus GAMMA (Berger and Boos, JASA 89, 1994).
-
-    The kind is declared and not read off the data: the smaller binomial tail is shown to be valid where -1 cannot
-    occur, not where none happened to be drawn. "accuracy" is valid for both kinds.
-
-    Args:
-        losses: `[samples]`, integers in {-1, 0, 1}, or in {0, 1} for disagreement.
-        epsilon: greatest expected loss allowed, in losses a sample; at least 0, below 1. At 0 ("no worse than full
-            depth") the p-value of disagreement is always 1.
-        kind: of the losses.
-
-    Raises:
-        ValueError: where losses (empty, other shapes, no integers), epsilon or kind is none of the above.
-    """
-    table = np.asarray(losses)
-    if table.ndim != 1:
-        raise ValueError(f"losses: expected the shape [samples], got {list(table.shape)}")
-    return _p_value(_counts(table[None], epsilon, kind)[0], epsilon)
+    @property
+    def mean(self) -> float:
+        """Mean loss."""
+        return (self.plus - self.minus) / self.samples
 
 
 def certify(
@@ -114,48 +117,37 @@ def certify(
         depths: `[settings]`, mean depth of each setting in layers, above 0. Cost is not under the guarantee, and all
             certified settings hold at once, so any choice among them holds: these may come from the calibration
             samples too, though the depth of the chosen one is then a slightly low estimate.
-        epsilon: greatest expected loss allowed, in losses a sample; at least 0, below 1.
+        epsilon: greatest expected loss allowed, in losses a sample; at least 0, below 1. At 0 ("no worse than full
+            depth") disagreement is never certified.
         delta: probability allowed to the event that a certified setting's expected loss is above epsilon; in (0, 1).
-        kind: of the losses; see `p_value`.
-        starts: number of settings, evenly spaced from the first on, at which a sequence starts.
+        kind: of the losses.
+        starts: number of settings, evenly spaced from the first on, at which a sequence starts; at most all.
 
     Raises:
-        ValueError: as `p_value`, and where shapes do not fit, depths are not above 0, delta or starts is out of range,
-            or delta / starts is not above GAMMA (accuracy), where nothing could be certified.
+        InputError: where delta / starts is not above GAMMA (accuracy), so that nothing could be certified.
+        ValueError: where a loss is none of the kind.
     """
-    table, cost = np.asarray(losses), np.asarray(depths, dtype=float)
-    if table.ndim != 2:
-        raise ValueError(f"losses: expected the shape [settings, samples], got {list(table.shape)}")
-    counts = _counts(table, epsilon, kind)
-    settings = len(counts)
-    if cost.shape != (settings,) or not (np.isfinite(cost) & (cost > 0)).all():
-        raise ValueError(f"depths: expected {settings} numbers above 0, one a setting, got {cost.tolist()}")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta: expected above 0 and below 1, got {delta}")
-    if not 1 <= starts <= settings:
-        raise ValueError(f"starts: expected 1 to {settings}, the number of settings, got {starts}")
-    level = delta / starts
+    counts = [Counts.of(row, kind) for row in losses]
+    settings, level = len(counts), delta / starts
     if kind == "accuracy" and level <= GAMMA:
-        raise ValueError(f"delta / starts: expected above {GAMMA}, which each p-value exceeds, got {level}")
-
+        raise InputError(f"delta / starts: expected above {GAMMA}, which each p-value exceeds, got {level}")
     p_values: list[float | None] = [None] * settings
     certified: list[int] = []
     for start in (settings * j // starts for j in range(starts)):
         for index in range(start, settings):
             if p_values[index] is not None:  # a sequence that ran into a later start has tested on from there
                 break
-            p_values[index] = tested = _p_value(counts[index], epsilon)
+            p_values[index] = tested = p_value(counts[index], epsilon)
             if tested > level:
                 break
             certified.append(index)
-    chosen = min(certified, key=lambda index: (cost[index], index), default=None)
-    means = tuple((one.plus - one.minus) / one.samples for one in counts)
+    chosen = min(certified, key=lambda index: (depths[index], index), default=None)
     return Certificate(
         chosen=chosen,
         certified=tuple(certified),
         p_values=tuple(p_values),
-        mean_losses=means,
-        mean_loss=0.0 if chosen is None else means[chosen],
+        mean_losses=tuple(one.mean for one in counts),
+        mean_loss=0.0 if chosen is None else counts[chosen].mean,
         samples=counts[0].samples,
         epsilon=epsilon,
         delta=delta,
@@ -164,22 +156,13 @@ def certify(
     )
 
 
-def _counts(table: np.ndarray, epsilon: float, kind: LossKind) -> list[_Counts]:
-    """Check losses `[settings, samples]` and epsilon, and count the losses."""
-    if not 0 <= epsilon < 1:  # below 0 full depth would break the claim itself; at 1 every setting fulfils it
-        raise ValueError(f"epsilon: expected at least 0 and below 1, got {epsilon}")
-    if kind not in VALUES:
-        raise ValueError(f"kind: expected one of {list(VALUES)}, got {kind!r}")
-    if 0 in table.shape:
-        raise ValueError(f"losses: expected at least one setting and one sample, got the shape {list(table.shape)}")
-    if not np.issubdtype(table.dtype, np.integer):
-        raise ValueError(f"losses: expected integers, got {table.dtype}")
-    if others := np.setdiff1d(table, VALUES[kind])[:5].tolist():
-        raise ValueError(f"losses: expected only {VALUES[kind]} for {kind}, got {others}")
-    return [_Counts(len(row), int((row == 1).sum()), int((row == -1).sum()), kind) for row in table]
+def p_value(counts: Counts, epsilon: float) -> float:
+    """Return a p-value of the hypothesis that the expected loss is epsilon or more; valid for any number of samples.
 
-
-def _p_value(counts: _Counts, epsilon: float) -> float:
+    Disagreement: the exact binomial tail P(Bin(samples, epsilon) <= sum of losses). Accuracy: the greatest P(S <= s) of
+    the sum S of losses over all distributions whose rate of non-zero losses is at most its one-sided Clopper-Pearson
+    bound at GAMMA, plus GAMMA (Berger and Boos, JASA 89, 1994).
+    """
     n, s, nonzero = counts.samples, counts.plus - counts.minus, counts.plus + counts.minus
     if counts.kind == "disagreement":
         return float(_binomial_cdf(np.array([s]), np.array([n]), epsilon)[0])
@@ -237,13 +220,13 @@ def _binomial_cdf(k: np.ndarray, trials: np.ndarray, probability: float) -> Floa
     return np.where(inside, cdf, k >= trials)
 
 
-def _smallest_epsilon(counts: _Counts, level: float) -> float | None:
+def _smallest_epsilon(counts: Counts, level: float) -> float | None:
     """Return the least epsilon whose p-value is at most the level, to TOLERANCE from above; None where none is."""
-    low, high = max(0.0, (counts.plus - counts.minus) / counts.samples), 1 - TOLERANCE
-    if low >= high or _p_value(counts, high) > level:
+    low, high = max(0.0, counts.mean), 1 - TOLERANCE
+    if low >= high or p_value(counts, high) > level:
         return None
-    low, high = (low, high) if _p_value(counts, low) > level else (low, low)
+    low, high = (low, high) if p_value(counts, low) > level else (low, low)
     while high - low > TOLERANCE:
         middle = (low + high) / 2
-        low, high = (low, middle) if _p_value(counts, middle) <= level else (middle, high)
+        low, high = (low, middle) if p_value(counts, middle) <= level else (middle, high)
     return high

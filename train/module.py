@@ -12,40 +12,17 @@ from torch import Tensor
 
 from router.heads.head import Head, Pooling, StateEncoder
 from router.storage import HEADS
-from router.validation import SETTINGS, NotNegative, Positive, Share
+from router.validation import SETTINGS, NotNegative, Positive
 from train.datamodule import Batch, RouterData, WarmStart
-from train.objectives import HeadName, LayerwiseObjective, MenuObjective, Objective, TargetRule, collapse
-
-
-@dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class LayerwiseSettings:
-    """How a layerwise head is trained.
-
-    Attributes:
-        target: which right chain is the target: "shortest", or "margin", the one with the greatest margin.
-        gamma: focusing exponent of the focal loss; 0: cross-entropy.
-        beta: class balancing by effective number, 0..1 (1 excluded); 0: none. Classes of more than about
-            1 / (1 - beta) examples weigh alike.
-    """
-
-    target: TargetRule = "shortest"
-    gamma: NotNegative = 2.0
-    beta: Annotated[float, Field(ge=0, lt=1)] = 0.99
-
-
-@dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class MenuSettings:
-    """How a menu head is trained (on a menu table).
-
-    Attributes:
-        agreement: weight, 0..1, of agreement with full depth in a chain's value; the rest weighs being right.
-        auxiliary: weight of the loss of full depth's confidence and entropy, at least 0.
-        softness: nats; above 0 a right answer by a margin m counts as sigmoid(m / softness) right.
-    """
-
-    agreement: Share = 0.5
-    auxiliary: NotNegative = 0.1
-    softness: NotNegative = 0.0
+from train.objectives import (
+    HeadName,
+    LayerwiseObjective,
+    LayerwiseSettings,
+    MenuObjective,
+    MenuSettings,
+    Objective,
+    collapse,
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -81,10 +58,7 @@ class HeadSettings:
 
     def objective(self) -> Objective:
         """Return what the head is taught."""
-        if self.kind == "layerwise":
-            return LayerwiseObjective(self.layerwise.target, self.layerwise.gamma, self.layerwise.beta)
-        menu = self.menu
-        return MenuObjective(agreement=menu.agreement, auxiliary=menu.auxiliary, softness=menu.softness)
+        return LayerwiseObjective(self.layerwise) if self.kind == "layerwise" else MenuObjective(self.menu)
 
 
 class RouterModule(LightningModule):
@@ -99,7 +73,7 @@ class RouterModule(LightningModule):
         self.objective = settings.objective()
         self.head_settings: dict[str, Any] = settings.encoder
         self._settings = settings
-        self._validated: list[tuple[Tensor, list[Any]]] = []
+        self._validated: list[tuple[Tensor, Tensor]] = []
 
     def build(self, data: RouterData, warm_start: WarmStart | None = None) -> None:
         """Build the head for the data's base model, and let it start from what the training targets say on average.
@@ -115,7 +89,7 @@ class RouterModule(LightningModule):
         self.head_settings = {**self._settings.encoder, **data.head_settings}
         kind = HEADS[self.objective.name]
         self.head = kind(origin.num_layers, data.read_layer, data.d_model, **self.head_settings)
-        self.objective.start(self.head, data.examples["train"].targets)
+        self.objective.start(self.head, torch.stack(data.examples["train"].targets))
         if warm_start is not None:
             warm_start.require(self.objective.name, self.head_settings, data.read_layer, origin.fingerprints)
             print(warm_start.give(self.head))
@@ -129,7 +103,7 @@ class RouterModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
         pooled, filled, targets = batch
-        loss = self.objective.loss(self.head, self(pooled, filled), self.objective.collate(targets))
+        loss = self.objective.loss(self.head, self(pooled, filled), targets)
         self.log("train/loss", loss, batch_size=len(pooled), on_step=False, on_epoch=True)
         return loss
 
@@ -137,23 +111,19 @@ class RouterModule(LightningModule):
         """Keep a batch's outputs for the epoch's measures."""
         pooled, filled, targets = batch
         output = self(pooled, filled)
-        loss = self.objective.loss(self.head, output, self.objective.collate(targets))
+        loss = self.objective.loss(self.head, output, targets)
         self.log("validation/loss", loss, batch_size=len(pooled), prog_bar=True)
-        self._validated.append((output.detach().cpu(), targets))
+        self._validated.append((output.detach().cpu(), targets.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Log how good the head is on held-out samples, and how far it has collapsed."""
-        output = torch.cat([part for part, _ in self._validated])
-        targets = [target for _, part in self._validated for target in part]
+        output, targets = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
         self._validated.clear()
         self.log_dict({f"validation/{name}": value for name, value in self.measures(output, targets).items()})
 
-    def measures(self, output: Tensor, targets: list[Any]) -> dict[str, float]:
+    def measures(self, output: Tensor, targets: Tensor) -> dict[str, float]:
         """Return the head's measures on samples with these targets."""
-        return {
-            **self.objective.measures(self.head, output, self.objective.collate(targets)),
-            **collapse(self.head, output),
-        }
+        return {**self.objective.measures(self.head, output, targets), **collapse(self.head, output)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional
@@ -19,7 +21,7 @@ from router.heads.budget import best_mixture, operating_points, priced_choice
 from router.heads.head import Head
 from router.heads.layerwise import CLASSES, LayerwiseHead, classes_of
 from router.heads.menu import AGREE, CORRECT, OUTCOMES, MenuHead
-from router.validation import InputError
+from router.validation import SETTINGS, InputError, NotNegative, Share
 
 HeadName = Literal["layerwise", "menu"]
 TargetRule = Literal["shortest", "margin"]
@@ -28,7 +30,7 @@ CONFIDENCE_SCALE = 4.0
 
 
 class Objective(ABC):
-    """How one kind of head learns from records.
+    """How one kind of head learns from records. Targets of several samples are stacked: `[samples, ...]`.
 
     Attributes:
         name: the head's name, a key of `router.storage.HEADS`.
@@ -37,7 +39,7 @@ class Objective(ABC):
     name: HeadName
 
     @abstractmethod
-    def target(self, record: SearchRecord, read_layer: int) -> Any | None:
+    def target(self, record: SearchRecord, read_layer: int) -> Tensor | None:
         """Return what a record teaches, or None where it teaches nothing.
 
         Args:
@@ -45,64 +47,67 @@ class Objective(ABC):
             read_layer: layers that the router's chains begin with.
         """
 
-    @abstractmethod
-    def settings(self, records: Sequence[SearchRecord], read_layer: int) -> dict[str, Any]:
+    def settings(self, records: Sequence[SearchRecord], read_layer: int) -> dict[str, Any]:  # noqa: ARG002
         """Return the settings of the head that hang on the records (a menu's chains); none for most."""
+        return {}
 
     @abstractmethod
-    def start(self, head: Head, targets: Sequence[Any]) -> None:
+    def start(self, head: Head, targets: Tensor) -> None:
         """Let the untrained head answer as is best without reading anything, given the training targets."""
 
     @abstractmethod
-    def collate(self, targets: Sequence[Any]) -> Any:
-        """Join targets of a batch."""
+    def loss(self, head: Head, output: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
 
     @abstractmethod
-    def loss(self, head: Head, output: Tensor, targets: Any) -> Tensor:
-        """Return the mean loss of a batch; `targets` as `collate` joined them."""
-
-    @abstractmethod
-    def measures(self, head: Head, output: Tensor, targets: Any) -> dict[str, float]:
+    def measures(self, head: Head, output: Tensor, targets: Tensor) -> dict[str, float]:
         """Return what is worth knowing of a head's output on held-out samples, besides the collapse measures."""
 
-    def describe(self, targets: Sequence[Any]) -> str:  # noqa: ARG002
-        """Return a line on the training targets; empty: nothing to say."""
-        return ""
+    @abstractmethod
+    def describe(self, targets: Tensor) -> str:
+        """Return a line on the training targets."""
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class LayerwiseSettings:
+    """How a layerwise head is trained.
+
+    Attributes:
+        target: which right chain is the target: "shortest", or "margin", the one with the greatest margin.
+        gamma: focusing exponent of the focal loss; 0: cross-entropy.
+        beta: class balancing by effective number, 0..1 (1 excluded); 0: none. Classes of more than about
+            1 / (1 - beta) examples weigh alike.
+    """
+
+    target: TargetRule = "shortest"
+    gamma: NotNegative = 2.0
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
 class LayerwiseObjective(Objective):
-    """Per-layer classes of one right chain, with a class-balanced focal loss."""
+    """Per-layer classes `[samples, layers]` of one right chain, with a class-balanced focal loss."""
 
     name: HeadName = "layerwise"
 
-    def __init__(self, rule: TargetRule, gamma: float, beta: float) -> None:
-        """Set the rule of targets, the focal loss's exponent and the class balancing."""
-        self._rule, self._gamma, self._beta = rule, gamma, beta
+    def __init__(self, settings: LayerwiseSettings) -> None:
+        """Set the training."""
+        self._settings = settings
         self._weights = torch.ones(len(CLASSES))
 
     def target(self, record: SearchRecord, read_layer: int) -> Tensor | None:
         """Return the classes of the record's target chain by layer."""
-        classes = layer_classes(record, read_layer, self._rule)
+        classes = layer_classes(record, read_layer, self._settings.target)
         return None if classes is None else torch.tensor(classes)
 
-    def settings(self, records: Sequence[SearchRecord], read_layer: int) -> dict[str, Any]:  # noqa: ARG002
-        """Return nothing."""
-        return {}
-
-    def start(self, head: Head, targets: Sequence[Tensor]) -> None:
-        """Start from the classes' frequencies, and weigh the classes by them."""
+    def start(self, head: Head, targets: Tensor) -> None:
+        """Start from the classes' frequencies at each layer, and weigh the classes by those in all."""
         assert isinstance(head, LayerwiseHead)
-        lists = [target.tolist() for target in targets]
-        head.start_from(torch.tensor(layer_frequencies(lists, len(CLASSES))))
-        self._weights = effective_number_weights(class_counts(lists, len(CLASSES)), self._beta)
-
-    def collate(self, targets: Sequence[Tensor]) -> Tensor:
-        """Stack."""
-        return torch.stack(list(targets))
+        head.start_from(layer_frequencies(targets))
+        self._weights = effective_number_weights(class_counts(targets), self._settings.beta)
 
     def loss(self, head: Head, output: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         """Return the focal loss over all layers of all rows."""
-        return focal_loss(output, targets, self._weights.to(output), self._gamma)
+        return focal_loss(output, targets, self._weights.to(output), self._settings.gamma)
 
     def measures(self, head: Head, output: Tensor, targets: Tensor) -> dict[str, float]:  # noqa: ARG002
         """Return F1 of each class over all layers."""
@@ -111,28 +116,39 @@ class LayerwiseObjective(Objective):
         scores = f1_score(targets.reshape(-1).numpy(), predicted, labels=labels, average=None, zero_division=0.0)
         return {f"f1_{name}": float(score) for name, score in zip(CLASSES, scores, strict=True)}
 
-    def describe(self, targets: Sequence[Tensor]) -> str:
+    def describe(self, targets: Tensor) -> str:
         """Return the classes' shares."""
-        counts = class_counts([target.tolist() for target in targets], len(CLASSES))
+        counts = class_counts(targets)
         shares = [count / sum(counts) for count in counts]
         return "training targets: " + ", ".join(f"{n} {s:.3f}" for n, s in zip(CLASSES, shares, strict=True))
 
 
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class MenuSettings:
+    """How a menu head is trained (on a menu table).
+
+    Attributes:
+        agreement: weight, 0..1, of agreement with full depth in a chain's value; the rest weighs being right.
+        auxiliary: weight of the loss of full depth's confidence and entropy, at least 0.
+        softness: nats; above 0 a right answer by a margin m counts as sigmoid(m / softness) right.
+    """
+
+    agreement: Share = 0.5
+    auxiliary: NotNegative = 0.1
+    softness: NotNegative = 0.0
+
+
 class MenuObjective(Objective):
-    """For each chain of the menu: was it right, did it agree with full depth; and what full depth's confidence was."""
+    """For each chain of the menu: was it right, did it agree with full depth; and what full depth's confidence was.
+
+    Targets are `[samples, chains * outcomes + 2]`.
+    """
 
     name: HeadName = "menu"
 
-    def __init__(self, *, agreement: float, auxiliary: float, softness: float) -> None:
-        """Set the training.
-
-        Args:
-            agreement: weight of agreement in a chain's value (`MenuHead`).
-            auxiliary: weight of the loss of the auxiliary targets, at least 0.
-            softness: nats; above 0 a right answer by a small margin m counts as sigmoid(m / softness) right and not as
-                1, since it could as well have been wrong.
-        """
-        self._agreement, self._auxiliary, self._softness = agreement, auxiliary, softness
+    def __init__(self, settings: MenuSettings) -> None:
+        """Set the training."""
+        self._settings = settings
         self._chains: tuple[Chain, ...] = ()
 
     def settings(self, records: Sequence[SearchRecord], read_layer: int) -> dict[str, Any]:
@@ -147,10 +163,10 @@ class MenuObjective(Objective):
                 "data.records: expected a menu table (python -m search --menu ...) with chains that begin with layers "
                 f"0..{read_layer - 1}, got {len(self._chains)} chains that all records have in common"
             )
-        return {"chains": [str(chain) for chain in self._chains], "agreement": self._agreement}
+        return {"chains": [str(chain) for chain in self._chains], "agreement": self._settings.agreement}
 
     def target(self, record: SearchRecord, read_layer: int) -> Tensor:  # noqa: ARG002
-        """Return the outcomes `[chains * outcomes]` of a record and behind them full depth's confidence and entropy."""
+        """Return a record's outcomes, chain by chain, and behind them full depth's confidence and entropy."""
         known = {result.chain: result for result in record.results}
         missing = [chain for chain in self._chains if chain not in known]
         if missing:
@@ -163,29 +179,25 @@ class MenuObjective(Objective):
         return torch.tensor([*(value for row in rows for value in row), *confidence_of(full)])
 
     def _outcomes(self, result: ChainResult, full: ChainResult) -> tuple[float, float]:
-        right = float(result.stands)
-        if self._softness and (result.stands or not result.correct):  # a label that was flipped is wrong, not soft
-            right = 1 / (1 + math.exp(-max(-60.0, min(60.0, result.margin / self._softness))))
+        right, softness = float(result.stands), self._settings.softness
+        if softness and (result.stands or not result.correct):  # a label that was flipped is wrong, not soft
+            right = 1 / (1 + math.exp(-max(-60.0, min(60.0, result.margin / softness))))
         return right, float(agrees(result, full))
 
-    def start(self, head: Head, targets: Sequence[Tensor]) -> None:
+    def start(self, head: Head, targets: Tensor) -> None:
         """Start from the outcomes' rates (Laplace)."""
         assert isinstance(head, MenuHead)
-        table = torch.stack(list(targets))[:, : len(self._chains) * len(OUTCOMES)]
+        table = targets[:, : len(self._chains) * len(OUTCOMES)]
         rates = (table.sum(0) + 1) / (len(table) + 2)
         head.start_from(rates.reshape(len(self._chains), len(OUTCOMES)))
-
-    def collate(self, targets: Sequence[Tensor]) -> Tensor:
-        """Stack."""
-        return torch.stack(list(targets))
 
     def loss(self, head: Head, output: Tensor, targets: Tensor) -> Tensor:
         """Return the mean binary cross-entropy of the outcomes (nats) plus the weighted auxiliary squared error."""
         assert isinstance(head, MenuHead)
         split = len(head.chains) * len(OUTCOMES)
         loss = functional.binary_cross_entropy_with_logits(output[:, :split], targets[:, :split])
-        if self._auxiliary:
-            loss = loss + self._auxiliary * functional.mse_loss(output[:, split:], targets[:, split:])
+        if self._settings.auxiliary:
+            loss = loss + self._settings.auxiliary * functional.mse_loss(output[:, split:], targets[:, split:])
         return loss
 
     def measures(self, head: Head, output: Tensor, targets: Tensor) -> dict[str, float]:
@@ -210,10 +222,10 @@ class MenuObjective(Objective):
         measured["full_accuracy"] = float(right[:, 0].mean())
         return measured
 
-    def describe(self, targets: Sequence[Tensor]) -> str:
+    def describe(self, targets: Tensor) -> str:
         """Return how right the menu's chains are."""
         split = len(self._chains) * len(OUTCOMES)
-        right = (torch.stack(list(targets))[:, CORRECT : split : len(OUTCOMES)] > 0.5).float()
+        right = (targets[:, CORRECT : split : len(OUTCOMES)] > 0.5).float()
         means = right.mean(0)
         best = int(means.argmax())
         return (
@@ -253,19 +265,16 @@ def layer_classes(record: SearchRecord, read_layer: int, rule: TargetRule = "sho
     return min(candidates, key=rank)[1]
 
 
-def class_counts(targets: Sequence[Sequence[int]], classes: int) -> list[int]:
+def class_counts(targets: Int[Tensor, "samples layers"]) -> list[int]:
     """Return how often each class stands in the targets."""
-    counts = [0] * classes
-    for target in targets:
-        for value in target:
-            counts[value] += 1
+    counts: list[int] = torch.bincount(targets.flatten(), minlength=len(CLASSES)).tolist()
     return counts
 
 
-def layer_frequencies(targets: Sequence[Sequence[int]], classes: int) -> list[list[float]]:
+def layer_frequencies(targets: Int[Tensor, "samples layers"]) -> Float[Tensor, "layers classes"]:
     """Return the share of each class at each layer, with one more of each counted so that none is 0 (Laplace)."""
-    layers = list(zip(*targets, strict=True))
-    return [[(layer.count(c) + 1) / (len(layer) + classes) for c in range(classes)] for layer in layers]
+    counts = functional.one_hot(targets, len(CLASSES)).sum(0).double()
+    return ((counts + 1) / (len(targets) + len(CLASSES))).float()
 
 
 def effective_number_weights(counts: Sequence[int], beta: float) -> Float[Tensor, " classes"]:
@@ -273,14 +282,7 @@ def effective_number_weights(counts: Sequence[int], beta: float) -> Float[Tensor
 
     Class-balanced loss, Cui et al. 2019 (arXiv 1901.05555), equation 3; beta 0 weighs all classes alike, beta -> 1 by
     inverse frequency. A class that does not occur gets weight 0.
-
-    Raises:
-        ValueError: where beta is not in 0..1 (1 excluded) or no class occurs.
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta: expected at least 0 and below 1, got {beta}")
-    if not any(counts):
-        raise ValueError(f"counts: expected at least one class that occurs, got {list(counts)}")
     weights = torch.tensor([(1 - beta) / (1 - beta**n) if n else 0.0 for n in counts], dtype=torch.float64)
     return (weights * sum(n > 0 for n in counts) / weights.sum()).float()
 
