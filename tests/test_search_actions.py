@@ -1,4 +1,4 @@
-"""Actions and the action space: legality, counting and drawing."""
+"""Actions and the action space: legality, counting, drawing with and without replacement."""
 
 import random
 import time
@@ -7,31 +7,27 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import binomtest, chisquare
 
 from router.chain import Chain
-from search.actions import Action, ActionSpace
+from search.actions import Action, ActionSpace, UniformDraw, WeightedDraw
+from search.settings import SearchSettings
+from tests.toys import plain, space_of
 
 
 @st.composite
-def spaces(draw):
+def spaces_and_chains(draw):
+    """A space and a chain that up to four of its own actions lead to."""
     n = draw(st.integers(1, 9))
-    return ActionSpace(
-        num_layers=n,
-        first_editable=draw(st.integers(0, n)),
+    settings = plain(
         action_set=draw(st.sampled_from(["skip", "repeat", "both", "both+move"])),
         max_block=draw(st.integers(1, 5)),
         max_times=draw(st.integers(1, 5)),
         max_shift=draw(st.integers(1, 5)),
         max_depth=draw(st.one_of(st.none(), st.integers(n, 3 * n))),
     )
-
-
-@st.composite
-def spaces_and_chains(draw):
-    """A space and a chain that up to four of its own actions lead to."""
-    space = draw(spaces())
-    chain = Chain.full(space.num_layers)
+    space = ActionSpace(settings, n, draw(st.integers(0, n)))
+    chain = Chain.full(n)
     rng = random.Random(draw(st.integers(0, 1000)))
     for _ in range(draw(st.integers(0, 4))):
         if space.count(chain):
@@ -41,11 +37,12 @@ def spaces_and_chains(draw):
 
 def legal_by_definition(space, chain):
     """Every skip and repeat, tried one by one against the rules as the brief states them."""
-    kinds = {"skip": ["skip"], "repeat": ["repeat"]}.get(space.action_set, ["skip", "repeat"])
+    bounds = space.settings
+    kinds = {"skip": ["skip"], "repeat": ["repeat"]}.get(bounds.action_set, ["skip", "repeat"])
     for kind in kinds:
         for position in range(chain.depth):
-            for size in range(1, space.max_block + 1):
-                for times in [0] if kind == "skip" else range(1, space.max_times + 1):
+            for size in range(1, bounds.max_block + 1):
+                for times in [0] if kind == "skip" else range(1, bounds.max_times + 1):
                     if position < space.first_editable or position + size > chain.depth:
                         continue
                     depth = chain.depth + size * (times if kind == "repeat" else -1)
@@ -56,20 +53,32 @@ def legal_by_definition(space, chain):
 def moves_by_definition(space, chain):
     """Every order that puts a block of 1..max_block entries 1..max_shift earlier or later, behind the prefix."""
     for position in range(space.first_editable, chain.depth):
-        for size in range(1, min(space.max_block, chain.depth - position) + 1):
+        for size in range(1, min(space.settings.max_block, chain.depth - position) + 1):
             rest = chain.layers[:position] + chain.layers[position + size :]
             for to in range(space.first_editable, len(rest) + 1):
-                if 1 <= abs(to - position) <= space.max_shift:
+                if 1 <= abs(to - position) <= space.settings.max_shift:
                     yield rest[:to] + chain.layers[position : position + size] + rest[to:]
 
 
 @given(spaces_and_chains())
-def test_legal_equals_the_definition(case):
-    # Oracle: brute force over all positions, sizes and times.
+def test_legal_actions_equal_the_definition_and_keep_the_rules(case):
+    # Oracle: brute force over all positions, sizes and times; the rules, read off the edited chain.
     space, chain = case
     listed = space.legal(chain)
     assert len(listed) == len(set(listed)) == space.count(chain)
     assert {action for action in listed if action.kind != "move"} == set(legal_by_definition(space, chain))
+    for action in listed:
+        edited = action.apply(chain)
+        assert edited != chain or action.kind == "move"  # a move of a block before its like changes nothing
+        assert edited.layers[: space.first_editable] == tuple(range(space.first_editable))
+        assert 1 <= edited.depth <= space.max_depth
+        space.count(edited)
+    spelled = [
+        group.first._replace(position=group.first.position + i)
+        for group in space.groups(chain)
+        for i in range(group.positions)
+    ]
+    assert spelled == listed
 
 
 @given(spaces_and_chains())
@@ -77,49 +86,14 @@ def test_moves_equal_the_definition(case):
     # Oracle: brute force over all blocks and targets, as orders of entries; each exchange is listed once, so on entries
     # that all differ no two moves give the same order.
     space, chain = case
+    bounds = space.settings
     moves = [action for action in space.legal(chain) if action.kind == "move"]
-    expected = set(moves_by_definition(space, chain)) if space.action_set == "both+move" else set()
+    expected = set(moves_by_definition(space, chain)) if bounds.action_set == "both+move" else set()
     assert {action.apply(chain).layers for action in moves} == expected
-    assert all(action.size <= space.max_block and abs(action.shift) <= space.max_shift for action in moves)
+    assert all(action.size <= bounds.max_block and abs(action.shift) <= bounds.max_shift for action in moves)
     full = Chain.full(space.num_layers)
     moves = [action for action in space.legal(full) if action.kind == "move"]
     assert len(moves) == len({action.apply(full).layers for action in moves})
-
-
-@given(spaces_and_chains())
-def test_groups_are_the_actions_in_the_order_of_their_numbers(case):
-    # Oracle: the actions, one by one.
-    space, chain = case
-    spelled = [
-        Action(group.kind, group.first + i, group.size, group.times, group.shift)
-        for group in space.groups(chain)
-        for i in range(group.positions)
-    ]
-    assert spelled == space.legal(chain)
-
-
-@given(spaces_and_chains())
-def test_every_legal_action_keeps_the_rules(case):
-    # Oracle: the rules, read off the edited chain.
-    space, chain = case
-    for action in space.legal(chain):
-        edited = action.apply(chain)
-        assert edited != chain or action.kind == "move"  # a move of a block before its like changes nothing
-        assert edited.layers[: space.first_editable] == tuple(range(space.first_editable))
-        assert 1 <= edited.depth <= space.max_depth
-        space.count(edited)
-
-
-@given(spaces_and_chains(), st.integers(0, 99))
-def test_a_sample_is_legal(case, seed):
-    # Oracle: the list of legal actions.
-    space, chain = case
-    legal = space.legal(chain)
-    if legal:
-        assert space.sample(chain, random.Random(seed)) in legal
-    else:
-        with pytest.raises(ValueError, match="expected at least one legal action, got none"):
-            space.sample(chain, random.Random(seed))
 
 
 def test_apply_by_hand():
@@ -132,26 +106,27 @@ def test_apply_by_hand():
     assert Action("move", 1, 1, shift=1).apply(chain) == chain
 
 
-def test_count_of_the_full_chain_by_hand():
-    # Oracle: 30 layers: 30 + 29 + 28 + 27 blocks of 1..4, one skip and four repeats each.
-    assert ActionSpace(30).count(Chain.full(30)) == 114 * 5
-    # Exchanges of a block of 1..4 with the 1..4 entries behind it: 16 pairs, 31 - a - b positions each.
-    assert ActionSpace(30, action_set="both+move").count(Chain.full(30)) == 114 * 5 + 16 * 31 - 16 * 5
-    # Blocks of 1, shifts up to 3, of 4 entries: 1 goes 1, 2, 3 later (3 + 2 + 1), and 2, 3 earlier (2 + 1).
-    assert ActionSpace(4, action_set="both+move", max_block=1, max_times=1, max_shift=3).count(Chain.full(4)) == 8 + 9
-    # 16 layers behind the prefix: 16 + 15 + 14 + 13 = 58.
-    assert ActionSpace(20, first_editable=4, action_set="skip").count(Chain.full(20)) == 58
-    # One layer to run at least: of two layers, either may go, both may not.
-    assert ActionSpace(2, action_set="skip").legal(Chain.full(2)) == [
-        Action("skip", 0, 1),
-        Action("skip", 1, 1),
-    ]
-    assert ActionSpace(3, first_editable=3).legal(Chain.full(3)) == []
+@pytest.mark.parametrize(
+    ("space", "count"),
+    [
+        (space_of(30), 114 * 5),  # 30 + 29 + 28 + 27 blocks of 1..4, one skip and four repeats each
+        # Exchanges of a block of 1..4 with the 1..4 entries behind it: 16 pairs, 31 - a - b positions each.
+        (space_of(30, action_set="both+move"), 114 * 5 + 16 * 31 - 16 * 5),
+        # Blocks of 1, shifts up to 3, of 4 entries: 1 goes 1, 2, 3 later (3 + 2 + 1), and 2, 3 earlier (2 + 1).
+        (space_of(4, action_set="both+move", max_block=1, max_times=1, max_shift=3), 8 + 9),
+        (space_of(20, 4, action_set="skip"), 58),  # 16 layers behind the prefix: 16 + 15 + 14 + 13
+        (space_of(2, action_set="skip"), 2),  # one layer to run at least: either may go, both may not
+        (space_of(3, 3), 0),
+    ],
+)
+def test_count_of_the_full_chain_by_hand(space, count):
+    # Oracle: the numbers, worked out by hand.
+    assert space.count(Chain.full(space.num_layers)) == len(space.legal(Chain.full(space.num_layers))) == count
 
 
 def test_sampling_is_uniform():
     # Oracle: chi-square against the uniform distribution over the listed actions; a skewed draw must fail it.
-    space = ActionSpace(8, first_editable=2)
+    space = space_of(8, 2)
     chain = Chain((0, 1, 2, 5, 5, 6), 8)
     legal = space.legal(chain)
 
@@ -162,11 +137,36 @@ def test_sampling_is_uniform():
     rng = random.Random(0)
     assert p_value(lambda: space.sample(chain, rng)) > 0.01
     assert p_value(lambda: legal[min(rng.randrange(len(legal)), rng.randrange(len(legal)))]) < 1e-6
+    # Four of five are repeats: each block of 1..4 can be skipped once and repeated 1..4 times.
+    wide, full = space_of(30, 12), Chain.full(30)
+    skips = wide.skips(full)
+    assert skips / wide.count(full) == pytest.approx(0.2)
+    assert [action.kind for action in wide.legal(full)][:skips] == ["skip"] * skips
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_skips_are_drawn_with_their_share_and_evenly_among_themselves(share):
+    # Oracle: the binomial law for the share, chi-square for the places (null: uniform among skips).
+    space, full, rng = space_of(8, 2, skip_share=share), Chain.full(8), random.Random(0)
+    drawn = [space.sample(full, rng) for _ in range(5000)]
+    skips = Counter(action for action in drawn if action.kind == "skip")
+    assert binomtest(skips.total(), len(drawn), share).pvalue > 0.01
+    assert set(skips) == {action for action in space.legal(full) if action.kind == "skip"}
+    assert chisquare(list(skips.values())).pvalue > 0.01
+    assert set(drawn) - set(skips) == {action for action in space.legal(full) if action.kind != "skip"}
+
+
+@pytest.mark.parametrize("action_set", ["skip", "repeat"])
+def test_a_share_changes_nothing_where_all_actions_are_of_one_kind(action_set):
+    # Oracle: the draws without a share.
+    one, other = (space_of(8, action_set=action_set, skip_share=share) for share in (0.9, None))
+    full, rngs = Chain.full(8), (random.Random(3), random.Random(3))
+    assert [one.sample(full, rngs[0]) for _ in range(50)] == [other.sample(full, rngs[1]) for _ in range(50)]
 
 
 def test_sampling_is_cheap():
     # Oracle: a bound of 200 microseconds, over ten times what it takes; listing every action would exceed it.
-    space, chain, rng = ActionSpace(30), Chain.full(30), random.Random(0)
+    space, chain, rng = space_of(30), Chain.full(30), random.Random(0)
     space.sample(chain, rng)
     start = time.process_time()
     for _ in range(1000):
@@ -177,37 +177,15 @@ def test_sampling_is_cheap():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Action("swap", 0, 1), "kind: expected one of skip, repeat, move, got 'swap'"),
-        (lambda: Action("move", 0, 1), "shift: expected an integer other than 0, got 0"),
-        (lambda: Action("move", 0, 1, 1, 1), "times: expected 0 for a move, got 1"),
-        (lambda: Action("skip", 0, 1, 0, 2), "shift: expected 0 for a skip, got 2"),
-        (lambda: Action("move", 0, 1, shift=True), "shift: expected an integer other than 0, got True"),
+        (lambda: space_of(4, 5), r"first_editable: expected 0\.\.4, got 5"),
+        (lambda: space_of(4, max_depth=3), "max_depth: expected at least the model's 4 layers, got 3"),
+        (lambda: space_of(4).count(Chain.full(5)), "expected one of a model of 4 layers, got 5"),
+        (lambda: space_of(4, 2).count(Chain((0, 2), 4)), r"expected layers 0\.\.1 first, unedited, got 0,2"),
+        (lambda: space_of(2).count(Chain((0,) * 5, 2)), "at most max_depth 4, got 5"),
+        (lambda: space_of(2).action(Chain.full(2), 99), r"index: expected an action number in 0\.\.\d+, got 99"),
+        (lambda: space_of(2).action(Chain.full(2), -1), "index: expected an action number in"),
+        (lambda: space_of(3, 3).sample(Chain.full(3), random.Random(0)), "expected at least one legal action"),
         (lambda: Action("move", 0, 1, shift=-1).apply(Chain.full(3)), "to: expected an integer in"),
-        (lambda: Action("skip", -1, 1), "position: expected an integer of at least 0, got -1"),
-        (lambda: Action("skip", True, 1), "position: expected an integer of at least 0, got True"),
-        (lambda: Action("skip", 0, 0), "size: expected an integer of at least 1, got 0"),
-        (lambda: Action("skip", 0, 1, 1), "times: expected 0 for a skip, got 1"),
-        (lambda: Action("repeat", 0, 1), "times: expected an integer of at least 1, got 0"),
-        (lambda: ActionSpace(0), "num_layers: expected an integer of at least 1, got 0"),
-        (lambda: ActionSpace(4, 5), r"first_editable: expected an integer in 0\.\.4, got 5"),
-        (lambda: ActionSpace(4, -1), r"first_editable: expected an integer in 0\.\.4, got -1"),
-        (lambda: ActionSpace(4, 0, "move"), r"action_set: expected one of skip, repeat, both, both\+move, got 'move'"),
-        (lambda: ActionSpace(4, max_block=0), "max_block: expected an integer of at least 1, got 0"),
-        (lambda: ActionSpace(4, max_times=1.0), r"max_times: expected an integer of at least 1, got 1\.0"),
-        (lambda: ActionSpace(4, max_shift=0), "max_shift: expected an integer of at least 1, got 0"),
-        (lambda: ActionSpace(4, max_depth=3), "max_depth: expected an integer of at least 4, got 3"),
-        (lambda: ActionSpace(4, max_edits=-1), "max_edits: expected an integer of at least 0, got -1"),
-        (lambda: ActionSpace(4).count(Chain.full(5)), "expected one of a model of 4 layers, got 5"),
-        (
-            lambda: ActionSpace(4, 2).count(Chain((0, 2), 4)),
-            r"expected layers 0\.\.1 first, unedited, got 0,2",
-        ),
-        (lambda: ActionSpace(2).count(Chain((0,) * 5, 2)), "at most max_depth 4, got 5"),
-        (
-            lambda: ActionSpace(2).action(Chain.full(2), 99),
-            r"index: expected an action number in 0\.\.\d+, got 99",
-        ),
-        (lambda: ActionSpace(2).action(Chain.full(2), -1), "index: expected an action number in"),
     ],
 )
 def test_bad_values_name_field_bound_and_value(make, message):
@@ -218,17 +196,34 @@ def test_bad_values_name_field_bound_and_value(make, message):
 
 def test_default_depth_cap_is_twice_the_model():
     # Oracle: the documented default.
-    assert ActionSpace(7).max_depth == 14
-    assert ActionSpace(7) == ActionSpace(7, max_depth=14)
-    assert hash(ActionSpace(7)) == hash(ActionSpace(7, max_depth=14))
+    assert ActionSpace(SearchSettings(), 7).max_depth == 14
 
 
-def test_what_a_space_holds():
-    # Oracle: by hand: the model's layers, the prefix, the depth.
-    space = ActionSpace(4, 2, max_depth=5)
-    assert space.holds(Chain((0, 1, 3, 3, 2), 4))
-    assert space.holds(Chain((0, 1), 4))
-    assert not space.holds(Chain((0, 1, 3, 3, 2, 2), 4))
-    assert not space.holds(Chain((0, 2, 1), 4))
-    assert not space.holds(Chain((0,), 4))
-    assert not space.holds(Chain.full(5))
+def pair_p_value(make, weights):
+    """Chi-square of the first two numbers drawn against w_i / W * w_j / (W - w_i)."""
+    rng, seen = random.Random(0), Counter()
+    for _ in range(10_000):
+        draws = make()
+        seen[draws.draw(rng), draws.draw(rng)] += 1
+    total = sum(weights)
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    expected = [seen.total() * weights[i] / total * weights[j] / (total - weights[i]) for i, j in pairs]
+    return chisquare([seen[pair] for pair in pairs], expected).pvalue
+
+
+def test_draws_without_replacement_are_in_proportion_to_what_is_left():
+    # Oracle: the probability of each ordered pair, worked out; the uniform draw must fail it, and pass its own.
+    weights = [1.0, 2.0, 4.0, 9.0]
+    assert pair_p_value(lambda: WeightedDraw(weights), weights) > 0.01
+    assert pair_p_value(lambda: UniformDraw(4), weights) < 1e-6
+    assert pair_p_value(lambda: UniformDraw(4), [1.0] * 4) > 0.01
+
+
+@pytest.mark.parametrize("weights", [[1e-9, 4.8e8, 1.0, 1e-9], [4.8e8] * 3 + [2e-9] * 300, [1.0]])
+def test_weighted_draws_give_every_number_once(weights):
+    # Oracle: the numbers themselves, whatever the weights.
+    draws = WeightedDraw(weights)
+    drawn = [draws.draw(random.Random(i)) for i in range(len(weights))]
+    assert sorted(drawn) == list(range(len(weights)))
+    assert draws.left == 0
+    assert drawn[0] in [i for i, weight in enumerate(weights) if weight == max(weights)]

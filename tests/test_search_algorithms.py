@@ -1,4 +1,6 @@
-"""What every algorithm of the search keeps, and the exact chains that each asks for (tests/golden/searches.json).
+"""The searches: the laws that all keep, the exact chains that each asks for, and toys whose best chain is known.
+
+The exact chains stand in tests/golden/searches.json.
 
 The goldens are remade with
 COLA_UPDATE_GOLDENS=1 .venv/bin/python -m pytest tests/test_search_algorithms.py
@@ -7,6 +9,8 @@ COLA_UPDATE_GOLDENS=1 .venv/bin/python -m pytest tests/test_search_algorithms.py
 import json
 import os
 import random
+import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +20,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from router.chain import Chain
-from search.algorithms import make_searcher, search
+from search.actions import ActionSpace
+from search.algorithms import ListSearcher, make_searcher
 from search.settings import SearchSettings
-from tests.toys import ALGORITHMS, SMALL, brute_force, constant, noisy, plain, run, smooth, trials
+from tests.toys import ALGORITHMS, SMALL, brute_force, constant, noisy, ordered, plain, run, smooth, trials
 
 GOLDENS = Path(__file__).parent / "golden" / "searches.json"
 LAYERS = 10
@@ -50,7 +55,7 @@ def test_searches_ask_exactly_the_golden_chains():
 
 @st.composite
 def searches(draw, algorithm):
-    """Settings, space and seed of any search; the exhaustive one is told to take any space that is small."""
+    """Space and seed of any search; the exhaustive one is told to take any space that is small."""
     n = draw(st.integers(1, 8))
     max_edits = draw(st.integers(0, 2 if algorithm == "exhaustive" else 5))
     settings = plain(
@@ -81,7 +86,7 @@ def searches(draw, algorithm):
         max_edits=max_edits,
     )
     prefix = draw(st.integers(0, n))
-    return settings, settings.action_space(n, prefix), draw(st.integers(0, 99))
+    return ActionSpace(settings, n, prefix), draw(st.integers(0, 99))
 
 
 def follow(searcher):
@@ -96,13 +101,13 @@ def follow(searcher):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(data=st.data())
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=60, deadline=None)
 def test_any_search_keeps_the_rules_and_ends(algorithm, data):
     # Oracle: the rules: no chain proposed twice, full depth first, the prefix unedited, depth and simulations capped,
     # asks of 1..in_flight; a search that ends early has tried every chain within two edits (with more, the tree may
     # miss some behind a detour), unless it was told to draw chains of some numbers of edits only.
-    settings, space, seed = data.draw(searches(algorithm))
-    searcher = make_searcher(space, settings, random.Random(seed))
+    space, seed = data.draw(searches(algorithm))
+    settings, searcher = space.settings, make_searcher(space, random.Random(seed))
     sizes = follow(searcher)
     assert searcher.done
     assert searcher.ask() == []
@@ -116,17 +121,17 @@ def test_any_search_keeps_the_rules_and_ends(algorithm, data):
         assert 1 <= chain.depth <= space.max_depth
     if searcher.simulations < settings.simulations and (settings.edit_weights is None or algorithm != "random"):
         assert brute_force(space, min(2, settings.max_edits)) <= set(proposed)
-    again = make_searcher(space, settings, random.Random(seed))
+    again = make_searcher(space, random.Random(seed))
     assert follow(again) == sizes
     assert list(again.evaluated) == proposed
 
 
 @given(data=st.data())
-@hypothesis_settings(max_examples=80, deadline=None)
+@hypothesis_settings(max_examples=50, deadline=None)
 def test_counters_of_the_tree_add_up(data):
     # Oracle: sums over the tree; actions worked out again; edits as documented.
-    settings, space, seed = data.draw(searches("uct"))
-    searcher = make_searcher(space, settings, random.Random(seed))
+    space, seed = data.draw(searches("uct"))
+    settings, searcher = space.settings, make_searcher(space, random.Random(seed))
     follow(searcher)
     root = searcher.tree.root
     assert root.visits == searcher.simulations == 1 + sum(edge.visits for edge in root.edges)
@@ -146,15 +151,16 @@ def test_counters_of_the_tree_add_up(data):
 def test_chains_lie_within_the_edits(algorithm):
     # Oracle: brute force within max_edits of a small space, and a chain further away that must not be met.
     settings = replace(SMALL, algorithm=algorithm, simulations=2000, action_set="both+move", max_edits=2)
-    within = brute_force(settings.action_space(4), 2)
-    assert len(within) < len(brute_force(settings.action_space(4), 3))
+    space = ActionSpace(settings, 4)
+    within = brute_force(space, 2)
+    assert len(within) < len(brute_force(space, 3))
     assert set(run(noisy, settings, 0, 4).evaluated) <= within
 
 
 def run_interleaved(seeds, settings, order):
     """Advance one searcher a seed, in the order that `order` (a generator) draws."""
-    space = settings.action_space(LAYERS, 2)
-    searchers = {seed: make_searcher(space, settings, random.Random(seed)) for seed in seeds}
+    space = ActionSpace(settings, LAYERS, 2)
+    searchers = {seed: make_searcher(space, random.Random(seed)) for seed in seeds}
     while waiting := [seed for seed, searcher in searchers.items() if not searcher.done]:
         chosen = order.sample(waiting, order.randint(1, len(waiting)))
         asked = {seed: searchers[seed].ask() for seed in chosen}
@@ -172,7 +178,7 @@ def test_results_depend_on_the_seed_and_not_on_the_batching(algorithm, in_flight
     if algorithm == "exhaustive":
         settings = replace(settings, max_edits=1, simulations=2000)
     expected = {seed: list(run(noisy, settings, seed, LAYERS, 2).evaluated.items()) for seed in range(6)}
-    for order in range(3):
+    for order in range(2):
         assert run_interleaved(range(6), settings, random.Random(order)) == expected
     assert len({tuple(chains) for chains in expected.values()}) == (1 if algorithm == "exhaustive" else 6)
 
@@ -185,7 +191,7 @@ def test_in_flight_is_a_setting_of_the_search(algorithm):
         settings = plain(algorithm=algorithm, simulations=50, in_flight=in_flight)
         if algorithm == "exhaustive":
             settings = replace(settings, max_edits=1, simulations=49, max_times=1, max_block=2)
-        searcher = make_searcher(settings.action_space(12), settings, random.Random(0))
+        searcher = make_searcher(ActionSpace(settings, 12), random.Random(0))
         sizes = follow(searcher)
         assert sum(sizes) == searcher.simulations == {"exhaustive": 47}.get(algorithm, 50)
         assert all(size == in_flight for size in sizes[:-1])
@@ -198,8 +204,7 @@ def test_in_flight_is_a_setting_of_the_search(algorithm):
 def test_protocol_errors(algorithm):
     # Oracle: the messages, written by hand; a refused tell changes nothing.
     settings = plain(algorithm=algorithm, simulations=2000, in_flight=2, max_edits=1)
-    space = settings.action_space(6)
-    searcher = make_searcher(space, settings, random.Random(0))
+    searcher = make_searcher(ActionSpace(settings, 6), random.Random(0))
     with pytest.raises(ValueError, match="rewards: expected one for each of the 0 chains asked, got 1"):
         searcher.tell([0.5])
     chains = searcher.ask()
@@ -214,8 +219,6 @@ def test_protocol_errors(algorithm):
     assert searcher.evaluated == {}
     searcher.tell([0.25, 1])
     assert list(searcher.evaluated.items()) == [(chains[0], 0.25), (chains[1], 1.0)]
-    with pytest.raises(ValueError, match="space: expected the one of these settings"):
-        make_searcher(replace(settings, max_block=1).action_space(6), settings, random.Random(0))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -225,6 +228,241 @@ def test_full_depth_alone(algorithm, simulations, max_edits, prefix):
     if algorithm == "exhaustive" and simulations == 1:
         return
     settings = plain(algorithm=algorithm, simulations=simulations, max_edits=max_edits)
-    searcher = search(constant, settings.action_space(5, prefix), settings, random.Random(0))
+    searcher = run(constant, settings, 0, 5, prefix)
     assert list(map(str, searcher.evaluated)) == ["0-4"]
     assert searcher.done
+
+
+def test_a_list_is_asked_in_its_order():
+    # Oracle: by hand.
+    chains = [Chain.full(6), Chain.full(6).skip(5, 1), Chain.full(6).skip(4, 2)]
+    searcher = ListSearcher(chains, plain(simulations=3, in_flight=3))
+    assert (searcher.ask(), searcher.simulations, searcher.done) == (chains, 0, False)
+    searcher.tell([0.5, 1, 0])
+    assert searcher.evaluated == dict(zip(chains, [0.5, 1, 0], strict=True))
+    assert (searcher.ask(), searcher.simulations, searcher.done) == ([], 3, True)
+
+
+EXHAUSTIVE = replace(SMALL, algorithm="exhaustive", simulations=100_000)
+
+
+@pytest.mark.parametrize("action_set", ["skip", "repeat", "both", "both+move"])
+@pytest.mark.parametrize("max_edits", [0, 2, 3])
+def test_exhaustive_equals_brute_force(action_set, max_edits):
+    # Oracle: the set that brute force gives; breadth first: never a chain of fewer edits after one of more.
+    settings = replace(EXHAUSTIVE, action_set=action_set, max_edits=max_edits)
+    found = list(run(noisy, settings, 0, 5, 1).evaluated)
+    levels = [brute_force(ActionSpace(settings, 5, 1), edits) for edits in range(max_edits + 1)]
+    assert len(found) == len(set(found))
+    assert set(found) == levels[-1]
+    for level in levels:
+        assert set(found[: len(level)]) == level
+
+
+def test_the_order_of_the_exhaustive_search_by_hand():
+    # Oracle: by hand: skips of single layers of 3, by number, then those of each in turn.
+    settings = replace(EXHAUSTIVE, action_set="skip", max_block=1)
+    assert trials(noisy, settings, 0, 3) == ["0-2", "1-2", "0,2", "0-1", "2", "1", "0"]
+
+
+def test_a_space_that_is_too_large_is_refused():
+    # Oracle: the message; the very number of chains is allowed, one less is not.
+    size = len(brute_force(ActionSpace(EXHAUSTIVE, 6), 2))
+    assert run(noisy, replace(EXHAUSTIVE, simulations=size), 0, 6).simulations == size
+    with pytest.raises(ValueError, match=f"^simulations: expected a space of at most {size - 1} chains, got more$"):
+        run(noisy, replace(EXHAUSTIVE, simulations=size - 1), 0, 6)
+
+
+RANDOM = replace(SMALL, algorithm="random", simulations=40)
+
+
+@pytest.mark.parametrize(("weights", "two"), [((1.0,), 0.0), ((0.0, 1.0), 1.0), ((3.0, 1.0), 0.25), (None, 0.5)])
+def test_edit_weights_are_the_shares_of_edits(weights, two):
+    # Oracle: the weights, but for chains of two actions that one action gives as well (neighbouring skips, a skip that
+    # undoes part of a repeat): their probability is worked out over all pairs of actions. Tolerance: 3 % of all chains,
+    # over four standard errors.
+    settings = replace(RANDOM, edit_weights=weights)
+    space, full = ActionSpace(settings, 10), Chain.full(10)
+    single, both = brute_force(space, 1) - {full}, brute_force(space, 2)
+    shallow = Counter()
+    for first in space.legal(full):
+        chain = first.apply(full)
+        pairs = space.legal(chain)
+        for second in pairs:
+            edited = second.apply(chain)
+            shallow["none" if edited == full else "one" if edited in single else "two"] += 1 / len(pairs)
+    collapsed = shallow["one"] / (shallow["one"] + shallow["two"])
+    assert 0.01 < collapsed < 0.2
+    tried = [chain for seed in range(100) for chain in list(run(noisy, settings, seed, 10).evaluated)[1:]]
+    assert len(tried) == 100 * 39
+    assert set(tried) <= both
+    assert sum(chain not in single for chain in tried) / len(tried) == pytest.approx(two * (1 - collapsed), abs=0.03)
+
+
+def test_a_number_of_edits_without_chains_left_is_not_drawn():
+    # Oracle: brute force: with single edits alone the search ends with exactly the chains one action away; and a weight
+    # that is all but 0 does not keep the search from the rest of the space.
+    space = ActionSpace(RANDOM, 5)
+    settings = replace(RANDOM, simulations=10_000, edit_weights=(1.0, 0.0))
+    assert set(run(noisy, settings, 0, 5).evaluated) == brute_force(space, 1)
+    settings = replace(settings, edit_weights=(1.0, 1e-12))
+    assert set(run(noisy, settings, 0, 5).evaluated) == brute_force(space, 2)
+
+
+def test_random_chains_do_not_hang_on_rewards():
+    # Oracle: the same chains whatever is told.
+    assert trials(constant, RANDOM, 3, 10) == trials(noisy, RANDOM, 3, 10)
+
+
+def test_a_small_part_to_edit_ends_soon():
+    # Oracle: the clock, generously. Chains of 8 edits run out of layers on the way; listing them all would never end.
+    settings = SearchSettings(algorithm="random", simulations=100, max_edits=8, skip_share=0.85)
+    start = time.monotonic()
+    found = run(noisy, settings, 0, 30, 28)
+    assert time.monotonic() - start < 30
+    assert len(found.evaluated) > 10
+
+
+def named(base, name):
+    """The base with an algorithm, and with max backup where the name says so."""
+    algorithm, _, backup = name.partition("-")
+    return replace(base, algorithm=algorithm, backup=backup or "mean")
+
+
+def times_found(settings, seeds, num_layers, everything):
+    """Of problems whose best chains are drawn from `everything`, those in which a best chain was met."""
+    found = 0
+    for seed in seeds:
+        reward = smooth(random.Random(seed).choice(everything))
+        found += max(run(reward, settings, seed, num_layers).evaluated.values()) == 1.0
+    return found
+
+
+@pytest.mark.parametrize(("name", "action_set"), [("uct", "both"), ("uct-max", "skip")])
+def test_smooth_reward_finds_the_best_more_often_than_random_chains(name, action_set):
+    # Oracle: brute force over the chains within 2 edits, of which a share is tried; random search at equal cost.
+    layers, percent = {"both": (8, 15), "skip": (14, 25)}[action_set]
+    base = replace(SMALL, depth_penalty=0.0, action_set=action_set)
+    everything = ordered(brute_force(ActionSpace(base, layers), 2))
+    base = replace(base, simulations=len(everything) * percent // 100)
+    rival = times_found(named(base, "random"), range(30), layers, everything)
+    found = times_found(named(base, name), range(30), layers, everything)
+    assert found >= 12
+    assert found >= rival + 6
+
+
+def test_moves_reach_orders_that_no_skip_or_repeat_does():
+    # Oracle: the order is known: two exchanges of neighbours, each of which puts two more layers in their places. Skips
+    # and repeats alone never reach it (brute force); random chains at equal cost rarely do.
+    base = replace(SMALL, action_set="both+move", max_shift=2, simulations=300, depth_penalty=0.0)
+    without = {chain.layers for chain in brute_force(ActionSpace(SMALL, 8), 2)}
+    found = Counter()
+    for seed in range(20):
+        rng = random.Random(seed)
+        first = rng.randrange(5)
+        target = list(range(8))
+        for i in (first, rng.randrange(first + 2, 7)):
+            target[i], target[i + 1] = target[i + 1], target[i]
+        wanted = tuple(target)
+        assert wanted not in without
+
+        def in_place(chain, wanted=wanted):
+            return sum(a == b for a, b in zip(chain.layers, wanted, strict=False)) / max(8, chain.depth)
+
+        for name in ("uct-max", "random"):
+            found[name] += Chain(wanted, 8) in run(in_place, named(base, name), seed, 8).evaluated
+    assert found["uct-max"] >= max(12, found["random"] + 8)
+
+
+@pytest.mark.parametrize("name", ["uct", "uct-max"])
+@pytest.mark.parametrize("depth_in", ["selection", "reward"])
+def test_shortest_right_chain_is_found(name, depth_in):
+    # Oracle: brute force over the skips of 10 layers; right means that five needed layers still run.
+    base = replace(SMALL, simulations=150, depth_penalty=1.0, action_set="skip", max_edits=4, depth_in=depth_in)
+    settings = named(base, name)
+    everything = brute_force(ActionSpace(settings, 10), 4)
+    assert len(everything) > 5 * settings.simulations
+    found = 0
+    for seed in range(10):
+        needed = set(random.Random(seed).sample(range(10), 5))
+
+        def right(chain, needed=needed):
+            return needed <= set(chain.layers)
+
+        shortest = min(chain.depth for chain in everything if right(chain))
+        searcher = run(right, settings, seed, 10)
+        found += min(chain.depth for chain, reward in searcher.evaluated.items() if reward) == shortest
+    assert found >= 8
+
+
+@pytest.mark.parametrize("name", ["uct", "uct-max", "random", "exhaustive"])
+def test_a_space_that_runs_out_was_tried_whole(name):
+    # Oracle: brute force over the chains within 2 edits, the cap.
+    for n, prefix, action_set in [
+        (1, 0, "both"),
+        (3, 1, "both+move"),
+        (4, 0, "both"),
+        (5, 0, "skip"),
+        (4, 4, "both+move"),
+    ]:
+        settings = replace(SMALL, simulations=100_000, action_set=action_set, in_flight=3)
+        for seed in range(2):
+            searcher = run(noisy, named(settings, name), seed, n, prefix)
+            assert set(searcher.evaluated) == brute_force(ActionSpace(settings, n, prefix), 2)
+
+
+def test_what_each_of_our_additions_is_for():
+    # Oracle: problems that each is made for, at equal cost, against the search without it.
+    steps = replace(SMALL, simulations=50, depth_penalty=0.0, action_set="skip", max_block=1, max_edits=3)
+    single = plain(simulations=60, action_set="skip", max_block=1, max_edits=3, in_flight=1, depth_penalty=0.0)
+    deep = replace(SMALL, simulations=150, max_block=4, max_edits=6, depth_penalty=0.5, backup="max", in_flight=4)
+    path, together, depths = Counter(), Counter(), Counter()
+    for seed in range(40):
+        # Three layers must go one after the other; each step pays, and any other edit nothing, so the mean of the
+        # path's subtree sinks as it is searched, and the maximum stays.
+        order = random.Random(seed).sample(range(20), 3)
+        worth = {tuple(i for i in range(20) if i not in order[:k]): (k + 1) / 4 for k in range(4)}
+        for backup in ("mean", "max"):
+            found = run(lambda c, worth=worth: worth.get(c.layers, 0.0), replace(steps, backup=backup), seed, 20)
+            path[backup] += max(found.evaluated.values()) == 1.0
+    for seed in range(100):
+        # Only chains without three given layers are right, and fewer skips change nothing.
+        needed = set(random.Random(seed).sample(range(10), 3))
+        for leap in (1, 3):
+            settings = replace(single, root_leap=leap)
+            found = run(lambda c, needed=needed: float(not needed & set(c.layers)), settings, seed, 10)
+            together[leap] += max(found.evaluated.values()) == 1.0
+    for seed in range(30):
+        # Eight of 16 layers are needed; a short right chain pulls the search where its own depth is backed up.
+        needed = set(random.Random(seed).sample(range(16), 8))
+        for where in ("selection", "reward"):
+            found = run(lambda c, needed=needed: needed <= set(c.layers), replace(deep, depth_in=where), seed, 16)
+            depths[where] += min(chain.depth for chain, reward in found.evaluated.items() if reward)
+    assert path["max"] >= path["mean"] + 10
+    assert together[3] >= 1.5 * together[1]
+    assert depths["reward"] / 30 <= depths["selection"] / 30 - 0.25
+
+
+def test_margin_reward_guides_where_correctness_is_silent():
+    # Oracle: brute force gives the best margin; only chains near it are right, so a 0/1 reward says nothing until
+    # one is met. Budget: 60 simulations in a space of thousands of chains.
+    found = Counter()
+    base = replace(SMALL, simulations=60, depth_penalty=0.0, action_set="skip", max_edits=3)
+    everything = brute_force(ActionSpace(base, 12), 3)
+    for seed in range(40):
+        rng = random.Random(seed)
+        gains = [rng.gauss(0, 1) for _ in range(12)]
+
+        def gain(chain, gains=gains):
+            return sum(gains[layer] for layer in range(12) if layer not in chain.layers)
+
+        threshold = 0.8 * max(map(gain, everything))
+        for kind in ("correct", "margin"):
+            settings = replace(base, reward=kind)
+
+            def judge(chain, gain=gain, threshold=threshold, settings=settings):
+                margin = gain(chain) - threshold
+                return settings.reward_for(margin > 0, margin)
+
+            found[kind] += any(gain(chain) > threshold for chain in run(judge, settings, seed, 12).evaluated)
+    assert found["margin"] >= found["correct"] + 8

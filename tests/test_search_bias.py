@@ -9,14 +9,10 @@ from scipy.stats import chi2
 
 from router.chain import Chain
 from search.actions import ActionSpace
-from search.algorithms import search
-from tests.toys import constant, plain
+from tests.toys import constant, plain, run_in
 
 UNBIASED = plain(depth_penalty=0.0, random_share=0.1, exploration=0.5, in_flight=1)
 """Without the depth penalty, which prefers skips by design, a constant reward prefers no action."""
-
-
-# a. Constant reward, root: no action is preferred.
 
 
 class SkewedRandom(random.Random):
@@ -30,13 +26,13 @@ class SkewedRandom(random.Random):
 def root_weights(searcher):
     """Of each root action that was tried: 1 by name "draws", and its visits by name "visits" where there is a tree."""
     if searcher.settings.algorithm == "random":
-        full = searcher.space.legal(Chain.full(8))
+        full = ActionSpace(searcher.settings, 8).legal(Chain.full(8))
         return {"draws": {action: 1 for action in full if action.apply(Chain.full(8)) in searcher.evaluated}}
     visits = {edge.action: edge.visits for edge in searcher.tree.root.edges}
     return {"draws": dict.fromkeys(visits, 1), "visits": visits}
 
 
-def root_p_values(make_rng, seed, trees=2000, algorithm="uct"):
+def root_p_values(make_rng, seed, trees=1000, algorithm="uct"):
     """P-values of the root's drawn actions and of the root's visits, over independent trees.
 
     Null hypothesis: within a tree, which action is drawn as the first, second, ... is a uniform shuffle of the
@@ -49,13 +45,13 @@ def root_p_values(make_rng, seed, trees=2000, algorithm="uct"):
     settings = replace(UNBIASED, algorithm=algorithm, simulations=20, max_block=2, max_times=2)
     if algorithm == "random":
         settings = replace(settings, max_edits=1)  # with more, a chain of two edits may be one of a single edit
-    space = settings.action_space(8)
+    space = ActionSpace(settings, 8)
     legal = space.legal(Chain.full(8))
     size = len(legal)
     seen = defaultdict(Counter)
     scale = defaultdict(float)
     for tree in range(trees):
-        searcher = search(constant, space, settings, make_rng(f"{seed}/{tree}"))
+        searcher = run_in(space, constant, make_rng(f"{seed}/{tree}"))
         for name, weights in root_weights(searcher).items():
             seen[name].update(weights)
             variance = sum(w * w for w in weights.values()) / size - (sum(weights.values()) / size) ** 2
@@ -68,47 +64,24 @@ def root_p_values(make_rng, seed, trees=2000, algorithm="uct"):
     return p_values
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_constant_reward_draws_root_actions_uniformly(seed):
-    # Oracle: chi-square against the uniform draw, see root_p_values for the null hypothesis.
-    p_values = root_p_values(random.Random, seed)
-    assert p_values["draws"] > 0.01
-    assert p_values["visits"] > 0.01
-
-
-def test_the_chi_square_sees_a_skewed_sampler():
-    # Oracle: a generator that prefers low action numbers in one draw of five must fail the test above.
-    for seed in range(3):
-        p_values = root_p_values(SkewedRandom, seed)
-        assert p_values["draws"] < 0.01
-        assert p_values["visits"] < 0.01
-
-
-def test_constant_reward_prefers_no_root_action_in_random_search():
-    # Oracle: as above; no p-value below 0.1 %. The exhaustive search tries everything, so it prefers nothing.
-    for seed in range(3):
-        assert min(root_p_values(random.Random, seed, 1000, "random").values()) > 0.001
-
-
-def test_the_chi_square_sees_a_skew_in_random_search():
-    # Oracle: a skewed generator must fail the test above.
-    for seed in range(2):
-        assert max(root_p_values(SkewedRandom, seed, 1000, "random").values()) < 0.001
+@pytest.mark.parametrize("algorithm", ["uct", "random"])
+@pytest.mark.parametrize("seed", range(2))
+def test_constant_reward_draws_root_actions_uniformly(algorithm, seed):
+    # Oracle: chi-square against the uniform draw, see root_p_values for the null hypothesis; and a generator that
+    # prefers low action numbers in one draw of five must fail it.
+    assert min(root_p_values(random.Random, seed, algorithm=algorithm).values()) > 0.01
+    assert max(root_p_values(SkewedRandom, seed, algorithm=algorithm).values()) < 0.01
 
 
 def test_the_chi_square_is_calibrated():
     # Oracle: under the null hypothesis p-values are uniform, so a quarter to three quarters lie below 0.5.
-    p_values = [root_p_values(random.Random, 100 + seed, trees=200)["visits"] for seed in range(20)]
+    p_values = [root_p_values(random.Random, 100 + seed, trees=100)["visits"] for seed in range(20)]
     assert 5 <= sum(p < 0.5 for p in p_values) <= 15
 
 
-# b. Constant reward, deeper edits: no third of the network is preferred.
-
-
 def constant_reward_trees():
-    settings = replace(UNBIASED, simulations=100)
-    space = settings.action_space(30)
-    return [search(constant, space, settings, random.Random(seed)).tree for seed in range(40)]
+    space = ActionSpace(replace(UNBIASED, simulations=100), 30)
+    return [run_in(space, constant, random.Random(seed)).tree for seed in range(30)]
 
 
 def third_shares(trees):

@@ -1,17 +1,27 @@
-"""Menus: their file, and the search that runs one."""
+"""Menus: their file, the greedy choice against all subsets, and `python -m search menu`."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import math
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data.records import ChainResult, SearchRecord, pareto_front
 from router.chain import Chain
+from router.command import run_command
+from router.fingerprint import Fingerprints
 from router.validation import InputError
-from search.menu import Menu, MenuSearcher, read_menu, write_menu
-from search.settings import SearchSettings
-from tests.menus import FULL, chain
+from search import menu as menu_module
+from search.menu import Menu, Outcomes, best_of_each_depth, choose_chains, main, outcomes_of, read_menu, write_menu
+from tests.menus import FULL, N, chain, record, write_records
+from tests.tiny import save_tiny
 
 
 def test_a_menu_file_reads_back_and_its_hash_knows_chains_and_prefix_only(tmp_path: Path) -> None:
@@ -33,12 +43,14 @@ GOOD = {"schema": 2, "num_layers": 6, "first_editable": 2, "chains": ["0-5", "0-
     ("changes", "message"),
     [
         ({"schema": 3}, "schema: expected 2 or 1, got 3"),
+        ({"num_layers": "six"}, "num_layers: expected an integer of at least 1, got 'six'"),
+        ({"chains": ["0-5", [0, 1]]}, "chain: expected text, got [0, 1]"),
         ({"chains": []}, "chains: expected the full chain as the first, got another or none"),
         ({"chains": ["0-5", "0-4", "0,1-4"]}, "chains: expected every chain once, got one twice"),
         ({"chains": ["0-5", "1-5"]}, "chains: expected chains that begin with layers 0..1, got 1-5"),
         ({"chains": ["0-5", "0-6"]}, "layers[6]: expected an integer in 0..5, got 6"),
         ({"first_editable": 6}, "first_editable: expected 0..5, got 6"),
-        ({"chains": None}, "menu.json: expected the field 'chains', got none"),
+        ({"chains": None}, "menu.json: expected the field chains, got none"),
     ],
 )
 def test_a_damaged_menu_file_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -63,15 +75,214 @@ def test_a_menu_of_two_models_is_none() -> None:
         Menu((FULL, Chain.full(5)), 2)
 
 
-def test_the_searcher_of_a_menu_asks_all_at_once_and_then_nothing() -> None:
-    # Oracle: by hand.
-    chains, rewards = [FULL, chain("0-4"), chain("0-3")], [0.5, 1, 0]
-    searcher = MenuSearcher(chains, SearchSettings(simulations=3))
-    assert (searcher.ask(), searcher.ask(), searcher.simulations, searcher.done) == (chains, chains, 0, False)
-    with pytest.raises(ValueError, match="rewards: expected one for each of 3 chains, got 2"):
-        searcher.tell(rewards[:2])
-    searcher.tell(rewards)
-    assert searcher.evaluated == dict(zip(chains, rewards, strict=True))
-    assert (searcher.ask(), searcher.simulations, searcher.done) == ([], 3, True)
-    with pytest.raises(ValueError, match="simulations: expected 3, the menu's chains, got 4"):
-        MenuSearcher(chains, SearchSettings(simulations=4))
+def test_outcomes_of_sparse_records() -> None:
+    # Oracle: by hand; "0-3" was tried once, "1-5" edits the prefix; full depth answers wrong on b.
+    records = [
+        record("a", {"0-5": True, "0-4": False, "0-3": True}),
+        record("b", {"0-5": False, "0-4": False, "1-5": True}),
+        record("c", {"0-5": True, "0-4": True, "1-5": True}),
+    ]
+    nan = math.nan
+    for kind, full, first in (("correct", [1, 0, 1], [0, 0, 1]), ("agree", [1, 1, 1], [0, 1, 1])):
+        found = outcomes_of(records, kind, 2, tried=2)
+        assert found.chains == (FULL, chain("0-4"))
+        assert found.values.T.tolist() == [full, first]
+    both = outcomes_of(records, "both", 2)
+    assert both.chains == (FULL, chain("0-4"), chain("0-3"))
+    np.testing.assert_equal(both.values, [[1, 0, 1], [0.5, 0.5, nan], [1, 1, nan]])
+
+
+def by_hand(values: np.ndarray, p: float) -> list[list[float]]:
+    """Shrunk values by the formula of the module's text, in loops."""
+    known = [[v for v in column if not math.isnan(v)] for column in values.T.tolist()]
+    overall = sum(map(sum, known)) / sum(map(len, known))
+    means = [(sum(column) + 4 * overall) / (len(column) + 4) for column in known]
+    return [
+        [m if math.isnan(v) else (1 - p) * m + p * v for v, m in zip(row, means, strict=True)]
+        for row in values.tolist()
+    ]
+
+
+def random_outcomes(seed: int) -> Outcomes:
+    """Eight chains of several depths on 12 samples, a quarter of it not tried; two chains do the same everywhere."""
+    rng = random.Random(seed)
+    texts = ["0-5", "0-4", "0-3,5", "0-1,3-5", "0-3", "0-1,4-5", "0-2,5", "0-5,5"]
+    values = np.array([[float(rng.random() < 0.5) for _ in texts] for _ in range(12)])
+    values[np.array([[i > 0 and rng.random() < 0.25 for i in range(len(texts))] for _ in range(12)])] = math.nan
+    values[:, 2] = values[:, 1]
+    return Outcomes(tuple(chain(text) for text in texts), values)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("predictable", [0.0, 0.4, 1.0])
+def test_the_greedy_choice_against_all_subsets(seed: int, predictable: float) -> None:
+    # Oracle: the worth of every subset by the text's formula, in loops.
+    outcomes, prices = random_outcomes(seed), (0.0, 0.2, 1.0)
+    values = by_hand(outcomes.values, predictable)
+    np.testing.assert_allclose(outcomes.shrunk(predictable), values)
+
+    def worth(menu: Sequence[int]) -> float:
+        total = 0.0
+        for price in prices:
+            for row in values:
+                total += max(row[i] - price * outcomes.chains[i].depth / N for i in menu)
+        return total / len(prices) / len(values)
+
+    places = range(1, len(outcomes.chains))
+    for size in (1, 2, 3, 4, 8):
+        chosen = choose_chains(outcomes, size, predictable=predictable, prices=prices)
+        menu = [outcomes.chains.index(one) for one, _ in chosen]
+        assert menu[0] == 0
+        assert len(set(menu)) == len(menu) <= size
+        for k in range(1, len(menu)):  # each the best to add, and what it adds
+            gains = [worth([*menu[:k], i]) - worth(menu[:k]) for i in places]
+            assert chosen[k][1] == pytest.approx(max(gains)) == pytest.approx(gains[menu[k] - 1])
+        assert chosen[0][1] == pytest.approx(worth([0]))
+        if len(menu) < size:  # nothing was left to gain
+            assert max(worth([*menu, i]) for i in places) == pytest.approx(worth(menu))
+        best = max(worth([0, *rest]) for rest in itertools.combinations(places, size - 1))
+        assert worth(menu) - worth([0]) >= (1 - 1 / math.e) * (best - worth([0])) - 1e-12
+        assert not {1, 2} <= set(menu)  # the second of two that do the same adds nothing
+
+
+def test_the_best_of_each_depth_are_kept_in_any_case() -> None:
+    # Oracle: by hand: of two chains of depth 5 the better on average; a useless one of depth 4 is kept all the same.
+    chains = (FULL, chain("0-4"), chain("0-3,5"), chain("0-3"))
+    outcomes = Outcomes(chains, np.array([[1.0, 0, 1, 0], [1, 1, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0]]))
+    keep = best_of_each_depth(outcomes)
+    assert keep == [FULL, chain("0-3,5"), chain("0-3")]
+    chosen = choose_chains(outcomes, 4, predictable=1.0, prices=[0.0], keep=keep)
+    assert [one for one, _ in chosen] == [FULL, chain("0-3,5"), chain("0-3"), chain("0-4")]
+    assert [gain for _, gain in chosen][1:3] == [0.0, 0.0]
+    assert len(choose_chains(outcomes, 2, predictable=1.0, prices=[0.0], keep=keep)) == 2
+
+
+def test_values_are_drawn_towards_the_mean_on_the_samples_task() -> None:
+    # Oracle: by hand, with 16 samples' worth of the chain's overall mean, itself with 4 of the mean of all (0.5).
+    values = np.array([[1.0, 0.0]] * 8 + [[0.0, 1.0]] * 8)
+    outcomes = Outcomes((chain("0-5"), chain("0-4")), values, ("a",) * 8 + ("b",) * 8)
+    high, low = (8 + 16 * 0.5) / 24, (0 + 16 * 0.5) / 24
+    np.testing.assert_allclose(outcomes.shrunk(0.0), [[high, low]] * 8 + [[low, high]] * 8)
+    assert outcomes.shrunk(0.5)[0].tolist() == [(high + 1) / 2, low / 2]
+
+
+def lucky_records() -> list[SearchRecord]:
+    """Full depth right on 8 of 10; "0-4" on 6; "0-3" on the 2 where full depth fails, and nowhere else."""
+    return [record(f"s{i}", {"0-5": i < 8, "0-4": 2 <= i < 8, "0-3": i >= 8, "1-5": True}) for i in range(10)]
+
+
+def test_chains_that_are_right_by_luck_are_left_out(tmp_path: Path) -> None:
+    # Oracle: by hand; "0-3" gains the most if outcomes could be foreseen, with a fourth of full depth's right answers.
+    path = write_records(tmp_path / "train.jsonl", lucky_records())
+    given = [f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--first_editable=2", "--predictable=1"]
+    main(given)
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-4"]
+    main([*given, "--least=0"])
+    menu = read_menu(tmp_path / "menu.json")
+    assert [str(one) for one in menu.chains] == ["0-5", "0-4", "0-3"]
+    assert (menu.first_editable, menu.made["samples"]) == (2, 10)
+    main([*given, "--least=0", "--min_depth=5"])
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-4"]
+    main([*given, "--least=0", "--max_depth=4"])  # the full chain is in it all the same
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-3"]
+    with pytest.raises(InputError, match="expected a chain worth choosing besides the full one, got none"):
+        main([*given, "--least=0", "--tried=11"])
+
+
+def with_results(record: SearchRecord, results: Sequence[ChainResult]) -> SearchRecord:
+    return dataclasses.replace(record, results=tuple(results), pareto=pareto_front(results))
+
+
+def test_a_chain_whose_second_run_failed_is_worth_nothing(tmp_path: Path) -> None:
+    # Oracle: the same records in which the chain was wrong at once. A label that was flipped teaches no menu anything.
+    menus = []
+    for flip in (True, False):
+        records = []
+        for one in lucky_records():
+            results = [
+                result
+                if result.chain.depth != 5
+                else dataclasses.replace(result, verified=False, verified_by="continuation")
+                if flip
+                else ChainResult(result.chain, (0.0, 1.0), 1, False, -1.0)
+                for result in one.results
+            ]
+            records.append(with_results(one, results))
+        path = write_records(tmp_path / "train.jsonl", records)
+        main([f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--first_editable=2", "--least=0.1"])
+        menus.append(read_menu(tmp_path / "menu.json"))
+    assert menus[0] == menus[1]
+
+
+def test_records_of_several_searches_are_joined_by_sample(tmp_path: Path) -> None:
+    # Oracle: the menu of one search that tried it all.
+    whole = lucky_records()
+    parts = [[with_results(one, [one.results[i] for i in kept]) for one in whole] for kept in ((0, 1, 3), (0, 2, 3))]
+    paths = [write_records(tmp_path / f"{name}.jsonl", part) for name, part in zip("abc", [*parts, whole], strict=True)]
+    menus = {}
+    for name, given in (("joined", paths[:2]), ("whole", paths[2:])):
+        files = ",".join(map(str, given))
+        main([f"--records=[{files}]", f"--out={tmp_path / name}.json", "--first_editable=2", "--least=0"])
+        menus[name] = read_menu(tmp_path / f"{name}.json")
+    assert menus["joined"] == menus["whole"]
+    assert len(menus["whole"].chains) == 3
+    assert menus["joined"].made["gains"] == menus["whole"].made["gains"]
+
+
+def test_the_menu_of_all_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: all subsets of layers 2..4 of the tiny model's five, listed by hand.
+    model = save_tiny(tmp_path / "model")
+    given = ["--kind=subsets", f"--model={model}", "--first_editable=2", f"--out={tmp_path / 'menu.json'}"]
+    main(given)
+    menu = read_menu(tmp_path / "menu.json")
+    assert (menu.num_layers, menu.first_editable) == (5, 2)
+    assert [str(one) for one in menu.chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4", "0-2", "0-1,3", "0-1,4", "0-1"]
+    main([*given, "--max_dropped=1"])
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
+    main([*given, "--min_depth=3", "--max_depth=3"])
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-2", "0-1,3", "0-1,4"]
+    monkeypatch.setattr(menu_module, "MOST_SUBSETS", 7)
+    with pytest.raises(InputError, match="max_dropped: expected at most 7 chains in all, got more"):
+        main(given)
+
+
+def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRecord]]:
+    """Return the settings and records that are to be refused."""
+    good = lucky_records()
+    if name == "test split":
+        return {}, [dataclasses.replace(good[0], split="test")]
+    if name == "wrong answers":
+        return {}, [dataclasses.replace(good[0], reward_target="wrong")]
+    if name == "two models":
+        return {}, [good[0], dataclasses.replace(good[1], fingerprints=Fingerprints("x", "t", "p"))]
+    changes: dict[str, dict[str, object]] = {
+        "no records": {"records": "[]"},
+        "missing file": {"records": f"[{tmp_path / 'none.jsonl'}]"},
+        "price below 0": {"prices": "[-1]"},
+        "read layer of no model": {"kind": "subsets", "model": save_tiny(tmp_path / "model"), "first_editable": 5},
+    }
+    return changes[name], good
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test split", "records: expected a search of training samples for the right answers in"),
+        ("wrong answers", "records: expected a search of training samples for the right answers in"),
+        ("two models", "expected it to be made for the model"),
+        ("no records", "records: expected a file at least with kind records, got none"),
+        ("missing file", "records: expected an existing file"),
+        ("price below 0", "prices[0]: expected at least 0, got -1.0"),
+        ("read layer of no model", "first_editable: expected 1..4, got 5"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    changes, records = refused(name, tmp_path)
+    path = write_records(tmp_path / "train.jsonl", records)
+    settings = {"records": f"[{path}]", "out": tmp_path / "menu.json", "first_editable": 2} | changes
+    assert run_command(main, [f"--{key}={value}" for key, value in settings.items()]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in error
+    assert not (tmp_path / "menu.json").exists()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from router.chain import Chain
 from router.command import parse_settings
+from search.actions import ActionSpace
 from search.settings import SearchSettings
 
 PRESETS = Path(__file__).parent.parent / "configs" / "search" / "presets"
@@ -77,17 +78,6 @@ def test_rewards_by_hand():
         settings.reward_for(True, math.nan)
 
 
-def test_space_of_the_settings():
-    # Oracle: every bound handed over; a depth cap below the model is refused.
-    settings = SearchSettings(action_set="skip", max_block=2, max_times=3, max_depth=12, max_edits=5, max_shift=6)
-    space = settings.action_space(10, 3)
-    assert (space.num_layers, space.first_editable, space.action_set) == (10, 3, "skip")
-    assert (space.max_block, space.max_times, space.max_depth, space.max_edits) == (2, 3, 12, 5)
-    assert space.max_shift == 6
-    with pytest.raises(ValueError, match="max_depth: expected an integer of at least 13, got 12"):
-        settings.action_space(13)
-
-
 def test_each_sample_has_its_own_generator():
     # Oracle: equal for equal seed and sample, different otherwise; the first number is a golden of this line:
     # python -c "import random; print(random.Random('0/a').random())"
@@ -145,6 +135,6 @@ def test_presets_of_the_algorithms_differ_in_what_is_the_algorithms_own():
         }
         assert changed - {"algorithm"} <= fields
     exhaustive = SearchSettings(**yaml.safe_load((PRESETS / "exhaustive.yaml").read_text()))
-    full = exhaustive.action_space(30).count(Chain.full(30))
+    full = ActionSpace(exhaustive, 30).count(Chain.full(30))
     assert exhaustive.max_edits == 1
     assert full < exhaustive.simulations

@@ -29,6 +29,11 @@ def plain(**changes) -> SearchSettings:
 SMALL = plain(max_block=2, max_times=2, max_edits=2, in_flight=1)
 
 
+def space_of(num_layers: int, first_editable: int = 0, **changes) -> ActionSpace:
+    """The space of PLAIN with other values."""
+    return ActionSpace(plain(**changes), num_layers, first_editable)
+
+
 class LastRandom(random.Random):
     """For sequences worked out by hand: of what is left, the last action by number is drawn."""
 
@@ -37,22 +42,8 @@ class LastRandom(random.Random):
         return args[0] - 1
 
 
-class ScriptedRandom(random.Random):
-    """For sequences worked out by hand: `random` returns the given numbers in turn."""
-
-    def __new__(cls, *_):
-        return super().__new__(cls, 0)
-
-    def __init__(self, *numbers):
-        super().__init__(0)
-        self.numbers = list(numbers)
-
-    def random(self):
-        return self.numbers.pop(0)
-
-
-def constant(chains):
-    return [0.5] * len(chains)
+def constant(_):
+    return 0.5
 
 
 def noisy(chain):
@@ -83,6 +74,14 @@ def ordered(chains) -> list[Chain]:
     return sorted(chains, key=lambda chain: chain.layers)
 
 
+def run_in(space: ActionSpace, reward: Reward, rng: random.Random) -> Searcher:
+    """Search a space to the end."""
+    searcher = make_searcher(space, rng)
+    while chains := searcher.ask():
+        searcher.tell([reward(chain) for chain in chains])
+    return searcher
+
+
 def run(
     reward: Reward,
     settings: SearchSettings,
@@ -92,10 +91,7 @@ def run(
 ) -> Searcher:
     """Search to the end."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-    searcher = make_searcher(ActionSpace(settings, num_layers, first_editable), rng)
-    while chains := searcher.ask():
-        searcher.tell([reward(chain) for chain in chains])
-    return searcher
+    return run_in(ActionSpace(settings, num_layers, first_editable), reward, rng)
 
 
 def trials(*args, **kwargs) -> list[str]:
