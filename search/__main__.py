@@ -11,6 +11,7 @@ Writes `<out>/<split>.jsonl`, one record a sample (docs/formats.md), `<out>/<spl
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if settings.estimate_only:
         first = next((batch for split in splits for batch in split.missing), None)
         if first is not None:
-            with cost.measured(first.items) as records:
-                records += search.search(first.items, lambda _: None)
+            start = time.monotonic()
+            records = search.search(first.items, lambda _: None)
+            cost.add(first.items, records, time.monotonic() - start)
             print(cost.line)
         return
     for split in splits:
@@ -148,10 +150,12 @@ def _search(settings: SearchRun, scorer: ChainScorer) -> BatchSearch:
         if layer >= scorer.num_layers:
             raise InputError(f"{name}: expected fewer than the model's {scorer.num_layers} layers, got {layer}")
     chosen = _menu(settings, scorer)
-    count = 0 if chosen is None else len(chosen.chains)
+    plan = settings.search
+    if chosen is not None:  # all its chains at once
+        plan = replace(plan, simulations=len(chosen.chains), in_flight=len(chosen.chains))
     search = BatchSearch(
         scorer,
-        settings.search if chosen is None else replace(settings.search, simulations=count, in_flight=count),
+        plan,
         settings.first_editable,
         settings.reward_target,
         settings.verify,

@@ -6,8 +6,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -300,9 +299,9 @@ class SplitSearch:
 
         def work(batch: Batch[EncodedSample], tick: Tick) -> list[SearchRecord]:
             cost.say()  # only now are the records of the batch before on the disk
-            path = states / f"{batch.name}.safetensors"
-            with cost.measured(batch.items) as records:
-                records += self.search.search(batch.items, tick, lambda made: write_states(path, origin, made))
+            start, path = time.monotonic(), states / f"{batch.name}.safetensors"
+            records = self.search.search(batch.items, tick, lambda made: write_states(path, origin, made))
+            cost.add(batch.items, records, time.monotonic() - start)
             return records
 
         run = {**provenance, "run": uuid.uuid4().hex[:12]}
@@ -340,23 +339,19 @@ class Cost:
         self._first: tuple[Sequence[EncodedSample], list[SearchRecord], float] | None = None
         self._said = False
 
-    @contextmanager
-    def measured(self, batch: Sequence[EncodedSample]) -> Iterator[list[SearchRecord]]:
-        """Measure the search of a batch, whose records the caller puts into the list; only the first one counts."""
-        start = time.monotonic()
-        records: list[SearchRecord] = []
-        yield records
-        self._first = self._first or (batch, records, time.monotonic() - start)
+    def add(self, batch: Sequence[EncodedSample], records: list[SearchRecord], seconds: float) -> None:
+        """Take in what the search of a batch made and how long it took; only the first one counts."""
+        self._first = self._first or (batch, records, seconds)
 
     def say(self) -> None:
-        """Write the line once a batch was measured."""
+        """Write the line, once, when there is a batch."""
         if self._first is not None and not self._said:
             tqdm.write(self.line)
             self._said = True
 
     @property
     def line(self) -> str:
-        """The line on the cost; a batch must have been measured.
+        """The line on the cost; there must be a batch.
 
         Raises:
             InputError: where the records clearly do not fit on the disk.

@@ -47,10 +47,10 @@ def test_states_pooled_once_give_what_the_whole_encoder_gives(pooling: str) -> N
     encoder, many = make_encoder(pooling, windows=8), states(1, 3, 5, 9, 13, 40)
     wanted = encoder(*pad_states(many))
     assert torch.equal(encoder.narrow(*encoder.pool(*pad_states(many))), wanted)
-    examples = Examples(many, list(range(len(many))), [str(i) for i in range(len(many))])
+    examples = Examples(many, [torch.tensor(i) for i in range(len(many))])
     examples.pool(encoder)
     pooled, filled, targets = collate([examples[i] for i in range(len(examples))])
-    assert targets == list(range(len(many)))
+    assert targets.tolist() == list(range(len(many)))
     assert torch.allclose(encoder.narrow(pooled, filled), wanted, atol=1e-5)
     encoder.narrow(pooled, filled).sum().backward()  # what was pooled can be trained on
     assert all(parameter.grad is not None for parameter in encoder.parameters())

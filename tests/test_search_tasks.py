@@ -31,6 +31,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sums(tmp_path_factory.mktemp("sums"), count=8, letters=4)
 
 
+@pytest.fixture(scope="module")
+def records(project: Path, tmp_path_factory: pytest.TempPathFactory) -> list[SearchRecord]:
+    return search(project, tmp_path_factory.mktemp("records"))
+
+
 def search(project: Path, out: Path, **changes: object) -> list[SearchRecord]:
     """Run the command over the train split; names with __ go into `search.`."""
     settings = {
@@ -47,9 +52,8 @@ def search(project: Path, out: Path, **changes: object) -> list[SearchRecord]:
     return read_records(out / "train.jsonl")
 
 
-def test_a_mixture_is_searched_in_each_tasks_mode(project: Path, tmp_path: Path) -> None:
+def test_a_mixture_is_searched_in_each_tasks_mode(project: Path, records: list[SearchRecord]) -> None:
     # Oracle: uncached greedy decoding for the sums; counts of scores by task; metadata of the samples.
-    records = search(project, tmp_path)
     samples = {sample.id: sample for sample in [*sums("train", 8), *tiny_samples("train", 4)]}
     assert {record.sample_id for record in records} == set(samples)
     model, tokenizer = load_model(str(project / "model"))
@@ -80,9 +84,9 @@ def kept_of(record: SearchRecord) -> set[int]:
     return {0, *record.pareto, *chains_to_verify(plain, record.first_editable)}
 
 
-def test_the_kept_chains_are_verified_by_real_generation(project: Path, tmp_path: Path) -> None:
+def test_the_kept_chains_are_verified_by_real_generation(project: Path, records: list[SearchRecord]) -> None:
     # Oracle: uncached greedy decoding up to the line's end, compared by hand; in float32 modes must agree on hits.
-    records = [record for record in search(project, tmp_path) if record.task == "sums"]
+    records = [record for record in records if record.task == "sums"]
     samples = {sample.id: sample for sample in sums("train", 8)}
     model, tokenizer = load_model(str(project / "model"))
     scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
@@ -99,37 +103,20 @@ def test_the_kept_chains_are_verified_by_real_generation(project: Path, tmp_path
     assert any(record.pareto for record in records)
 
 
-def test_verification_of_letters_runs_them_in_another_batch(project: Path, tmp_path: Path) -> None:
+def test_verification_of_letters_confirms_them_all(project: Path, records: list[SearchRecord], tmp_path: Path) -> None:
     # Oracle: float32, where batches do not matter: every chain stands; and without verification none is marked.
-    records = [record for record in search(project, tmp_path / "a") if record.task == "arc_easy"]
-    marks = [result.verified for record in records for result in record.results if result.verified is not None]
-    assert len(marks) == sum(len(kept_of(record)) for record in records)
+    letters = [record for record in records if record.task == "arc_easy"]
+    marks = [result.verified for record in letters for result in record.results if result.verified is not None]
+    assert len(marks) == sum(len(kept_of(record)) for record in letters)
     assert all(marks)
-    plain = search(project, tmp_path / "b", verify="false")
+    plain = search(project, tmp_path / "b", verify="false", search__simulations=4)
     assert {result.verified for record in plain for result in record.results} == {None}
     assert Agreement(plain).line() == ""
 
 
-def test_a_killed_verified_search_goes_on_with_the_same_records(project: Path, tmp_path: Path) -> None:
-    # Oracle: the records of an unbroken run; the first five lines stand for what a killed run left.
-    whole = search(project, tmp_path / "a", batch_samples=3)
-    (tmp_path / "b").mkdir()
-    lines = (tmp_path / "a" / "train.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "b" / "train.partial.jsonl").write_text("".join(lines[:5]) + lines[5][:100])
-    meta = json.loads((tmp_path / "a" / "train.meta.json").read_text())
-    (tmp_path / "b" / "train.meta.json").write_text(json.dumps(meta | {"count": None, "sha256": None}))
-    resumed = search(project, tmp_path / "b", batch_samples=4)
-    by_id = {record.sample_id: record for record in resumed}
-    for record in whole:
-        other = by_id[record.sample_id]
-        assert [r.chain for r in record.results] == [r.chain for r in other.results]
-        assert [r.correct for r in record.results] == [r.correct for r in other.results]
-        assert [r.verified for r in record.results] == [r.verified for r in other.results]
-
-
-def test_agreement_is_counted_by_mode_and_outcome(project: Path, tmp_path: Path) -> None:
+def test_agreement_is_counted_by_mode_and_outcome(records: list[SearchRecord]) -> None:
     # Oracle: marks set by hand on a real record's results.
-    record = next(record for record in search(project, tmp_path) if record.task == "sums")
+    record = next(record for record in records if record.task == "sums")
     one = record.results[0]
 
     def marked(correct: bool, verified: bool | None, mode: str | None) -> ChainResult:
@@ -153,7 +140,11 @@ def test_agreement_is_counted_by_mode_and_outcome(project: Path, tmp_path: Path)
 def test_the_control_is_told_a_wrong_free_answer(project: Path, tmp_path: Path) -> None:
     # Oracle: the samples' own answers; greedy decoding of the target instead.
     samples = {sample.id: sample for sample in sums("train", 8)}
-    records = [record for record in search(project, tmp_path, reward_target="wrong") if record.task == "sums"]
+    records = [
+        record
+        for record in search(project, tmp_path, reward_target="wrong", search__simulations=8)
+        if record.task == "sums"
+    ]
     model, tokenizer = load_model(str(project / "model"))
     scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
     for record in records:
@@ -199,11 +190,11 @@ def test_shuffled_choices_stand_in_another_order_and_train_nothing(project: Path
     write_tasks(folder / "data", TaskSet.of(LETTERS))
     lines = (project / "data" / "train.jsonl").read_text().splitlines(keepends=True)
     (folder / "data" / "train.jsonl").write_text("".join(line for line in lines if json.loads(line)["choices"]))
-    usual = {record.sample_id: record for record in search(folder, tmp_path / "a")}
+    usual = {record.sample_id: record for record in search(folder, tmp_path / "a", search__simulations=2)}
     samples = {sample.id: sample for sample in tiny_samples("train", 4)}
     model, tokenizer = load_model(str(project / "model"))
     task = load_task("arc_easy", "letter", shuffle=7)
-    for record in search(folder, tmp_path / "b", shuffle=7):
+    for record in search(folder, tmp_path / "b", shuffle=7, search__simulations=2):
         sample = samples[record.sample_id]
         assert record.fingerprints.prompt != usual[record.sample_id].fingerprints.prompt
         query = task.query(sample)

@@ -19,11 +19,11 @@ from router.engine.capture import LayerCapture
 from router.fingerprint import Fingerprints
 from router.heads.layerwise import classes_of
 from search.__main__ import main
-from search.actions import ActionSpace
 from search.summary import Agreement
 from search.verification import chains_to_verify, companies, is_program
 from tests.test_search_run import arguments
 from tests.tiny import write_project
+from tests.toys import space_of
 from train.objectives import layer_classes
 
 N = 8
@@ -31,7 +31,7 @@ N = 8
 
 def made_up(rng: random.Random, count: int) -> list[ChainResult]:
     """Return results of random chains behind a prefix of two layers, the full chain first; margins often equal."""
-    space = ActionSpace(N, 2, max_depth=14, action_set="both")
+    space = space_of(N, 2, max_depth=14)
     chains = {Chain.full(N): None}
     while len(chains) < count:
         chain = rng.choice(list(chains))
@@ -71,7 +71,7 @@ def best(results: list[ChainResult], rule: str) -> ChainResult | None:
     return min(standing, key=depth_first if rule == "shortest" else margin_first, default=None)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_every_label_has_stood_its_verification(seed: int) -> None:
     # Oracle: training's own choice of labels, and the definition of a label for each kind of chain. Flips are drawn.
     rng = random.Random(seed)
@@ -123,7 +123,7 @@ def shapes(lengths: list[list[int]], group: list[int], batch_tokens: int) -> lis
     return found
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(16))
 def test_in_its_company_every_row_runs_in_a_call_of_another_shape(seed: int) -> None:
     # Oracle: the calls written out anew. Rows that run alone in any company are left out: nothing can change there;
     # so are samples of several rows, of which only the whole is checked.

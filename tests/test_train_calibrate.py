@@ -21,6 +21,7 @@ from router.heads.head import pad_states
 from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, Operation, Router, load_router, save_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
+from tests.menus import record, write_records
 from tests.tiny import NUM_LAYERS, random_router, tiny_samples, write_project
 from train.calibrate import main, settings_of, static_settings
 from train.guarantee import certify
@@ -30,7 +31,7 @@ FULL = Chain.full(NUM_LAYERS)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, samples and a random router with operating points."""
+    """A tiny model, samples and a random router with operating points, calibrated; copy it to change it."""
     folder = write_project(tmp_path_factory.mktemp("calibrate"), train=12, validation=12)
     write_samples(folder / "data" / "calibration.jsonl", tiny_samples("calibration", 40))
     model, tokenizer = load_model(str(folder / "model"))
@@ -41,6 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = type(router.config)(**{**vars(router.config), "budget_points": router.head.budget_points})
     save_router(folder / "router", Router(config, router.head))
     (folder / "router" / TRAINED_ON_FILE).write_text(json.dumps({"split_hashes": []}))
+    main(arguments(folder))
     return folder
 
 
@@ -61,47 +63,42 @@ def arguments(project: Path, **changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def losses_by_hand(project: Path, points: int) -> tuple[list[list[int]], list[float]]:
-    """Route and run every sample alone, setting by setting."""
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
-    router = load_router(project / "router")
-    rows, depths = [], []
-    for one in settings_of(router.config.budget_points, points, ()):
-        losses, depth = [], 0
-        for sample in read_samples(project / "data" / "calibration.jsonl"):
-            block = scorer.load([scorer.encode(sample)])
-            assert one.offset is not None
-            chain = router.decide(scorer.states(block, 2), Operation(point=one))[0].chain
-            full, routed = scorer.judge(block, [(0, FULL), (0, chain)])
-            losses.append(int(full.correct) - int(routed.correct))
-            depth += chain.depth
-        rows.append(losses)
-        depths.append(depth / len(losses))
-    return rows, depths
-
-
 def test_the_guarantee_is_what_running_every_chain_by_hand_certifies(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(arguments(project))
+    # Oracle: every sample routed and run alone, setting by setting; a second run says the same and changes nothing.
     told = json.loads((project / "router" / GUARANTEE_FILE).read_text())
-    rows, depths = losses_by_hand(project, 5)
-    assert told["depths"] == pytest.approx(depths)
-    assert told["certificate"]["mean_losses"] == pytest.approx([sum(row) / len(row) for row in rows])
-    expected = certify(np.array(rows), depths, 0.9, 0.1)
-    assert expected.chosen is not None
-    router = load_router(project / "router")
-    assert router.guarantee is not None
-    settings = settings_of(router.config.budget_points, 5, ())
-    assert router.guarantee.offset == settings[expected.chosen].offset
-    assert router.guarantee.mean_depth == pytest.approx(depths[expected.chosen])
-    assert "certified on 40 samples" in capsys.readouterr().out
     model, tokenizer = load_model(str(project / "model"))
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    router = load_router(project / "router")
+    settings = settings_of(router.config.budget_points, 5, ())
     samples = read_samples(project / "data" / "calibration.jsonl")
+    losses, depths = np.zeros((len(settings), len(samples)), int), np.zeros(len(settings))
+    for j, sample in enumerate(samples):
+        block = scorer.load([scorer.encode(sample)])
+        states = scorer.states(block, 2)
+        for i, one in enumerate(settings):
+            chain = router.decide(states, Operation(point=one))[0].chain
+            full, routed = scorer.judge(block, [(0, FULL), (0, chain)])
+            losses[i, j] = int(full.correct) - int(routed.correct)
+            depths[i] += chain.depth / len(samples)
+    assert told["depths"] == pytest.approx(depths.tolist())
+    assert told["certificate"]["mean_losses"] == pytest.approx(losses.mean(1).tolist())
+    expected = certify(losses, depths, 0.9, 0.1)
+    assert expected.chosen is not None
+    assert router.guarantee is not None
+    assert router.guarantee.offset == settings[expected.chosen].offset
+    assert router.guarantee.mean_depth == pytest.approx(depths[expected.chosen])
     routed = router.decide(list(compute_states(scorer, samples, 2, "states").values()), Operation(guaranteed=True))
     assert sum(one.chain.depth for one in routed) / len(routed) == pytest.approx(router.guarantee.mean_depth)
+    before = (project / "router" / GUARANTEE_FILE).read_bytes()
+    main(arguments(project))
+    out = capsys.readouterr().out
+    assert "calibrated already" in out
+    assert "certified on 40 samples" in out
+    assert (project / "router" / GUARANTEE_FILE).read_bytes() == before
+    main(arguments(project, delta=0.2))
+    assert "already" not in capsys.readouterr().out
 
 
 def test_too_little_data_falls_back_to_full_depth_and_says_what_they_are_enough_for(
@@ -119,7 +116,7 @@ def test_too_little_data_falls_back_to_full_depth_and_says_what_they_are_enough_
 
 
 def test_a_stopped_run_goes_on_and_other_claims_use_what_was_run(project: Path) -> None:
-    main(arguments(project))
+    # Oracle: the certificate and the results of the run that was not stopped.
     whole = (project / "router" / GUARANTEE_FILE).read_text()
     (results,) = (project / "router" / "calibration").glob("*[0-9a-f].jsonl")
     finished = results.read_text()
@@ -135,17 +132,6 @@ def test_a_stopped_run_goes_on_and_other_claims_use_what_was_run(project: Path) 
     before = results.stat().st_mtime_ns
     main(arguments(project, loss="disagreement", delta=0.2))
     assert results.stat().st_mtime_ns == before
-
-
-def test_a_finished_calibration_is_not_made_again(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(arguments(project))
-    before = (project / "router" / GUARANTEE_FILE).read_bytes()
-    capsys.readouterr()
-    main(arguments(project))
-    assert "calibrated already" in capsys.readouterr().out
-    assert (project / "router" / GUARANTEE_FILE).read_bytes() == before
-    main(arguments(project, delta=0.2))
-    assert "already" not in capsys.readouterr().out
 
 
 def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path) -> None:
@@ -167,22 +153,20 @@ def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path
     assert len(told["static"]["certificate"]["mean_losses"]) == len({chain.depth for chain in menu.chains}) - 1
 
 
-def test_static_settings_are_the_best_of_each_depth(project: Path) -> None:
-    from tests.test_eval_dense import CHAINS, record
-
-    # In these records even columns are right: of depth 5 columns 1 and 3 are wrong both, of depth 4 both are right.
-    found = static_settings([record("a", CHAINS), record("b", CHAINS)])
-    assert found == [min(CHAINS[1], CHAINS[3], key=lambda c: c.layers), CHAINS[2]]
-    assert project.exists()
+def test_static_settings_are_the_best_of_each_depth(tmp_path: Path) -> None:
+    # Oracle: by hand. Of depth 5 "0-4" is right on both samples, of depth 4 no chain is better than another.
+    made = [record(name, {"0-5": True, "0-3,5": False, "0-4": True, "0-3": True, "0-2,4": True}) for name in "ab"]
+    for split, one in zip(("train", "validation"), made, strict=True):
+        write_records(tmp_path / f"{split}.jsonl", [one])
+    assert [str(chain) for chain in static_settings(tmp_path)] == ["0-4", "0-2,4"]
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"delta": 0}, "delta: expected above 0, got 0.0"),
-        ({"split": "nothing"}, "split: expected one of"),
         ({"router": "nowhere"}, "router: expected"),
-        ({"least_scores": "[0.1, 0.2, 0.3]", "delta": 1e-4}, "delta"),
+        ({"least_scores": "[0.1, 0.2, 0.3]", "delta": 1e-4}, "delta / starts: expected above 0.0001"),
     ],
 )
 def test_bad_input_gets_one_line(
@@ -202,7 +186,6 @@ def test_a_router_that_saw_the_questions_is_refused(project: Path, capsys: pytes
 
 
 def test_a_guarantee_of_other_weights_does_not_count(project: Path) -> None:
-    main(arguments(project))
     router = load_router(project / "router")
     for parameter in router.head.parameters():
         parameter.data.add_(1.0)

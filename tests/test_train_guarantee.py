@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from router.validation import InputError
 from train import guarantee
-from train.guarantee import GAMMA, TOLERANCE, certify, p_value
+from train.guarantee import GAMMA, TOLERANCE, Counts, certify
 
 
 def losses_of(samples, plus, minus):
     """Losses with so many 1 and so many -1."""
     return np.repeat([1, -1, 0], [plus, minus, samples - plus - minus])
+
+
+def p_value(losses, epsilon, kind="accuracy"):
+    return guarantee.p_value(Counts.of(losses, kind), epsilon)
 
 
 def all_counts(samples):
@@ -40,9 +45,6 @@ def binomial_margin(rate, draws):
     return 3 * (rate * (1 - rate) / draws) ** 0.5
 
 
-# p-values by hand.
-
-
 def test_disagreement_is_the_binomial_tail():
     # 5 samples, 1 differs, epsilon 0.5: (1 + 5) / 32. Then none of 10 at epsilon 0.2: 0.8^10.
     assert p_value(losses_of(5, 1, 0), 0.5, "disagreement") == pytest.approx(6 / 32)
@@ -63,11 +65,8 @@ def test_accuracy_by_hand():
     assert p_value(losses_of(100, 10, 10), 0.0) == 1
 
 
-# The supremum over the nuisance rate.
-
-
-@pytest.mark.parametrize("samples", [2, 5, 9, 14])
-@pytest.mark.parametrize("epsilon", [0.0, 0.07, 0.3, 0.62])
+@pytest.mark.parametrize("samples", [2, 5, 12])
+@pytest.mark.parametrize("epsilon", [0.0, 0.07, 0.62])
 def test_greatest_tail_is_no_less_than_brute_force(samples, epsilon):
     """Oracle: the multinomial sum on a fine grid of rates. Never below it; above by no more than the cells allow."""
     tails = {
@@ -118,11 +117,7 @@ def test_tail_is_the_multinomial_sum(samples):
                 assert guarantee._tail(samples, s, p_plus, p_minus) == pytest.approx(want, abs=1e-12)
 
 
-# Validity.
-
-
-@pytest.mark.parametrize("samples", [6, 15, 24])
-@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.35])
+@pytest.mark.parametrize(("samples", "epsilon"), [(6, 0.0), (15, 0.1), (20, 0.35)])
 def test_accuracy_is_valid_exactly(samples, epsilon):
     """Oracle: the whole distribution of the p-value over all outcomes, at every threshold that it can take."""
     p_values = {(a, b): p_value(losses_of(samples, a, b), epsilon) for a, b in all_counts(samples)}
@@ -146,26 +141,21 @@ def exceedance(p_plus, p_minus, samples, epsilon, kind, draws, alphas, seed):
     return [float((values <= alpha).mean()) for alpha in alphas]
 
 
-@pytest.mark.parametrize(
-    ("p_plus", "p_minus"), [(0.02, 0.0), (0.021, 0.001), (0.06, 0.04), (0.26, 0.24), (0.41, 0.39), (0.51, 0.49)]
-)
+@pytest.mark.parametrize(("p_plus", "p_minus"), [(0.02, 0.0), (0.06, 0.04), (0.26, 0.24), (0.51, 0.49)])
 def test_accuracy_is_valid_on_the_boundary(p_plus, p_minus):
     """Simulation at E[loss] = 0.02 (300 samples), from no -1 at all to no 0 at all."""
     alphas = (0.01, 0.05, 0.1, 0.3)
-    shares = exceedance(p_plus, p_minus, 300, 0.02, "accuracy", 2000, alphas, seed=3)
+    shares = exceedance(p_plus, p_minus, 300, 0.02, "accuracy", 1000, alphas, seed=3)
     for alpha, share in zip(alphas, shares, strict=True):
-        assert share <= alpha + binomial_margin(alpha, 2000)
+        assert share <= alpha + binomial_margin(alpha, 1000)
     # Not vacuous: rejections do occur on the boundary.
     assert shares[-1] > 0.1
 
 
 def test_disagreement_is_valid_and_accuracy_is_valid_for_it():
     for kind in ("disagreement", "accuracy"):
-        (share,) = exceedance(0.05, 0.0, 400, 0.05, kind, 4000, [0.1], seed=4)
-        assert share <= 0.1 + binomial_margin(0.1, 4000)
-
-
-# Monotonicity.
+        (share,) = exceedance(0.05, 0.0, 400, 0.05, kind, 2000, [0.1], seed=4)
+        assert share <= 0.1 + binomial_margin(0.1, 2000)
 
 
 @pytest.mark.parametrize(("samples", "plus", "minus"), [(30, 2, 1), (30, 12, 11), (500, 5, 4), (500, 190, 180)])
@@ -174,7 +164,7 @@ def test_p_falls_as_epsilon_rises(samples, plus, minus):
         ("accuracy", losses_of(samples, plus, minus)),
         ("disagreement", losses_of(samples, plus, 0)),
     ):
-        values = [p_value(losses, epsilon, kind) for epsilon in np.linspace(0, 0.99, 150)]
+        values = [p_value(losses, epsilon, kind) for epsilon in np.linspace(0, 0.99, 60)]
         assert all(after <= before + 1e-11 for before, after in pairwise(values))
         assert values[0] > 0.5 > 0.01 > values[-1]
 
@@ -189,9 +179,6 @@ def test_p_rises_with_the_sum_of_losses(samples, epsilon):
         assert all(after > before for before, after in pairwise(ones)) or ones[-1] == pytest.approx(1)
     few = [p_value(losses_of(samples, plus, 1), epsilon) for plus in range(samples // 4)]
     assert all(after >= before - 1e-11 for before, after in pairwise(few))
-
-
-# Power.
 
 
 def hoeffding_bentkus(losses, epsilon):
@@ -210,9 +197,6 @@ def test_power():
     reference = [hoeffding_bentkus(losses_of(2000, a, b), 0.02) <= 0.1 for a, b, _ in counts]
     assert 0.75 - binomial_margin(0.75, 400) < np.mean(exact) < 0.75 + binomial_margin(0.75, 400)
     assert np.mean(reference) < 0.05
-
-
-# Certificates.
 
 
 def stored_table(seed=0, samples=4000):
@@ -238,7 +222,7 @@ def test_the_loss_exceeds_epsilon_in_at_most_delta_of_the_calibration_draws(star
     """
     monkeypatch.setattr(guarantee, "_smallest_epsilon", lambda *_: None)  # slow, and no part of the procedure
     table, depths = stored_table()
-    epsilon, delta, draws = 0.0325 - 1 / 8000, 0.1, 1000  # the fifth setting is above epsilon by half a sample
+    epsilon, delta, draws = 0.0325 - 1 / 8000, 0.1, 400  # the fifth setting is above epsilon by half a sample
     truth, generator = table.mean(1), np.random.default_rng(21)
     assert truth[3] < epsilon < truth[4]
     wrong, useful = {"certified": 0, "naive": 0, "uncorrected": 0}, 0
@@ -334,54 +318,13 @@ def test_smallest_epsilon_at_its_ends():
     assert certificate.certified == (0,)
 
 
-def test_equal_input_gives_equal_certificates():
-    table, depths = stored_table(seed=5)
-    assert certify(table, depths, 0.03, 0.1, starts=2) == certify(table.copy(), np.array(depths), 0.03, 0.1, starts=2)
-    shuffled = table[:, np.random.default_rng(0).permutation(table.shape[1])]
-    assert certify(shuffled, depths, 0.03, 0.1) == certify(table.astype(np.int8), depths, 0.03, 0.1)
-
-
-# Bad input.
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"losses": [[0, 2], [0, 1]]}, r"losses: expected only \(-1, 0, 1\) for accuracy, got \[2\]"),
-        ({"losses": [[0, -1]] * 2, "kind": "disagreement"}, r"losses: expected only \(0, 1\) .* got \[-1\]"),
-        ({"losses": [[0.0, 1.0]] * 2}, "losses: expected integers, got float64"),
-        ({"losses": [0, 1]}, r"losses: expected the shape \[settings, samples\], got \[2\]"),
-        ({"losses": np.zeros((2, 0), int)}, r"losses: expected at least one setting and one sample, .*\[2, 0\]"),
-        ({"losses": np.zeros((0, 3), int)}, "losses: expected at least one setting"),
-        ({"depths": [3.0]}, r"depths: expected 2 numbers above 0, one a setting, got \[3.0\]"),
-        ({"depths": [3.0, float("nan")]}, "depths: expected 2 numbers above 0"),
-        ({"depths": [3.0, 0.0]}, "depths: expected 2 numbers above 0"),
-        ({"epsilon": -0.01}, "epsilon: expected at least 0 and below 1, got -0.01"),
-        ({"epsilon": 1.0}, "epsilon: expected at least 0 and below 1, got 1.0"),
-        ({"epsilon": float("nan")}, "epsilon: .* got nan"),
-        ({"delta": 0.0}, "delta: expected above 0 and below 1, got 0.0"),
-        ({"delta": 1.0}, "delta: expected above 0 and below 1, got 1.0"),
-        ({"starts": 0}, "starts: expected 1 to 2, the number of settings, got 0"),
-        ({"starts": 3}, "starts: expected 1 to 2, the number of settings, got 3"),
-        ({"delta": GAMMA}, "delta / starts: expected above 0.0001"),
-        ({"delta": 2 * GAMMA, "starts": 2}, "delta / starts: expected above 0.0001"),
-        ({"kind": "other"}, r"kind: expected one of \['accuracy', 'disagreement'\], got 'other'"),
-    ],
-)
-def test_bad_input_is_named(change, message):
-    given = {"losses": [[0, 1], [0, 1]], "depths": [3.0, 2.0], "epsilon": 0.1, "delta": 0.1, "starts": 1} | change
-    given["losses"] = np.array(given["losses"])
-    with pytest.raises(ValueError, match=message):
-        certify(given.pop("losses"), given.pop("depths"), given.pop("epsilon"), given.pop("delta"), **given)
-
-
-def test_p_value_refuses_bad_input():
-    for losses, epsilon, kind, message in (
-        (np.zeros((2, 2), int), 0.1, "accuracy", r"losses: expected the shape \[samples\], got \[2, 2\]"),
-        (np.zeros(0, int), 0.1, "accuracy", "losses: expected at least one"),
-        (np.zeros(3, int), 1.5, "accuracy", "epsilon: .* got 1.5"),
-        (np.array([0, -1]), 0.1, "disagreement", "losses: expected only"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            p_value(losses, epsilon, kind)
-    assert certify(np.zeros((1, 50), int), [1.0], 0.1, GAMMA, kind="disagreement").chosen is None
+def test_bad_input_is_named():
+    # Oracle: the messages. A level that each p-value of accuracy exceeds could certify nothing.
+    with pytest.raises(ValueError, match=r"losses: expected only \(-1, 0, 1\) for accuracy, got \[2\]"):
+        certify(np.array([[0, 2], [0, 1]]), [3.0, 2.0], 0.1, 0.1)
+    with pytest.raises(ValueError, match=r"losses: expected only \(0, 1\) .* got \[-1\]"):
+        certify(np.array([[0, -1]]), [3.0], 0.1, 0.1, kind="disagreement")
+    losses = np.zeros((2, 50), int)
+    with pytest.raises(InputError, match=r"delta / starts: expected above 0\.0001"):
+        certify(losses, [3.0, 2.0], 0.1, 2 * GAMMA, starts=2)
+    assert certify(losses, [3.0, 2.0], 0.1, GAMMA, kind="disagreement").chosen is None

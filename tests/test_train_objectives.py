@@ -1,4 +1,4 @@
-"""What the heads are taught: targets, losses and measures against values by hand."""
+"""What the heads are taught: targets from records, losses and measures, against values by hand."""
 
 from __future__ import annotations
 
@@ -11,16 +11,29 @@ import torch
 
 from data.records import ChainResult, SearchRecord, pareto_front
 from router.chain import Chain
+from router.heads.layerwise import REPEAT, RUN, SKIP
 from router.heads.menu import MenuHead
 from router.validation import InputError
-from tests.menus import N, chain, record
-from train.objectives import MenuObjective, collapse, confidence_of
+from tests.menus import FULL, N, chain, record
+from train.objectives import (
+    LayerwiseObjective,
+    LayerwiseSettings,
+    MenuObjective,
+    MenuSettings,
+    class_counts,
+    collapse,
+    confidence_of,
+    effective_number_weights,
+    focal_loss,
+    layer_classes,
+    layer_frequencies,
+)
 
 PREFIX = 2
 
 
 def menu_objective(**changes: Any) -> MenuObjective:
-    return MenuObjective(**({"agreement": 0.5, "auxiliary": 0.0, "softness": 0.0} | changes))
+    return MenuObjective(MenuSettings(**({"agreement": 0.5, "auxiliary": 0.0, "softness": 0.0} | changes)))
 
 
 def test_a_menu_is_what_all_records_tried_and_keeps_the_prefix() -> None:
@@ -99,7 +112,7 @@ def test_the_confidence_of_a_free_answer_is_its_mean_log_probability() -> None:
 def small_menu(objective: MenuObjective, records: list[SearchRecord]) -> tuple[MenuHead, torch.Tensor]:
     settings = objective.settings(records, PREFIX)
     head = MenuHead(N, PREFIX, 4, hidden=4, **settings).eval()
-    return head, objective.collate([objective.target(one, PREFIX) for one in records])
+    return head, torch.stack([objective.target(one, PREFIX) for one in records])
 
 
 def test_the_start_of_a_menu_head_is_the_rates_of_its_outcomes() -> None:
@@ -107,11 +120,11 @@ def test_the_start_of_a_menu_head_is_the_rates_of_its_outcomes() -> None:
     objective = menu_objective()
     records = [record(f"s{i}", {"0-5": i < 3, "0-4": i < 1}) for i in range(4)]
     head, targets = small_menu(objective, records)
-    objective.start(head, list(targets))
+    objective.start(head, targets)
     rates = head.outcome_logits(head.predict.bias[None]).sigmoid()[0]
     assert torch.allclose(rates, torch.tensor([[4 / 6, 5 / 6], [2 / 6, 3 / 6]]))
-    assert "full depth right on 0.750" in objective.describe(list(targets))
-    assert "the best chain (0-5) on 0.750, some chain on 0.750" in objective.describe(list(targets))
+    assert "full depth right on 0.750" in objective.describe(targets)
+    assert "the best chain (0-5) on 0.750, some chain on 0.750" in objective.describe(targets)
 
 
 def test_the_loss_of_a_menu_head_is_cross_entropy_and_the_weighted_squared_error() -> None:
@@ -142,3 +155,86 @@ def test_the_measures_of_a_menu_head() -> None:
     assert measured["auc_correct"] == pytest.approx((2 + 0.5) / 4)
     assert (measured["accuracy"], measured["full_accuracy"]) == (0.75, 1.0)  # row 3 takes "0-4", which is wrong there
     assert collapse(head, output) == {"full_share": 0.5, "distinct_chains": 2.0, "mean_depth": 5.5}
+
+
+def found_of(*results: tuple[Chain, bool, float]) -> SearchRecord:
+    """A record with margins; a wrong chain answers 1, a right one 0."""
+    made = tuple(
+        ChainResult(chain, (margin, 0.0), 0 if right else 1, right, margin) for chain, right, margin in results
+    )
+    return dataclasses.replace(record("id", {"0-5": True}), results=made, pareto=pareto_front(made))
+
+
+def test_the_shortest_right_chain_is_the_target_and_the_margin_breaks_ties() -> None:
+    # Oracle: by hand.
+    short, shorter, wrong = FULL.skip(3, 1), FULL.skip(2, 2), FULL.skip(2, 3)
+    other = FULL.skip(4, 2)
+    found = found_of(
+        (FULL, True, 0.1), (short, True, 9.0), (shorter, True, 0.2), (other, True, 0.5), (wrong, False, -1)
+    )
+    assert layer_classes(found, 2) == (RUN, RUN, SKIP, SKIP)
+    assert layer_classes(found, 2, "margin") == (RUN, SKIP, RUN, RUN)
+
+
+def test_chains_that_counts_cannot_say_are_passed_over() -> None:
+    # Oracle: by hand; a block repeat and a layer run three times are shorter in no order, a repeat is left.
+    found = found_of(
+        (FULL, False, -1.0), (FULL.repeat(2, 2, 1), True, 3.0), (FULL.repeat(3, 1, 2), True, 2.0),
+        (FULL.repeat(5, 1, 1), True, 1.0),
+    )  # fmt: skip
+    assert layer_classes(found, 2) == (RUN, RUN, RUN, REPEAT)
+    assert layer_classes(found_of((FULL, False, -1.0), (FULL.repeat(2, 2, 1), True, 3.0)), 2) is None
+    assert layer_classes(found_of((FULL, False, -1.0)), 2) is None
+
+
+def test_a_layerwise_head_starts_from_the_classes_frequencies() -> None:
+    # Oracle: by hand: (count + 1) / (samples + 3) at each layer; shares of all.
+    targets = torch.tensor([[0, 1, 1], [2, 1, 0]])
+    assert class_counts(targets) == [2, 3, 1]
+    assert torch.allclose(layer_frequencies(targets), torch.tensor([[2, 1, 2], [1, 3, 1], [2, 2, 1]]) / 5)
+    said = LayerwiseObjective(LayerwiseSettings()).describe(targets)
+    assert said == "training targets: skip 0.333, run 0.500, repeat 0.167"
+
+
+def test_weights_by_effective_number() -> None:
+    # Oracle: equation 3 of arXiv 1901.05555 by hand, scaled to a mean of 1; beta 0 is uniform.
+    beta, counts = 0.9, [1, 10, 0]
+    raw = [(1 - beta) / (1 - beta**1), (1 - beta) / (1 - beta**10)]
+    wanted = [2 * value / sum(raw) for value in raw]
+    assert effective_number_weights(counts, beta).tolist() == pytest.approx([*wanted, 0.0])
+    assert effective_number_weights([5, 1], 0.0).tolist() == [1.0, 1.0]
+
+
+def test_focal_loss() -> None:
+    # Oracle: equation 5 of arXiv 1708.02002 by hand; gamma 0 with equal weights is torch's cross-entropy.
+    logits, targets = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]]]), torch.tensor([[0, 2]])
+    p = [math.exp(2) / (math.exp(2) + 1 + math.exp(-1)), 1 / 3]
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    wanted = (-0.5 * (1 - p[0]) ** 2 * math.log(p[0]) - 3.0 * (1 - p[1]) ** 2 * math.log(p[1])) / 2
+    assert focal_loss(logits, targets, weights, 2.0).item() == pytest.approx(wanted, rel=1e-5)
+    plain = focal_loss(logits, targets, torch.ones(3), 0.0)
+    assert torch.allclose(plain, torch.nn.functional.cross_entropy(logits.reshape(-1, 3), targets.reshape(-1)))
+
+
+def test_a_chain_that_did_not_stand_its_verification_is_no_target() -> None:
+    # Oracle: the shortest right chain without the mark; marks of the others change nothing.
+    shortest, other = FULL.skip(2, 2), FULL.skip(2, 1)
+    found = found_of((FULL, True, 0.3), (shortest, True, 0.2), (other, True, 0.4))
+
+    def marked(chain: Chain, verified: bool) -> SearchRecord:
+        results = [dataclasses.replace(r, verified=verified) if r.chain == chain else r for r in found.results]
+        return dataclasses.replace(found, results=tuple(results))
+
+    assert layer_classes(marked(shortest, True), 2) == layer_classes(found, 2)
+    assert layer_classes(marked(shortest, False), 2) == layer_classes(
+        found_of((FULL, True, 0.3), (other, True, 0.4)), 2
+    )
+
+
+def test_a_later_read_layer_passes_over_the_chains_that_edit_before_it() -> None:
+    # Oracle: by hand; of the three right chains the shortest skips layer 2, which a router that reads layer 3 cannot.
+    found = found_of(
+        (FULL, True, 0.3), (FULL.skip(2, 3), True, 0.2), (FULL.skip(3, 1), True, 0.1), (FULL.skip(2, 1), True, 0.4)
+    )
+    assert layer_classes(found, 3) == (SKIP, RUN, RUN)
+    assert layer_classes(found, 4) == (RUN, RUN)

@@ -28,7 +28,7 @@ HEADS = ("layerwise", "menu")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, samples, their menu table, and another task: other questions, asked otherwise."""
+    """A tiny model, samples, their menu table and routers; and another task: other questions, asked otherwise."""
     folder = write_project(tmp_path_factory.mktemp("project"), train=20)
     (folder / "other").mkdir()
     write_tasks(folder / "other", TaskSet.of(load_task("arc_easy", "letter")))
@@ -38,7 +38,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         value = {"schema": 2, "num_layers": NUM_LAYERS, "first_editable": PREFIX, "chains": chains}
         (folder / f"{name}.json").write_text(json.dumps(value))
     for data, out, menu in (("data", "table", "menu"), ("other", "other_table", "other_menu")):
-        search(run_arguments(folder, folder / out, data=data, menu=folder / f"{menu}.json"))
+        search(run_arguments(folder, folder / out, data=data, menu=folder / f"{menu}.json", verify="false"))
+    for kind in HEADS:
+        train(train_arguments(folder, folder / kind, kind))
     return folder
 
 
@@ -62,14 +64,13 @@ def train_arguments(project: Path, out: Path, kind: str, **changes: object) -> l
 @pytest.mark.parametrize("kind", HEADS)
 def test_training_starts_from_another_routers_weights(project: Path, tmp_path: Path, kind: str) -> None:
     # Oracle: with next to no learning rate the new router is the old one; the hashes of both tasks' questions.
-    train(train_arguments(project, tmp_path / "old", kind))
     changes: dict[str, object] = {"data": project / "other", "records": project / "other_table"}
     if kind != "menu":
         search(run_arguments(project, tmp_path / "records", data="other", search__simulations=16))
         changes["records"] = tmp_path / "records"
-    still = {**changes, "head__learning_rate": 1e-12, "warm_start": tmp_path / "old"}
+    still = {**changes, "head__learning_rate": 1e-12, "warm_start": project / kind}
     train(train_arguments(project, tmp_path / "new", kind, **still))
-    old, new = (load_router(tmp_path / name).head for name in ("old", "new"))
+    old, new = (load_router(folder).head for folder in (project / kind, tmp_path / "new"))
     one, other = old.state_dict(), new.state_dict()
     if isinstance(new, MenuHead):
         rows = [[*(2 * MENU.index(c) + k for c in ("0-4", "0,1,3,4", "0-3") for k in (0, 1)), 10, 11],
@@ -84,36 +85,35 @@ def test_training_starts_from_another_routers_weights(project: Path, tmp_path: P
             one[name], other[name] = one[name][rows[0]], other[name][rows[1]]
     for name, value in one.items():
         assert torch.allclose(value, other[name], atol=1e-6), name
-    seen = {name: set(json.loads((tmp_path / name / "trained_on.json").read_text())["split_hashes"])
-            for name in ("old", "new")}  # fmt: skip
+    before, after = (
+        set(json.loads((folder / "trained_on.json").read_text())["split_hashes"])
+        for folder in (project / kind, tmp_path / "new")
+    )
     own = {
         s.split_hash for split in ("train", "validation") for s in read_samples(project / "other" / f"{split}.jsonl")
     }
-    assert seen["new"] == seen["old"] | own
-    assert own - seen["old"]
+    assert after == before | own
+    assert own - before
 
 
 def test_the_weights_to_start_from_belong_to_the_trainings_key(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Oracle: what the command says, and the routers' files.
-    for seed in (0, 1):
-        train(train_arguments(project, tmp_path / f"old{seed}", "menu", seed_everything=seed))
-    shutil.copytree(tmp_path / "old0", tmp_path / "copy")
+    train(train_arguments(project, tmp_path / "other", "menu", seed_everything=1, trainer__max_epochs=1))
+    shutil.copytree(project / "menu", tmp_path / "copy")
 
-    def warm(start: str) -> bytes:
-        train(train_arguments(project, tmp_path / "new", "menu", warm_start=tmp_path / start))
+    def trained(**changes: object) -> bytes:
+        train(train_arguments(project, tmp_path / "new", "menu", **changes))
         return (tmp_path / "new" / "router.safetensors").read_bytes()
 
-    first = warm("old0")
+    first = trained(warm_start=project / "menu")
     capsys.readouterr()
-    assert warm("copy") == first
+    assert trained(warm_start=tmp_path / "copy") == first
     assert "already" in capsys.readouterr().out
-    assert warm("old1") != first
+    assert trained(warm_start=tmp_path / "other") != first
     # Without one again: as if nothing had been in the folder.
-    train(train_arguments(project, tmp_path / "new", "menu"))
-    cold = [(tmp_path / name / "router.safetensors").read_bytes() for name in ("new", "old0")]
-    assert cold[0] == cold[1]
+    assert trained() == (project / "menu" / "router.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,7 @@ def test_the_weights_to_start_from_belong_to_the_trainings_key(
 def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
 ) -> None:
-    old = tmp_path / "old"
-    train(train_arguments(project, old, "menu", trainer__max_epochs=1))
+    old = Path(shutil.copytree(project / "menu", tmp_path / "old"))
     changes: dict[str, dict[str, object]] = {
         "other width": {"head__hidden": 9},
         "other weighting": {"head__menu__agreement": 0.1},
