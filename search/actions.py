@@ -108,14 +108,6 @@ class ActionSpace:
         """
         return self._table(chain)[0][-1]
 
-    def groups(self, chain: Chain) -> list[ActionGroup]:
-        """Return the legal actions of a chain in groups, in the order of their numbers; do not change the list.
-
-        Raises:
-            ValueError: where the chain is not of this space.
-        """
-        return self._table(chain)[1]
-
     def action(self, chain: Chain, index: int) -> Action:
         """Return legal action number `index`, 0..count-1; the numbering depends on the chain's depth only.
 
@@ -153,7 +145,7 @@ class ActionSpace:
         Raises:
             ValueError: where the chain is not of this space.
         """
-        return sum(group.positions for group in self.groups(chain) if group.first.kind == "skip")
+        return sum(group.positions for group in self._table(chain)[1] if group.first.kind == "skip")
 
     def legal(self, chain: Chain) -> list[Action]:
         """List every legal action, in the order of their numbers.

@@ -301,7 +301,7 @@ def test_layers_and_bytes_are_expected_to_be_about_what_a_run_has(
 
 def test_only_what_is_left_is_expected(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Oracle: counting.
-    words = arguments(project, tmp_path, splits="[train,validation]", batch_samples=3)
+    words = arguments(project, tmp_path, splits="[train,validation]", batch_samples=3, search__simulations=3)
     main([*words, "--limit=3"])
     assert "6 samples to search, 0 of 6 are finished" in capsys.readouterr().out
     main([*words, "--estimate_only=true"])

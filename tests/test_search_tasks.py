@@ -23,6 +23,7 @@ from search.summary import Agreement
 from search.verification import chains_to_verify
 from tests.sums import LETTERS, SUMS, sums, write_sums
 from tests.test_data_exact import greedy
+from tests.test_search_run import arguments
 from tests.tiny import tiny_samples
 
 
@@ -38,16 +39,7 @@ def records(project: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Sea
 
 def search(project: Path, out: Path, **changes: object) -> list[SearchRecord]:
     """Run the command over the train split; names with __ go into `search.`."""
-    settings = {
-        "data": project / "data",
-        "out": out,
-        "model": project / "model",
-        "splits": "[train]",
-        "dtype": "float32",
-        "first_editable": 1,
-        "search__simulations": 24,
-    }
-    words = [f"--{name.replace('__', '.')}={value}" for name, value in (settings | changes).items()]
+    words = arguments(project, out, **({"search__simulations": 24, "search__max_depth": "null"} | changes))
     assert run_command(main, words) == 0
     return read_records(out / "train.jsonl")
 

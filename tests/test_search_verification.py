@@ -16,11 +16,11 @@ from data.scoring import ChainScorer, EncodedSample, SampleBlock
 from data.statistics import wilson_interval
 from router.chain import Chain
 from router.engine.capture import LayerCapture
-from router.fingerprint import Fingerprints
 from router.heads.layerwise import classes_of
 from search.__main__ import main
 from search.summary import Agreement
 from search.verification import chains_to_verify, companies, is_program
+from tests.menus import record as made_record
 from tests.test_search_run import arguments
 from tests.tiny import write_project
 from tests.toys import space_of
@@ -41,26 +41,8 @@ def made_up(rng: random.Random, count: int) -> list[ChainResult]:
 
 
 def record_of(results: list[ChainResult], mode: str = "letter") -> SearchRecord:
-    return SearchRecord(
-        sample_id="0" * 16,
-        task="made_up",
-        split="train",
-        metadata={},
-        mode=mode,
-        num_layers=N,
-        first_editable=2,
-        dtype="float32",
-        reward_target="gold",
-        target=0,
-        seed=0,
-        simulations=len(results),
-        nominal_layers=1,
-        executed_layers=1,
-        results=tuple(results),
-        pareto=pareto_front(results),
-        fingerprints=Fingerprints("m", "t", "p"),
-        search="s",
-    )
+    made = {"mode": mode, "num_layers": N, "results": tuple(results), "pareto": pareto_front(results)}
+    return dataclasses.replace(made_record("0" * 16, {"0-5": True}), **made)
 
 
 def best(results: list[ChainResult], rule: str) -> ChainResult | None:

@@ -22,6 +22,7 @@ from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, Operation, Router, l
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import record, write_records
+from tests.test_search_run import arguments as search_arguments
 from tests.tiny import NUM_LAYERS, random_router, tiny_samples, write_project
 from train.calibrate import main, settings_of, static_settings
 from train.guarantee import certify
@@ -91,7 +92,9 @@ def test_the_guarantee_is_what_running_every_chain_by_hand_certifies(
     assert router.guarantee.mean_depth == pytest.approx(depths[expected.chosen])
     routed = router.decide(list(compute_states(scorer, samples, 2, "states").values()), Operation(guaranteed=True))
     assert sum(one.chain.depth for one in routed) / len(routed) == pytest.approx(router.guarantee.mean_depth)
+    main(arguments(project))  # the model's folder is another one than the first time
     before = (project / "router" / GUARANTEE_FILE).read_bytes()
+    capsys.readouterr()
     main(arguments(project))
     out = capsys.readouterr().out
     assert "calibrated already" in out
@@ -137,13 +140,8 @@ def test_a_stopped_run_goes_on_and_other_claims_use_what_was_run(project: Path) 
 def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path) -> None:
     menu = Menu.of([FULL, FULL.skip(3, 1), FULL.skip(3, 2), FULL.skip(2, 1)], 2)
     write_menu(project / "menu.json", menu)
-    search(
-        [
-            f"--data={project / 'data'}", f"--out={project / 'table'}", f"--model={project / 'model'}",
-            f"--menu={project / 'menu.json'}", "--splits=[train,validation]", "--first_editable=2", "--dtype=float32",
-            "--verify=false",
-        ]
-    )  # fmt: skip
+    table = {"menu": project / "menu.json", "splits": "[train,validation]", "first_editable": 2, "verify": "false"}
+    search(search_arguments(project, project / "table", **table))
     main(arguments(project, least_scores="[-1e9, 1e9]", static=project / "table"))
     told = json.loads((project / "router" / GUARANTEE_FILE).read_text())
     half = len(told["tried"]) // 2
@@ -154,10 +152,10 @@ def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path
 
 
 def test_static_settings_are_the_best_of_each_depth(tmp_path: Path) -> None:
-    # Oracle: by hand. Of depth 5 "0-4" is right on both samples, of depth 4 no chain is better than another.
-    made = [record(name, {"0-5": True, "0-3,5": False, "0-4": True, "0-3": True, "0-2,4": True}) for name in "ab"]
-    for split, one in zip(("train", "validation"), made, strict=True):
-        write_records(tmp_path / f"{split}.jsonl", [one])
+    # Oracle: by hand. Of depth 5 "0-4" is right on both samples, of depth 4 "0-2,4".
+    for split, right in (("train", True), ("validation", False)):
+        made = record(split, {"0-5": True, "0-3,5": False, "0-4": True, "0-3": right, "0-2,4": True})
+        write_records(tmp_path / f"{split}.jsonl", [made])
     assert [str(chain) for chain in static_settings(tmp_path)] == ["0-4", "0-2,4"]
 
 

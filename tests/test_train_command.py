@@ -23,6 +23,7 @@ from router.fingerprint import Fingerprints
 from router.storage import load_router
 from search.__main__ import main as search
 from tests.menus import write_records
+from tests.test_search_run import arguments as search_arguments
 from tests.tiny import NUM_LAYERS, save_tiny, write_project
 from train.__main__ import main
 
@@ -31,13 +32,8 @@ from train.__main__ import main
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose train and validation splits have been searched, and a router trained on them."""
     folder = write_project(tmp_path_factory.mktemp("searched"), train=60, validation=20)
-    search(
-        [
-            f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
-            "--splits=[train,validation]", "--first_editable=2", "--dtype=float32", "--search.simulations=6",
-            "--verify=false",
-        ]
-    )  # fmt: skip
+    few = {"splits": "[train,validation]", "first_editable": 2, "search__simulations": 6, "verify": "false"}
+    search(search_arguments(folder, folder / "records", **few))
     main(arguments(folder))
     return folder
 
@@ -104,11 +100,8 @@ def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
             )
             lines.append(dataclasses.replace(record, results=results, pareto=pareto_front(results)))
         write_records(project / "records" / f"{split}.jsonl", lines)
-    main(
-        arguments(
-            project, trainer__max_epochs=150, head__learning_rate=0.02, head__windows=1, early_stopping__patience=150
-        )
-    )
+    long = {"trainer__max_epochs": 150, "trainer__check_val_every_n_epoch": 10, "head__learning_rate": 0.02}
+    main(arguments(project, head__windows=1, early_stopping__patience=15, **long))
     measured = load_router(project / "router").config.training["validation"]
     assert measured["f1_skip"] > 0.8
     assert measured["f1_repeat"] > 0.8
@@ -120,6 +113,9 @@ def test_the_same_seed_gives_the_same_router_and_a_second_run_has_nothing_to_do(
 ) -> None:
     # Oracle: the weights' bytes; the base model is the one that the records name, where none is named.
     first = (project / "router" / "router.safetensors").read_bytes()
+    main(arguments(project))  # the model's folder is another one than the first time
+    assert (project / "router" / "router.safetensors").read_bytes() == first
+    capsys.readouterr()
     main(arguments(project))
     assert "already" in capsys.readouterr().out
     main([word for word in arguments(project, out=project / "again") if not word.startswith("--model=")])

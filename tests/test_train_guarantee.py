@@ -1,7 +1,7 @@
 """Learn-then-Test on calibration losses: p-values, their validity and power, and fixed sequence testing."""
 
 from itertools import pairwise
-from math import comb, exp, floor, log
+from math import comb, floor
 
 import numpy as np
 import pytest
@@ -169,34 +169,11 @@ def test_p_falls_as_epsilon_rises(samples, plus, minus):
         assert values[0] > 0.5 > 0.01 > values[-1]
 
 
-@pytest.mark.parametrize(("samples", "epsilon"), [(25, 0.2), (300, 0.04)])
-def test_p_rises_with_the_sum_of_losses(samples, epsilon):
-    """At a given number of non-zero losses; and as zeros become ones."""
-    for nonzero in (1, 6, samples // 4, samples - 1):
-        values = [p_value(losses_of(samples, plus, nonzero - plus), epsilon) for plus in range(nonzero + 1)]
-        assert all(after >= before - 1e-11 for before, after in pairwise(values))
-        ones = [p_value(losses_of(samples, plus, 0), epsilon, "disagreement") for plus in range(nonzero + 1)]
-        assert all(after > before for before, after in pairwise(ones)) or ones[-1] == pytest.approx(1)
-    few = [p_value(losses_of(samples, plus, 1), epsilon) for plus in range(samples // 4)]
-    assert all(after >= before - 1e-11 for before, after in pairwise(few))
-
-
-def hoeffding_bentkus(losses, epsilon):
-    """The p-value of Learn then Test, section 3, for losses in [0, 1], here (loss + 1) / 2: valid, blind to zeros."""
-    n, mean, bound = len(losses), float((losses.mean() + 1) / 2), (epsilon + 1) / 2
-    if mean >= bound:
-        return 1.0
-    divergence = mean * log(mean / bound) + (1 - mean) * log((1 - mean) / (1 - bound))
-    return min(exp(-n * divergence), exp(1) * binom.cdf(np.ceil(n * mean), n, bound))
-
-
 def test_power():
-    """n = 2,000, 5 % lost, 4.5 % won, epsilon 0.02, delta 0.1. Measured with 4,000 draws: 0.75; Hoeffding-Bentkus 0."""
+    """n = 2,000, 5 % lost, 4.5 % won, epsilon 0.02, delta 0.1. Measured with 4,000 draws: 0.75."""
     counts = np.random.default_rng(11).multinomial(2000, [0.05, 0.045, 0.905], 400)
-    exact = [p_value(losses_of(2000, a, b), 0.02) <= 0.1 for a, b, _ in counts]
-    reference = [hoeffding_bentkus(losses_of(2000, a, b), 0.02) <= 0.1 for a, b, _ in counts]
-    assert 0.75 - binomial_margin(0.75, 400) < np.mean(exact) < 0.75 + binomial_margin(0.75, 400)
-    assert np.mean(reference) < 0.05
+    certain = np.mean([p_value(losses_of(2000, a, b), 0.02) <= 0.1 for a, b, _ in counts])
+    assert 0.75 - binomial_margin(0.75, 400) < certain < 0.75 + binomial_margin(0.75, 400)
 
 
 def stored_table(seed=0, samples=4000):

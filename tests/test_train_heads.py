@@ -24,6 +24,7 @@ from router.storage import Operation, Router, load_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import write_records
+from tests.test_search_run import arguments as search_arguments
 from tests.test_train_command import arguments
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
 from train.__main__ import main
@@ -47,13 +48,8 @@ def tabled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         start += size
     chains = [Chain.parse(text, NUM_LAYERS) for text in LATE + EARLY]
     write_menu(folder / "menu.json", Menu(tuple(chains), 2))
-    search(
-        [
-            f"--data={folder / 'data'}", f"--out={folder / 'records'}", f"--model={folder / 'model'}",
-            f"--menu={folder / 'menu.json'}", f"--read_layers=[{READ}]", "--splits=[train,validation]",
-            "--first_editable=2", "--dtype=float32", "--verify=false",
-        ]
-    )  # fmt: skip
+    table = {"menu": folder / "menu.json", "read_layers": f"[{READ}]", "first_editable": 2, "verify": "false"}
+    search(search_arguments(folder, folder / "records", splits="[train,validation]", **table))
     main(settings(folder))
     return folder
 
@@ -159,7 +155,7 @@ def test_a_head_learns_a_rule_that_the_states_carry_and_beats_every_static_chain
     # Oracle: the rule itself, on samples that the training never saw. At depth 4 a static chain is right on about half.
     rule = Rule(states)
     rewrite(project, lambda _, record: rule.results(record))
-    long = {"trainer__max_epochs": 60, "early_stopping__patience": 60, "head__learning_rate": 0.02}
+    long = {"trainer__max_epochs": 60, "trainer__check_val_every_n_epoch": 10, "head__learning_rate": 0.02}
     main(settings(project, head__pooling="windows", head__windows=1, **long))
     router = load_router(project / "router")
     test = states["test"]

@@ -17,6 +17,8 @@ from router.command import run_command
 from router.heads.menu import MenuHead
 from router.storage import Router, load_router, save_router
 from search.__main__ import main as search
+from tests.test_search_run import arguments as search_arguments
+from tests.test_train_command import arguments
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
 from train.__main__ import main as train
 
@@ -45,20 +47,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_arguments(project: Path, out: Path, data: str = "data", **changes: object) -> list[str]:
-    settings = {
-        "data": project / data, "out": out, "model": project / "model", "splits": "[train,validation]",
-        "first_editable": PREFIX, "dtype": "float32", "search.simulations": 8,
-    } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
-    return [f"--{name}={value}" for name, value in settings.items()]
+    own = {"data": project / data, "splits": "[train,validation]", "first_editable": PREFIX, "search__simulations": 8}
+    return search_arguments(project, out, **(own | changes))
 
 
 def train_arguments(project: Path, out: Path, kind: str, **changes: object) -> list[str]:
-    settings = {
-        "out": out, "data": project / "data", "records": project / "table",
-        "model": project / "model", "head.kind": kind, "head.hidden": 8, "trainer.max_epochs": 3,
-        "trainer.enable_progress_bar": "false", "tracking.mode": "disabled",
-    } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
-    return [f"--{name}={value}" for name, value in settings.items()]
+    own = {"out": out, "records": project / "table", "head.kind": kind, "head.hidden": 8}
+    return arguments(project, **(own | changes))
 
 
 @pytest.mark.parametrize("kind", HEADS)
