@@ -104,11 +104,6 @@ class Accuracy:
     no_answer: Count
 
 
-def key_of(one: Answered) -> str:
-    """Return the key of an answer in its store."""
-    return f"{one.sample_id}/{one.mode}"
-
-
 def answer_all(
     scorer: ChainScorer, samples: Sequence[Sample], store: Store[Answered], batch_samples: int
 ) -> list[Answered]:
@@ -142,7 +137,7 @@ def answer_all(
         Batch(str(number), tuple(places), tuple(key for i in places for key in keys[i]), len(places))
         for number, places in enumerate(batches_by_length([one.length for one in encoded], batch_samples))
     ]
-    run_batches(store, batches, work, key_of, label="full depth", unit="sample")
+    run_batches(store, batches, work, label="full depth", unit="sample")
     store.finish([key for own in keys for key in own])
     return list(store.rows())
 
@@ -187,7 +182,7 @@ def accuracy(settings: MeasureSettings, resolved: dict[str, Any]) -> None:
         settings, settings.data, settings.split, limit=settings.limit, batch_tokens=settings.batch_tokens
     )
     identity = identity_of(settings, scorer, samples)
-    store = Store(settings.out / RESULTS_FILE, Answered, identity, key_of)
+    store = Store(settings.out / RESULTS_FILE, Answered, identity, lambda row: f"{row.sample_id}/{row.mode}")
     figures = accuracies(answer_all(scorer, samples, store, settings.batch_samples))
     print(f"{model}, {scorer.num_layers} layers, {scorer.dtype}, full depth, split {settings.split}")
     heads = ("task", "mode", "difficulty", "n", "accuracy", "95 % interval", "chance", "no answer")

@@ -6,8 +6,8 @@ One scorer serves search, training and evaluation, so that all three see the sam
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,11 +139,7 @@ class ChainScorer:
     def encode_all(
         self, samples: Iterable[Sample], targets: Mapping[str, int | str] | None = None
     ) -> list[EncodedSample]:
-        """Tokenise samples, or refuse them.
-
-        Args:
-            samples: the samples.
-            targets: by sample id, the answer that counts as right where it is not the sample's own.
+        """Tokenise samples; `targets` has, by sample id, the right answer where it is not the sample's own.
 
         Raises:
             InputError: where one cannot be asked; the message names it.
@@ -159,9 +155,7 @@ class ChainScorer:
     def load(self, samples: Sequence[EncodedSample], *, share: bool = True) -> SampleBlock:
         """Load samples into the executor; a block loaded before loses its reusable states.
 
-        Args:
-            samples: the samples.
-            share: whether tokens that many prompts begin with (examples, a system prompt) run once for all of them.
+        With `share`, tokens that many prompts begin with (examples, a system prompt) run once for all of them.
         """
         rows: list[Row] = []
         owned: list[tuple[int, ...]] = []
@@ -209,10 +203,8 @@ class ChainScorer:
                     sums[target.group] += value
             scores = encoded.query.choice_scores(sums, [len(tokens) for tokens in encoded.continuations])
             assert isinstance(encoded.target, int)
-            try:
+            with self._finite(encoded.sample):
                 results.append(ChainResult.from_scores(chain, scores, encoded.target))
-            except ValueError as error:
-                raise self._not_finite(encoded, error) from error
         return results
 
     def _force_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
@@ -227,22 +219,23 @@ class ChainScorer:
             same = [one == wanted for one, wanted in zip(emitted, encoded.continuations[0], strict=True)]
             known = same.index(False) + 1 if False in same else len(same)
             text = str(self._tokenizer.decode(emitted[:known], skip_special_tokens=True))
-            try:
+            with self._finite(encoded.sample):
                 results.append(ChainResult.from_tokens(chain, logprobs, margins, all(same), text))
-            except ValueError as error:
-                raise self._not_finite(encoded, error) from error
         return results
 
-    def _not_finite(self, encoded: EncodedSample, error: ValueError) -> InputError:
-        return InputError(f"dtype: sample {encoded.sample.id} in {self.dtype}: {error}")
+    @contextmanager
+    def _finite(self, sample: Sample) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise InputError(f"dtype: sample {sample.id} in {self.dtype}: {error}") from error
 
     def generate_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
         """Decode each job's answer under its chain's view and grade it, whatever its task's mode; choices by letter."""
         requests = []
         for index, chain in jobs:
-            encoded = block.samples[index]
-            finished = functools.partial(is_whole_answer, encoded.task)
-            requests.append(Request(encoded.prompt, chain, encoded.task.max_new_tokens, finished))
+            task = block.samples[index].task
+            requests.append(Request(block.samples[index].prompt, chain, task.max_new_tokens, task.before_end))
         results = []
         for (index, chain), answer in zip(jobs, self._generator.generate(requests), strict=True):
             one = block.samples[index]
@@ -449,13 +442,7 @@ def confidences(
     """Return for each sample, in 0..1, how sure a chain's answer is; the right answer is not looked at.
 
     With choices it is the probability of its choice (softmax over their scores), of a free answer that of its first
-    token.
-
-    Args:
-        scorer: runs the chain.
-        block: the samples.
-        chain: the chain.
-        results: its results on them in the cheap mode, where they are known; None: what is needed is run.
+    token. `results` are those in the cheap mode, where they are known.
     """
     places = range(len(block.samples))
     choices = [i for i in places if block.samples[i].task.mode in CHOICE_MODES]
@@ -466,11 +453,6 @@ def confidences(
     for i, logits in zip(free, scorer.first_token_logits(block, free, chain), strict=True):
         found[i] = float(logits.double().softmax(0).max())
     return [found[i] for i in places]
-
-
-def is_whole_answer(task: Task, text: str) -> bool:
-    """Whether a text generated after the prompt is a whole answer, so that decoding can stop."""
-    return task.before_end(text) is not None
 
 
 def judge(
@@ -514,13 +496,6 @@ def open_scorer(
     model: ModelSettings, data: Path, split: Split, *, limit: int | None = None, batch_tokens: int = 1024
 ) -> tuple[ChainScorer, list[Sample]]:
     """Load a model and read the samples that it is to run on.
-
-    Args:
-        model: the model; without a name it is `DEFAULT_MODEL`.
-        data: folder of `python -m data prepare`.
-        split: the split.
-        limit: samples at most, the first ones; None: all.
-        batch_tokens: tokens in one call of a layer at most.
 
     Raises:
         InputError: where something is missing or does not fit.

@@ -11,8 +11,9 @@ on the disk when it returns. A last line without an end, which a killed process 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from router.files import JsonLog, read_json, replacing, sha256_file, writable_directory, write_json
 from router.validation import InputError, from_plain, parse_json, shown, to_plain
@@ -28,6 +29,7 @@ class Store(Generic[RowT]):
     Attributes:
         path: the finished file.
         identity: what the rows are of: settings, hashes of inputs, model. JSON data.
+        key: a row's key.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Store(Generic[RowT]):
             InputError: where rows of another identity are there, a line is corrupt, or lines are missing.
         """
         self.path, self.identity = path, dict(identity)
-        self._kind, self._key, self._num_layers, self._setting = kind, key, num_layers, setting
+        self.key, self._kind, self._num_layers, self._setting = key, kind, num_layers, setting
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._log: JsonLog | None = None
         meta = _read_meta(path)
@@ -92,7 +94,7 @@ class Store(Generic[RowT]):
             for number, line in enumerate(stream, start=1):
                 if not line.endswith(b"\n"):
                     break
-                key = self._key(self._parse(line, f"{path}, line {number}"))
+                key = self.key(self._parse(line, f"{path}, line {number}"))
                 if path == self.path and key in self._places:
                     raise InputError(f"{path}, line {number}: expected each row once, got {key} again")
                 self._places.setdefault(key, (path, offset, len(line)))
@@ -121,19 +123,23 @@ class Store(Generic[RowT]):
         return list(self._meta["runs"])
 
     def rows(self, keys: Iterable[str] | None = None) -> Iterator[RowT]:
-        """Give rows one by one, so that they need not fit in memory.
-
-        Args:
-            keys: which ones, in this order; None: all, in the order of the files.
+        """Give the rows of some keys (None: all), in their order, one by one, so that they need not fit in memory.
 
         Raises:
             KeyError: where a key has no row.
         """
-        for key in list(self._places) if keys is None else keys:
-            path, offset, length = self._places[key]
-            with path.open("rb") as stream:
-                stream.seek(offset)
-                yield self._parse(stream.read(length), str(path))
+        for path, line in self._lines(list(self._places) if keys is None else keys):
+            yield self._parse(line, str(path))
+
+    def _lines(self, keys: Iterable[str]) -> Iterator[tuple[Path, bytes]]:
+        """Give each row's file and line; a file is opened once."""
+        streams: dict[Path, BinaryIO] = {}
+        with ExitStack() as opened:
+            for path, offset, length in map(self._places.__getitem__, keys):
+                if path not in streams:
+                    streams[path] = opened.enter_context(path.open("rb"))
+                streams[path].seek(offset)
+                yield path, streams[path].read(length)
 
     def append(self, rows: Sequence[RowT]) -> None:
         """Add rows; they are on the disk when this returns.
@@ -147,7 +153,7 @@ class Store(Generic[RowT]):
                 self._write_meta()
             self._log = JsonLog(self._partial)
         for row, (offset, length) in zip(rows, self._log.append(*map(to_plain, rows)), strict=True):
-            self._places[self._key(row)] = (self._partial, offset, length)
+            self._places[self.key(row)] = (self._partial, offset, length)
 
     def note(self, run: Mapping[str, Any]) -> None:
         """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one."""
@@ -166,11 +172,7 @@ class Store(Generic[RowT]):
         writable_directory(self.path.parent, self._setting)
         with replacing(self.path) as aside:
             with aside.open("wb") as out:
-                for key in order:
-                    path, offset, length = self._places[key]
-                    with path.open("rb") as stream:
-                        stream.seek(offset)
-                        out.write(stream.read(length))
+                out.writelines(line for _, line in self._lines(order))
             # Before the rename: whichever of the two files a kill leaves, its hash stands in the meta file.
             self._meta |= {"replaces": self._meta["sha256"], "count": len(order), "sha256": sha256_file(aside)}
             self._write_meta()

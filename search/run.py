@@ -302,7 +302,7 @@ class SplitSearch:
             return records
 
         run = {**provenance, "run": uuid.uuid4().hex[:12]}
-        run_batches(self.store, self.batches, work, _key, label=f"search {self.name}", unit="chain", run=run)
+        run_batches(self.store, self.batches, work, label=f"search {self.name}", unit="chain", run=run)
         self.store.finish(list(self._samples))
         path = self.store.path
         if not path.with_suffix(".verification.json").exists() or self._before != frozenset(self._samples):

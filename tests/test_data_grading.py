@@ -21,37 +21,11 @@ from tests.answers_table import DIFFERENT, KNOWN_LIMITS, SAME, VERDICTS, pairs
 SLACK = 30.0
 """Seconds for a worker to start on a busy machine; the bounds here are against hanging, not timings."""
 
-ENDLESS = [r"9^{9^{9^{9}}}", r"10^{10^{10}}", "((99999!)!)!", "12!!", "1e999999999", r"\prod_{k=1}^{10^{9}} k"]
-NESTED = [
-    "{" * 10_000 + "1" + "}" * 10_000,
-    "(" * 10_000 + "1" + ")" * 10_000,
-    r"\frac{1}{" * 10_000 + "1" + "}" * 10_000,
-]
-BROKEN = [
-    "7" * 100_000,
-    "{" * 10_000,
-    r"\boxed{" * 100,
-    r"\frac{1}{2",
-    "}",
-    "$" * 999,
-    r"\left(" * 100,
-    "\\",
-    r"\boxed{}",
-]
-BROKEN += [
-    "\0",
-    "1\0 2",
-    "\ud800",
-    "1+\udfff",
-    "",
-    "\n",
-    "\n1\n\n2\n",
-    "answer is $" * 80,
-    '"]\n["',
-    "\u2028",
-    "1," * 400,
-]
-BROKEN += [r"2^{2^{50}}"]  # more digits than memory
+ENDLESS = [r"9^{9^{9^{9}}}", "((99999!)!)!", "1e999999999", r"\prod_{k=1}^{10^{9}} k"]
+NESTED = [before * 10_000 + "1" + after * 10_000 for before, after in (("{", "}"), ("(", ")"), (r"\frac{1}{", "}"))]
+BROKEN = ["7" * 100_000, "{" * 10_000, r"\boxed{" * 100, r"\frac{1}{2", "}", "$" * 999, r"\left(" * 100, "\\"]
+BROKEN += [r"\boxed{}", "\0", "1\0 2", "\ud800", "1+\udfff", "", "\n", "\n1\n\n2\n", "answer is $" * 80, '"]\n["']
+BROKEN += ["\u2028", "1," * 400, r"2^{2^{50}}"]  # the last has more digits than memory
 
 
 @pytest.fixture(scope="module")
@@ -228,13 +202,3 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pyte
             with pytest.raises(RuntimeError, match=r"grading worker: expected it to start .* math-verify"):
                 grader.equal("1/2", "0.5")
         assert grader.unjudged == 0
-
-
-@pytest.mark.parametrize(
-    "bound",
-    [{"seconds": 0.0}, {"seconds": float("nan")}, {"seconds": float("inf")}, {"memory_bytes": 1}, {"longest": 0}],
-)
-def test_impossible_bounds_are_refused(bound: dict[str, float]) -> None:
-    # Oracle: the setting's name in the message.
-    with pytest.raises(ValueError, match=f"{next(iter(bound))}: expected"):
-        Grader(**bound)  # type: ignore[arg-type]

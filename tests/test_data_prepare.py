@@ -14,12 +14,7 @@ from data.__main__ import main
 from data.sample import SPLITS, Sample, read_samples
 from data.tasks import load_task, read_tasks
 from router.validation import InputError
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from tests.made_up import write_rows
 
 
 def science(path: Path, start: int, stop: int) -> Path:
@@ -30,7 +25,7 @@ def science(path: Path, start: int, stop: int) -> Path:
         rows.append(
             {"id": f"s{i}", "question": f"How long is river {i}?", "choices": choices, "answerKey": "ABC"[i % 3]}
         )
-    return write(path, rows)
+    return write_rows(path, rows)
 
 
 def sums(path: Path, start: int, stop: int, question: str = "What is {i} + {i}?") -> Path:
@@ -40,14 +35,14 @@ def sums(path: Path, start: int, stop: int, question: str = "What is {i} + {i}?"
         solution = f"Twice {i} is $\\boxed{{{2 * i}}}$."
         level = f"Level {i % 5 + 1}"
         rows.append({"problem": question.format(i=i), "level": level, "type": "Algebra", "solution": solution})
-    return write(path, rows)
+    return write_rows(path, rows)
 
 
 def passages(path: Path, count: int) -> Path:
     """Made-up rows in BoolQ's columns."""
     texts = [f"Bridge {i} was built in {1800 + i}." for i in range(count)]
     rows = [{"question": f"is bridge {i} old", "passage": text, "answer": i % 3 > 0} for i, text in enumerate(texts)]
-    return write(path, rows)
+    return write_rows(path, rows)
 
 
 def prepare(tmp_path: Path, **settings: Any) -> Path:
@@ -137,8 +132,8 @@ def test_a_question_of_two_tasks_stands_on_one_side(tmp_path: Path) -> None:
     sums(tmp_path / "math" / "train.jsonl", 0, 20, "what is {i} + {i}")
     sums(tmp_path / "math" / "test.jsonl", 100, 110)
     rows = [{"query": f"What is {i} + {i}?", "gt_ans": str(2 * i), "query_metadata": {"level": 1}} for i in range(40)]
-    write(tmp_path / "dart" / "test.jsonl", rows[:10])
-    write(tmp_path / "dart" / "train.jsonl", rows[20:])
+    write_rows(tmp_path / "dart" / "test.jsonl", rows[:10])
+    write_rows(tmp_path / "dart" / "train.jsonl", rows[20:])
     tasks = [{"task": "math", "path": str(tmp_path / "math")}, {"task": "dart_math", "path": str(tmp_path / "dart")}]
     sizes = {"train": {"size": 20}, "test": {"size": 20}, "validation": {"size": 0}}
     out = prepare(tmp_path, mixture=tasks, **sizes)
@@ -154,7 +149,7 @@ def test_a_task_of_a_mixture_can_draw_on_other_source_splits(tmp_path: Path) -> 
     for split in SPLITS:
         science(tmp_path / "s" / f"{split}.jsonl", 100 * SPLITS.index(split), 100 * SPLITS.index(split) + 50)
     passages(tmp_path / "b" / "train.jsonl", 20)
-    write(
+    write_rows(
         tmp_path / "b" / "validation.jsonl", [{"question": f"q {i}", "passage": "p", "answer": True} for i in range(9)]
     )
     tasks = [
@@ -207,7 +202,7 @@ def test_ones_own_choices_need_a_yaml_only(tmp_path: Path) -> None:
     for i in range(30):
         texts = {"right": f"City {i}", "wrong": f"Town {i}", "other": f"Village {i}"}
         rows.append({"nr": i, "ask": f"Capital of land {i}?", **texts, "gold": f"City {i}", "grade": i % 3})
-    write(tmp_path / "mine.jsonl", rows)
+    write_rows(tmp_path / "mine.jsonl", rows)
     out = prepare(tmp_path, task=str(tmp_path / "capitals.yaml"), path=str(tmp_path / "mine.jsonl"))
     splits = splits_of(out)
     assert {split: len(samples) for split, samples in splits.items()} == {"train": 12, "validation": 6, "test": 8}
@@ -223,7 +218,7 @@ def test_ones_own_free_answers_need_a_yaml_only(tmp_path: Path) -> None:
     # Oracle: the rows, read back from the splits; the prompt by hand.
     (tmp_path / "doubles.yaml").write_text(OWN_FREE)
     rows = [{"ask": f"{i} twice", "solution": f"It gives {2 * i}.", "grade": f"G{i % 4}"} for i in range(30)]
-    write(tmp_path / "mine" / "all.jsonl", rows)
+    write_rows(tmp_path / "mine" / "all.jsonl", rows)
     sizes = {split: {"size": 5, "source_split": "all"} for split in SPLITS}
     out = prepare(tmp_path, task=str(tmp_path / "doubles.yaml"), path=str(tmp_path / "mine"), shots=1, **sizes)
     samples = [sample for found in splits_of(out).values() for sample in found]

@@ -54,7 +54,7 @@ def test_exact_is_greedy_decoding_in_smollm2(
     requests = []
     for i, chain in jobs:
         one = block.samples[i]
-        requests.append(Request(one.prompt, chain, len(one.continuations[0]), lambda text: False))  # noqa: ARG005
+        requests.append(Request(one.prompt, chain, len(one.continuations[0]), lambda text: None))  # noqa: ARG005
     answers = Generator(model, tokenizer).generate(requests)
     outcomes = []
     results = scorer.score(block, jobs)
