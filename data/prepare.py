@@ -148,18 +148,15 @@ class PrepareSettings(TaskSettings):
         """Return the splits to make."""
         return tuple(split for split in SPLITS if getattr(self, split).size != 0)
 
-    def splits_read(self, component: TaskSettings) -> tuple[Split, ...]:
-        """Return the splits for which a task's rows are read: those to make, and train where examples are drawn."""
-        return (*self.wanted(), "train") if component.shots else self.wanted()
-
     def components(self) -> tuple[TaskSettings, ...]:
         """Return the tasks' settings: the mixture's, or those given here."""
         return tuple(self.mixture) or (self,)
 
-    def source_split(self, component: TaskSettings, split: Split) -> str:
-        """Return the source split that a split's samples of a task come from."""
-        own = component.source_split.get(split) if isinstance(component, Component) else None
-        return own or getattr(self, split).source_split or split
+    def drawn_on(self, component: TaskSettings) -> dict[Split, str]:
+        """Return the source split of a task for each split to make, and for train where examples are drawn from it."""
+        own = component.source_split if isinstance(component, Component) else {}
+        splits: tuple[Split, ...] = (*self.wanted(), "train") if component.shots else self.wanted()
+        return {split: own.get(split) or getattr(self, split).source_split or split for split in splits}
 
     def sizes(self, split: str, names: dict[str, TaskSettings]) -> dict[str, int | None]:
         """Return how many samples of each task, by its name, a split takes; None: all that are left.
@@ -311,11 +308,12 @@ def _reason(message: str) -> str:
 
 @plain_dataclass(frozen=True)
 class _Part:
-    """A task with the settings that say where its rows come from."""
+    """A task, its settings, the kind of its source, and the source's split that each split draws on."""
 
     task: Task
     settings: TaskSettings
     source: str
+    drawn_on: dict[Split, str]
 
 
 def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
@@ -336,11 +334,11 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
         return
     loaded = _load(settings, parts)
     candidates: dict[str, dict[str, list[Sample]]] = {
-        split: {name: loaded[name, settings.source_split(part.settings, split)].samples for name, part in parts.items()}
+        split: {name: loaded[name, part.drawn_on[split]].samples for name, part in parts.items()}
         for split in settings.wanted()
     }
     shots = {
-        name: Shots(loaded[name, settings.source_split(part.settings, "train")].samples, part.settings.shots)
+        name: Shots(loaded[name, part.drawn_on["train"]].samples, part.settings.shots)
         for name, part in parts.items()
         if part.settings.shots
     }
@@ -370,15 +368,17 @@ def _parts(settings: PrepareSettings) -> dict[str, _Part]:
     """Read the tasks, by name."""
     listed = [(one.load(), one) for one in settings.components()]
     TaskSet.of(task for task, _ in listed)  # refuses two of one name
-    return {task.name: _Part(task, one, source_of(task, one.source, one.path)) for task, one in listed}
+    return {
+        task.name: _Part(task, one, source_of(task, one.source, one.path), settings.drawn_on(one))
+        for task, one in listed
+    }
 
 
 def _load(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[tuple[str, str], Loaded]:
     """Read every source split that is needed once, by task and source split."""
     loaded: dict[tuple[str, str], Loaded] = {}
     for name, part in parts.items():
-        for split in settings.splits_read(part.settings):
-            source_split = settings.source_split(part.settings, split)
+        for split, source_split in part.drawn_on.items():
             if (name, source_split) not in loaded:
                 loaded[name, source_split] = load_samples(
                     part.task, part.source, source_split, split, part.settings.path, settings.on_bad_row
@@ -402,11 +402,10 @@ def _identity(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[str
     wanted = settings.wanted()
     tasks, sources = {}, {}
     for name, part in parts.items():
-        one = part.settings
-        drawn = {split: settings.source_split(one, split) for split in settings.splits_read(one)}
-        content = content_of(part.task, part.source, list(drawn.values()), one.path)
-        tasks[name] = {**plain_values(part.task), "prompt_hash": part.task.prompt_hash(), "shots": one.shots}
-        sources[name] = {"kind": part.source, "content": content, "splits": drawn}
+        content = content_of(part.task, part.source, list(part.drawn_on.values()), part.settings.path)
+        shots = part.settings.shots
+        tasks[name] = {**plain_values(part.task), "prompt_hash": part.task.prompt_hash(), "shots": shots}
+        sources[name] = {"kind": part.source, "content": content, "splits": part.drawn_on}
     identity = {
         "tasks": tasks,
         "sources": sources,

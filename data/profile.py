@@ -31,7 +31,7 @@ from data.pool import Batch, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
 from data.records import ChainResult, agrees
 from data.sample import Sample, Split
-from data.scoring import ChainScorer, SampleBlock, batches_by_length, open_scorer
+from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from data.states import StatesOrigin, read_states, write_states
 from data.statistics import greatest_probability
 from data.store import Store
@@ -80,9 +80,7 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
         InputError: at bad input.
     """
     model = settings.model or DEFAULT_MODEL
-    scorer, samples = open_scorer(
-        settings, settings.data, settings.split, limit=settings.limit, batch_tokens=settings.batch_tokens
-    )
+    scorer, samples = settings.opened()
     n = scorer.num_layers
     first = n // 2 if settings.first_skip is None else settings.first_skip
     if not 1 <= first < n:

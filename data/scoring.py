@@ -37,6 +37,164 @@ from router.validation import InputError
 
 
 @dataclass(frozen=True)
+class EncodedSample:
+    """A sample as token ids.
+
+    Attributes:
+        sample: the sample.
+        task: its task.
+        query: its prompt and continuations as text.
+        prompt: token ids of the prompt.
+        continuations: token ids of each continuation, in the query's order; in mode "exact" those of the right answer
+            and its end; in mode "generate" none.
+        target: the answer that counts as right (index of a choice, or text): the sample's own, but for a control
+            another one.
+        truncated: whether the prompt was too long and lost its start.
+    """
+
+    sample: Sample
+    task: Task
+    query: Query
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    target: int | str
+    truncated: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of the packed row."""
+        return len(self.prompt) + sum(len(tokens) - 1 for tokens in self.continuations)
+
+
+class Encoder:
+    """Tokenises samples for one model.
+
+    Attributes:
+        truncated: ids of the samples whose prompt lost its start so far.
+        unreachable: ids of the samples whose right answer is longer than `max_new_tokens`, so that generation cannot
+            reach it.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
+        """Prepare for a model's tokenizer and positions."""
+        self._tokenizer, self._tasks = tokenizer, tasks
+        self._positions = context_of(model)
+        self.truncated: set[str] = set()
+        self.unreachable: set[str] = set()
+
+    def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
+        """Tokenise a sample's prompt and continuations.
+
+        A continuation's tokens are those that it adds to the prompt; where the tokenizer would merge across the
+        border, the continuation is tokenised alone, so that all continuations follow the same prompt tokens. A prompt
+        that is too long loses the start of its context, or of its question where there is none, if its task says so.
+
+        Args:
+            sample: the sample.
+            target: the answer that counts as right; None: the sample's own.
+
+        Raises:
+            InputError: where the sample is of another task, or its prompt does not fit a chat template.
+            ValueError: where a continuation has no tokens, or the prompt is too long and is not to be truncated.
+        """
+        task = self._tasks[sample.task]
+        wanted: int | str = sample.answer if target is None else target
+        gold = wanted if isinstance(wanted, str) else None
+        asked, truncated = sample, False
+        while True:
+            query = task.query(sample, gold, asked)
+            text = task.prompt.text(query, self._tokenizer)
+            prompt = self._opened(text, task)
+            follows = f"\n\n{query.asked}" if query.examples and task.prompt.style == "base" else ""
+            continuations = tuple(self._continuation(text, prompt, one, follows, task) for one in query.continuations)
+            excess = self._excess(task, prompt, continuations)
+            if excess <= 0:
+                break
+            asked, truncated = self._truncated(asked, sample, task, len(prompt), excess), True
+        if any(not tokens for tokens in continuations):
+            raise ValueError("expected tokens in every continuation, got none in one")
+        if truncated:
+            self.truncated.add(sample.id)
+        self._check_answer(sample, task, prompt, continuations)
+        return EncodedSample(sample, task, query, prompt, continuations, wanted, truncated)
+
+    def _continuation(
+        self, text: str, prompt: tuple[int, ...], added: str, follows: str, task: Task
+    ) -> tuple[int, ...]:
+        """Return the tokens that `added` puts after the prompt.
+
+        An exact answer's end is tokenised as the examples show it, with the next question after it: a line end, or a
+        closing brace and line ends, are one token in some vocabularies and several in others.
+        """
+        if task.mode == "exact" and follows:
+            tokens = self._before(text + added, follows.removeprefix(task.end or ""), task)
+        else:
+            tokens = self._opened(text + added, task)
+        own = tokens_after(self._tokenizer, prompt, tokens, added)
+        if task.mode == "exact" and task.end is None:
+            own += (self._end_token(),)
+        return own
+
+    def _before(self, text: str, follows: str, task: Task) -> tuple[int, ...]:
+        """Return the tokens of a text in front of another one, up to the one that holds the text's last character."""
+        if not self._tokenizer.is_fast:
+            return self._opened(text, task)
+        whole = self._opened(text + follows, task)
+        encoded = self._tokenizer(text + follows, add_special_tokens=False, return_offsets_mapping=True)
+        later = sum(start >= len(text) for start, _ in encoded["offset_mapping"])
+        return whole[: len(whole) - later]
+
+    def _end_token(self) -> int:
+        end = self._tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise ValueError("prompt.end: expected a text for a tokenizer without an end-of-sequence token, got null")
+        return end
+
+    def _opened(self, text: str, task: Task) -> tuple[int, ...]:
+        """Return a text's tokens, with BOS unless a chat template writes its special tokens itself."""
+        return prompt_tokens(self._tokenizer, text, special=task.prompt.style != "chat")
+
+    def _excess(self, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> int:
+        """Return how many tokens too many there are; a free answer reserves `max_new_tokens`, whatever it is."""
+        answer = max(map(len, continuations), default=0) if task.has_choices else 0
+        if "generate" in (task.mode, task.judged_mode):
+            answer = max(answer, task.max_new_tokens)
+        over = [0]
+        if task.max_prompt_tokens is not None:
+            over.append(len(prompt) - task.max_prompt_tokens)
+        if isinstance(self._positions, int):
+            over.append(len(prompt) + answer - self._positions)
+        return max(over)
+
+    def _check_answer(
+        self, sample: Sample, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]
+    ) -> None:
+        """Note, or refuse, a right answer that has no place."""
+        longest = max(map(len, continuations), default=0)
+        if isinstance(self._positions, int) and len(prompt) + longest > self._positions:
+            raise ValueError(
+                f"expected prompt and answer within the model's {self._positions} positions, "
+                f"got {len(prompt)} and {longest} tokens"
+            )
+        if task.mode == "exact" and task.judged_mode == "generate" and longest > task.max_new_tokens:
+            self.unreachable.add(sample.id)
+
+    def _truncated(self, asked: Sample, sample: Sample, task: Task, length: int, excess: int) -> Sample:
+        """Return the sample without the first `excess` tokens of its context, or of its question."""
+        field = "context" if sample.context else "question"
+        limit = f"max_prompt_tokens: expected a prompt of at most {length - excess} tokens, got {length}"
+        tokens = self._tokenizer(getattr(asked, field), add_special_tokens=False)["input_ids"]
+        if task.over_long != "truncate":
+            raise ValueError(f"{limit} (over_long: truncate would cut the {field}'s start)")
+        if len(tokens) <= excess:
+            raise ValueError(f"{limit}, and its {field} has only {len(tokens)} to cut")
+        kept = str(self._tokenizer.decode(tokens[excess:])).lstrip()
+        if not kept or len(kept) >= len(getattr(asked, field)):
+            raise ValueError(f"{limit}, and its {field} cannot be cut by tokens")
+        return dataclasses.replace(asked, context=kept) if sample.context else dataclasses.replace(asked, question=kept)
+
+
+@dataclass(frozen=True)
 class SampleBlock:
     """Samples loaded into the executor.
 
@@ -272,189 +430,6 @@ class ChainScorer:
         return joined
 
 
-def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Split 0..len-1 into batches of at most `size` of similar length, so that little is padded; a fixed order."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """A sample as token ids.
-
-    Attributes:
-        sample: the sample.
-        task: its task.
-        query: its prompt and continuations as text.
-        prompt: token ids of the prompt.
-        continuations: token ids of each continuation, in the query's order; in mode "exact" those of the right answer
-            and its end; in mode "generate" none.
-        target: the answer that counts as right (index of a choice, or text): the sample's own, but for a control
-            another one.
-        truncated: whether the prompt was too long and lost its start.
-    """
-
-    sample: Sample
-    task: Task
-    query: Query
-    prompt: tuple[int, ...]
-    continuations: tuple[tuple[int, ...], ...]
-    target: int | str
-    truncated: bool = False
-
-    @property
-    def length(self) -> int:
-        """Tokens of the packed row."""
-        return len(self.prompt) + sum(len(tokens) - 1 for tokens in self.continuations)
-
-
-class Encoder:
-    """Tokenises samples for one model.
-
-    Attributes:
-        truncated: ids of the samples whose prompt lost its start so far.
-        unreachable: ids of the samples whose right answer is longer than `max_new_tokens`, so that generation cannot
-            reach it.
-    """
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
-        """Prepare for a model's tokenizer and positions."""
-        self._tokenizer, self._tasks = tokenizer, tasks
-        self._positions = context_of(model)
-        self.truncated: set[str] = set()
-        self.unreachable: set[str] = set()
-
-    def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
-        """Tokenise a sample's prompt and continuations.
-
-        A continuation's tokens are those that it adds to the prompt; where the tokenizer would merge across the
-        border, the continuation is tokenised alone, so that all continuations follow the same prompt tokens. A prompt
-        that is too long loses the start of its context, or of its question where there is none, if its task says so.
-
-        Args:
-            sample: the sample.
-            target: the answer that counts as right; None: the sample's own.
-
-        Raises:
-            InputError: where the sample is of another task, or its prompt does not fit a chat template.
-            ValueError: where a continuation has no tokens, or the prompt is too long and is not to be truncated.
-        """
-        task = self._tasks[sample.task]
-        wanted: int | str = sample.answer if target is None else target
-        gold = wanted if isinstance(wanted, str) else None
-        asked, truncated = sample, False
-        while True:
-            query = task.query(sample, gold, asked)
-            text = task.prompt.text(query, self._tokenizer)
-            prompt = self._opened(text, task)
-            follows = f"\n\n{query.asked}" if query.examples and task.prompt.style == "base" else ""
-            continuations = tuple(self._continuation(text, prompt, one, follows, task) for one in query.continuations)
-            excess = self._excess(task, prompt, continuations)
-            if excess <= 0:
-                break
-            asked, truncated = self._truncated(asked, sample, task, len(prompt), excess), True
-        if any(not tokens for tokens in continuations):
-            raise ValueError("expected tokens in every continuation, got none in one")
-        if truncated:
-            self.truncated.add(sample.id)
-        self._check_answer(sample, task, prompt, continuations)
-        return EncodedSample(sample, task, query, prompt, continuations, wanted, truncated)
-
-    def _continuation(
-        self, text: str, prompt: tuple[int, ...], added: str, follows: str, task: Task
-    ) -> tuple[int, ...]:
-        """Return the tokens that `added` puts after the prompt.
-
-        An exact answer's end is tokenised as the examples show it, with the next question after it: a line end, or a
-        closing brace and line ends, are one token in some vocabularies and several in others.
-        """
-        if task.mode == "exact" and follows:
-            tokens = self._before(text + added, follows.removeprefix(task.end or ""), task)
-        else:
-            tokens = self._opened(text + added, task)
-        own = tokens_after(self._tokenizer, prompt, tokens, added)
-        if task.mode == "exact" and task.end is None:
-            own += (self._end_token(),)
-        return own
-
-    def _before(self, text: str, follows: str, task: Task) -> tuple[int, ...]:
-        """Return the tokens of a text in front of another one, up to the one that holds the text's last character."""
-        if not self._tokenizer.is_fast:
-            return self._opened(text, task)
-        whole = self._opened(text + follows, task)
-        encoded = self._tokenizer(text + follows, add_special_tokens=False, return_offsets_mapping=True)
-        later = sum(start >= len(text) for start, _ in encoded["offset_mapping"])
-        return whole[: len(whole) - later]
-
-    def _end_token(self) -> int:
-        end = self._tokenizer.eos_token_id
-        if not isinstance(end, int):
-            raise ValueError("prompt.end: expected a text for a tokenizer without an end-of-sequence token, got null")
-        return end
-
-    def _opened(self, text: str, task: Task) -> tuple[int, ...]:
-        """Return a text's tokens, with BOS unless a chat template writes its special tokens itself."""
-        return prompt_tokens(self._tokenizer, text, special=task.prompt.style != "chat")
-
-    def _excess(self, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> int:
-        """Return how many tokens too many there are; a free answer reserves `max_new_tokens`, whatever it is."""
-        answer = max(map(len, continuations), default=0) if task.has_choices else 0
-        if "generate" in (task.mode, task.judged_mode):
-            answer = max(answer, task.max_new_tokens)
-        over = [0]
-        if task.max_prompt_tokens is not None:
-            over.append(len(prompt) - task.max_prompt_tokens)
-        if isinstance(self._positions, int):
-            over.append(len(prompt) + answer - self._positions)
-        return max(over)
-
-    def _check_answer(
-        self, sample: Sample, task: Task, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]
-    ) -> None:
-        """Note, or refuse, a right answer that has no place."""
-        longest = max(map(len, continuations), default=0)
-        if isinstance(self._positions, int) and len(prompt) + longest > self._positions:
-            raise ValueError(
-                f"expected prompt and answer within the model's {self._positions} positions, "
-                f"got {len(prompt)} and {longest} tokens"
-            )
-        if task.mode == "exact" and task.judged_mode == "generate" and longest > task.max_new_tokens:
-            self.unreachable.add(sample.id)
-
-    def _truncated(self, asked: Sample, sample: Sample, task: Task, length: int, excess: int) -> Sample:
-        """Return the sample without the first `excess` tokens of its context, or of its question."""
-        field = "context" if sample.context else "question"
-        limit = f"max_prompt_tokens: expected a prompt of at most {length - excess} tokens, got {length}"
-        tokens = self._tokenizer(getattr(asked, field), add_special_tokens=False)["input_ids"]
-        if task.over_long != "truncate":
-            raise ValueError(f"{limit} (over_long: truncate would cut the {field}'s start)")
-        if len(tokens) <= excess:
-            raise ValueError(f"{limit}, and its {field} has only {len(tokens)} to cut")
-        kept = str(self._tokenizer.decode(tokens[excess:])).lstrip()
-        if not kept or len(kept) >= len(getattr(asked, field)):
-            raise ValueError(f"{limit}, and its {field} cannot be cut by tokens")
-        return dataclasses.replace(asked, context=kept) if sample.context else dataclasses.replace(asked, question=kept)
-
-
-def confidences(
-    scorer: ChainScorer, block: SampleBlock, chain: Chain, results: Sequence[ChainResult] | None = None
-) -> list[float]:
-    """Return for each sample, in 0..1, how sure a chain's answer is; the right answer is not looked at.
-
-    With choices it is the probability of its choice (softmax over their scores), of a free answer that of its first
-    token. `results` are those in the cheap mode, where they are known.
-    """
-    places = range(len(block.samples))
-    choices = [i for i in places if block.samples[i].task.mode in CHOICE_MODES]
-    free = [i for i in places if block.samples[i].task.mode not in CHOICE_MODES]
-    known = dict(enumerate(results or ()))
-    compared = [known[i] for i in choices] if known else scorer.score(block, [(i, chain) for i in choices])
-    found = {i: greatest_probability(one.scores) for i, one in zip(choices, compared, strict=True)}
-    for i, logits in zip(free, scorer.first_token_logits(block, free, chain), strict=True):
-        found[i] = float(logits.double().softmax(0).max())
-    return [found[i] for i in places]
-
-
 def judge(
     task: Task, sample: Sample, query: Query, target: int | str, answer: Answer, grader: Grader
 ) -> tuple[int | str | None, bool]:
@@ -490,6 +465,31 @@ def _answer_text(task: Task, answer: Answer) -> str | None:
     if before_end is None and (not answer.complete or task.prompt.opening.endswith("{")):
         return None  # cut off, or a box that was never closed
     return text
+
+
+def confidences(
+    scorer: ChainScorer, block: SampleBlock, chain: Chain, results: Sequence[ChainResult] | None = None
+) -> list[float]:
+    """Return for each sample, in 0..1, how sure a chain's answer is; the right answer is not looked at.
+
+    With choices it is the probability of its choice (softmax over their scores), of a free answer that of its first
+    token. `results` are those in the cheap mode, where they are known.
+    """
+    places = range(len(block.samples))
+    choices = [i for i in places if block.samples[i].task.mode in CHOICE_MODES]
+    free = [i for i in places if block.samples[i].task.mode not in CHOICE_MODES]
+    known = dict(enumerate(results or ()))
+    compared = [known[i] for i in choices] if known else scorer.score(block, [(i, chain) for i in choices])
+    found = {i: greatest_probability(one.scores) for i, one in zip(choices, compared, strict=True)}
+    for i, logits in zip(free, scorer.first_token_logits(block, free, chain), strict=True):
+        found[i] = float(logits.double().softmax(0).max())
+    return [found[i] for i in places]
+
+
+def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Split 0..len-1 into batches of at most `size` of similar length, so that little is padded; a fixed order."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def open_scorer(

@@ -22,23 +22,24 @@ from router.validation import InputError
 from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
-CHAINS = [FULL, FULL.skip(2, 2), FULL.repeat(1, 2, 1), Chain((0, 2, 1, 3, 4), NUM_LAYERS)]
+CHAINS = [FULL, FULL.skip(2, 2), Chain((0, 2, 1, 2, 1, 3, 4), NUM_LAYERS)]
 SAMPLES = [
     Sample("arc_easy", "train", "What falls from clouds?", ("rain", "sand", "a very old piano"), 0),
     Sample("arc_easy", "train", "Which of these is a metal?", ("wood", "iron"), 1),
     Sample("arc_easy", "train", "How many legs has a spider?", ("six", "eight", "two", "none", "ten"), 1),
 ]
+TOKENIZER = tiny_tokenizer()
 family_model = cache(tiny_model)
 """One model a family, which no test here changes."""
+view_of = cache(chain_view)
 
 
 @torch.inference_mode()
 def reference(model: PreTrainedModel, prompt: str, continuation: str, chain: Chain) -> float:
     """Sum of log-probabilities of the continuation's tokens, one row, no packing, the view's own forward."""
-    tokenizer = tiny_tokenizer()
-    ids = tokenizer(prompt + continuation)["input_ids"]
-    start = len(tokenizer(prompt)["input_ids"])
-    logprobs = chain_view(model, chain)(torch.tensor([ids])).logits[0].log_softmax(-1)
+    ids = TOKENIZER(prompt + continuation)["input_ids"]
+    start = len(TOKENIZER(prompt)["input_ids"])
+    logprobs = view_of(model, chain)(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
     return sum(logprobs[i - 1, ids[i]].item() for i in range(start, len(ids)))
 
 
@@ -47,15 +48,15 @@ def reference(model: PreTrainedModel, prompt: str, continuation: str, chain: Cha
 def test_scores_are_the_log_probabilities_of_the_choices(family: str, mode: str) -> None:
     # Oracle: each continuation alone through the chain view; in one packed row and in rows of their own.
     model, task = family_model(family), load_task("arc_easy", mode)
-    jobs = [(i, chain) for chain in (FULL, FULL.skip(2, 2), FULL.repeat(1, 2, 1)) for i in range(len(SAMPLES))]
+    jobs = [(i, chain) for chain in CHAINS for i in range(len(SAMPLES))]
     expected: list[list[float]] = []
     for packed in (True, False):
-        scorer = ChainScorer(model, tiny_tokenizer(), task, packed=packed)
+        scorer = ChainScorer(model, TOKENIZER, task, packed=packed)
         block = scorer.load([scorer.encode(sample) for sample in SAMPLES])
         for place, ((i, chain), result) in enumerate(zip(jobs, scorer.score(block, jobs), strict=True)):
             sample, query = SAMPLES[i], block.samples[i].query
             if packed:
-                prompt = task.prompt.text(query, tiny_tokenizer())
+                prompt = task.prompt.text(query, TOKENIZER)
                 divisors = query.normaliser or [len(tokens) for tokens in block.samples[i].continuations]
                 expected.append([0.0] * len(sample.choices))
                 for choice, text, divisor in zip(query.order, query.continuations, divisors, strict=True):
@@ -74,7 +75,7 @@ def test_states_are_the_same_packed_and_separate(family: str) -> None:
     model, task = family_model(family), load_task("arc_easy")
     states = {}
     for packed in (True, False):
-        scorer = ChainScorer(model, tiny_tokenizer(), task, packed=packed)
+        scorer = ChainScorer(model, TOKENIZER, task, packed=packed)
         encoded = [scorer.encode(sample) for sample in SAMPLES]
         states[packed] = scorer.states(scorer.load(encoded), 3)
     for one, other, sample in zip(states[True], states[False], encoded, strict=True):
@@ -95,7 +96,7 @@ QUESTIONS = [
 @torch.inference_mode()
 def greedy(model: PreTrainedModel, prompt: tuple[int, ...], chain: Chain, count: int) -> list[int]:
     """Argmax after argmax, each from a whole forward pass of the chain's view without any cache."""
-    ids, view = list(prompt), chain_view(model, chain)
+    ids, view = list(prompt), view_of(model, chain)
     for _ in range(count):
         ids.append(int(view(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return ids[len(prompt) :]
@@ -112,8 +113,8 @@ def test_exact_is_right_exactly_where_greedy_decoding_emits_the_answer(family: s
         encoded, expected, texts = [], [], []
         for sample in QUESTIONS:
             one = scorer.encode(sample)
-            path = greedy(model, one.prompt, chain, 6)
-            emitted = path[: rng.randint(1, 6)]
+            path = greedy(model, one.prompt, chain, 5)
+            emitted = path[: rng.randint(1, 5)]
             spoilt = list(emitted)
             place = rng.randrange(len(spoilt))
             spoilt[place] = rng.choice([token for token in range(len(tokenizer)) if token != spoilt[place]])
