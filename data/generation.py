@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -69,15 +68,12 @@ class Generator:
         self._ends = end_tokens(model, tokenizer)
         self._padding = padding_token(tokenizer.pad_token_id, sorted(self._ends))
 
-    def generate(self, requests: Sequence[Request], description: str | None = None) -> list[Answer]:
-        """Return one answer a request, in order; `description` names a progress bar."""
-        answers: list[Answer | None] = [None] * len(requests)
-        with tqdm(total=len(requests), desc=description, unit="answer", disable=description is None) as bar:
-            for batch in self._batches(requests):
-                for i, answer in zip(batch, self._run([requests[i] for i in batch]), strict=True):
-                    answers[i] = answer
-                bar.update(len(batch))
-        return [answer for answer in answers if answer is not None]
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Return one answer a request, in order."""
+        answers: dict[int, Answer] = {}
+        for batch in self._batches(requests):
+            answers |= zip(batch, self._run([requests[i] for i in batch]), strict=True)
+        return [answers[i] for i in range(len(requests))]
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Split requests into batches of one chain and similar length."""

@@ -40,7 +40,6 @@ class Store(Generic[RowT]):
         key: Callable[[RowT], str],
         *,
         num_layers: int | None = None,
-        setting: str = "out",
     ) -> None:
         """Read what is there; nothing is written yet.
 
@@ -50,18 +49,17 @@ class Store(Generic[RowT]):
             identity: what rows of this file must be of.
             key: a row's key; each stands once.
             num_layers: layers of the model whose chains stand in the rows; None: there are none.
-            setting: name with which a refusal begins.
 
         Raises:
             InputError: where rows of another identity are there, a line is corrupt, or lines are missing.
         """
         self.path, self.identity = path, dict(identity)
-        self.key, self._kind, self._num_layers, self._setting = key, kind, num_layers, setting
+        self.key, self._kind, self._num_layers = key, kind, num_layers
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._log: JsonLog | None = None
         meta = _read_meta(path)
         if meta is None and (path.exists() or self._partial.exists()):
-            raise InputError(f"{setting}: expected {meta_path(path)} beside {path.name}, got none; {self._remedy}")
+            raise InputError(f"out: expected {meta_path(path)} beside {path.name}, got none; {self._remedy}")
         self._require_identity(meta)
         self._meta = meta or {"schema": SCHEMA, "identity": self.identity, "count": None, "sha256": None, "runs": []}
         if path.exists():
@@ -83,7 +81,7 @@ class Store(Generic[RowT]):
             return
         differing = differences(meta["identity"], self.identity)
         raise InputError(
-            f"{self._setting}: expected an empty folder or results of the same settings and inputs, got {self.path} "
+            f"out: expected an empty folder or results of the same settings and inputs, got {self.path} "
             f"made with another {', '.join(differing[:3]) or 'version'}; {self._remedy}"
         )
 
@@ -148,7 +146,7 @@ class Store(Generic[RowT]):
             InputError: where another process writes them too, or the folder cannot be written.
         """
         if self._log is None:
-            writable_directory(self.path.parent, self._setting)
+            writable_directory(self.path.parent, "out")
             if not meta_path(self.path).exists():
                 self._write_meta()
             self._log = JsonLog(self._partial)
@@ -169,7 +167,7 @@ class Store(Generic[RowT]):
         self.close()
         if self.finished and list(self._places) == list(order):
             return
-        writable_directory(self.path.parent, self._setting)
+        writable_directory(self.path.parent, "out")
         with replacing(self.path) as aside:
             with aside.open("wb") as out:
                 out.writelines(line for _, line in self._lines(order))

@@ -1,9 +1,8 @@
-"""`python -m data`, end to end, as a process and by its main function."""
+"""`python -m data prepare` and `fetch`, end to end."""
 
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -211,9 +210,11 @@ def test_every_shipped_config_parses_and_names_a_task(config: Path) -> None:
     assert TaskSet.of(component.load() for component in settings.components()).tasks
 
 
-def test_the_command_as_a_process(rows: Path, tmp_path: Path) -> None:
-    # Oracle: exit status 0, nothing on stderr; another folder than the sources' is the current one.
-    words = [sys.executable, "-m", "data", *arguments(rows, tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_package_runs_as_a_module(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: the exit status of `python -m data`, and the files.
+    monkeypatch.setattr(sys, "argv", ["data", *arguments(rows, tmp_path / "out")])
+    monkeypatch.delitem(sys.modules, "data.__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("data", run_name="__main__")
+    assert ended.value.code == 0
+    assert (tmp_path / "out" / "manifest.json").is_file()

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.sample import Sample
@@ -66,6 +66,7 @@ def test_no_question_stands_twice(train: list, validation: list, test: list, see
         assert count.candidates == count.taken + count.used_elsewhere + count.repeated + count.not_needed
 
 
+@settings(max_examples=25)
 @given(st.randoms(use_true_random=False), st.integers(0, 5))
 def test_the_choice_does_not_hang_on_the_order(rng: random.Random, seed: int) -> None:
     # Oracle: the same candidates shuffled.
@@ -133,6 +134,7 @@ def test_two_tasks_of_a_split_share_no_question() -> None:
     assert len({one.split_key for one in samples}) == 60
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 60))
 def test_any_first_part_of_a_mixture_has_every_tasks_share(first: int, second: int, part: int) -> None:
     # Oracle: the shares, off by at most one; task b's are drawn from ten times as many.
