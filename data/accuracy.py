@@ -13,7 +13,6 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from data.pool import Batch, RunSettings, Tick, run_batches
-from data.records import ChainResult
 from data.sample import Sample, Split
 from data.scoring import ChainScorer, batches_by_length, open_scorer
 from data.statistics import Interval, wilson_interval
@@ -43,6 +42,10 @@ class MeasureSettings(ModelSettings, RunSettings):
 
     split: Split = "test"
     batch_tokens: Positive = 2048
+
+    def opened(self) -> tuple[ChainScorer, list[Sample]]:
+        """Load the model and read the samples."""
+        return open_scorer(self, self.data, self.split, limit=self.limit, batch_tokens=self.batch_tokens)
 
 
 def identity_of(settings: MeasureSettings, scorer: ChainScorer, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -104,11 +107,6 @@ class Accuracy:
     no_answer: Count
 
 
-def key_of(one: Answered) -> str:
-    """Return the key of an answer in its store."""
-    return f"{one.sample_id}/{one.mode}"
-
-
 def answer_all(
     scorer: ChainScorer, samples: Sequence[Sample], store: Store[Answered], batch_samples: int
 ) -> list[Answered]:
@@ -135,21 +133,27 @@ def answer_all(
         for run, asked, mode in ((scorer.score, places, 0), (scorer.judge, again, -1)):
             results = run(block, [(j, full) for j in asked])
             for i, result in zip((batch.items[j] for j in asked), results, strict=True):
-                found.append(_answered(samples[i], modes[i][mode], result))
+                one = samples[i]
+                found.append(
+                    Answered(
+                        sample_id=one.id,
+                        task=one.task,
+                        mode=modes[i][mode],
+                        difficulty=one.label("difficulty"),
+                        choices=len(one.choices),
+                        prediction=result.prediction,
+                        correct=result.correct,
+                    )
+                )
         return found
 
     batches = [
         Batch(str(number), tuple(places), tuple(key for i in places for key in keys[i]), len(places))
         for number, places in enumerate(batches_by_length([one.length for one in encoded], batch_samples))
     ]
-    run_batches(store, batches, work, key_of, label="full depth", unit="sample")
+    run_batches(store, batches, work, label="full depth", unit="sample")
     store.finish([key for own in keys for key in own])
     return list(store.rows())
-
-
-def _answered(sample: Sample, mode: str, result: ChainResult) -> Answered:
-    difficulty, choices = sample.label("difficulty"), len(sample.choices)
-    return Answered(sample.id, sample.task, mode, difficulty, choices, result.prediction, result.correct)
 
 
 def accuracies(answered: Sequence[Answered]) -> list[Accuracy]:
@@ -183,11 +187,9 @@ def accuracy(settings: MeasureSettings, resolved: dict[str, Any]) -> None:
         InputError: at bad input.
     """
     model = settings.model or DEFAULT_MODEL
-    scorer, samples = open_scorer(
-        settings, settings.data, settings.split, limit=settings.limit, batch_tokens=settings.batch_tokens
-    )
+    scorer, samples = settings.opened()
     identity = identity_of(settings, scorer, samples)
-    store = Store(settings.out / RESULTS_FILE, Answered, identity, key_of)
+    store = Store(settings.out / RESULTS_FILE, Answered, identity, lambda row: f"{row.sample_id}/{row.mode}")
     figures = accuracies(answer_all(scorer, samples, store, settings.batch_samples))
     print(f"{model}, {scorer.num_layers} layers, {scorer.dtype}, full depth, split {settings.split}")
     heads = ("task", "mode", "difficulty", "n", "accuracy", "95 % interval", "chance", "no answer")

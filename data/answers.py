@@ -45,12 +45,8 @@ def parse_letter(text: str, count: int) -> int | None:
     as `A`, `(A)`, `**A**` or `\boxed{A}`, which ends its line or is followed by one of `.):,` (after `(A)` anything may
     come). Two letters named beside each other ("A, B", "(A) or (B)") are refused; "B. A dog" names one.
 
-    Args:
-        text: what was generated.
-        count: number of choices, 1 to 26; letters beyond it are refused.
-
     Raises:
-        ValueError: where `count` is out of its bounds.
+        ValueError: where `count`, the number of choices, is not in 1..26.
     """
     if not 1 <= count <= len(string.ascii_uppercase):
         raise ValueError(f"count: expected 1..{len(string.ascii_uppercase)}, got {count}")
@@ -166,9 +162,7 @@ def wrong_answers(samples: Sequence[Sample], same: Callable[[Sample, str], bool]
     Of choices, one of the wrong ones. Of free answers, the right answer of another sample of the task: one that
     means something else and is as long as the own one, or as nearly as there is, so that it is as hard to hit.
 
-    Args:
-        samples: the samples of a split.
-        same: whether an answer would count as right for a sample (`ChainScorer.means_the_same`).
+    `same` says whether an answer would count as right for a sample (`ChainScorer.means_the_same`).
 
     Raises:
         ValueError: where all samples of a task have the same free answer.

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -30,13 +29,13 @@ class Request:
         prompt: token ids of the prompt.
         chain: the chain that generates.
         max_new_tokens: longest answer, tokens.
-        finished: whether the text generated so far is a whole answer, so that decoding can stop.
+        before_end: what stands before the end of the text generated so far; None: go on, its end has not come.
     """
 
     prompt: tuple[int, ...]
     chain: Chain
     max_new_tokens: int
-    finished: Callable[[str], bool]
+    before_end: Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,12 @@ class Generator:
         self._ends = end_tokens(model, tokenizer)
         self._padding = padding_token(tokenizer.pad_token_id, sorted(self._ends))
 
-    def generate(self, requests: Sequence[Request], description: str | None = None) -> list[Answer]:
-        """Return one answer a request, in order; `description` names a progress bar."""
-        answers: list[Answer | None] = [None] * len(requests)
-        with tqdm(total=len(requests), desc=description, unit="answer", disable=description is None) as bar:
-            for batch in self._batches(requests):
-                for i, answer in zip(batch, self._run([requests[i] for i in batch]), strict=True):
-                    answers[i] = answer
-                bar.update(len(batch))
-        return [answer for answer in answers if answer is not None]
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Return one answer a request, in order."""
+        answers: dict[int, Answer] = {}
+        for batch in self._batches(requests):
+            answers |= zip(batch, self._run([requests[i] for i in batch]), strict=True)
+        return [answers[i] for i in range(len(requests))]
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         """Split requests into batches of one chain and similar length."""
@@ -104,7 +100,7 @@ class Generator:
         limits = [request.max_new_tokens for request in batch]
         view = with_contiguous_head(chain_view(self._model, batch[0].chain, fresh=True))
         view.generation_config = self._plain_greedy(max(limits))  # the library fills gaps from this one
-        stop = _Finished(self._text, [request.finished for request in batch], limits, width)
+        stop = _Finished(self._text, [request.before_end for request in batch], limits, width)
         output = view.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -130,7 +126,7 @@ class Generator:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
         kept = tokens[:end]
         text = self._text(kept)
-        return Answer(text, end is not None or request.finished(text), tuple(kept))
+        return Answer(text, end is not None or request.before_end(text) is not None, tuple(kept))
 
 
 class _Finished(StoppingCriteria):  # type: ignore[misc]  # without types in the library
@@ -143,19 +139,20 @@ class _Finished(StoppingCriteria):  # type: ignore[misc]  # without types in the
     def __init__(
         self,
         text: Callable[[Sequence[int]], str],
-        finished: Sequence[Callable[[str], bool]],
+        before_end: Sequence[Callable[[str], str | None]],
         limits: Sequence[int],
         width: int,
     ) -> None:
-        self._text, self._finished, self._limits, self._width = text, finished, limits, width
-        self._done = [False] * len(finished)
-        self.lengths = [0] * len(finished)
+        self._text, self._before_end, self._limits, self._width = text, before_end, limits, width
+        self._done = [False] * len(before_end)
+        self.lengths = [0] * len(before_end)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
         for i, tokens in enumerate(input_ids[:, self._width :].tolist()):
             if not self._done[i]:
                 self.lengths[i] = len(tokens)
-                self._done[i] = len(tokens) >= self._limits[i] or self._finished[i](self._text(tokens))
+                ended = self._before_end[i](self._text(tokens)) is not None
+                self._done[i] = ended or len(tokens) >= self._limits[i]
         return torch.tensor(self._done, device=input_ids.device)
 
 

@@ -1,14 +1,12 @@
-"""The one pool of workers: a function from a batch of samples to rows, one driver that hands out and writes.
+"""The one way to run work in batches: a function from a batch of samples to rows, and one writer of the rows.
 
 Search, menu tables, evaluation, `data accuracy`, `data profile` and `train calibrate` all run through `run_batches`.
-Today the pool works in this process; another one only has to be a `Pool`.
 """
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +18,6 @@ from data.store import RowT, Store
 from router.validation import SETTINGS, Positive
 
 ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 @settings(frozen=True, kw_only=True, config=SETTINGS)
@@ -63,43 +60,14 @@ class Batch(Generic[ItemT]):
     units: int
 
 
-class Pool(ABC):
-    """Runs batches somewhere, in any order."""
-
-    @abstractmethod
-    def map(
-        self, work: Callable[[Batch[ItemT], Tick], ResultT], batches: Sequence[Batch[ItemT]], tick: Tick
-    ) -> Iterator[tuple[Batch[ItemT], ResultT]]:
-        """Give each batch with what `work` made of it, as soon as it is there.
-
-        Args:
-            work: called with a batch and a function to be told of progress inside it.
-            batches: the batches.
-            tick: told of progress inside batches, where workers can.
-        """
-
-
-class LocalPool(Pool):
-    """Runs batches one after another in this process."""
-
-    def map(
-        self, work: Callable[[Batch[ItemT], Tick], ResultT], batches: Sequence[Batch[ItemT]], tick: Tick
-    ) -> Iterator[tuple[Batch[ItemT], ResultT]]:
-        """Do as `Pool.map` says."""
-        for batch in batches:
-            yield batch, work(batch, tick)
-
-
 def run_batches(
     store: Store[RowT],
     batches: Sequence[Batch[ItemT]],
     work: Callable[[Batch[ItemT], Tick], Sequence[RowT]],
-    key: Callable[[RowT], str],
     *,
     label: str,
     unit: str,
     run: dict[str, Any] | None = None,
-    pool: Pool | None = None,
 ) -> int:
     """Run every batch of which a row is missing, and add the missing rows to the store; shows the progress.
 
@@ -109,12 +77,10 @@ def run_batches(
         store: where the rows go.
         batches: all batches of the work.
         work: makes the rows of a batch.
-        key: a row's key, as in the store.
         label: what the progress bar says.
         unit: name of a unit of work.
         run: what the store's meta file says of this run (with its name, `run`); its `searched` and `seconds` are
             brought up to date after every batch. None: nothing.
-        pool: where the batches run; None: in this process.
 
     Returns:
         Rows that were added.
@@ -131,8 +97,8 @@ def run_batches(
             shown += units
             bar.update(min(int(shown), total) - bar.n)
 
-        for _, rows in (pool or LocalPool()).map(work, missing, tick):
-            new = [row for row in rows if key(row) not in store]
+        for batch in missing:
+            new = [row for row in work(batch, tick) if store.key(row) not in store]
             store.append(new)
             added += len(new)
             if run is not None:

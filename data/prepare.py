@@ -14,13 +14,14 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from data.sample import MANIFEST, SPLITS, Mode, Sample, Split, write_samples
+from data.manifest import MANIFEST, Manifest, SplitCount, read_manifest
+from data.sample import SPLITS, Mode, Sample, Split, write_samples
 from data.sources import Row, SourceKind, content_of, lookup, read_rows, source_of
-from data.splits import Shots, SplitCount, build_splits, shares
+from data.splits import Shots, build_splits, shares
 from data.tasks import TASKS_FILE, OverLong, Task, TaskSet, load_task, write_tasks
 from router.command import one_line, plain_values, provenance
-from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
-from router.validation import SETTINGS, Count, InputError, Positive
+from router.files import sha256_file, sha256_json, writable_directory, write_json
+from router.validation import SETTINGS, Count, InputError, Positive, to_plain
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -147,25 +148,18 @@ class PrepareSettings(TaskSettings):
         """Return the splits to make."""
         return tuple(split for split in SPLITS if getattr(self, split).size != 0)
 
-    def splits_read(self, component: TaskSettings) -> tuple[Split, ...]:
-        """Return the splits for which a task's rows are read: those to make, and train where examples are drawn."""
-        return (*self.wanted(), "train") if component.shots else self.wanted()
-
     def components(self) -> tuple[TaskSettings, ...]:
         """Return the tasks' settings: the mixture's, or those given here."""
         return tuple(self.mixture) or (self,)
 
-    def source_split(self, component: TaskSettings, split: Split) -> str:
-        """Return the source split that a split's samples of a task come from."""
-        own = component.source_split.get(split) if isinstance(component, Component) else None
-        return own or getattr(self, split).source_split or split
+    def drawn_on(self, component: TaskSettings) -> dict[Split, str]:
+        """Return the source split of a task for each split to make, and for train where examples are drawn from it."""
+        own = component.source_split if isinstance(component, Component) else {}
+        splits: tuple[Split, ...] = (*self.wanted(), "train") if component.shots else self.wanted()
+        return {split: own.get(split) or getattr(self, split).source_split or split for split in splits}
 
     def sizes(self, split: str, names: dict[str, TaskSettings]) -> dict[str, int | None]:
-        """Return how many samples of each task a split takes; None: all that are left.
-
-        Args:
-            split: the split.
-            names: the tasks' settings by the tasks' names.
+        """Return how many samples of each task, by its name, a split takes; None: all that are left.
 
         Raises:
             InputError: where a task would get none.
@@ -215,21 +209,13 @@ class Loaded:
 
     def counts(self) -> dict[str, Any]:
         """Return what became of the rows, as JSON data."""
-        return {**plain_values(replace(self, samples=[])), "samples": len(self.samples)}
+        return dict(plain_values(replace(self, samples=[]))) | {"samples": len(self.samples)}
 
 
 def load_samples(
     task: Task, source: str, source_split: str, split: str, path: Path | None = None, on_bad_row: str = "stop"
 ) -> Loaded:
-    """Return the samples of a source split, marked as samples of `split`.
-
-    Args:
-        task: the task.
-        source: one of `data.sources.SOURCES`.
-        source_split: the source's split.
-        split: the samples' split.
-        path: folder or file of a local source.
-        on_bad_row: "stop" at a row that is no question, or "skip" and count it.
+    """Return the samples of a source split, marked as samples of `split`; a bad row stops, or is counted ("skip").
 
     Raises:
         InputError: where `read_rows` raises it, at a bad row (for "stop"; for "skip" where all are bad), or where no
@@ -322,19 +308,16 @@ def _reason(message: str) -> str:
 
 @plain_dataclass(frozen=True)
 class _Part:
-    """A task with the settings that say where its rows come from."""
+    """A task, its settings, the kind of its source, and the source's split that each split draws on."""
 
     task: Task
     settings: TaskSettings
     source: str
+    drawn_on: dict[Split, str]
 
 
 def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
     """Write the split files, the tasks and, as the last, the manifest that vouches for them.
-
-    Args:
-        settings: the settings.
-        resolved: the same as plain data, for the manifest.
 
     Raises:
         InputError: at bad input, or where the folder holds splits made with other settings.
@@ -351,11 +334,11 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
         return
     loaded = _load(settings, parts)
     candidates: dict[str, dict[str, list[Sample]]] = {
-        split: {name: loaded[name, settings.source_split(part.settings, split)].samples for name, part in parts.items()}
+        split: {name: loaded[name, part.drawn_on[split]].samples for name, part in parts.items()}
         for split in settings.wanted()
     }
     shots = {
-        name: Shots(loaded[name, settings.source_split(part.settings, "train")].samples, part.settings.shots)
+        name: Shots(loaded[name, part.drawn_on["train"]].samples, part.settings.shots)
         for name, part in parts.items()
         if part.settings.shots
     }
@@ -366,17 +349,17 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
     for split, samples in splits.samples.items():
         write_samples(out / f"{split}.jsonl", samples)
     files = [TASKS_FILE, *(f"{split}.jsonl" for split in settings.wanted())]
-    manifest = {
+    manifest = Manifest(
         **provenance(resolved),
-        "identity": identity,
-        "settings_hash": sha256_json(identity),
-        "task": tasks.name,
-        "prompt_hash": tasks.prompt_hash(),
-        "rows": {f"{name}, {source_split}": one.counts() for (name, source_split), one in loaded.items()},
-        "counts": plain_values(splits.counts),
-        "files": {name: sha256_file(out / name) for name in files},
-    }
-    write_json(out / MANIFEST, manifest)
+        identity=identity,
+        settings_hash=sha256_json(identity),
+        task=tasks.name,
+        prompt_hash=tasks.prompt_hash(),
+        rows={f"{name}, {source_split}": one.counts() for (name, source_split), one in loaded.items()},
+        counts=splits.counts,
+        files={name: sha256_file(out / name) for name in files},
+    )
+    write_json(out / MANIFEST, to_plain(manifest))
     _report(splits.counts, loaded)
     print(f"written to {out}")
 
@@ -385,15 +368,17 @@ def _parts(settings: PrepareSettings) -> dict[str, _Part]:
     """Read the tasks, by name."""
     listed = [(one.load(), one) for one in settings.components()]
     TaskSet.of(task for task, _ in listed)  # refuses two of one name
-    return {task.name: _Part(task, one, source_of(task, one.source, one.path)) for task, one in listed}
+    return {
+        task.name: _Part(task, one, source_of(task, one.source, one.path), settings.drawn_on(one))
+        for task, one in listed
+    }
 
 
 def _load(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[tuple[str, str], Loaded]:
     """Read every source split that is needed once, by task and source split."""
     loaded: dict[tuple[str, str], Loaded] = {}
     for name, part in parts.items():
-        for split in settings.splits_read(part.settings):
-            source_split = settings.source_split(part.settings, split)
+        for split, source_split in part.drawn_on.items():
             if (name, source_split) not in loaded:
                 loaded[name, source_split] = load_samples(
                     part.task, part.source, source_split, split, part.settings.path, settings.on_bad_row
@@ -417,11 +402,10 @@ def _identity(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[str
     wanted = settings.wanted()
     tasks, sources = {}, {}
     for name, part in parts.items():
-        one = part.settings
-        drawn = {split: settings.source_split(one, split) for split in settings.splits_read(one)}
-        content = content_of(part.task, part.source, list(drawn.values()), one.path)
-        tasks[name] = {**plain_values(part.task), "prompt_hash": part.task.prompt_hash(), "shots": one.shots}
-        sources[name] = {"kind": part.source, "content": content, "splits": drawn}
+        content = content_of(part.task, part.source, list(part.drawn_on.values()), part.settings.path)
+        shots = part.settings.shots
+        tasks[name] = {**plain_values(part.task), "prompt_hash": part.task.prompt_hash(), "shots": shots}
+        sources[name] = {"kind": part.source, "content": content, "splits": part.drawn_on}
     identity = {
         "tasks": tasks,
         "sources": sources,
@@ -435,33 +419,27 @@ def _identity(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[str
 
 def _already_there(out: Path, identity: dict[str, Any]) -> bool:
     """Whether the folder holds these splits, unharmed; other settings' splits are never overwritten."""
-    if not (out / MANIFEST).is_file():
+    manifest = read_manifest(out)
+    if manifest is None:
         return False
-    manifest = read_json(out / MANIFEST)
-    stored = manifest.get("identity")
-    if manifest.get("settings_hash") != sha256_json(identity) or not isinstance(stored, dict):
-        differing = [key for key in identity if not isinstance(stored, dict) or stored.get(key) != identity[key]]
+    if manifest.identity != identity:
+        differing = [key for key in identity if manifest.identity.get(key) != identity[key]]
         raise InputError(
             f"out: expected a folder without splits, or with those of the same settings, "
             f"got {str(out)!r} made with another {', '.join(differing)}"
         )
-    files = manifest.get("files", {})
-    return all((out / name).is_file() and sha256_file(out / name) == digest for name, digest in files.items())
+    files = manifest.files.items()
+    return all((out / name).is_file() and sha256_file(out / name) == digest for name, digest in files)
 
 
 def _report(counts: Mapping[str, Mapping[str, SplitCount]], loaded: Mapping[tuple[str, str], Loaded]) -> None:
     """Print what became of the samples, and which rows were left out."""
     width = max(12, *(len(name) + 2 for by_task in counts.values() for name in by_task))
-    print(
-        f"{'split':<12}{'task':<{width}}{'taken':>8}{'candidates':>12}{'used elsewhere':>16}{'repeated':>10}"
-        f"{'not needed':>12}"
-    )
+    line = f"{{:<12}}{{:<{width}}}{{:>8}}{{:>12}}{{:>16}}{{:>10}}{{:>12}}"
+    print(line.format("split", "task", "taken", "candidates", "used elsewhere", "repeated", "not needed"))
     for split, by_task in counts.items():
         for name, c in by_task.items():
-            print(
-                f"{split:<12}{name:<{width}}{c.taken:>8}{c.candidates:>12}{c.used_elsewhere:>16}{c.repeated:>10}"
-                f"{c.not_needed:>12}"
-            )
+            print(line.format(split, name, c.taken, c.candidates, c.used_elsewhere, c.repeated, c.not_needed))
     for (name, source_split), one in loaded.items():
         where = f"{name}, {source_split}"
         if one.same_question:

@@ -62,9 +62,6 @@ class Observations:
         confidence: full depth's confidence, in 0..1; NaN where the mode gives no scores.
         correct: whether full depth is right.
         kept: by skipped layers: whether the chain without them answers as full depth does.
-
-    Raises:
-        ValueError: where shapes disagree or a number is not finite.
     """
 
     num_layers: int
@@ -72,18 +69,6 @@ class Observations:
     confidence: Float[np.ndarray, " samples"]
     correct: Bool[np.ndarray, " samples"]
     kept: Mapping[Skip, Bool[np.ndarray, " samples"]]
-
-    def __post_init__(self) -> None:
-        """Refuse parts that do not fit each other."""
-        n = self.samples
-        for layer, features in self.features.items():
-            if features.ndim != 2 or len(features) != n:
-                raise ValueError(f"features[{layer}]: expected [{n}, features], got {list(features.shape)}")
-            if not np.isfinite(features).all():
-                raise ValueError(f"features[{layer}]: expected finite numbers, got others")
-        for name, array in (("correct", self.correct), *((f"kept[{skip}]", kept) for skip, kept in self.kept.items())):
-            if array.dtype != np.bool_ or array.shape != (n,):
-                raise ValueError(f"{name}: expected {n} booleans, got {array.dtype} {list(array.shape)}")
 
     @property
     def samples(self) -> int:
@@ -191,10 +176,6 @@ class Profile:
         num_layers: layers of the model.
         samples: number of samples.
         accuracy: full depth's share of right answers.
-        folds: folds of the cross-validation.
-        seed: seed of folds, bootstrap and permutations.
-        components: principal components that a probe may use.
-        resamples: bootstrap resamples.
         layers: one entry a read layer, ascending.
         skips: one entry a set of skipped layers, ascending.
         permuted: mean over layers of each measure where every layer's targets were dealt to other samples: near
@@ -205,10 +186,6 @@ class Profile:
     num_layers: int
     samples: int
     accuracy: float
-    folds: int
-    seed: int
-    components: int
-    resamples: int
     layers: tuple[LayerProfile, ...]
     skips: tuple[SkipProfile, ...]
     permuted: dict[str, float | None]
@@ -284,10 +261,6 @@ def probe(
         num_layers=observed.num_layers,
         samples=n,
         accuracy=float(observed.correct.mean()),
-        folds=folds,
-        seed=seed,
-        components=components,
-        resamples=resamples,
         layers=tuple(layers),
         skips=tuple(
             SkipProfile(skip, float(row.mean()), by_confidence([row], _rarer(row), _why_no_auc(row) or confidence_why))

@@ -10,7 +10,6 @@ computed from layer l+1 on. `data.probes` says what the states know.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,34 +17,33 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from tqdm import tqdm
+from torch import Tensor
 
 from data.accuracy import MeasureSettings, identity_of
 from data.figures import save_figure
+from data.pool import Batch, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
 from data.records import ChainResult, agrees
 from data.sample import Sample, Split
-from data.scoring import ChainScorer, batches_by_length, open_scorer
+from data.scoring import ChainScorer, SampleBlock, batches_by_length
+from data.states import StatesOrigin, read_states, write_states
 from data.statistics import greatest_probability
-from data.store import differences
+from data.store import Store
 from router.chain import Chain
-from router.command import one_line, provenance
+from router.command import provenance
 from router.engine.load import DEFAULT_MODEL
-from router.files import read_json, replacing, sha256_json, writable_directory, write_json
-from router.validation import SETTINGS, Count, InputError, Positive
+from router.files import sha256_json, writable_directory, write_json
+from router.validation import SETTINGS, STORED, Count, InputError, Positive, Share
 
-CHUNK = 64
-"""Samples observed between two writes."""
 JOBS_PER_CALL = 256
 """(Sample, chain) pairs run at once, which bounds the memory of their last states; shared prefixes stay cached."""
-PROFILE_FILE, FIGURE_FILE, IDENTITY_FILE = "profile.json", "profile.png", "identity.json"
+ANSWERS_FILE, PROFILE_FILE, FIGURE_FILE = "answers.jsonl", "profile.json", "profile.png"
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
 PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
 PANELS = {
@@ -82,9 +80,7 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
         InputError: at bad input.
     """
     model = settings.model or DEFAULT_MODEL
-    scorer, samples = open_scorer(
-        settings, settings.data, settings.split, limit=settings.limit, batch_tokens=settings.batch_tokens
-    )
+    scorer, samples = settings.opened()
     n = scorer.num_layers
     first = n // 2 if settings.first_skip is None else settings.first_skip
     if not 1 <= first < n:
@@ -93,9 +89,10 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
         raise InputError(f"folds: expected at least 4 samples each, got {len(samples)} for {settings.folds} folds")
     skips = [(layer,) for layer in range(first, n)]
     identity = {**identity_of(settings, scorer, samples), "first_skip": first}
-    _claim(settings.out, identity)
+    # In this order, which is no data set's, folds are dealt.
+    samples = sorted(samples, key=lambda one: hashlib.sha256(one.id.encode()).digest())
     found = probe(
-        observe_in_chunks(scorer, samples, skips, settings, sha256_json(identity)),
+        observe(scorer, samples, skips, settings.out, identity, settings.batch_samples),
         folds=settings.folds,
         seed=settings.seed,
         components=settings.components,
@@ -110,135 +107,119 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     print("written to " + ", ".join(map(str, (settings.out / PROFILE_FILE, *figures))))
 
 
-def _claim(out: Path, identity: Mapping[str, Any]) -> None:
-    """Make a folder one profile's own.
+@dataclass(frozen=True, config=STORED)
+class Observed:
+    """What full depth and the skips answer to one sample, a line of `answers.jsonl`.
 
-    Raises:
-        InputError: where it holds another one, or cannot be written.
+    Attributes:
+        sample_id: `Sample.id`.
+        confidence: the probability of full depth's answer (`confidence_of`); null: the mode gives no scores.
+        correct: whether full depth is right.
+        kept: whether each skip, in the run's order, answers as full depth does.
     """
-    path = writable_directory(out, "out") / IDENTITY_FILE
-    if not path.exists():
-        write_json(path, identity)
-    elif differing := differences(read_json(path), identity):
-        raise InputError(
-            f"out: expected an empty folder or one of the same settings and inputs, got {str(out)!r} "
-            f"of another {', '.join(differing[:3])}"
-        )
 
-
-def observe_in_chunks(
-    scorer: ChainScorer, samples: Sequence[Sample], skips: Sequence[Skip], settings: ProfileSettings, key: str
-) -> Observations:
-    """Observe the samples, some at a time, and keep each chunk in a file; a run that was stopped goes on after it.
-
-    Args:
-        scorer: runs chains.
-        samples: the samples.
-        skips: layers to leave out.
-        settings: where the chunks go, and samples in a block.
-        key: of the measurement; a chunk of another one is made anew.
-
-    Raises:
-        InputError: as `observe`.
-    """
-    folder = settings.out / "observations"
-    folder.mkdir(exist_ok=True)
-    parts = []
-    # Chunks in an order that is no data set's, so that each is a fair share of lengths and tasks.
-    order = sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())
-    for start in range(0, len(order), CHUNK):
-        path = folder / f"{start:06d}.safetensors"
-        part = _read(path, key, scorer.num_layers, skips)
-        if part is None:
-            part = observe(scorer, order[start : start + CHUNK], skips, settings.batch_samples)
-            _write(path, key, part)
-        parts.append(part)
-    return Observations(
-        scorer.num_layers,
-        {e: np.concatenate([part.features[e] for part in parts]) for e in parts[0].features},
-        np.concatenate([part.confidence for part in parts]),
-        np.concatenate([part.correct for part in parts]),
-        {skip: np.concatenate([part.kept[skip] for part in parts]) for skip in skips},
-    )
-
-
-def _write(path: Path, key: str, part: Observations) -> None:
-    arrays = {f"features.{e}": array for e, array in part.features.items()}
-    arrays |= {f"kept.{json.dumps(skip)}": array.astype(np.uint8) for skip, array in part.kept.items()}
-    arrays |= {"confidence": part.confidence, "correct": part.correct.astype(np.uint8)}
-    with replacing(path) as aside:
-        save_file(arrays, aside, metadata={"key": key})
-
-
-def _read(path: Path, key: str, num_layers: int, skips: Sequence[Skip]) -> Observations | None:
-    """Return a chunk that was observed before; None where there is none, or it is damaged or another's."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="np") as stream:
-            if (stream.metadata() or {}).get("key") != key:
-                return None
-            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError:
-        return None
-    return Observations(
-        num_layers,
-        {e: arrays[f"features.{e}"] for e in range(1, num_layers)},
-        arrays["confidence"],
-        arrays["correct"].astype(np.bool_),
-        {skip: arrays[f"kept.{json.dumps(skip)}"].astype(np.bool_) for skip in skips},
-    )
+    sample_id: str
+    confidence: Share | None
+    correct: bool
+    kept: tuple[bool, ...]
 
 
 def observe(
-    scorer: ChainScorer, samples: Sequence[Sample], skips: Sequence[Skip], batch_samples: int = 16
+    scorer: ChainScorer,
+    samples: Sequence[Sample],
+    skips: Sequence[Skip],
+    out: Path,
+    identity: Mapping[str, Any],
+    batch_samples: int = 32,
 ) -> Observations:
     """Run full depth and every skip on every sample, and read the states at every layer; shows a progress bar.
+
+    Answers and states are kept batch by batch; what stands in the folder is not run again.
 
     Args:
         scorer: runs chains on the samples.
         samples: the samples, at least one.
         skips: sets of layers to leave out, each once, ascending and within 1..num_layers-1: layer 0 runs in every
             chain that a router picks, since it reads the states after one layer or more.
+        out: the folder.
+        identity: what the answers are of.
         batch_samples: samples in one block; it changes speed and memory, not the result (but for rounding).
 
     Raises:
-        InputError: where a sample cannot be asked, or the model gives a number that is not finite.
+        InputError: where a sample cannot be asked, the model gives a number that is not finite, or the folder holds
+            answers of another identity.
     """
-    n = scorer.num_layers
     encoded = scorer.encode_all(samples)
-    features = {e: np.empty((len(samples), 2 * scorer.d_model), np.float32) for e in range(1, n)}
-    confidence = np.empty(len(samples))
-    correct = np.empty(len(samples), np.bool_)
-    kept = {skip: np.empty(len(samples), np.bool_) for skip in skips}
-    full = Chain.full(n)
-    chains = {skip: without(skip, n) for skip in skips}
+    ids = [sample.id for sample in samples]
+    layers = range(1, scorer.num_layers)
+    folder, origin = writable_directory(out, "out") / "states", StatesOrigin(scorer.fingerprints, scorer.dtype)
+
+    def work(batch: Batch[int], tick: Tick) -> list[Observed]:
+        block = scorer.load([encoded[i] for i in batch.items])
+        features = {e: dict(zip(batch.keys, features_at(scorer, block, e), strict=True)) for e in layers}
+        write_states(folder / f"{batch.name}.safetensors", origin, features)
+        return answers_of(scorer, block, skips, tick)
+
+    batches = []
+    for places in batches_by_length([one.length for one in encoded], batch_samples):
+        keys = tuple(ids[i] for i in places)
+        batches.append(Batch(sha256_json(keys)[:16], tuple(places), keys, len(places) * (1 + len(skips))))
+    store = Store(out / ANSWERS_FILE, Observed, identity, lambda row: row.sample_id)
+    there = read_states([folder], origin, ids, layers[0])
+    for batch in batches:
+        if any(key in store and key not in there for key in batch.keys):
+            work(batch, lambda _: None)  # the folder of states was deleted or damaged
+    run_batches(store, batches, work, label="observe", unit="chain")
+    store.finish(ids)
+    rows = list(store.rows())
+    features = {}
+    for e in layers:
+        states = read_states([folder], origin, ids, e)
+        features[e] = np.stack([states[one].numpy() for one in ids])
+    return Observations(
+        scorer.num_layers,
+        features,
+        np.array([math.nan if row.confidence is None else row.confidence for row in rows]),
+        np.array([row.correct for row in rows]),
+        {skip: np.array([row.kept[j] for row in rows]) for j, skip in enumerate(skips)},
+    )
+
+
+def features_at(scorer: ChainScorer, block: SampleBlock, read_layer: int) -> list[Float[Tensor, " features"]]:
+    """Return for each sample of a block what a probe reads at a layer, `[2 * d_model]`, float32.
+
+    It is the state of the prompt's last token, after which the answer begins, beside the mean over tokens.
+
+    Raises:
+        InputError: where a state is not finite.
+    """
+    found = []
+    for sample, state in zip(block.samples, scorer.states(block, read_layer), strict=True):
+        state = state.float()
+        found.append(torch.cat([state[len(sample.prompt) - 1], state.mean(0)]).cpu())
+        if not found[-1].isfinite().all():
+            raise InputError(f"dtype: expected finite states at layer {read_layer} in {scorer.dtype}, got others")
+    return found
+
+
+def answers_of(scorer: ChainScorer, block: SampleBlock, skips: Sequence[Skip], tick: Tick) -> list[Observed]:
+    """Run full depth and every skip on the samples of a block; `tick` is told of each chain on each sample."""
+    full = Chain.full(scorer.num_layers)
+    chains = [without(skip, scorer.num_layers) for skip in skips]
     # Neighbours in this order share the most layers, so little must be held for them.
-    ordered = sorted([full, *chains.values()], key=lambda chain: chain.layers)
-    with tqdm(total=len(samples) * len(ordered), desc="observe", unit="chain") as progress:
-        for batch in batches_by_length([sample.length for sample in encoded], batch_samples):
-            block = scorer.load([encoded[i] for i in batch])
-            for e in range(1, n):
-                for i, sample, state in zip(batch, block.samples, scorer.states(block, e), strict=True):
-                    # The prompt's last token, after which the answer begins, beside the mean over tokens.
-                    state = state.float()
-                    features[e][i] = torch.cat([state[len(sample.prompt) - 1], state.mean(0)]).cpu().numpy()
-            jobs = [(j, chain) for chain in ordered for j in range(len(batch))]
-            results: dict[tuple[int, Chain], ChainResult] = {}
-            for start in range(0, len(jobs), JOBS_PER_CALL):
-                part = jobs[start : start + JOBS_PER_CALL]
-                results |= dict(zip(part, scorer.score(block, part), strict=True))
-                progress.update(len(part))
-            for j, i in enumerate(batch):
-                answer = results[j, full]
-                confidence[i] = confidence_of(samples[i], answer)
-                correct[i] = answer.correct
-                for skip, chain in chains.items():
-                    kept[skip][i] = agrees(results[j, chain], answer)
-    try:
-        return Observations(n, features, confidence, correct, kept)
-    except ValueError as error:
-        raise InputError(f"dtype: in {scorer.dtype}: {one_line(error)}") from error
+    ordered = sorted([full, *chains], key=lambda chain: chain.layers)
+    jobs = [(j, chain) for chain in ordered for j in range(len(block.samples))]
+    results: dict[tuple[int, Chain], ChainResult] = {}
+    for start in range(0, len(jobs), JOBS_PER_CALL):
+        part = jobs[start : start + JOBS_PER_CALL]
+        results |= zip(part, scorer.score(block, part), strict=True)
+        tick(len(part))
+    observed = []
+    for j, encoded in enumerate(block.samples):
+        answer = results[j, full]
+        kept = tuple(agrees(results[j, chain], answer) for chain in chains)
+        observed.append(Observed(encoded.sample.id, confidence_of(encoded.sample, answer), answer.correct, kept))
+    return observed
 
 
 def without(skip: Skip, num_layers: int) -> Chain:
@@ -249,15 +230,15 @@ def without(skip: Skip, num_layers: int) -> Chain:
     return chain
 
 
-def confidence_of(sample: Sample, result: ChainResult) -> float:
+def confidence_of(sample: Sample, result: ChainResult) -> float | None:
     """Return the probability that a result gives to its own answer, in 0..1.
 
     With choices it is the softmax over their scores at the prediction. A free answer's scores are the log-probabilities
     (nats) of the right answer's tokens, so it is the probability of that answer. Without scores (mode "generate") it is
-    NaN.
+    None.
     """
     if not result.scores:
-        return math.nan
+        return None
     if not sample.choices:
         return math.exp(math.fsum(result.scores))
     return greatest_probability(result.scores)
@@ -290,13 +271,7 @@ def table(profile: Profile) -> str:
 
 
 def draw_profile(profile: Profile, title: str, path: Path) -> list[Path]:
-    """Draw a profile as PNG and SVG, each complete or absent; returns the files.
-
-    Args:
-        profile: the profile.
-        title: what was profiled: model, task, mode.
-        path: the files' path; its suffix gives way to .png and .svg.
-    """
+    """Draw a profile as `path` with the suffixes .png and .svg, each complete or absent; returns the files."""
     paths = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     return save_figure(lambda: draw(profile, title), paths, "profile")
 

@@ -76,14 +76,7 @@ class Prompt:
         return self
 
     def asked(self, question: str, context: str, choices: Sequence[str], wanted: str) -> str:
-        """Return what is asked: the question, the choices to be listed and the instruction, a line each.
-
-        Args:
-            question: the question.
-            context: text that it is about.
-            choices: the choices to be listed, in order.
-            wanted: kind of answer, a key of `INSTRUCTIONS`.
-        """
+        """Return what is asked: question, listed choices and the instruction for the kind of answer that is wanted."""
         lines = [_fill(self.ask, question=question, context=context)]
         lines += [_fill(self.choice, letter=LETTERS[i], text=text) for i, text in enumerate(choices)]
         instruction = self.instruction

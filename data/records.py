@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.answers import clean_number, folded
@@ -63,9 +63,19 @@ class ChainResult:
     verified_by: Mode | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        """Refuse fields that contradict each other."""
-        require_consistent(self.scores, self.prediction, self.correct, self.margin)
+    def _consistent(self, info: ValidationInfo) -> Self:
+        """Refuse fields read from a file that contradict each other; the makers below keep them consistent."""
+        if info.context is None:
+            return self
+        n = len(self.scores)
+        if n == 0 and abs(self.margin) != 1.0:
+            raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {self.margin!r}")
+        if isinstance(self.prediction, int) and not 0 <= self.prediction < (n or math.inf):
+            raise ValueError(f"prediction: expected an index below {n}, text or null, got {self.prediction!r}")
+        if self.prediction is None and (n or self.correct):
+            raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
+        if self.correct != (self.margin > 0):
+            raise ValueError(f"correct: expected {self.margin > 0} for the margin, got {self.correct!r}")
         return self
 
     @property
@@ -115,23 +125,6 @@ class ChainResult:
     def from_answer(cls, chain: Chain, prediction: Answer, correct: bool) -> ChainResult:
         """Return the result of a generated and graded answer."""
         return cls(chain, (), prediction, correct, 1.0 if correct else -1.0)
-
-
-def require_consistent(scores: Sequence[float], prediction: Answer, correct: bool, margin: float) -> None:
-    """Refuse parts of a result that contradict each other.
-
-    Raises:
-        ValueError: names the field.
-    """
-    n = len(scores)
-    if n == 0 and abs(margin) != 1.0:
-        raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {margin!r}")
-    if isinstance(prediction, int) and not 0 <= prediction < (n or math.inf):
-        raise ValueError(f"prediction: expected an index below {n}, text or null, got {prediction!r}")
-    if prediction is None and (n or correct):
-        raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
-    if correct != (margin > 0):
-        raise ValueError(f"correct: expected {margin > 0} for the margin, got {correct!r}")
 
 
 def _require_finite(values: Sequence[float], chain: Chain) -> None:
@@ -190,8 +183,10 @@ class SearchRecord:
     schema: Literal[3] = SCHEMA
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        """Refuse fields that contradict each other."""
+    def _consistent(self, info: ValidationInfo) -> Self:
+        """Refuse fields read from a file that contradict each other."""
+        if info.context is None:
+            return self
         if not self.full.chain.is_full:
             raise ValueError("results[0]: expected the full chain, got another")
         if {len(result.scores) for result in self.results} != {len(self.full.scores)}:
@@ -210,10 +205,6 @@ class SearchRecord:
         """The shortest chain that stands (greatest margin among equals), or None where none does."""
         standing = [result for result in self.results if result.stands]
         return min(standing, key=lambda one: (one.chain.depth, -one.margin), default=None)
-
-    def result_of(self, chain: Chain) -> ChainResult | None:
-        """Return a chain's result, or None where it was not tried."""
-        return next((result for result in self.results if result.chain == chain), None)
 
 
 def agrees(one: ChainResult, other: ChainResult) -> bool:
@@ -250,11 +241,7 @@ def pareto_front(results: Sequence[ChainResult]) -> tuple[int, ...]:
 
 
 def shared_chains(records: Sequence[SearchRecord]) -> list[Chain]:
-    """Return the chains that every record has tried, in the first record's order: of menu tables, the menu.
-
-    Args:
-        records: at least one.
-    """
+    """Return the chains that every record has tried, in the first record's order: of menu tables, the menu."""
     common = set.intersection(*({result.chain for result in record.results} for record in records))
     return [result.chain for result in records[0].results if result.chain in common]
 

@@ -13,13 +13,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from router.files import read_json, read_json_lines, require_file, sha256_file, write_text
+from data.manifest import require_as_prepared
+from router.files import read_json_lines, require_file, write_text
 from router.validation import STORED, InputError, from_plain, to_plain
 
 SCHEMA = 1
 """Version of the sample file's format."""
-MANIFEST = "manifest.json"
-"""Beside sample files: what `python -m data prepare` made, with each file's SHA-256."""
 Mode = Literal["continuation", "letter", "exact", "generate"]
 """How a chain is scored on a sample (`Task`)."""
 Split = Literal["train", "validation", "calibration", "test"]
@@ -168,28 +167,3 @@ def read_samples(path: Path, setting: str = "samples") -> list[Sample]:
         raise InputError(f"{setting}: expected at least one sample, got the empty split {str(path)!r}")
     require_as_prepared(path, f"{len(samples)} lines")
     return samples
-
-
-def require_as_prepared(path: Path, found: str) -> None:
-    """Refuse a file that is not the one which the manifest beside it names; without a manifest all files pass.
-
-    Args:
-        path: a file of a folder of samples.
-        found: what the message says of its content.
-
-    Raises:
-        InputError: where its SHA-256 is another.
-    """
-    manifest = path.with_name(MANIFEST)
-    if not manifest.is_file():
-        return
-    content = read_json(manifest)
-    wanted = content.get("files", {}).get(path.name)
-    if wanted is None or wanted == sha256_file(path):
-        return
-    counts = content.get("counts", {}).get(path.stem, {})
-    taken = f"{sum(count['taken'] for count in counts.values())} lines" if counts else "one"
-    raise InputError(
-        f"{path}: expected {taken} with the SHA-256 in {MANIFEST}, got {found} with another: "
-        "it was changed or cut after it was prepared"
-    )

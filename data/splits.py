@@ -8,31 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from data.manifest import SplitCount
 from data.sample import Sample, Split
 from router.validation import InputError
 
 ORDER: tuple[Split, ...] = ("test", "calibration", "validation", "train")
 """Who chooses first: what is held out must not shrink because training data has the same question."""
-
-
-@dataclass(frozen=True, slots=True)
-class SplitCount:
-    """What became of a task's candidates: taken + used_elsewhere + repeated + not_needed = candidates.
-
-    Attributes:
-        candidates: samples of the source split.
-        taken: samples of the finished split.
-        used_elsewhere: left out, for an earlier split (test, then validation, then the examples), or another task
-            in this one, has the question.
-        repeated: left out, for the source split has the question twice.
-        not_needed: left out, for the split has its size.
-    """
-
-    candidates: int
-    taken: int
-    used_elsewhere: int
-    repeated: int
-    not_needed: int
 
 
 @dataclass(frozen=True)

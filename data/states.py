@@ -68,11 +68,7 @@ def read_states(
 ) -> dict[str, Tensor]:
     """Return by sample id the states that are there and were made with the same model, tokenizer and prompt.
 
-    Args:
-        folders: the folders; those that do not exist hold nothing.
-        origin: what the states must depend on.
-        sample_ids: the samples.
-        layer: e of `hidden_states[e]`.
+    Folders that do not exist hold nothing.
     """
     wanted = {f"{sample_id}/{layer}": sample_id for sample_id in sample_ids}
     found: dict[str, Tensor] = {}
@@ -129,14 +125,7 @@ def compute_states(
     label: str,
     keep: Callable[[Mapping[str, Tensor]], object] = lambda _: None,
 ) -> dict[str, Tensor]:
-    """Run layers 0..layer-1 on every sample; returns the states on the CPU by sample id.
-
-    Args:
-        scorer: runs the layers.
-        samples: the samples.
-        layer: e of `hidden_states[e]`.
-        label: what the progress bar says.
-        keep: takes the states of each batch.
+    """Run layers 0..layer-1 on every sample; returns the states on the CPU by sample id, and gives `keep` each batch's.
 
     Raises:
         InputError: where a sample cannot be asked.

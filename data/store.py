@@ -11,8 +11,9 @@ on the disk when it returns. A last line without an end, which a killed process 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from router.files import JsonLog, read_json, replacing, sha256_file, writable_directory, write_json
 from router.validation import InputError, from_plain, parse_json, shown, to_plain
@@ -28,6 +29,7 @@ class Store(Generic[RowT]):
     Attributes:
         path: the finished file.
         identity: what the rows are of: settings, hashes of inputs, model. JSON data.
+        key: a row's key.
     """
 
     def __init__(
@@ -38,7 +40,6 @@ class Store(Generic[RowT]):
         key: Callable[[RowT], str],
         *,
         num_layers: int | None = None,
-        setting: str = "out",
     ) -> None:
         """Read what is there; nothing is written yet.
 
@@ -48,18 +49,17 @@ class Store(Generic[RowT]):
             identity: what rows of this file must be of.
             key: a row's key; each stands once.
             num_layers: layers of the model whose chains stand in the rows; None: there are none.
-            setting: name with which a refusal begins.
 
         Raises:
             InputError: where rows of another identity are there, a line is corrupt, or lines are missing.
         """
         self.path, self.identity = path, dict(identity)
-        self._kind, self._key, self._num_layers, self._setting = kind, key, num_layers, setting
+        self.key, self._kind, self._num_layers = key, kind, num_layers
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._log: JsonLog | None = None
         meta = _read_meta(path)
         if meta is None and (path.exists() or self._partial.exists()):
-            raise InputError(f"{setting}: expected {meta_path(path)} beside {path.name}, got none; {self._remedy}")
+            raise InputError(f"out: expected {meta_path(path)} beside {path.name}, got none; {self._remedy}")
         self._require_identity(meta)
         self._meta = meta or {"schema": SCHEMA, "identity": self.identity, "count": None, "sha256": None, "runs": []}
         if path.exists():
@@ -81,7 +81,7 @@ class Store(Generic[RowT]):
             return
         differing = differences(meta["identity"], self.identity)
         raise InputError(
-            f"{self._setting}: expected an empty folder or results of the same settings and inputs, got {self.path} "
+            f"out: expected an empty folder or results of the same settings and inputs, got {self.path} "
             f"made with another {', '.join(differing[:3]) or 'version'}; {self._remedy}"
         )
 
@@ -92,7 +92,7 @@ class Store(Generic[RowT]):
             for number, line in enumerate(stream, start=1):
                 if not line.endswith(b"\n"):
                     break
-                key = self._key(self._parse(line, f"{path}, line {number}"))
+                key = self.key(self._parse(line, f"{path}, line {number}"))
                 if path == self.path and key in self._places:
                     raise InputError(f"{path}, line {number}: expected each row once, got {key} again")
                 self._places.setdefault(key, (path, offset, len(line)))
@@ -121,19 +121,23 @@ class Store(Generic[RowT]):
         return list(self._meta["runs"])
 
     def rows(self, keys: Iterable[str] | None = None) -> Iterator[RowT]:
-        """Give rows one by one, so that they need not fit in memory.
-
-        Args:
-            keys: which ones, in this order; None: all, in the order of the files.
+        """Give the rows of some keys (None: all), in their order, one by one, so that they need not fit in memory.
 
         Raises:
             KeyError: where a key has no row.
         """
-        for key in list(self._places) if keys is None else keys:
-            path, offset, length = self._places[key]
-            with path.open("rb") as stream:
-                stream.seek(offset)
-                yield self._parse(stream.read(length), str(path))
+        for path, line in self._lines(list(self._places) if keys is None else keys):
+            yield self._parse(line, str(path))
+
+    def _lines(self, keys: Iterable[str]) -> Iterator[tuple[Path, bytes]]:
+        """Give each row's file and line; a file is opened once."""
+        streams: dict[Path, BinaryIO] = {}
+        with ExitStack() as opened:
+            for path, offset, length in map(self._places.__getitem__, keys):
+                if path not in streams:
+                    streams[path] = opened.enter_context(path.open("rb"))
+                streams[path].seek(offset)
+                yield path, streams[path].read(length)
 
     def append(self, rows: Sequence[RowT]) -> None:
         """Add rows; they are on the disk when this returns.
@@ -142,12 +146,12 @@ class Store(Generic[RowT]):
             InputError: where another process writes them too, or the folder cannot be written.
         """
         if self._log is None:
-            writable_directory(self.path.parent, self._setting)
+            writable_directory(self.path.parent, "out")
             if not meta_path(self.path).exists():
                 self._write_meta()
             self._log = JsonLog(self._partial)
         for row, (offset, length) in zip(rows, self._log.append(*map(to_plain, rows)), strict=True):
-            self._places[self._key(row)] = (self._partial, offset, length)
+            self._places[self.key(row)] = (self._partial, offset, length)
 
     def note(self, run: Mapping[str, Any]) -> None:
         """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one."""
@@ -163,14 +167,10 @@ class Store(Generic[RowT]):
         self.close()
         if self.finished and list(self._places) == list(order):
             return
-        writable_directory(self.path.parent, self._setting)
+        writable_directory(self.path.parent, "out")
         with replacing(self.path) as aside:
             with aside.open("wb") as out:
-                for key in order:
-                    path, offset, length = self._places[key]
-                    with path.open("rb") as stream:
-                        stream.seek(offset)
-                        out.write(stream.read(length))
+                out.writelines(line for _, line in self._lines(order))
             # Before the rename: whichever of the two files a kill leaves, its hash stands in the meta file.
             self._meta |= {"replaces": self._meta["sha256"], "count": len(order), "sha256": sha256_file(aside)}
             self._write_meta()

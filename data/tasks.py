@@ -17,8 +17,9 @@ from pydantic import ValidationError, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from data.answers import until_closed, until_text
+from data.manifest import require_as_prepared
 from data.prompts import AUTO, LETTERS, Prompt, Query
-from data.sample import Mode, Sample, Text, require_as_prepared
+from data.sample import Mode, Sample, Text
 from data.sources import (
     AnswerKind,
     Columns,

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as settings_dataclass
 
+from data.manifest import MANIFEST, read_manifest
 from data.pool import RunSettings
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
@@ -20,12 +21,11 @@ from data.tracking import TrackingSettings
 from eval.arms import EARLY_EXIT, MIXTURE, PRUNED, Baseline
 from eval.luck import require_random_search, require_same_search
 from router.engine.load import ModelSettings, resolve_device
-from router.files import read_json, require_directory, require_file, sha256_file
+from router.files import require_directory, require_file, sha256_file
 from router.fingerprint import Fingerprints
 from router.storage import CONFIG_FILE, GUARANTEE_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
 from router.validation import SETTINGS, Count, InputError, Positive
 
-MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 """Splits that an evaluation reads."""
 CALIBRATION = "calibration"
@@ -229,8 +229,8 @@ def _read_split(folder: Path, split: str, tasks: TaskSet) -> list[Sample]:
 def _check_vouched(folder: Path) -> None:
     """Refuse split files, and tasks, that are not those which the manifest names."""
     path = require_file(folder / MANIFEST, "data")
-    files = read_json(path).get("files")
-    files = files if isinstance(files, dict) else {}
+    manifest = read_manifest(folder)
+    files = {} if manifest is None else manifest.files
     for name in (TASKS_FILE, *(f"{split}.jsonl" for split in SPLITS)):
         if files.get(name) != sha256_file(folder / name):
             raise InputError(f"data: expected {folder / name} as {path} names it, got a file with another SHA-256")

@@ -11,7 +11,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
 from data.store import Store
 from eval.arms import Arm
-from eval.results import ArmResult, key_of
+from eval.results import ArmResult
 from router.chain import Chain
 
 JOBS_PER_CALL = 256
@@ -58,7 +58,7 @@ def run_arms(
     def work(batch: Batch[EncodedSample], tick: Tick) -> list[ArmResult]:
         return _run_batch(arms, batch.items, scorer, judge, tick)
 
-    run_batches(store, batches, work, key_of, label=label, unit="answer", run=run)
+    run_batches(store, batches, work, label=label, unit="answer", run=run)
     store.finish([f"{arm.name}/{sample.id}" for arm in arms for sample in samples])
 
 

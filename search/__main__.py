@@ -20,13 +20,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from data.manifest import MANIFEST, read_manifest
 from data.pool import RunSettings
 from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, read_tasks
 from router.command import one_line, parse_settings, provenance, run_command
 from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model
-from router.files import read_json, require_directory, writable_directory
+from router.files import require_directory, writable_directory
 from router.validation import SETTINGS, Count, InputError, Positive
 from search import menu
 from search.menu import Menu, read_menu
@@ -84,10 +85,11 @@ class SearchRun(ModelSettings, RunSettings):
             raise InputError(f"data: expected samples of the split {split}, got one of {other[0].split}")
         for name in {sample.task for sample in samples}:
             tasks[name]  # refuses a sample of another task
-        manifest = self.data / "manifest.json"
-        if manifest.exists() and read_json(manifest).get("prompt_hash") not in (None, tasks.prompt_hash()):
+        manifest = read_manifest(self.data)
+        if manifest is not None and manifest.prompt_hash not in (None, tasks.prompt_hash()):
             raise InputError(
-                f"data: expected tasks.json with the prompt that {manifest} names, got another ({tasks.name})"
+                f"data: expected tasks.json with the prompt that {self.data / MANIFEST} names, "
+                f"got another ({tasks.name})"
             )
         return samples
 

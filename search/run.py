@@ -305,7 +305,7 @@ class SplitSearch:
             return records
 
         run = {**provenance, "run": uuid.uuid4().hex[:12]}
-        run_batches(self.store, self.batches, work, _key, label=f"search {self.name}", unit="chain", run=run)
+        run_batches(self.store, self.batches, work, label=f"search {self.name}", unit="chain", run=run)
         self.store.finish(list(self._samples))
         path = self.store.path
         found = Summary(self.store.rows(), self._before)

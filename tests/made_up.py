@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +102,11 @@ def own_task(tmp_path: Path, **changes: object) -> Path:
     }
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(value | changes))
+    return path
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any] | bytes]) -> Path:
+    """Write rows as JSON Lines, those that are bytes as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows))
     return path

@@ -8,38 +8,9 @@ from hypothesis import strategies as st
 
 from data.answers import clean_number, final_answer, last_boxed, parse_letter, until_closed, until_text
 
-PARTS = [
-    "{",
-    "}",
-    "{}",
-    r"\boxed{",
-    r"\boxed ",
-    r"\boxed",
-    r"\fbox{1}",
-    "\\",
-    r"\{",
-    r"\}",
-    " ",
-    "\n",
-    "Answer: ",
-    "answer is ",
-]
-PARTS += [
-    "The answer is ",
-    "#### ",
-    "$",
-    "**",
-    "9",
-    ",",
-    "1,234,",
-    "9,999",
-    "A, ",
-    "(A",
-    ".",
-    "\0",
-    "\ud800",
-    "answer  ",
-]
+PARTS = ["{", "}", "{}", r"\boxed{", r"\boxed ", r"\boxed", r"\fbox{1}", "\\", r"\{", r"\}", " ", "\n", "Answer: "]
+PARTS += ["answer is ", "The answer is ", "#### ", "$", "**", "9", ",", "1,234,", "9,999", "A, ", "(A", ".", "\0"]
+PARTS += ["\ud800", "answer  "]
 HOSTILE = [part * (100_000 // len(part)) for part in PARTS]
 HOSTILE += [before + " " * 100_000 + "x" for before in ("Answer:", "the answer is", "A", "A.", "(A) or", r"\boxed")]
 
@@ -67,50 +38,10 @@ NAMED = {
     2: ["\n C \nbecause", "C) a dog", "**C**", "**C**.", "The answer is C.", "C\nA", "**C**: so"],
     3: ["D.", r"\boxed{D}", r"\boxed{D}. So", "THE CORRECT ANSWER IS (D)", "the  correct answer is D"],
 }
-UNNAMED = [
-    "",
-    " ",
-    "A dog",
-    "Apple",
-    "a",
-    "(a)",
-    "I think B",
-    "B dog.",
-    "AB",
-    "A\tB",
-    "-A",
-    "A-",
-    "A/B",
-    "A'",
-    "\u0391",
-    "5",
-]
-UNNAMED += [
-    "A or B",
-    "A, B",
-    "A,B",
-    "(A) or (B)",
-    "(A), (B)",
-    "A, or B.",
-    "A) B) C)",
-    "A. B",
-    "A and B",
-    "**A** or **B**",
-]
-UNNAMED += [
-    "E",
-    "(E)",
-    "**A",
-    "(A",
-    r"\boxed{A",
-    r"\boxed{a}",
-    r"\boxed{AB}",
-    "Answer:",
-    "Answer A",
-    "It is A",
-    "\u24b6",
-]
-UNNAMED += ["Answer: Answer: A", "The answer is not A", "The answer isA"]
+UNNAMED = ["", " ", "A dog", "Apple", "a", "(a)", "I think B", "B dog.", "AB", "A\tB", "-A", "A-", "A/B", "A'"]
+UNNAMED += ["\u0391", "5", "A or B", "A, B", "A,B", "(A) or (B)", "(A), (B)", "A, or B.", "A) B) C)", "A. B"]
+UNNAMED += ["A and B", "**A** or **B**", "E", "(E)", "**A", "(A", r"\boxed{A", r"\boxed{a}", r"\boxed{AB}", "Answer:"]
+UNNAMED += ["Answer A", "It is A", "\u24b6", "Answer: Answer: A", "The answer is not A", "The answer isA"]
 
 
 @pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in NAMED.items() for text in texts])
@@ -249,22 +180,8 @@ NUMBERS = {
     "$-5.": "-5",
 }
 NUMBERS |= {"-$5": "-5", "+7": "+7", ".5": ".5", "0": "0", "007": "007"}
-NO_NUMBERS = [
-    "1,23",
-    "12,3456",
-    "1234,567",
-    " 12 dogs",
-    "1,234 + 1",
-    "x.",
-    "$",
-    "-",
-    ".",
-    "-$-5",
-    "1/2",
-    "",
-    "5..",
-    "(1,234)",
-]
+NO_NUMBERS = ["1,23", "12,3456", "1234,567", " 12 dogs", "1,234 + 1", "x.", "$", "-", ".", "-$-5", "1/2", "", "5.."]
+NO_NUMBERS += ["(1,234)"]
 
 
 @pytest.mark.parametrize(

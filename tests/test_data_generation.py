@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,30 +12,30 @@ from data.generation import Answer, Generator, Request, end_tokens
 from data.grading import Grader
 from data.prompts import Prompt
 from data.sample import Sample
-from data.scoring import ChainScorer, is_whole_answer, judge
+from data.scoring import ChainScorer, judge
 from data.sources import Columns
 from data.tasks import Task, load_task
 from router.chain import Chain
-from tests.test_data_exact import CHAINS, FULL, greedy
+from tests.test_data_scoring import CHAINS, FULL, family_model, greedy
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PROMPTS = ["Why?", "A much longer question, of which nobody knows the answer.", "Is it so, or is it not?"]
 
 
-def never(text: str) -> bool:
-    return False
+def never(text: str) -> None:
+    return None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_and_cached_generation_is_greedy_decoding(family: str) -> None:
     # Oracle: uncached argmax decoding, one row; prompts of several lengths and chains share the call.
-    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    model, tokenizer = family_model(family), tiny_tokenizer()
     generator = Generator(model, tokenizer)
     ends = end_tokens(model, tokenizer)
     requests = [
         Request(tuple(tokenizer(text)["input_ids"]), chain, limit, never)
         for chain in CHAINS
-        for text, limit in zip(PROMPTS, (7, 5, 9), strict=True)
+        for text, limit in zip(PROMPTS, (5, 3, 7), strict=True)
     ]
     random.Random(0).shuffle(requests)
     for request, answer in zip(requests, generator.generate(requests), strict=True):
@@ -47,7 +48,7 @@ def test_batched_and_cached_generation_is_greedy_decoding(family: str) -> None:
 
 def test_the_models_own_generation_settings_do_not_matter() -> None:
     # Oracle: the answers of the same model without them.
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    model, tokenizer = family_model("llama"), tiny_tokenizer()
     requests = [Request(tuple(tokenizer(text)["input_ids"]), FULL, 12, never) for text in PROMPTS]
     plain = Generator(model, tokenizer).generate(requests)
     other = tiny_model("llama")
@@ -72,13 +73,13 @@ def test_the_models_own_generation_settings_do_not_matter() -> None:
 
 def test_a_row_stops_where_its_text_is_whole_and_others_go_on() -> None:
     # Oracle: the unstopped text, cut by hand after the characters asked for.
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    model, tokenizer = family_model("llama"), tiny_tokenizer()
     prompts = [tuple(tokenizer(text)["input_ids"]) for text in PROMPTS]
     generator = Generator(model, tokenizer)
     whole = generator.generate([Request(prompt, FULL, 20, never) for prompt in prompts])
     stopped = generator.generate(
         [
-            Request(prompt, FULL, 20, lambda text, n=n: len(text) >= n)
+            Request(prompt, FULL, 20, lambda text, n=n: text if len(text) >= n else None)
             for n, prompt in zip((3, 99, 6), prompts, strict=True)
         ]
     )
@@ -90,12 +91,12 @@ def test_a_row_stops_where_its_text_is_whole_and_others_go_on() -> None:
         assert whole[i].tokens[: len(stopped[i].tokens)] == stopped[i].tokens
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 60, 4096])
+@pytest.mark.parametrize("batch_tokens", [60, 4096])
 def test_batches_do_not_change_answers(batch_tokens: int) -> None:
-    # Oracle: one request a call.
-    model, tokenizer = tiny_model("gemma2"), tiny_tokenizer()
+    # Oracle: one request a batch.
+    model, tokenizer = family_model("gemma2"), tiny_tokenizer()
     requests = [Request(tuple(tokenizer(t)["input_ids"]), c, 8, never) for t in PROMPTS for c in CHAINS]
-    alone = [Generator(model, tokenizer).generate([request])[0] for request in requests]
+    alone = Generator(model, tokenizer, batch_tokens=1).generate(requests)
     assert Generator(model, tokenizer, batch_tokens=batch_tokens).generate(requests) == alone
 
 
@@ -106,6 +107,12 @@ WORDS = dataclasses.replace(SUMS, mode="generate", grading="text")
 SUM = Sample("sums", "test", "A half?", (), "\\frac{1}{2}")
 LETTERS = load_task("arc_easy", "letter")
 CHOICE = Sample("arc_easy", "test", "Which is wet?", ("sand", "water", "iron"), 1)
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader() as grader:
+        yield grader
 
 
 @pytest.mark.parametrize(
@@ -127,39 +134,37 @@ CHOICE = Sample("arc_easy", "test", "Which is wet?", ("sand", "water", "iron"), 
     ],
 )
 def test_free_answers_are_read_and_graded(
-    task: Task, text: str, complete: bool, prediction: str | None, correct: bool
+    task: Task, text: str, complete: bool, prediction: str | None, correct: bool, grader: Grader
 ) -> None:
     # Oracle: written by hand.
-    with Grader() as grader:
-        answer = Answer(text, complete, ())
-        assert judge(task, SUM, task.query(SUM), SUM.gold, answer, grader) == (prediction, correct)
+    answer = Answer(text, complete, ())
+    assert judge(task, SUM, task.query(SUM), SUM.gold, answer, grader) == (prediction, correct)
 
 
-def test_a_letter_means_the_choice_that_the_prompt_lists_under_it() -> None:
+def test_a_letter_means_the_choice_that_the_prompt_lists_under_it(grader: Grader) -> None:
     # Oracle: the prompt's own lines.
     query = LETTERS.query(CHOICE)
     lines = {line[4:]: line[1] for line in query.asked.splitlines()[1:]}
-    with Grader() as grader:
-        for index, choice in enumerate(CHOICE.choices):
-            answer = Answer(f" {lines[choice]}\n", True, ())
-            assert judge(LETTERS, CHOICE, query, 1, answer, grader) == (index, index == 1)
-            assert judge(LETTERS, CHOICE, query, 2, answer, grader) == (index, index == 2)
-        for text in (" water", "", " D", " a", " A or B"):
-            assert judge(LETTERS, CHOICE, query, 1, Answer(text, True, ()), grader) == (None, False)
+    for index, choice in enumerate(CHOICE.choices):
+        answer = Answer(f" {lines[choice]}\n", True, ())
+        assert judge(LETTERS, CHOICE, query, 1, answer, grader) == (index, index == 1)
+        assert judge(LETTERS, CHOICE, query, 2, answer, grader) == (index, index == 2)
+    for text in (" water", "", " D", " a", " A or B"):
+        assert judge(LETTERS, CHOICE, query, 1, Answer(text, True, ()), grader) == (None, False)
 
 
-def test_what_is_a_whole_answer() -> None:
-    # Oracle: written by hand.
-    assert [is_whole_answer(SUMS, text) for text in ("", " 5", " 5\n")] == [False, False, True]
-    assert [is_whole_answer(BOXED, text) for text in ("\\frac{1}{2}", "\\frac{1}{2}}")] == [False, True]
+def test_what_stands_before_an_answers_end() -> None:
+    # Oracle: written by hand; None while the end has not come, so that decoding goes on.
+    assert [SUMS.before_end(text) for text in ("", " 5", " 5\n")] == [None, None, " 5"]
+    assert [BOXED.before_end(text) for text in ("\\frac{1}{2}", "\\frac{1}{2}}")] == [None, "\\frac{1}{2}"]
     chat = dataclasses.replace(SUMS, prompt=Prompt(style="chat"))
-    assert not is_whole_answer(chat, " 5\n\nmore")
-    assert [is_whole_answer(FREE, text) for text in ("One.\n\nTwo.", "One.\nQuestion:")] == [False, True]
+    assert chat.before_end(" 5\n\nmore") is None
+    assert [FREE.before_end(text) for text in ("One.\n\nTwo.", "One.\nQuestion:")] == [None, "One."]
 
 
 def test_the_scorer_judges_in_both_modes() -> None:
     # Oracle: greedy decoding, read by hand: the answer is what the model emits, so both modes must call it right.
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    model, tokenizer = family_model("llama"), tiny_tokenizer()
     task = dataclasses.replace(WORDS, mode="exact", real_mode="generate", max_new_tokens=4, prompt=Prompt(end=None))
     scorer = ChainScorer(model, tokenizer, task)
     chain = Chain((0, 1, 2, 4), FULL.num_layers)
@@ -181,11 +186,10 @@ def test_an_answer_that_holds_its_own_end_is_no_question() -> None:
     assert BOXED.query(SUM).continuations == ("\\frac{1}{2}}",)
 
 
-def test_reasoning_of_a_base_model_ends_where_it_asks_its_next_question() -> None:
+def test_reasoning_of_a_base_model_ends_where_it_asks_its_next_question(grader: Grader) -> None:
     # Oracle: written by hand.
     problems = dataclasses.replace(FREE, prompt=Prompt(ask="Problem: {question}"))
     answer = Answer(" The answer is 0.5.\n\nProblem: other\nAnswer: The answer is 7", True, ())
-    with Grader() as grader:
-        assert judge(problems, SUM, problems.query(SUM), SUM.gold, answer, grader) == ("0.5", True)
+    assert judge(problems, SUM, problems.query(SUM), SUM.gold, answer, grader) == ("0.5", True)
     with pytest.raises(ValueError, match=r"prompt\.end: expected a text where free_form meets an ask"):
         dataclasses.replace(FREE, prompt=Prompt(ask="{question}"))

@@ -1,304 +1,220 @@
-"""The read-layer profile on made-up data whose answer is known, and its parts against scikit-learn and brute force."""
+"""The read-layer profile: what it observes, against single runs and the stock model; its files, table and figure."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
-from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
+import torch
 
-from data.probes import (
-    STRENGTHS,
-    LayerProfile,
-    Measure,
-    Observations,
-    auc_of,
-    correlation_of,
-    deal_folds,
-    interval_of,
-    out_of_fold,
-    probe,
-    suggest,
-)
-from data.profile import draw, draw_profile, table
+from data import profile as profiling
+from data.__main__ import main
+from data.probes import Measure, Observations, Profile, Skip, probe
+from data.profile import confidence_of, draw, draw_profile, observe, table, without
+from data.records import ChainResult
+from data.sample import Sample, read_samples
+from data.scoring import ChainScorer
+from data.tasks import load_task, read_tasks
+from router.chain import Chain
+from router.command import run_command
+from router.engine.load import load_model
+from router.validation import InputError
+from tests.sums import SUMS, digit_model, sums, write_sums
+from tests.test_data_probes import LAYERS, planted
+from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer
 
-LAYERS, START = 8, 5
-
-
-def planted(n: int = 240, start: int = START, seed: int = 0) -> Observations:
-    """One hidden number decides confidence, correctness and every skip; the states hold it from layer `start` on."""
-    generator = np.random.default_rng(seed)
-    hidden = generator.normal(size=n)
-
-    def drawn(offset: float) -> np.ndarray:
-        return generator.random(n) < 1 / (1 + np.exp(-3 * hidden - offset))
-
-    kept = {(layer,): drawn(1.0) for layer in range(1, LAYERS)} | {(5, 6): drawn(0.0)}
-    features = {}
-    for e in range(1, LAYERS):
-        states = generator.normal(size=(n, 12))
-        states[:, 3] += 2 * hidden * (e >= start)
-        features[e] = (states @ generator.normal(size=(12, 20))).astype(np.float32)
-    return Observations(LAYERS, features, 1 / (1 + np.exp(-hidden)), drawn(0.5), kept)
+FULL = Chain.full(NUM_LAYERS)
+SKIPS = [(4,), (1,), (2, 3), (1, 4)]
 
 
-def test_a_planted_signal_is_found_from_its_layer_on() -> None:
-    # Oracle: the hidden number itself, which the confidence orders: no probe is better, and this one comes near.
-    observed = planted()
-    found = probe(observed, resamples=200)
-    assert [one.read_layer for one in found.layers] == list(range(1, LAYERS))
-    assert [one.editable for one in found.layers] == [7, 6, 5, 4, 3, 2, 1]
-    best = roc_auc_score(observed.correct, observed.confidence)
-    for one in found.layers:
-        if one.read_layer < START:
-            assert abs(one.confidence.value) < 0.2
-            assert abs(one.correct.value - 0.5) < 0.12
-            assert abs(one.kept.value - 0.5) < 0.12
+def scorer_for(mode: str = "letter", packed: bool = True) -> ChainScorer:
+    if mode == "exact":
+        return ChainScorer(digit_model(), tiny_tokenizer(), SUMS)
+    return ChainScorer(tiny_model("llama"), tiny_tokenizer(), load_task("arc_easy", mode), packed=packed)
+
+
+def observed_by(
+    scorer: ChainScorer, samples: list[Sample], out: Path, skips: list[Skip] = SKIPS, batch_samples: int = 4
+) -> Observations:
+    return observe(scorer, samples, skips, out, {}, batch_samples)
+
+
+@pytest.mark.parametrize("mode", ["letter", "continuation", "exact"])
+def test_answers_are_those_of_each_chain_run_alone(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: every chain in a block of its own, one sample at a time, its layers written out.
+    scorer, samples = scorer_for(mode), (sums if mode == "exact" else tiny_samples)("train", 8)
+    monkeypatch.setattr(profiling, "JOBS_PER_CALL", 7)  # calls end within a chain
+    observed = observed_by(scorer, samples, tmp_path)
+    assert list(observed.kept) == SKIPS
+    differing = 0
+    for i, sample in enumerate(samples):
+
+        def alone(chain: Chain, sample: Sample = sample) -> ChainResult:
+            return scorer.score(scorer.load([scorer.encode(sample)]), [(0, chain)])[0]
+
+        full = alone(FULL)
+        assert observed.correct[i] == full.correct
+        if sample.choices:
+            confidence = float(np.exp(full.scores)[full.prediction] / np.exp(full.scores).sum())
         else:
-            assert one.confidence.value > 0.75
-            assert best - 0.12 < one.correct.value <= best + 0.02
-            assert one.by_confidence.value - 0.12 < one.kept.value <= one.by_confidence.value + 0.02
-            assert one.kept.interval[0] > 0.6
-        for measure in (one.confidence, one.correct, one.kept, one.by_confidence):
-            assert measure.interval[0] < measure.value < measure.interval[1]
-    assert found.suggestion.read_layer == START
-    assert found.accuracy == observed.correct.mean()
+            confidence = float(np.prod(np.exp(full.scores)))
+        assert observed.confidence[i] == pytest.approx(confidence, abs=1e-4)
+        for skip in SKIPS:
+            result = alone(Chain(tuple(layer for layer in range(NUM_LAYERS) if layer not in skip), NUM_LAYERS))
+            kept = (result.prediction, result.correct) == (full.prediction, full.correct)
+            assert observed.kept[skip][i] == kept
+            differing += not kept
+    assert 0 < differing < len(samples) * len(SKIPS)
 
 
-def test_skips_count_only_where_all_their_layers_are_still_to_come() -> None:
-    # Oracle: single skips 1..7 and (5, 6), counted by hand; the reference is the mean of the skips' own.
-    found = probe(planted(), resamples=20)
-    assert [one.kept.targets for one in found.layers] == [8, 7, 6, 5, 4, 2, 1]
-    assert [one.by_confidence.targets for one in found.layers] == [8, 7, 6, 5, 4, 2, 1]
-    own = {one.layers: one.by_confidence.value for one in found.skips}
-    assert list(own) == [(1,), (2,), (3,), (4,), (5,), (5, 6), (6,), (7,)]
-    assert found.layers[4].by_confidence.value == pytest.approx(np.mean([own[s] for s in own if s[0] >= 5]))
-    observed = planted()
-    for one in found.skips:
-        kept = observed.kept[one.layers]
-        assert one.share_kept == kept.mean()
-        assert one.by_confidence.value == pytest.approx(roc_auc_score(kept, observed.confidence))
-        assert one.by_confidence.rarer == min(kept.sum(), (~kept).sum())
+@pytest.mark.parametrize(("mode", "packed"), [("letter", True), ("continuation", False), ("exact", True)])
+def test_features_are_the_stock_hidden_states(mode: str, packed: bool, tmp_path: Path) -> None:
+    # Oracle: one row a continuation through the stock model; `hidden_states[e]` of the prompt's last token, and the
+    # mean over the prompt's tokens and each continuation's without its last. A free answer is not read.
+    scorer, samples = scorer_for(mode, packed), (sums if mode == "exact" else tiny_samples)("test", 4)
+    model = digit_model() if mode == "exact" else tiny_model("llama")
+    observed = observed_by(scorer, samples, tmp_path, batch_samples=3)
+    assert sorted(observed.features) == list(range(1, NUM_LAYERS))
+    for i, sample in enumerate(samples):
+        encoded = scorer.encode(sample)
+        n = len(encoded.prompt)
+        added = [()] if mode == "exact" else [tokens[:-1] for tokens in encoded.continuations]
+        rows = [torch.tensor([[*encoded.prompt, *tokens]]) for tokens in added]
+        stock = [model(row, output_hidden_states=True).hidden_states for row in rows]
+        for e, features in observed.features.items():
+            assert (features.dtype, features.shape) == (np.float32, (len(samples), 2 * scorer.d_model))
+            joined = torch.cat([stock[0][e][0, :n], *(states[e][0, n:] for states in stock)])
+            wanted = torch.cat([joined[n - 1], joined.mean(0)]).numpy()
+            np.testing.assert_allclose(features[i], wanted, rtol=0, atol=2e-5)
 
 
-def test_permuted_targets_are_at_chance() -> None:
-    # Oracle: chance; with the signal at every layer and as many components as allowed, so that a leak would show.
-    permuted = probe(planted(start=1), resamples=2).permuted
-    assert abs(permuted["confidence"]) < 0.1
-    assert abs(permuted["correct"] - 0.5) < 0.06
-    assert abs(permuted["kept"] - 0.5) < 0.06
+def test_shared_prefixes_are_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: counted by hand. 5 layers of full depth, and after each single skip of layer l the n - 1 - l behind it.
+    scorer, blocks = scorer_for(), []
+    load = scorer.load
+    monkeypatch.setattr(scorer, "load", lambda encoded: blocks.append(load(encoded)) or blocks[-1])
+    observed_by(scorer, tiny_samples("train", 3), tmp_path, [(1,), (2,), (3,), (4,)], batch_samples=2)
+    assert [[block.executed(i) for i in range(len(block.samples))] for block in blocks] == [[5 + 3 + 2 + 1] * 2, [11]]
 
 
-def test_noise_gets_no_suggestion() -> None:
-    # Oracle: no layer holds anything. The rule may err in 5 % for each of its two measures.
-    named = [probe(planted(n=120, start=LAYERS, seed=seed), resamples=100).suggestion for seed in range(8)]
-    assert sum(one.read_layer is not None for one in named) <= 1
-    assert "surely above chance at any of 7 layers" in next(one.reason for one in named if one.read_layer is None)
+def test_chain_without_layers_and_confidence_by_hand() -> None:
+    # Oracle: written out; exp and products in the head; a generated answer has no scores.
+    assert [without(skip, 5).layers for skip in ((1, 3), (4,))] == [(0, 2, 4), (0, 1, 2, 3)]
+    choice = Sample("t", "train", "Which?", ("a", "b", "c"), 0)
+    free = Sample("t", "train", "How many?", (), "12")
+    scores = (math.log(0.2), math.log(0.5), math.log(0.1))
+    assert confidence_of(choice, ChainResult.from_scores(FULL, scores, 0)) == pytest.approx(0.5 / 0.8, abs=1e-5)
+    tokens = ChainResult.from_tokens(FULL, [math.log(0.5), math.log(0.25)], [1.0, 2.0], True, "12")
+    assert confidence_of(free, tokens) == pytest.approx(0.125, abs=1e-5)
+    assert confidence_of(free, ChainResult.from_answer(FULL, "12", True)) is None
 
 
-def test_out_of_fold_is_ridge_regression_with_a_penalty_by_leave_one_out() -> None:
-    # Oracle: each fold by hand: the penalty of the least leave-one-out error, every sample left out in turn.
-    generator = np.random.default_rng(1)
-    features = generator.normal(size=(60, 9)).astype(np.float32)
-    targets = np.stack([features[:, 0] + generator.normal(size=60), generator.random(60) < 0.4, features[:, 1]], 1)
-    folds = deal_folds(targets[:, 1][None], 4, generator)
-    predictions = out_of_fold(features, targets, folds, 6)
-    chosen = set()
-    for held in folds:
-        training = np.setdiff1d(np.arange(60), held)
-        scaler = StandardScaler().fit(features[training])
-        pca = PCA(6).fit(scaler.transform(features[training]))
-        train, asked = (pca.transform(scaler.transform(features[part])) for part in (training, held))
-        for column, truth in enumerate(targets[training].T):
-            errors = {}
-            for penalty in np.array(STRENGTHS) * 45 * 9 / 6:
-                left_out = [
-                    Ridge(penalty).fit(np.delete(train, i, 0), np.delete(truth, i)).predict(train[i : i + 1])[0]
-                    for i in range(45)
-                ]
-                errors[penalty] = ((np.array(left_out) - truth) ** 2).sum()
-            best = min(errors, key=errors.__getitem__)
-            chosen.add(best)
-            wanted = Ridge(best).fit(train, truth).predict(asked)
-            np.testing.assert_allclose(predictions[held, column], wanted, atol=1e-4)
-    assert len(chosen) > 1
+def test_a_state_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    # Oracle: a model one of whose weights overflows, as in float16; nothing is kept.
+    model = tiny_model("llama")
+    model.get_input_embeddings().weight.data[:, 0] = math.inf
+    with pytest.raises(InputError, match="dtype: expected finite states at layer 1 in float32"):
+        observed_by(ChainScorer(model, tiny_tokenizer(), load_task("arc_easy")), tiny_samples("train", 2), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
-def test_held_out_samples_decide_nothing() -> None:
-    # Oracle: the first fold's targets turned round and its states moved; its predictors must not notice the targets,
-    # and one held-out sample must not notice another's states.
-    generator = np.random.default_rng(2)
-    features, targets = generator.normal(size=(40, 30)), generator.normal(size=(40, 1))
-    folds = [np.arange(first, 40, 4) for first in range(4)]
-    before = out_of_fold(features, targets, folds, 8)
-    held = folds[0]
-    targets[held] *= -3
-    features[held[1:]] += 5
-    after = out_of_fold(features, targets, folds, 8)
-    np.testing.assert_allclose(after[held[0]], before[held[0]])
-    assert not np.allclose(after[1], before[1])
+def equal(one: Observations, other: Observations) -> bool:
+    """Whether two observations are the same, but for rounding in batches of another composition."""
+    return (
+        all(np.allclose(one.features[e], other.features[e], rtol=0, atol=2e-5) for e in one.features)
+        and np.allclose(one.confidence, other.confidence, atol=1e-5)
+        and np.array_equal(one.correct, other.correct)
+        and all(np.array_equal(one.kept[skip], other.kept[skip]) for skip in SKIPS)
+    )
 
 
-def test_folds_are_stratified() -> None:
-    # Oracle: the share of each class may differ by one sample between folds; every sample stands in one fold.
-    generator = np.random.default_rng(3)
-    correct = generator.random(53) < 0.3
-    folds = deal_folds(np.stack([correct, generator.integers(0, 3, 53)]), 5, generator)
-    assert sorted(np.concatenate(folds)) == list(range(53))
-    assert np.ptp([len(fold) for fold in folds]) <= 1
-    assert np.ptp([correct[fold].sum() for fold in folds]) <= 1
-    with pytest.raises(ValueError, match="samples: expected at least 20 for 5 folds, got 19"):
-        deal_folds(np.zeros((1, 19)), 5, generator)
-    with pytest.raises(ValueError, match="folds: expected at least 2, got 1"):
-        deal_folds(np.zeros((1, 19)), 1, generator)
+def test_stopped_observations_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: the observations of an unbroken run with other batches. What was kept is not made again: not after a stop
+    # at the third batch, and of a damaged or deleted file of states only its batch.
+    scorer, samples = scorer_for(), tiny_samples("train", 10)
+    whole = observed_by(scorer, samples, tmp_path / "whole", batch_samples=10)
+    runs = []
+
+    def counted(*arguments: object) -> object:
+        runs.append(arguments)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return answers_of(*arguments)
+
+    answers_of = profiling.answers_of
+    monkeypatch.setattr(profiling, "answers_of", counted)
+    with pytest.raises(KeyboardInterrupt):
+        observed_by(scorer, samples, tmp_path, batch_samples=3)
+    assert equal(observed_by(scorer, samples, tmp_path, batch_samples=3), whole)
+    assert len(runs) == 3 + 2
+    first, second, *_ = sorted((tmp_path / "states").iterdir())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-9])
+    assert equal(observed_by(scorer, samples, tmp_path, batch_samples=3), whole)
+    assert len(runs) == 3 + 2 + 2
 
 
-def test_auc_and_correlation_of_resamples() -> None:
-    # Oracle: scikit-learn and numpy, draw by draw, fold by fold; scores with ties, two targets.
-    generator = np.random.default_rng(4)
-    n = 60
-    scores, values = generator.integers(0, 9, (n, 2)).astype(float), generator.normal(size=n)
-    positive, folds = generator.random((n, 2)) < 0.4, [np.arange(n)[first::3] for first in range(3)]
-    drawn = [np.stack([fold, *generator.choice(fold, (3, len(fold)))]) for fold in folds]
-    areas, rs = auc_of(scores, positive)(*drawn), correlation_of(scores[:, 0], values)(*drawn)
-    for draw_index, (area, r) in enumerate(zip(areas, rs, strict=True)):
-        wanted = []
-        for target in range(2):
-            pairs, right, weighted = 0, 0.0, 0.0
-            for fold in drawn:
-                index = fold[draw_index]
-                truth = positive[index, target]
-                right += roc_auc_score(truth, scores[index, target]) * truth.sum() * (~truth).sum()
-                pairs += truth.sum() * (~truth).sum()
-                weighted += np.corrcoef(scores[index, 0], values[index])[0, 1] * len(index)
-            wanted.append(right / pairs)
-        assert area == pytest.approx(np.mean(wanted))
-        assert r == pytest.approx(weighted / n)
-    whole = np.arange(n)
-    assert auc_of(scores[:, :1], positive[:, :1])(whole) == pytest.approx(roc_auc_score(positive[:, 0], scores[:, 0]))
-    assert np.isnan(auc_of(scores[:, :1], np.ones((n, 1), bool))(whole))
-    assert np.isnan(correlation_of(scores[:, 0], np.zeros(n))(whole))
+@pytest.fixture(scope="module")
+def made_up() -> Profile:
+    return probe(planted(n=80), resamples=20)
 
 
-@pytest.mark.parametrize("fitted", [False, True])
-def test_intervals_cover(fitted: bool) -> None:
-    # Oracle: scores known beforehand have a known area (normal classes, shift 1: 0.7602); fitted on noise it is 0.5.
-    # Of 120 intervals at 95 %, 107 or fewer hold it once in 200 times; of those fitted and not lengthened about 98 do.
-    generator = np.random.default_rng(5)
-    n, covered = 100, 0
-    for _ in range(120):
-        positive = generator.random((n, 1)) < 0.5
-        folds = deal_folds(positive.T, 5, generator) if fitted else [np.arange(n)]
-        if fitted:
-            scores = out_of_fold(generator.normal(size=(n, 20)), positive.astype(float), folds, 20)
-        else:
-            scores = positive + generator.normal(size=(n, 1))
-        low, high = interval_of(auc_of(scores, positive), folds, 200, generator, fitted=fitted)
-        covered += low <= (0.5 if fitted else 0.7602) <= high
-    assert covered >= 108
-
-
-def test_what_cannot_be_measured_says_why() -> None:
-    # Oracle: each reason planted.
-    observed = planted()
-    n = observed.samples
-    everyone, few = np.ones(n, bool), np.arange(n) >= 9
-    found = probe(replace(observed, correct=everyone, kept={(1,): everyone, (2,): few}), resamples=5)
-    for one in found.layers:
-        assert (one.correct.value, one.correct.interval) == (None, None)
-        assert one.correct.reason == "all samples are in one class"
-        assert one.kept.value is None
-        assert one.kept.reason == f"no skip from layer {one.read_layer} on has 10 samples of its rarer class"
-    assert [one.by_confidence.reason for one in found.skips] == [
-        "all samples are in one class",
-        "the rarer class has 9 samples, fewer than 10",
-    ]
-    assert [one.share_kept for one in found.skips] == [1.0, (n - 9) / n]
-    assert found.permuted["correct"] is None
-    assert found.permuted["kept"] is None
-    assert found.suggestion.measure == "confidence"
-    assert "e = 1, 2, 3, 4, 5, 6, 7: no correct: all samples are in one class" in table(found)
-    for confidence, reason in (
-        (np.full(n, 0.25), "full depth's confidence is the same for all samples"),
-        (np.where(few, 0.5, np.nan), "full depth gives no scores for some samples"),
-    ):
-        found = probe(replace(observed, confidence=confidence), resamples=5)
-        assert {one.confidence.reason for one in found.layers} == {reason}
-        assert {one.by_confidence.reason for one in (*found.layers, *found.skips)} == {reason}
-        assert found.permuted["confidence"] is None
-        assert found.suggestion.measure == "kept"
-
-
-def test_the_seed_decides_and_json_keeps_everything() -> None:
-    # Oracle: equality.
-    observed = planted(n=80)
-    found = probe(observed, seed=3, resamples=50)
-    assert probe(observed, seed=3, resamples=50) == found
-    assert probe(observed, seed=4, resamples=50).layers != found.layers
-    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert written["schema"] == 1
-    assert written["layers"][2]["kept"]["interval"] == list(found.layers[2].kept.interval)
-    assert written["suggestion"]["reason"] == found.suggestion.reason
-
-
-def layer(e: int, editable: int, kept: float | None, confidence: float, arm: float = 0.02) -> LayerProfile:
-    """A layer with measures as given and intervals of one width."""
-
-    def measure(value: float | None) -> Measure:
-        interval = None if value is None else (value - arm, value + arm)
-        return Measure(value, interval, 1000, 100, 1, None if value is not None else "planted")
-
-    return LayerProfile(e, editable, measure(confidence), measure(0.5), measure(kept), measure(0.8))
-
-
-def test_suggestion_weighs_evidence_by_room() -> None:
-    # Oracle: Qwen2.5-Coder-1.5B as measured in the design (28 layers), where reading at 22 gave a router that works.
-    row = {16: 0.55, 18: 0.60, 20: 0.70, 22: 0.775, 24: 0.79}
-    chosen = suggest([layer(e, 28 - e, kept, 0.5) for e, kept in row.items()])
-    assert (chosen.read_layer, chosen.measure) == (22, "kept")
-    assert chosen.reason == "read at e = 22: AUC(kept) 0.775 [0.755..0.795] with 6 layers left to edit"
-    # Five layers at once: 0.02 becomes 0.02 * 2.5758 / 1.9600, the normal's quantiles at 1 - 0.025 / 5 and 1 - 0.025.
-    assert chosen.score == pytest.approx(6 * (0.275 - 0.02 * 2.5758293 / 1.9599640))
-
-
-def test_suggestion_falls_back_on_confidence_and_then_on_none() -> None:
-    # Oracle: the rule worked out by hand.
-    chosen = suggest([layer(1, 3, 0.51, 0.1), layer(2, 2, None, 0.4), layer(3, 1, 0.4, 0.5)])
-    assert (chosen.read_layer, chosen.measure) == (2, "confidence")
-    chosen = suggest([layer(1, 3, 0.51, 0.01), layer(2, 2, 0.49, -0.3)])
-    assert (chosen.read_layer, chosen.measure, chosen.score) == (None, None, 0.0)
-    assert chosen.reason.startswith("none: ")
-    assert suggest([]).read_layer is None
-
-
-def test_table_has_a_line_a_layer() -> None:
+def test_the_table_has_a_line_a_layer_and_says_what_is_missing(made_up: Profile) -> None:
     # Oracle: the profile's numbers as text.
-    found = probe(planted(n=80), resamples=20)
-    lines = table(found).splitlines()
+    lines = table(made_up).splitlines()
     assert lines[0].split()[:2] == ["e", "editable"]
-    for one, line in zip(found.layers, lines[1:], strict=False):
+    for one, line in zip(made_up.layers, lines[1:], strict=False):
         assert line.split()[:3] == [str(one.read_layer), str(one.editable), f"{one.confidence.value:.3f}"]
         assert f"{one.kept.value:.3f} [{one.kept.interval[0]:.3f}..{one.kept.interval[1]:.3f}]" in line
-    assert lines[-1] == f"suggestion: {found.suggestion.reason}"
+    assert lines[-1] == f"suggestion: {made_up.suggestion.reason}"
+    missing = Measure(None, None, 80, 0, 0, "planted")
+    layers = tuple(replace(one, correct=missing) for one in made_up.layers)
+    assert "e = 1, 2, 3, 4, 5, 6, 7: no correct: planted" in table(replace(made_up, layers=layers))
 
 
-def test_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
-    # Oracle: the files' signatures, the same bytes twice, the lines' data; a layer without a value is a gap.
-    found = probe(planted(n=80), resamples=20)
-    paths = draw_profile(found, "tiny, made up", tmp_path / "profile.png")
+def test_the_figure_is_written_as_png_and_svg(tmp_path: Path, made_up: Profile) -> None:
+    # Oracle: the files' signatures, the lines' data; a layer without a value is a gap.
+    paths = draw_profile(made_up, "tiny, made up", tmp_path / "profile.png")
     assert [path.name for path in paths] == ["profile.png", "profile.svg"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in paths[1].read_bytes()
-    again = draw_profile(found, "tiny, made up", tmp_path / "again")
-    assert again[1].read_bytes() == paths[1].read_bytes()
-    gap = replace(found.layers[2], kept=Measure(None, None, 80, 0, 0, "planted"))
-    figure = draw(replace(found, layers=(*found.layers[:2], gap, *found.layers[3:])), "gap")
+    gap = replace(made_up.layers[2], kept=Measure(None, None, 80, 0, 0, "planted"))
+    figure = draw(replace(made_up, layers=(*made_up.layers[:2], gap, *made_up.layers[3:])), "gap")
     drawn = figure.axes[2].lines[0].get_ydata()
+    assert len(drawn) == LAYERS - 1
     assert np.isnan(drawn[2])
-    assert drawn[3] == found.layers[3].kept.value
+    assert drawn[3] == made_up.layers[3].kept.value
+
+
+def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: the observations of one pass; another measurement is never mixed in.
+    project, out = write_sums(tmp_path, count=30, letters=10), tmp_path / "profile"
+    words = ["profile", f"--data={project / 'data'}", f"--model={project / 'model'}", f"--out={out}"]
+    words += ["--dtype=float32", "--resamples=20", "--folds=4", "--components=4"]
+    assert run_command(main, words) == 0
+    value = json.loads((out / "profile.json").read_text())["profile"]
+    assert [layer["read_layer"] for layer in value["layers"]] == [1, 2, 3, 4]
+    assert value["samples"] == 40
+    assert (out / "profile.png").stat().st_size > 5000
+    assert "suggestion:" in capsys.readouterr().out
+    scorer = ChainScorer(*load_model(str(project / "model")), read_tasks(project / "data"))
+    samples = read_samples(project / "data" / "train.jsonl")
+    seen = observed_by(scorer, samples, tmp_path, [(2,), (3,), (4,)])
+    assert value["accuracy"] == pytest.approx(np.mean(seen.correct))
+    kept = {tuple(one["layers"]): one["share_kept"] for one in value["skips"]}
+    assert kept == {skip: pytest.approx(np.mean(array)) for skip, array in seen.kept.items()}
+    for change, message in (
+        ("--first_skip=3", "made with another first_skip"),
+        ("--first_skip=5", "first_skip: expected 1..4, got 5"),
+        ("--limit=10", "folds: expected at least 4 samples each, got 10 for 4 folds"),
+        ("--folds=1", "folds: expected at least 2, got 1"),
+        ("--out=/proc/profile", "out: expected a directory that can be written"),
+    ):
+        assert run_command(main, [*words, change]) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(error) == 1
+        assert message in error[0]

@@ -154,15 +154,6 @@ def test_braces_in_a_question_stay_as_they_are() -> None:
     assert task.query(task.sample(row, "test")).asked == expected
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
-    # Oracle: the setting in the message; and a template that refuses the turns, in its own words.
-    task = load_task("arc_easy", prompt={"style": "chat"})
-    with pytest.raises(InputError, match=r"prompt\.style: expected base for a tokenizer without a chat template"):
-        asked(task, 0, None)
-    with pytest.raises(InputError, match=r"prompt\.style: expected turns that the chat template takes: no turns"):
-        asked(task, 0, "{{ raise_exception('no turns') }}")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -178,10 +169,3 @@ def test_a_bad_wording_is_refused_by_its_key(changes: dict[str, Any], message: s
     # Oracle: the key that was spoilt, in the message.
     with pytest.raises(InputError, match=message):
         from_plain(Prompt, changes)
-
-
-def test_an_example_without_what_it_shall_show_is_refused() -> None:
-    # Oracle: examples that show a metadata field which the task does not keep.
-    task = load_task("gsm8k", prompt={"example": "proof"})
-    with pytest.raises(ValueError, match=r"prompt\.example: expected the metadata field 'proof'"):
-        asked(task, 1)

@@ -14,8 +14,8 @@ from data.records import ChainResult, SearchRecord, agrees, joined, model_of, pa
 from data.store import meta_path
 from router.chain import Chain
 from router.files import sha256_file
-from router.fingerprint import Fingerprints
 from router.validation import InputError, from_plain, to_plain
+from tests import menus
 from tests.menus import write_records
 
 OLD = Path(__file__).parent / "golden" / "records_v2"
@@ -25,26 +25,8 @@ SCORES = st.floats(-50, 0).map(lambda value: round(value, 6))
 
 
 def record(results: list[ChainResult], sample_id: str = "0" * 16) -> SearchRecord:
-    return SearchRecord(
-        sample_id=sample_id,
-        task="made_up",
-        split="train",
-        metadata={},
-        mode="continuation",
-        num_layers=N,
-        first_editable=1,
-        dtype="float32",
-        reward_target="gold",
-        target=1,
-        seed=0,
-        simulations=len(results),
-        nominal_layers=sum(result.chain.depth for result in results),
-        executed_layers=N,
-        results=tuple(results),
-        pareto=pareto_front(results),
-        fingerprints=Fingerprints("m", "t", "p"),
-        search="s",
-    )
+    made = {"num_layers": N, "first_editable": 1, "target": 1, "results": tuple(results)}
+    return menus.record(sample_id, {"0-5": True}, **made, pareto=pareto_front(results))
 
 
 @st.composite

@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from data.manifest import Manifest, SplitCount
 from data.sample import Sample, normalise_question, read_samples, write_samples
 from router.files import sha256_file, write_json
-from router.validation import InputError, explain
+from router.validation import InputError, explain, to_plain
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
@@ -55,7 +56,8 @@ def test_the_id_hangs_on_task_and_content_only(one: Sample, other: Sample) -> No
     assert (one.id == other.id) == (content(one) == content(other))
 
 
-@given(st.lists(samples(), min_size=1, max_size=5, unique_by=lambda sample: sample.id))
+@settings(max_examples=20)
+@given(st.lists(samples(), min_size=1, max_size=9, unique_by=lambda sample: sample.id))
 def test_files_give_back_what_was_written(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
     # Oracle: the samples themselves.
     path = tmp_path_factory.mktemp("samples") / "train.jsonl"
@@ -133,8 +135,9 @@ def test_a_file_that_is_not_the_prepared_one_is_refused(tmp_path: Path) -> None:
     # Oracle: the file that the manifest names, then without its last line, then with other metadata.
     path = tmp_path / "train.jsonl"
     write_samples(path, [SAMPLE, dataclasses.replace(SAMPLE, question="Is fire cold?", answer=1)])
-    files, counts = {path.name: sha256_file(path)}, {"train": {"made_up": {"taken": 2}}}
-    write_json(tmp_path / "manifest.json", {"files": files, "counts": counts})
+    counts = {"train": {"made_up": SplitCount(candidates=2, taken=2, used_elsewhere=0, repeated=0, not_needed=0)}}
+    manifest = Manifest(files={path.name: sha256_file(path)}, counts=counts)
+    write_json(tmp_path / "manifest.json", to_plain(manifest))
     assert len(read_samples(path)) == 2
     whole = path.read_text()
     path.write_text(whole.splitlines(keepends=True)[0])

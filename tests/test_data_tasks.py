@@ -1,4 +1,4 @@
-"""Tasks: columns of several data sets, how a sample is asked, and what is refused."""
+"""Tasks: files, columns of several data sets, how a sample is asked, and what is refused."""
 
 import dataclasses
 from collections import Counter
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data.prompts import Query
 from data.sample import Sample
 from data.sources import Columns
-from data.tasks import Task, known_tasks, load_task
+from data.tasks import Task, TaskSet, known_tasks, load_task, read_tasks, write_tasks
 from router.validation import InputError
 from tests.made_up import ROWS, own_task
 
@@ -204,47 +204,21 @@ def test_own_free_answers_by_yaml_alone(tmp_path: Path, changes: dict, row: dict
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"question": None}, "column 'question': expected text, got None"),
-        ({"choices": {"text": "iron", "label": ["A"]}}, r"column 'choices\.text': expected a list"),
-        (
-            {"choices": {"text": ["iron", "salt"], "label": ["A"]}},
-            r"column 'choices\.label': expected 2 labels",
-        ),
-        ({"answerKey": "D"}, "column 'answerKey': expected one of A, B, C, got 'D'"),
-        (
-            {"choices": {"text": ["iron", "iron"], "label": ["A", "B"]}},
-            "choices: expected at least two different",
-        ),
-    ],
-)
-def test_a_bad_row_is_refused_by_its_column(change: dict, message: str) -> None:
-    # Oracle: the column that was spoilt, in the message.
-    with pytest.raises(ValueError, match=message):
-        load_task("arc_easy").sample(ROW | change, "train")
-
-
-@pytest.mark.parametrize(
     ("name", "change", "message"),
     [
+        ("arc_easy", {"question": None}, "column 'question': expected text, got None"),
+        ("arc_easy", {"choices": {"text": "iron", "label": ["A"]}}, r"column 'choices\.text': expected a list"),
+        ("arc_easy", {"choices": {"text": ["a", "b"], "label": ["A"]}}, r"column 'choices\.label': expected 2 labels"),
         ("boolq", {"answer": "yes"}, "column 'answer': expected true or false, got 'yes'"),
         ("piqa", {"label": -1}, "column 'label': expected one of 0, 1, got -1"),
         ("gsm8k", {"answer": "It is 5."}, r"column 'answer': expected a match of ####.*, got 'It is 5\.'"),
         ("math", {"solution": "So $\\boxed{2$."}, r"column 'solution': expected a .boxed\{\.\.\.\}, got"),
     ],
 )
-def test_a_bad_row_of_other_tasks_is_refused_by_its_column(name: str, change: dict, message: str) -> None:
-    # Oracle: the column that was spoilt, in the message.
+def test_a_bad_row_is_refused_by_its_column(name: str, change: dict, message: str) -> None:
+    # Oracle: the column that was spoilt, in the message; tests/test_data_prepare.py has more.
     with pytest.raises(ValueError, match=message):
         load_task(name).sample(ROWS[name][0] | change, "train")
-
-
-def test_a_missing_column_is_named_with_those_that_are_there() -> None:
-    # Oracle: the column that was taken away.
-    row = {key: value for key, value in ROW.items() if key != "answerKey"}
-    with pytest.raises(ValueError, match=r"'answerKey': expected it in the row, got the columns id, question, choices"):
-        load_task("arc_easy").sample(row, "train")
 
 
 def test_the_prompt_hash_hangs_on_prompt_and_scoring_only() -> None:
@@ -266,13 +240,6 @@ def test_the_prompt_hash_hangs_on_prompt_and_scoring_only() -> None:
     assert len(hashes | {task.prompt_hash()}) == len(other) + 1
 
 
-def test_more_choices_than_letters_cannot_be_listed() -> None:
-    # Oracle: 27 choices, 26 letters.
-    sample = Sample("t", "test", "Which?", tuple(map(str, range(27))), 0)
-    with pytest.raises(ValueError, match="choices: expected at most 26 to list, got 27"):
-        Task("t", Columns("q", "g", "c")).query(sample)
-
-
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=26, unique=True), st.data())
 def test_order_is_a_permutation_and_scores_go_to_their_choices(choices: list[str], data: st.DataObject) -> None:
     # Oracle: score j is j, so choice order[j] must have it.
@@ -281,3 +248,67 @@ def test_order_is_a_permutation_and_scores_go_to_their_choices(choices: list[str
     scores = query.choice_scores([float(j) for j in range(len(choices))], [1] * len(choices))
     assert [scores[i] for i in query.order] == list(range(len(choices)))
     assert sorted(query.order) == list(range(len(choices)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "blue"}, "expected no field colour, got one"),
+        ({"columns": {"question": "q", "choices": "o"}}, r"expected the field columns\.answer, got none"),
+        ({"mode": "guess"}, "mode: expected one of continuation, letter, exact, generate, got 'guess'"),
+        ({"real_mode": "generate"}, "real_mode: expected listed choices and mode letter where a letter is generated"),
+        ({"mode": "letter", "real_mode": "continuation"}, "real_mode: expected generate or the mode letter itself"),
+        ({"prompt": "Question: {question}"}, "prompt: expected an object, got 'Question"),
+        ({"prompt": {"ask": "{context} {question}"}}, r"prompt\.ask: expected the field \{context\} exactly where"),
+        ({"fixed_choices": [False, True]}, r"fixed_choices\[0\]: expected text, got False"),
+        ({"answer_kind": "boolean"}, "fixed_choices: expected two with answer_kind boolean, got 0"),
+        ({"keep": {"level": [1]}}, r"keep: expected fields of columns\.metadata, got 'level'"),
+        ({"answer_pattern": "("}, "answer_pattern: expected a regular expression"),
+        ({"shuffle": 1, "list_choices": False}, "shuffle: expected 0 for own, whose prompt lists no choices"),
+        ({"free_form": True}, "free_form: expected mode generate"),
+        ({"wheel": {"name": "w", "files": {}, "frame": "x"}}, r"wheel\.frame: expected text with the field"),
+        ({"mode": "letter", "list_choices": False}, "mode: expected list_choices true"),
+    ],
+)
+def test_a_bad_task_file_is_refused_by_its_key(tmp_path: Path, changes: dict, message: str) -> None:
+    # Oracle: the key that was spoilt, and the file, in the message.
+    with pytest.raises(InputError, match=rf"own\.yaml: .*{message}"):
+        load_task(str(own_task(tmp_path, **changes)))
+
+
+def test_unknown_and_unreadable_tasks_are_refused(tmp_path: Path) -> None:
+    # Oracle: the known names, the missing path, the file that is no YAML.
+    with pytest.raises(InputError, match=r"expected one of .*arc_easy.*, got 'arc_hard'"):
+        load_task("arc_hard")
+    with pytest.raises(InputError, match=r"task: expected an existing file, got .*none\.yaml"):
+        load_task(str(tmp_path / "none.yaml"))
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(InputError, match=r"broken\.yaml"):
+        load_task(str(tmp_path / "broken.yaml"))
+
+
+def test_the_tasks_of_a_folder_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    # Oracle: the tasks themselves, examples, integer difficulties and all; and names that are joined in their order.
+    made = [load_task(name) for name in known_tasks()]
+    shown = tuple(made[0].sample(row, "train") for row in ROWS[made[0].name])
+    made[0] = dataclasses.replace(made[0], examples=shown)
+    tasks = TaskSet.of(made)
+    write_tasks(tmp_path, tasks)
+    assert read_tasks(tmp_path) == tasks
+    assert read_tasks(tmp_path).prompt_hash() == tasks.prompt_hash()
+    assert tasks.name == "+".join(known_tasks())
+
+
+def test_a_folder_without_sound_tasks_is_refused(tmp_path: Path) -> None:
+    # Oracle: no file, another schema, a spoilt task; and two tasks of one name.
+    with pytest.raises(InputError, match=r"data: expected an existing file, got .*tasks\.json"):
+        read_tasks(tmp_path)
+    write_tasks(tmp_path, TaskSet.of(load_task("boolq")))
+    whole = (tmp_path / "tasks.json").read_text()
+    for change, message in (('"schema": 9', "schema 1"), ('"schema": 1', r"tasks\.json: mode: expected one of")):
+        spoilt = whole.replace('"schema": 1', change).replace('"continuation"', '"guess"')
+        (tmp_path / "tasks.json").write_text(spoilt)
+        with pytest.raises(InputError, match=message):
+            read_tasks(tmp_path)
+    with pytest.raises(InputError, match="task: expected tasks of different names, got boolq, boolq"):
+        TaskSet.of([load_task("boolq"), load_task("boolq", "letter")])

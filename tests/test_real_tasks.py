@@ -48,13 +48,13 @@ def test_exact_is_greedy_decoding_in_smollm2(
     task = dataclasses.replace(COPY, prompt=prompt, examples=tuple(copies("train", 3)))
     scorer = ChainScorer(model, tokenizer, task)
     full = Chain.full(scorer.num_layers)
-    chains = [full, full.skip(25, 2), full.repeat(10, 2, 1)]
-    block = scorer.load([scorer.encode(sample) for sample in copies("test", 12)])
-    jobs = [(i, chain) for chain in chains for i in range(12)]
+    chains = [full, full.skip(25, 2).repeat(10, 2, 1)]
+    block = scorer.load([scorer.encode(sample) for sample in copies("test", 8)])
+    jobs = [(i, chain) for chain in chains for i in range(8)]
     requests = []
     for i, chain in jobs:
         one = block.samples[i]
-        requests.append(Request(one.prompt, chain, len(one.continuations[0]), lambda text: False))  # noqa: ARG005
+        requests.append(Request(one.prompt, chain, len(one.continuations[0]), lambda text: None))  # noqa: ARG005
     answers = Generator(model, tokenizer).generate(requests)
     outcomes = []
     results = scorer.score(block, jobs)
@@ -65,8 +65,8 @@ def test_exact_is_greedy_decoding_in_smollm2(
         assert result.correct == (emitted == wanted)
         outcomes.append(result.correct)
     assert min(sum(outcomes), len(outcomes) - sum(outcomes)) >= 3
-    for result, judged in zip(results, scorer.judge(block, jobs), strict=True):
-        assert judged.correct or not result.correct  # what is emitted to the letter is graded right
+    right = [job for job, result in zip(jobs, results, strict=True) if result.correct]
+    assert all(judged.correct for judged in scorer.judge(block, right))  # what is emitted to the letter is graded right
 
 
 def test_an_answers_end_is_tokenised_as_the_examples_show_it(

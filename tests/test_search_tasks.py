@@ -22,7 +22,7 @@ from search.__main__ import main
 from search.summary import Agreement
 from search.verification import chains_to_verify
 from tests.sums import LETTERS, SUMS, sums, write_sums
-from tests.test_data_exact import greedy
+from tests.test_data_scoring import greedy
 from tests.test_search_run import arguments
 from tests.tiny import tiny_samples
 

@@ -354,7 +354,7 @@ def run_settings(
         for number, batch in enumerate(batches_by_length([one.length for one in encoded], settings.batch_samples))
     ]
     store = Store(path, Routed, identity, _key_of, num_layers=scorer.num_layers)
-    run_batches(store, batches, work, _key_of, label="calibrate", unit="sample")
+    run_batches(store, batches, work, label="calibrate", unit="sample")
     store.finish([sample.id for sample in samples])
     rows = list(store.rows())
     return Calibration(
