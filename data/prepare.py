@@ -98,7 +98,7 @@ class SplitSettings:
         source_split: split of the source to draw on; unset: the one of the same name.
     """
 
-    size: int | None = None
+    size: Count | None = None
     source_split: str | None = None
 
 
@@ -131,10 +131,7 @@ class PrepareSettings(TaskSettings):
     def _consistent(self) -> Self:
         """Refuse settings that contradict each other."""
         for split in SPLITS:
-            size = getattr(self, split).size
-            if size is not None and size < 0:  # here and not in the type: the message must name the split
-                raise ValueError(f"{split}.size: expected at least 0, got {size}")
-            if self.mixture and size is None:
+            if self.mixture and getattr(self, split).size is None:
                 raise ValueError(f"{split}.size: expected a number of samples with a mixture, got none")
         if not self.wanted():
             raise ValueError("train.size, validation.size, test.size: expected one above 0, got 0 for all")

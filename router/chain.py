@@ -7,7 +7,7 @@ is `Chain.full(n)`; layers may be skipped, repeated (alone or as a block) or mov
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
@@ -259,28 +259,6 @@ class Chain:
         if done < self.num_layers:
             segments.append(Segment(done, self.num_layers, "skip", 0))
         return tuple(segments)
-
-    @classmethod
-    def from_segments(cls, segments: Iterable[Segment]) -> Chain:
-        """Return the chain of a PoLar program; its segments must cover 0..n-1 without gap or overlap.
-
-        Raises:
-            ValueError: where they do not, or operation and times disagree.
-        """
-        layers: list[int] = []
-        done = 0
-        for segment in segments:
-            start, stop, operation, times = segment
-            if start != done or stop <= start:
-                raise ValueError(f"segments: expected one from layer {done} on, got {start}..{stop - 1}")
-            allowed = {"skip": times == 0, "run": times == 1, "repeat": times >= 2}
-            if not allowed.get(operation, False):
-                raise ValueError(
-                    f"segments: expected skip (0), run (1) or repeat (2 or more), got {operation} ({times})"
-                )
-            layers += list(range(start, stop)) * times
-            done = stop
-        return cls(tuple(layers), done)
 
 
 def _is_int(value: object) -> bool:

@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from pydantic import ValidationError
 
-from router.validation import InputError, describe, explain, parse_yaml
+from router.validation import InputError, adapter, describe, explain, parse_yaml
 
 PACKAGES = (
     "torch",
@@ -59,9 +59,19 @@ def parse_settings(
     given = sys.argv[1:] if argv is None else list(argv)
     require_unique_keys(given)
     with refusals_of(kind):
-        settings = parser.instantiate(parser.parse_args(given))
-        parsed = kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
-    return parsed, plain_values(parsed)
+        settings = settings_of(kind, parser.parse_args(given))
+    return settings, plain_values(settings)
+
+
+def settings_of(kind: type[Settings], parsed: Namespace) -> Settings:
+    """Make settings of what a parser has read; pydantic makes those inside them too, so an error says where it is.
+
+    Raises:
+        ValidationError: where a type refuses a value.
+    """
+    given = parsed.as_dict()
+    made: Settings = adapter(kind).validate_python({one.name: given[one.name] for one in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    return made
 
 
 @contextmanager
@@ -74,7 +84,7 @@ def refusals_of(kind: type) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise InputError(_prefix(kind, error.title) + explain(error)) from error
+        raise InputError(explain(error)) from error
     except (ArgumentError, ValueError, TypeError) as error:
         raise InputError(_sentence(kind, error)) from error
 
@@ -104,16 +114,6 @@ def _sentence(kind: type, error: BaseException) -> str:
             return text
         annotation = get_type_hints(annotation, include_extras=True).get(name)
     return f"{about[1]}: expected {describe(annotation)}, got {value[1]!r}"
-
-
-def _prefix(kind: type, title: str) -> str:
-    """Return the dotted name, with its point, of the settings of the class `title` inside others; empty: itself."""
-    for name, annotation in get_type_hints(kind).items():
-        if getattr(annotation, "__name__", "") == title:
-            return f"{name}."
-        if dataclasses.is_dataclass(annotation) and (inner := _prefix(annotation, title)):  # type: ignore[arg-type]
-            return f"{name}.{inner}"
-    return ""
 
 
 def first_word(argv: Sequence[str], setting: str) -> list[str]:

@@ -22,19 +22,17 @@ def require_directory(path: Path, setting: str) -> Path:
     Raises:
         InputError: where it is not; the message names `setting`.
     """
-    if not path.is_dir():
-        raise InputError(f"{setting}: expected an existing directory, got {str(path)!r}")
-    return path
+    return _existing(path, path.is_dir(), setting, "directory")
 
 
 def require_file(path: Path, setting: str) -> Path:
-    """Return `path`, which must be an existing file.
+    """Return `path`, which must be an existing file; raises as `require_directory` does."""
+    return _existing(path, path.is_file(), setting, "file")
 
-    Raises:
-        InputError: where it is not; the message names `setting`.
-    """
-    if not path.is_file():
-        raise InputError(f"{setting}: expected an existing file, got {str(path)!r}")
+
+def _existing(path: Path, exists: bool, setting: str, kind: str) -> Path:
+    if not exists:
+        raise InputError(f"{setting}: expected an existing {kind}, got {str(path)!r}")
     return path
 
 

@@ -99,6 +99,11 @@ class RouterConfig:
     budget_points: tuple[BudgetPoint, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
+    def base(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
+        """Return the base model's name and hub revision, given those that were asked for, if any."""
+        name = self.base_model if model is None else model
+        return name, self.revision if revision is None and name == self.base_model else revision
+
     def build(self) -> Head:
         """Return an untrained head of this configuration.
 

@@ -26,8 +26,8 @@ from router.engine.view import chain_view
 from router.files import read_json
 from router.routed import RoutedModel
 from tests.evaluation import make_samples, prepared
+from tests.routed_folders import GREEDY, prompts, router_for
 from tests.serving import chat_tokenizer, running
-from tests.test_router_routed import GREEDY, prompts, router_for
 from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
 
 DEVICE = os.environ.get("COLA_ROUTER_TEST_DEVICE", "cuda")

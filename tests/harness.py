@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,17 @@ def asked(rows: Sequence[dict[str, Any]]) -> list[Instance]:
     ]
 
 
-def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
     """Leave out what lm-eval does around a run: seconds that no test here is about."""
+    monkeypatch = pytest.MonkeyPatch()
     # lm-eval reads its 13,000 task files and starts processes to describe the machine, for every run anew.
     monkeypatch.setattr(TaskManager.__init__, "__defaults__", (None, None, False, None))
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda _: None)
     # Its log handler would keep the stream that pytest captures for one test.
     monkeypatch.setattr(lm_eval.utils, "_LOGGING_CONFIGURED", True)
+    yield
+    monkeypatch.undo()
 
 
 def run(out: Path, tasks: Path, names: str, *more: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:

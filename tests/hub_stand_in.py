@@ -1,6 +1,6 @@
 """A small real HTTP server that speaks as much of the hub's protocol as repositories of a few files need.
 
-The real client talks to it from a process of its own, for it reads its settings as it is imported:
+The real client talks to it:
 
     with StandIn() as hub:
         ask(hub, home, [{"do": "push", "folder": "r", "repo_id": "us/r"}, {"do": "router_folder", "source": "us/r"}])
@@ -13,18 +13,23 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import io
 import json
-import os
-import subprocess
-import sys
 import threading
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-ROOT = Path(__file__).parent.parent
+import pytest
+from huggingface_hub import close_session, constants
+
+import router.routed.hub
+from router.validation import InputError
+
 TOKEN = "hf_recognisable" + "0123456789" * 2
 """The one account's token."""
 
@@ -214,50 +219,41 @@ def _mode(path: str) -> dict[str, Any]:
     return {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
 
 
-def ask(hub: StandIn, home: Path, calls: list[dict[str, Any]], **environment: str) -> list[str]:
-    """Make calls of `router.routed.hub` in a process of its own; an answer is the result, or `error: ` and the message.
+def ask(
+    hub: StandIn, home: Path, calls: list[dict[str, Any]], *, token: str | None = None, offline: bool = False
+) -> list[str]:
+    """Make calls of `router.routed.hub`; an answer is the result, or `error: ` and the message.
 
     Args:
         hub: the server.
-        home: the process's hub cache, working folder and home folder.
+        home: folder of the client's cache, its working folder and home folder.
         calls: function (`do`) and arguments of each.
-        environment: changes of the environment.
+        token: token that the hub's own tools have stored; None: none.
+        offline: whether the hub is switched off.
     """
     home.mkdir(exist_ok=True)
-    secret = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE"}
-    kept = {name: value for name, value in os.environ.items() if name not in secret}
-    settings = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
-    settings |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hub_stand_in"],
-        input=json.dumps(calls),
-        cwd=home,
-        env=kept | settings | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-    answers: list[str] = json.loads(done.stdout.splitlines()[-1])
+    # The client reads its settings as it is imported, and looks them up in this module at each call.
+    settings = {"ENDPOINT": hub.address, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": True}
+    settings["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    settings |= {"HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token")}
+    answers, printed = list[str](), io.StringIO()
+    quiet = warnings.catch_warnings(action="ignore")  # the client's own
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed), quiet:
+        for name, value in settings.items():
+            patch.setattr(constants, name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
+        if token is not None:
+            patch.setenv("HF_TOKEN", token)
+        patch.setenv("HOME", str(home))
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.chdir(home)
+        for call in calls:
+            arguments = {name: Path(value) if name == "folder" else value for name, value in call.items()}
+            try:
+                answers.append(str(getattr(router.routed.hub, arguments.pop("do"))(**arguments)))
+            except InputError as error:  # anything else ends the test
+                answers.append(f"error: {error}")
+        close_session()
+    assert TOKEN not in printed.getvalue() + "".join(answers)
     return answers
-
-
-def _main() -> None:
-    from router.routed import hub
-    from router.validation import InputError
-
-    answers = []
-    for call in json.load(sys.stdin):
-        function = getattr(hub, call.pop("do"))
-        if "folder" in call:
-            call["folder"] = Path(call["folder"])
-        try:
-            answers.append(str(function(**call)))
-        except InputError as error:  # anything else ends the process, and the test
-            answers.append(f"error: {error}")
-    print(json.dumps(answers))
-
-
-if __name__ == "__main__":
-    _main()

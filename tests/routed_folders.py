@@ -1,17 +1,46 @@
-"""A tiny base model and a router for it, as folders."""
+"""A tiny routed model: prompts for it, a random router of measured budgets, and both as folders."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data.scoring import ChainScorer
 from data.tasks import load_task
-from router.storage import save_router
-from tests.test_router_routed import router_for
-from tests.tiny import tiny_model, tiny_tokenizer
+from router.heads.head import pad_states
+from router.storage import Guarantee, Router, save_router
+from tests.tiny import random_router, tiny_model, tiny_tokenizer
+
+PREFIX = 2
+PADDING = 0
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": PADDING}
+
+
+def prompts(rows: int = 6) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of prompts of different lengths, padded on the left."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = [5 + 2 * (i % 4) for i in range(rows)]
+    ids, mask = torch.full((rows, max(lengths)), PADDING), torch.zeros(rows, max(lengths), dtype=torch.long)
+    for i, length in enumerate(lengths):
+        ids[i, -length:] = torch.randint(3, 90, (length,), generator=generator)
+        mask[i, -length:] = 1
+    return ids, mask
+
+
+def router_for(model: PreTrainedModel) -> Router:
+    """A random router with a measured budget, and a guarantee that certifies full depth alone."""
+    router = random_router(ChainScorer(model, tiny_tokenizer(), load_task("arc_easy")), PREFIX)
+    ids, mask = prompts(24)
+    hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[PREFIX]
+    states = [row[kept.bool()] for row, kept in zip(hidden, mask, strict=True)]
+    with torch.inference_mode():
+        router.head.calibrate(router.head(*pad_states(states)))
+    return Router(router.config, router.head, Guarantee(0.1, 0.1, "accuracy", None, None, 10, 0.0, 5.0, None))
 
 
 def write_routed(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:

@@ -22,8 +22,7 @@ from router.routed import RoutedModel
 from router.serving.app import Service, make_app
 from router.serving.rows import Sampling
 from router.serving.server import Server, ServeSettings, bind, make_service, url_of
-from tests.routed_folders import write_routed
-from tests.test_router_routed import router_for
+from tests.routed_folders import router_for, write_routed
 from tests.tiny import tiny_model, tiny_tokenizer
 
 BUDGET = 4.0

@@ -6,6 +6,7 @@ import ast
 import copy
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from markdown_it.token import Token
 from router.chain import Chain
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.heads.budget import BudgetPoint
-from router.routed.card import model_card, plain_text
+from router.routed.card import model_card
 from router.storage import Guarantee, Router, RouterConfig, save_router, weights_sha256
 from router.validation import InputError
 from tests.reports import GOLDEN
@@ -27,6 +28,7 @@ from tests.tiny import NUM_LAYERS, save_tiny, tiny_model, tiny_tokenizer
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
 SMALL = {"hidden": 8, "windows": 2, "dropout": 0.0}
 MENU = ["0-3", "0-2", "0-1,3", "0,1*3,2-3", "0-1,3,2"]
+PROMISED = Guarantee(0.02, 0.1, "accuracy", 0.3, None, 200, -0.005, 3.25, 0.015)
 NAME = "smollm2-135m-instruct"
 EVIL = [
     "a | b", "x\n---\nlicense: mit\n", "---", "# Title", "<script>alert(1)</script>", "`code`", "[a](http://b)",
@@ -75,17 +77,23 @@ def headings(card: str) -> list[str]:
     return [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
 
 
-def test_the_front_matter_says_what_is_known_and_no_more() -> None:
-    # Oracle: the hub's own reader of cards.
-    told = ModelCard(model_card(make_router(base_model="us/base"))).data.to_dict()
-    assert told == {
-        "base_model": "us/base",
-        "base_model_relation": "adapter",
-        "library_name": "cola-router",
-        "pipeline_tag": "text-generation",
-        "tags": ["cola-router", "adaptive-depth", "layer-skipping"],
-    }
-    assert "base_model" not in ModelCard(model_card(make_router())).data.to_dict()  # an offline asset is on no hub
+@pytest.mark.parametrize("name", ["card_layerwise.md", "card_menu.md"])
+def test_a_card_is_the_golden_one(name: str) -> None:
+    """Compare with a card read by eye. To write both anew, after a change that is meant:
+
+    COLA_UPDATE_GOLDENS=1 .venv/bin/python -m pytest tests/test_router_card.py
+    """
+    if name == "card_menu.md":  # an offline asset, which is on no hub; more chains and no points
+        many = [*MENU, *(str(Chain.full(4).repeat(i, 1, k)) for i in range(1, 4) for k in range(3, 8))]
+        settings = SMALL | {"chains": many, "agreement": 0.25}
+        trained = {"validation": {"mean_depth": 3.25, "f1_skip": 0.5}}
+        made = model_card(make_router("menu", head_settings=settings, budget_points=(), training=trained))
+    else:
+        router = make_router(base_model="us/base", guarantee=PROMISED, num_layers=40)
+        made = model_card(router, report=report_of(router) | {"caveats": ["Depth is not time."], "notes": ["A note."]})
+    if os.environ.get("COLA_UPDATE_GOLDENS"):
+        (GOLDEN.parent / name).write_text(made + "\n", encoding="utf-8")
+    assert made + "\n" == (GOLDEN.parent / name).read_text(encoding="utf-8")
 
 
 def test_a_local_model_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,31 +106,6 @@ def test_a_local_model_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "a local model" in card
         assert PRINTS.model in card
         assert 'base_model="PATH/OF/THE/MODEL"' in card
-
-
-def test_the_measures_of_the_report_stand_in_the_table() -> None:
-    # Oracle: the golden report's own numbers, arm by arm.
-    router = make_router()
-    report = report_of(router)
-    card = model_card(router, report=report)
-    rows = next(table for table in tables(card) if table[0][0] == "arm")
-    assert len(rows) == 1 + len(report["arms"])
-    for row, arm in zip(rows[1:], report["arms"], strict=True):
-        low, high = arm["accuracy_interval"]
-        expected = [arm["label"], f"{arm['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", f"{arm['mean_depth']:.2f}"]
-        assert row[:4] == expected
-        if arm["against_full"] is None:
-            assert row[4:] == ["", "", ""]
-            continue
-        low, high = arm["against_full"]["difference_interval"]
-        assert row[4:6] == [f"{arm['against_full']['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"]
-    assert rows[2] == ["router", "0.583", "0.320 to 0.807", "3.33", "+0.083", "-0.250 to +0.417", "1.000"]
-    assert rows[-1][-1] == ""  # what saw the answers is not tested
-    assert "12 samples of quiz, split test, judged by letter" in card
-    assert "Commit unknown, 2026-01-01T00:00:00+0000" in card
-    for text in report["caveats"]:
-        assert plain_text(text) in card
-    assert "Nothing was measured on a test split yet." in model_card(router)
 
 
 @pytest.mark.parametrize("change", ["weights", "prompt", "no arms", "no interval", "no report"])
@@ -144,52 +127,10 @@ def test_a_report_of_another_router_or_of_nothing_is_refused(change: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_menu_is_drawn_with_depths() -> None:
-    # Oracle: by hand; the first layer is read, one out of order is marked.
-    card = model_card(make_router("menu"))
-    assert "It picks one of 5 chains" in card
-    (fence,) = [token.content for token in parsed(card) if token.type == "fence" and token.info == "text"]
-    assert fence.splitlines()[:5] == [
-        "0-3        depth   4  ▒███",
-        "0-2        depth   3  ▒██·",
-        "0-1,3      depth   3  ▒█·█",
-        "0,1*3,2-3  depth   6  ▒3██",
-        "0-1,3,2    depth   4  ▒██↷",
-    ]
-    many = [str(Chain.full(6)), *(str(Chain.full(6).repeat(i, 1, k)) for i in range(1, 6) for k in range(1, 6))]
-    config = dataclasses.replace(
-        make_router().config, head="menu", num_layers=6, head_settings=SMALL | {"chains": many}
-    )
-    card = model_card(Router(config, config.build()))
-    assert "It picks one of 26 chains" in card
-    assert "14 more stand in config.json." in card
-
-
-def test_the_number_of_chains_is_counted() -> None:
-    # Oracle: three choices for each layer.
-    assert "It can say 27 chains: each of the last 3 layers" in model_card(make_router())
-    config = dataclasses.replace(make_router().config, num_layers=40)
-    assert "It can say about 10^19 chains" in model_card(Router(config, config.build()))  # 39 * log10(3) is 18.6
-
-
-def test_the_operating_points_are_those_of_the_validation_split() -> None:
-    # Oracle: by hand, of 31 points from 1.0 to 4.0 layers; the first and the last are always shown.
-    card = model_card(make_router())
-    assert "1.00 to 4.00 layers, as measured on the validation split at 31 operating points" in card
-    rows = next(table for table in tables(card) if table[0][0] == "mean depth")
-    assert [row[0] for row in rows[1:]] == ["1.00", "1.50", "2.00", "2.50", "3.00", "3.50", "4.00"]
-    assert rows[2][1:] == ["37.5%", "-5"]
-    card = model_card(make_router(budget_points=(), training={"validation": {"mean_depth": 3.25, "f1_skip": 0.5}}))
-    assert "it takes no budget" in card
-    assert "at its own choice: mean\\_depth 3.25, f1\\_skip 0.5." in card
-
-
 def test_the_guarantee_is_told_in_plain_words() -> None:
     # Oracle: the numbers put in; what is not certified promises nothing.
-    given = Guarantee(0.02, 0.1, "accuracy", 0.3, None, 200, -0.005, 3.25, 0.015)
-
     def told(**changed: Any) -> str:
-        return model_card(make_router(guarantee=dataclasses.replace(given, **changed)))
+        return model_card(make_router(guarantee=dataclasses.replace(PROMISED, **changed)))
 
     assert "the mean accuracy is at most 0.02 below that of full depth: this holds with probability 0.9 over" in told()
     assert "mean depth was 3.25 of 4 layers and the loss -0.0050" in told()

@@ -12,18 +12,18 @@ from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job
 from router.engine.rows import Row, pack_row, plain_row, separate_rows
 from router.engine.view import chain_view
-from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
+from tests.tiny import EACH, FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 FULL = Chain.full(NUM_LAYERS)
 
 
-@pytest.fixture(params=VARIANTS, ids="-".join)
+@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
 def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(variant: tuple[str, str]) -> PreTrainedModel:
     return tiny_model(*variant)
 
@@ -57,20 +57,27 @@ def view_logits(model: PreTrainedModel, row: Row, chain: Chain) -> torch.Tensor:
 
 
 def test_mixed_chains_and_lengths_equal_the_view_row_by_row(model: PreTrainedModel) -> None:
-    # Oracle: the chain view on each row alone.
+    # Oracle: the chain view on each row alone, whatever the batches' size.
     rows = random_rows(4)
-    executor = ChainExecutor(model, batch_tokens=40)
-    jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(12, seed=i)]
-    for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
-        torch.testing.assert_close(logits, view_logits(model, rows[job.row], job.chain), **TOLERANCE)
+    jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(9, seed=i)]
+    wanted = [view_logits(model, rows[job.row], job.chain) for job in jobs]
+    for batch_tokens in (1, 40, 10_000):
+        executor = ChainExecutor(model, batch_tokens=batch_tokens)
+        for logits, view in zip(executor.logits(executor.load(rows), jobs), wanted, strict=True):
+            torch.testing.assert_close(logits, view, **TOLERANCE)
 
 
-def test_the_full_chain_equals_the_stock_model(model: PreTrainedModel) -> None:
-    # Oracle: the stock forward on each row alone.
+def test_the_full_chain_and_its_beginnings_equal_the_stock_model(model: PreTrainedModel) -> None:
+    # Oracle: the stock forward on each row alone, its logits and `hidden_states[e]`.
     rows = random_rows(3)
     executor = ChainExecutor(model)
-    for i, logits in enumerate(executor.logits(executor.load(rows), [Job(i, FULL) for i in range(3)])):
-        torch.testing.assert_close(logits, model(torch.tensor([rows[i].tokens])).logits[0], **TOLERANCE)
+    block = executor.load(rows)
+    for i, logits in enumerate(executor.logits(block, [Job(i, FULL) for i in range(3)])):
+        stock = model(torch.tensor([rows[i].tokens]), output_hidden_states=True)
+        torch.testing.assert_close(logits, stock.logits[0], **TOLERANCE)
+        for e in range(1, NUM_LAYERS):
+            (state,) = executor.states(block, [Job(i, Chain(tuple(range(e)), NUM_LAYERS))])
+            torch.testing.assert_close(state, stock.hidden_states[e][0], **TOLERANCE)
 
 
 def test_packed_rows_score_as_separate_rows_and_as_the_view(variant: tuple[str, str], model: PreTrainedModel) -> None:
@@ -97,21 +104,21 @@ def test_packed_rows_score_as_separate_rows_and_as_the_view(variant: tuple[str, 
         torch.testing.assert_close(apart[0], wanted, **TOLERANCE)
 
 
-@pytest.mark.parametrize("lengths", [(3, 2), (4, 4), (6, 3, 5), (20, 9)], ids=str)
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma3"])
 @pytest.mark.parametrize("window", [4, 6, 16])
-def test_windows_shorter_and_longer_than_the_rows(window: int, family: str, lengths: tuple[int, ...]) -> None:
+def test_windows_shorter_and_longer_than_the_rows(window: int, family: str) -> None:
     # Oracle: the chain view on each row alone. Without padding the library makes a mask only for rows that are
     # longer than the window, one for all rows, so its presence and shape change with the batch.
     config = FAMILIES[family].config()
     config.sliding_window = window
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    rows = [plain_row([(7 * i + j) % 190 + 3 for j in range(length)]) for i, length in enumerate(lengths)]
     executor = ChainExecutor(model)
-    jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(4, seed=2)]
-    for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
-        torch.testing.assert_close(logits, view_logits(model, rows[job.row], job.chain), **TOLERANCE)
+    for lengths in ((3, 2), (4, 4), (6, 3, 5), (20, 9)):
+        rows = [plain_row([(7 * i + j) % 190 + 3 for j in range(length)]) for i, length in enumerate(lengths)]
+        jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(4, seed=2)]
+        for job, logits in zip(jobs, executor.logits(executor.load(rows), jobs), strict=True):
+            torch.testing.assert_close(logits, view_logits(model, rows[job.row], job.chain), **TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
@@ -133,19 +140,17 @@ def test_learned_positions_may_be_used_to_the_last(family: str) -> None:
     torch.testing.assert_close(packed, torch.cat(apart), **TOLERANCE)
 
 
-@pytest.mark.parametrize("state_bytes", [0, 3_000, 2**30])
-def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(model: PreTrainedModel, state_bytes: int) -> None:
-    # Oracle: a fresh executor a job; the budget is checked after every call.
+def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(model: PreTrainedModel) -> None:
+    # Oracle: the chain view on each row alone; the budget is checked after every call.
     rows = random_rows(2, seed=5)
-    executor = ChainExecutor(model, state_bytes=state_bytes)
-    block = executor.load(rows)
-    for i, chain in enumerate(random_chains(15, seed=6)):
-        job = Job(i % 2, chain)
-        fresh = ChainExecutor(model)
-        torch.testing.assert_close(
-            executor.logits(block, [job])[0], fresh.logits(fresh.load(rows), [job])[0], **TOLERANCE
-        )
-        assert executor.state_bytes_held <= state_bytes
+    jobs = [Job(i % 2, chain) for i, chain in enumerate(random_chains(10, seed=6))]
+    wanted = [view_logits(model, rows[job.row], job.chain) for job in jobs]
+    for state_bytes in (0, 3_000, 2**30):
+        executor = ChainExecutor(model, state_bytes=state_bytes)
+        block = executor.load(rows)
+        for job, view in zip(jobs, wanted, strict=True):
+            torch.testing.assert_close(executor.logits(block, [job])[0], view, **TOLERANCE)
+            assert executor.state_bytes_held <= state_bytes
 
 
 def test_shared_prefixes_run_once(model: PreTrainedModel) -> None:
@@ -156,15 +161,6 @@ def test_shared_prefixes_run_once(model: PreTrainedModel) -> None:
     assert block.executed == [6]
     executor.states(block, [Job(0, FULL.skip(3, 1)), Job(0, FULL.repeat(4, 1, 2))])
     assert block.executed == [8]
-
-
-def test_batch_size_does_not_matter(model: PreTrainedModel) -> None:
-    # Oracle: batches of one token budget against another.
-    rows, chains = random_rows(5, seed=8), random_chains(6, seed=9)
-    jobs = [Job(i, chain) for chain in chains for i in range(5)]
-    small, large = ChainExecutor(model, batch_tokens=1), ChainExecutor(model, batch_tokens=10_000)
-    for a, b in zip(small.logits(small.load(rows), jobs), large.logits(large.load(rows), jobs), strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -215,27 +211,6 @@ def test_out_of_memory_for_a_single_row_is_an_error(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(logits, view_logits(tiny_model("llama"), block.rows[0], FULL), **TOLERANCE)
 
 
-def test_the_model_is_not_changed_and_its_output_hooks_stay_single(model: PreTrainedModel) -> None:
-    # Oracle: outputs before, and the count of hidden states.
-    ids = torch.tensor([[5, 6, 7, 8]])
-    before = model(ids).logits
-    executor = ChainExecutor(model)
-    executor.logits(executor.load(random_rows(2)), [Job(0, FULL.skip(1, 2)), Job(1, FULL)])
-    after = model(ids, output_hidden_states=True)
-    assert torch.equal(after.logits, before)
-    assert len(after.hidden_states) == NUM_LAYERS + 1
-
-
-def test_states_are_the_hidden_states_of_the_stock_model(model: PreTrainedModel) -> None:
-    # Oracle: `hidden_states[e]` of the stock forward.
-    row = random_rows(1, seed=2)[0]
-    executor = ChainExecutor(model)
-    for e in range(1, NUM_LAYERS):
-        state = executor.states(executor.load([row]), [Job(0, Chain(tuple(range(e)), NUM_LAYERS))])[0]
-        wanted = model(torch.tensor([row.tokens]), output_hidden_states=True).hidden_states[e][0]
-        torch.testing.assert_close(state, wanted, **TOLERANCE)
-
-
 def test_bad_jobs_and_training_mode_are_refused() -> None:
     model = tiny_model("llama")
     executor = ChainExecutor(model)
@@ -246,27 +221,27 @@ def test_bad_jobs_and_training_mode_are_refused() -> None:
         executor.states(block, [Job(0, Chain.full(6))])
     with pytest.raises(ValueError, match="expected evaluation mode"):
         ChainExecutor(model.train())
-
-
-def test_rows_refuse_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="expected at least one token, got none"):
         pack_row([1], [[2], []])
     with pytest.raises(ValueError, match="positions: expected 2 entries, got 1"):
         Row((1, 2), (0,), (0, 0))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_loading_rows_makes_no_logits_and_leaves_the_model_alone(family: str) -> None:
-    # Oracle: the calls of the output embedding, counted by a hook; logits of the model before and after.
-    model = tiny_model(family)
+@pytest.mark.parametrize("variant", EACH, ids="-".join)
+def test_the_model_is_left_alone_and_loading_rows_makes_no_logits(variant: tuple[str, str]) -> None:
+    # Oracle: the calls of the output embedding, counted by a hook; the model's logits and states before and after.
+    model = tiny_model(*variant)
     head, ids = model.get_output_embeddings(), torch.tensor([[5, 6, 7]])
     before = model(ids).logits
     executor = ChainExecutor(model)
     calls: list[int] = []
     handle = head.register_forward_hook(lambda *_: calls.append(1))
-    executor.load([plain_row([5, 6, 7]), plain_row([8, 9])])
+    block = executor.load([plain_row([5, 6, 7]), plain_row([8, 9])])
     handle.remove()
     assert not calls
+    executor.logits(block, [Job(0, FULL.skip(2, 2)), Job(1, FULL)])
     assert model.get_output_embeddings() is head
     assert not head._forward_pre_hooks
-    assert torch.equal(model(ids).logits, before)
+    after = model(ids, output_hidden_states=True)
+    assert torch.equal(after.logits, before)
+    assert len(after.hidden_states) == NUM_LAYERS + 1

@@ -1,18 +1,23 @@
-"""A chain exported as a checkpoint: stock transformers loads it, and it is the chain to the bit, in every family."""
+"""A chain exported as a checkpoint: stock transformers loads it, it is the chain to the bit, or it is refused."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import (
     AfmoeConfig,
     AutoConfig,
@@ -22,9 +27,14 @@ from transformers import (
     BartConfig,
     DeepseekV3Config,
     Ernie4_5_MoeConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3MoeConfig,
+    RecurrentGemmaConfig,
     SmolLM3Config,
 )
 from transformers.utils.quantization_config import GgufConfig
@@ -32,13 +42,19 @@ from transformers.utils.quantization_config import GgufConfig
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
+from router.command import run_command
+from router.engine.layer_config import chain_config
+from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel
-from router.routed.export import export_chain
+from router.routed.commands import export as main
+from router.routed.export import Exported, check_checkpoint, export_chain
+from router.storage import Router, save_router
+from router.validation import InputError
 from tests.test_router_vision import MODELS as IMAGE_MODELS
 from tests.test_router_vision import inputs as image_inputs
-from tests.tiny import NUM_LAYERS, VARIANTS, VOCABULARY, random_router, tiny_model, tiny_tokenizer
+from tests.tiny import EACH, NUM_LAYERS, VOCABULARY, random_router, save_tiny, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
 CHAINS = {
@@ -97,20 +113,21 @@ def require_equal(loaded: PreTrainedModel, view: PreTrainedModel) -> None:
     assert torch.equal(loaded.generate(**given, **options), view.generate(**given, **options))
 
 
-@pytest.mark.parametrize(("family", "attention"), VARIANTS)
-def test_every_chain_of_every_family_is_loaded_by_stock_transformers(
-    tmp_path: Path, family: str, attention: str
-) -> None:
-    # Oracle: the chain view of the base model, whose own oracle is in test_router_view.py.
+@pytest.mark.parametrize("number", range(len(EACH)), ids=lambda number: "-".join(EACH[number]))
+def test_chains_of_every_family_are_loaded_by_stock_transformers(tmp_path: Path, number: int) -> None:
+    # Oracle: the chain view of the base model, whose own oracle is in test_router_view.py. Every family has the chain
+    # that does everything at once, and one of the others in turn.
+    family, attention = EACH[number]
     model = tiny_model(family, attention)
-    for name, chain in CHAINS.items():
-        folder = export_chain(model, None, chain, tmp_path / name)
+    names = ["everything", [name for name in CHAINS if name != "everything"][number % (len(CHAINS) - 1)]]
+    for name in names:
+        folder = export_chain(model, None, CHAINS[name], tmp_path / name)
         loaded = load(folder, attn_implementation=attention)
         assert type(loaded) is type(model)
-        assert AutoConfig.from_pretrained(folder).num_hidden_layers == chain.depth
-        require_equal(loaded, chain_view(model, chain))
+        assert AutoConfig.from_pretrained(folder).num_hidden_layers == CHAINS[name].depth
+        require_equal(loaded, chain_view(model, CHAINS[name]))
     assert model.config.num_hidden_layers == NUM_LAYERS
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CHAINS)  # nothing is left beside them
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)  # nothing is left beside them
 
 
 @pytest.mark.parametrize("family", INDEXED)
@@ -121,9 +138,8 @@ def test_what_a_family_says_by_layer_number_follows_the_chain(tmp_path: Path, fa
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             parameter.normal_(0, 0.2)
-    for name, chain in CHAINS.items():
-        if name != "reorder":
-            require_equal(load(export_chain(model, None, chain, tmp_path / name)), chain_view(model, chain))
+    for name in ("layer 0 skipped", "repeat", "everything"):
+        require_equal(load(export_chain(model, None, CHAINS[name], tmp_path / name)), chain_view(model, CHAINS[name]))
 
 
 def test_no_package_of_ours_is_needed(tmp_path: Path) -> None:
@@ -193,12 +209,14 @@ def test_an_image_text_model_keeps_its_eyes(tmp_path: Path, family: str) -> None
         assert not torch.equal(logits, loaded(**given | {"pixel_values": -given["pixel_values"]}).logits)
 
 
-def test_a_routed_model_is_exported_as_its_base_model(tmp_path: Path) -> None:
+def test_a_routed_model_is_exported_as_its_base_model_and_large_weights_in_several_files(tmp_path: Path) -> None:
     # Oracle: the chain view of the base model; the routed model would route instead of running the chain.
     model = tiny_model("llama")
     router = random_router(ChainScorer(model, tiny_tokenizer(), load_task("arc_easy")), 2)
-    folder = export_chain(RoutedModel.join(model, router), None, CHAINS["skip"], tmp_path / "chain")
+    routed = RoutedModel.join(model, router)
+    folder = export_chain(routed, None, CHAINS["skip"], tmp_path / "chain", max_shard_size="100KB")
     assert not (folder / "router.safetensors").exists()
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
     require_equal(load(folder), chain_view(model, CHAINS["skip"]))
 
 
@@ -241,14 +259,6 @@ def test_what_lies_in_the_folder(tmp_path: Path) -> None:
     assert "\n·3↷↷↷\n0\n" in card
 
 
-def test_large_weights_come_in_several_files(tmp_path: Path) -> None:
-    # Oracle: the chain view.
-    model = tiny_model("llama")
-    folder = export_chain(model, None, CHAINS["repeat"], tmp_path / "chain", max_shard_size="100KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 1
-    require_equal(load(folder), chain_view(model, CHAINS["repeat"]))
-
-
 def test_an_unpacked_gguf_model_is_exported_without_its_marks(tmp_path: Path) -> None:
     # Oracle: the chain view; the marks are those that transformers 5.23 leaves on a model from a GGUF file.
     model = tiny_model("llama")
@@ -258,3 +268,310 @@ def test_an_unpacked_gguf_model_is_exported_without_its_marks(tmp_path: Path) ->
     assert "quant" not in (folder / "config.json").read_text()
     require_equal(load(folder), chain_view(model, CHAINS["skip"]))
     assert model.config.quantization_config.dequantize
+
+
+SKIP = FULL.skip(1, 1)
+WINDOW = 80
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_model("llama")
+
+
+def refused(model: PreTrainedModel, chain: Chain, folder: Path) -> str:
+    """Return the one line with which an export is refused; nothing may be left of it."""
+    before = sorted(folder.parent.iterdir())
+    with pytest.raises(InputError) as caught:
+        export_chain(model, None, chain, folder)
+    assert sorted(folder.parent.iterdir()) == before
+    return str(caught.value)
+
+
+def test_a_family_whose_layers_scale_by_their_number_is_refused(tmp_path: Path) -> None:
+    # Oracle: GPT-2's own rule, 1 / sqrt(width) / (number + 1): layer 2 keeps a third in the view, and would get a half.
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=512,
+        scale_attn_by_inverse_layer_idx=True, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(config).eval()
+    for parameter in gpt2.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.5)
+    line = refused(gpt2, SKIP, tmp_path / "chain")
+    assert line.startswith("chain 0,2-4: expected a checkpoint equal to the chain, got a largest difference")
+    assert float(line.split("largest difference of ")[1].split()[0]) > 0.01
+    scaled = 8**-0.5
+    assert f"(transformer.h.1.attn.scaling: {scaled / 3} in the chain, {scaled / 2} in the checkpoint)" in line
+    export_chain(gpt2, None, FULL, tmp_path / "full")  # in their own places they are right
+
+
+_TINY = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": NUM_LAYERS}
+WORDLESS: dict[str, tuple[Callable[[], PreTrainedConfig], Chain, str]] = {
+    "deepseek_v3": (
+        lambda: DeepseekV3Config(**_TINY, first_k_dense_replace=2),
+        FULL.move(0, 1, 3),
+        "expected layers 0..1, which have no experts, before all others",
+    ),
+    "ernie": (
+        lambda: Ernie4_5_MoeConfig(**_TINY, moe_layer_start_index=1),
+        FULL.move(0, 1, 3),
+        "expected all layers with experts in one block",
+    ),
+    "recurrent_gemma": (
+        lambda: RecurrentGemmaConfig(**_TINY),
+        FULL.skip(0, 1),
+        "expected a family that lists its layer_types, got recurrent_gemma",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", WORDLESS)
+def test_a_chain_that_a_configuration_cannot_say_is_refused(family: str) -> None:
+    # Oracle: the families' rules: leading layers are counted, layers with experts are a range, kinds are a cycle.
+    make, chain, wanted = WORDLESS[family]
+    with pytest.raises(InputError, match=wanted):
+        chain_config(make(), chain)
+
+
+def test_a_configuration_is_copied_and_counted_anew() -> None:
+    # Oracle: worked out by hand from the rules of Qwen: windows from layer 2 on, every other layer with experts.
+    config = tiny_model("qwen2").config
+    kinds = {True: "sliding_attention", False: "full_attention"}
+    for chain, windows, first in (
+        (FULL.skip(0, 1), [False, True, True, True], 1),
+        (FULL.repeat(1, 1, 1), [False, False, False, True, True, True], 3),
+        (Chain((0, 4, 1), NUM_LAYERS), [False, True, False], 2),  # no number says it: the old one stays
+    ):
+        edited = chain_config(config, chain)
+        assert edited.layer_types == [kinds[one] for one in windows]
+        assert (edited.num_hidden_layers, edited.max_window_layers) == (chain.depth, first)
+    assert (config.num_hidden_layers, config.max_window_layers) == (NUM_LAYERS, 2)
+
+
+@pytest.fixture
+def windowed() -> PreTrainedModel:
+    """A model whose window (80 tokens) is longer than most rows of the check."""
+    config = MistralConfig(
+        **_TINY, num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=WINDOW,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+def saved(model: PreTrainedModel, chain: Chain, folder: Path) -> Exported:
+    """Export a chain, and return what its check compares."""
+    export_chain(model, None, chain, folder)
+    written = chain_view(model, chain, fresh=True)
+    written.config = chain_config(model.config, chain)
+    return Exported(chain, chain_view(model, chain), written, "model.layers")
+
+
+def edit_config(folder: Path, **changed: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one weight": (
+        lambda folder: edit_weights(folder, lambda weights: weights[NAME][0, :1].mul_(1 + 2**-20)),
+        f"{NAME}: other values in the checkpoint",
+    ),
+    "a tensor is missing": (
+        lambda folder: edit_weights(folder, lambda weights: weights.pop(NAME)),
+        f"{NAME}: other values in the checkpoint",
+    ),
+    "a narrower window": (
+        lambda folder: edit_config(folder, sliding_window=WINDOW - 1),
+        "(sliding_window: 80 written, 79 loaded)",
+    ),
+    "another base of the rotations": (
+        lambda folder: edit_config(folder, rope_parameters={"rope_theta": 9999.0, "rope_type": "default"}),
+        "9999.0",
+    ),
+    "a layer less": (
+        lambda folder: edit_config(folder, num_hidden_layers=NUM_LAYERS - 2),
+        "model.layers.3: MistralDecoderLayer in the chain, nothing in the checkpoint",
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "also from a checkpoint"),
+}
+
+
+def test_the_check_sees_a_checkpoint_that_is_not_the_chain(tmp_path: Path, windowed: PreTrainedModel) -> None:
+    # Oracle: one thing is changed on the disk after an export that passed; unchanged, it passes again.
+    exported = saved(windowed, SKIP, tmp_path / "chain")
+    verified = check_checkpoint(exported, AutoModelForCausalLM, tmp_path / "chain")
+    assert verified["row_tokens"] == [64, 45, WINDOW + 8]
+    for damage, (spoil, wanted) in DAMAGE.items():
+        folder = shutil.copytree(tmp_path / "chain", tmp_path / damage)
+        spoil(folder)
+        with pytest.raises(InputError) as caught:
+            check_checkpoint(exported, AutoModelForCausalLM, folder)
+        line = str(caught.value)
+        assert line.startswith("chain 0,2-4: expected "), damage
+        assert wanted in line
+        assert "\n" not in line
+
+
+class OwnLlama(LlamaForCausalLM):
+    """A class that no configuration names."""
+
+
+def test_a_model_that_cannot_be_written_as_it_is_is_refused(tmp_path: Path, model: PreTrainedModel) -> None:
+    # Oracle: the words of each refusal.
+    folder = tmp_path / "chain"
+    assert "AutoModelForCausalLM" in refused(OwnLlama(model.config).eval(), SKIP, folder)
+    assert "evaluation mode" in refused(tiny_model("llama").train(), SKIP, folder)
+    assert "num_layers=5" in refused(model, Chain.full(4), folder)
+    assert "attention layer" in refused(tiny_model("lfm2"), Chain((0, 2), NUM_LAYERS), folder)
+    assert "got torch.float64" in refused(tiny_model("llama").double(), SKIP, folder)
+    quantised = tiny_model("llama")
+    quantised.config.quantization_config = {"quant_method": "fp8"}
+    assert "got quantisation by fp8" in refused(quantised, SKIP, folder)
+    split = tiny_model("llama")
+    split.model.layers[3].to("meta")
+    assert "on one device, got cpu, meta" in refused(split, SKIP, folder)
+
+
+def test_a_folder_that_holds_something_is_left_alone_and_an_empty_one_is_filled(
+    tmp_path: Path, model: PreTrainedModel
+) -> None:
+    # Oracle: what lay there before.
+    file, link, full, empty = (tmp_path / name for name in ("file", "link", "full", "empty"))
+    file.write_text("mine")
+    link.symlink_to(tmp_path / "elsewhere")
+    full.mkdir()
+    (full / "mine").write_text("mine")
+    for folder in (file, link, full):
+        line = refused(model, SKIP, folder)
+        assert line.startswith("out: expected a folder that is absent or empty, got ")
+    assert link.is_symlink()
+    assert file.read_text() == (full / "mine").read_text() == "mine"
+    empty.mkdir()
+    assert AutoModelForCausalLM.from_pretrained(export_chain(model, None, SKIP, empty))
+
+
+def test_an_export_that_is_stopped_in_its_check_leaves_nothing(tmp_path: Path, model: PreTrainedModel) -> None:
+    # Oracle: the folder's parent before. The check runs the base model's own modules, so a hook there stops it.
+    def stop(module: nn.Module, given: object) -> None:
+        assert list(tmp_path.glob(".chain.*.partial/model.safetensors"))  # it is written by now
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[2].mlp.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_chain(model, None, SKIP, tmp_path / "chain")
+    assert not list(tmp_path.iterdir())
+    hook.remove()
+    export_chain(model, None, SKIP, tmp_path / "chain")
+
+
+def test_a_killed_export_leaves_no_folder_of_its_name(tmp_path: Path) -> None:
+    # Oracle: the folder is absent after SIGKILL in the check, and the next export is as whole as any.
+    model = tiny_model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # threads of other tests' libraries do nothing that matters here
+        child = os.fork()
+    if child == 0:
+        try:
+            model.model.layers[2].mlp.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            export_chain(model, None, FULL, tmp_path / "chain")
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+    folder = export_chain(model, tiny_tokenizer(), FULL, tmp_path / "chain")
+    assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == NUM_LAYERS
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model in `model/`, a router for it in `router/`, and a chain in `static.json`."""
+    tmp_path = tmp_path_factory.mktemp("export")
+    model = save_tiny(tmp_path / "model")
+    router = random_router(ChainScorer(*load_model(str(model), device="cpu"), load_task("arc_easy")), 2)
+    save_router(tmp_path / "router", Router(replace(router.config, base_model=str(model)), router.head))
+    (tmp_path / "static.json").write_text(json.dumps({"chain": [0, 1, 3, 4, 4], "depth": 5}))
+    return tmp_path
+
+
+def export(*words: str) -> int:
+    return run_command(lambda argv: main(list(argv or ())), words)
+
+
+def test_a_chain_of_a_named_model(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: the chain view of the base model; the lines that are printed.
+    out = tmp_path / "runs" / "short"  # the folder above is made as well
+    assert export(f"--model={project / 'model'}", "--chain=0-1,3*2", f"--out={out}") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "chain 0-1,3*2: 4 layers in place of 5, float32"
+    assert f"written to {out}" in printed
+    assert printed[-1] == f'load it: transformers.AutoModelForCausalLM.from_pretrained("{out}", dtype="float32")'
+    model, tokenizer = load_model(str(project / "model"), device="cpu")
+    ids = AutoTokenizer.from_pretrained(out)("a fox", return_tensors="pt").input_ids
+    assert ids.tolist() == tokenizer("a fox", return_tensors="pt").input_ids.tolist()
+    wanted = chain_view(model, Chain((0, 1, 3, 3), NUM_LAYERS))(ids).logits
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(loaded(ids).logits.detach(), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_routers_base_model_under_the_chain_of_an_evaluation(project: Path, tmp_path: Path) -> None:
+    # Oracle: what the router's config and static.json say.
+    static = project / "static.json"
+    assert export(f"--router={project / 'router'}", f"--static={static}", f"--out={tmp_path / 'out'}") == 0
+    about = json.loads((tmp_path / "out" / "chain.json").read_text())
+    assert (about["layers"], about["dtype"]) == ([0, 1, 3, 4, 4], "float32")
+    assert about["base_model"]["name"] == "model"  # of a local path the last part alone is told
+
+
+def test_the_dtype_is_the_stored_one_or_the_given_one(project: Path, tmp_path: Path) -> None:
+    # Oracle: the dtype of the base model's files, and of the word given.
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    tiny_tokenizer().save_pretrained(tmp_path / "half")
+    for words, wanted in (((), "bfloat16"), (("--dtype=float16",), "float16")):
+        out = tmp_path / wanted
+        assert export(f"--model={tmp_path / 'half'}", "--chain=0,4", f"--out={out}", *words) == 0
+        assert AutoModelForCausalLM.from_pretrained(out).dtype == getattr(torch, wanted)
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no chain": (["--model=MODEL"], "chain: expected exactly one of chain and static"),
+    "a chain that is none": (["--model=MODEL", "--chain=0-2;4"], "chain: expected items such as 4, 0-3 or 5*2"),
+    "a layer too many": (["--model=MODEL", "--chain=0-5"], "chain 0-5: layers[5]: expected an integer in 0..4, got 5"),
+    "an unknown dtype": (["--model=MODEL", "--chain=0", "--dtype=int8"], "dtype: expected one of float32, bfloat16"),
+    "another file": (
+        ["--model=MODEL", "--static=MODEL/config.json"],
+        "chain: expected a list of layer indices, got None",
+    ),
+    "no router": (["--router=MODEL", "--chain=0"], "expected a router's schema"),
+    "a router for another model": (["--router=ROUTER", "--model=OTHER", "--chain=0"], "to be made for the model"),
+    "a folder that holds something": (["--model=MODEL", "--chain=0", "--out=MODEL"], "out: expected a folder that is"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_is_one_line_and_status_2(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    # Oracle: the line of each refusal; no folder is made.
+    given, wanted = BAD[bad]
+    if bad == "a router for another model":
+        save_tiny(tmp_path / "other", seed=1)
+    for name, place in (("MODEL", project / "model"), ("ROUTER", project / "router"), ("OTHER", tmp_path / "other")):
+        given = [word.replace(name, str(place)) for word in given]
+    assert export(f"--out={tmp_path / 'out'}", *given) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    line = printed.err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert wanted in line
+    assert not (tmp_path / "out").exists()

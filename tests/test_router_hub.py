@@ -63,10 +63,8 @@ def outputs(router: Router) -> torch.Tensor:
     return router.head(*pad_states(states()))
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
+def write_trained(folder: Path) -> Path:
     """A router's folder as training and calibration leave it, with more in it than a router."""
-    folder = tmp_path / "trained"
     save_router(folder, make_router())
     write_json(folder / TRAINED_ON_FILE, {"split_hashes": ["0" * 16, "1" * 16]})
     more = {"settings": {"router": f"{SECRET}/router"}, "certificate": {"chosen": 3}}
@@ -78,9 +76,8 @@ def trained(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub() -> Iterator[StandIn]:
-    with StandIn() as server:
-        yield server
+def trained(tmp_path: Path) -> Path:
+    return write_trained(tmp_path / "trained")
 
 
 def files_in(folder: Path) -> list[str]:
@@ -212,91 +209,127 @@ def test_a_local_base_model_is_published_under_no_hub_id(
     assert b"llama" not in files["README.md"]
 
 
-def test_a_router_goes_to_the_hub_and_comes_back(hub: StandIn, trained: Path, tmp_path: Path) -> None:
+FETCH, PUSH = {"do": "router_folder"}, {"do": "push_router", "token": TOKEN}
+PUSHED = [
+    PUSH | {"repo_id": "us/router", "private": True},
+    PUSH | {"repo_id": "router", "private": True, "revision": "trial", "commit_message": "One more"},
+    PUSH | {"repo_id": "us/twice"},
+    PUSH | {"repo_id": "us/twice", "folder": "other"},
+]
+"""Calls that succeed; without a folder of their own they push the trained router."""
+REFUSED: dict[str, dict[str, Any]] = {
+    "shows no repository us/private: it is not there, or private": FETCH | {"source": "us/private"},
+    "shows no repository us/private": FETCH | {"source": "us/private", "token": "hf_of_somebody_else"},
+    "got 'us/none': there is no such folder, and the hub shows no repository": FETCH | {"source": "us/none"},
+    "revision: expected a branch, tag or commit of us/public on the hub, got 'v9'": FETCH
+    | {"source": "us/public", "revision": "v9"},
+    "expected a router on the hub, got 'us/base', which has no router.safetensors": FETCH | {"source": "us/base"},
+    "repo_id: expected a repository that can be written, the hub refuses us/public to this token (401)": PUSH
+    | {"repo_id": "us/public", "token": "hf_of_somebody_else"},
+    "the hub refuses them/r to this token (403)": PUSH | {"repo_id": "them/r"},
+    "repo_id: expected a hub id, got 'a/b/c' (Repo id must be": PUSH | {"repo_id": "a/b/c"},
+    "private: expected a new or private repository, got us/public, which is public": PUSH
+    | {"repo_id": "us/public", "private": True},
+    "the hub could not be used for us/echo (HfHubHTTPError: ": PUSH | {"repo_id": "us/echo"},
+    "config.json: expected an existing file": PUSH | {"repo_id": "us/public", "folder": "empty"},
+}
+"""Calls that are refused, by what their message says."""
+EVIL = pickle.dumps({"evil": True})
+EVIL_NAMES = (
+    "pytorch_model.bin", "evil.py", "../x", "../../config.json", "sub/config.json", "config.json.py",
+    "model.pkl", "tokenizer.json", "model.safetensors", ".gitattributes", "/tmp/config.json",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A stand-in after all calls, and what clients were answered.
+
+    Attributes:
+        hub: the stand-in.
+        home: the first client's home.
+        trained: the router that was pushed.
+        answers: of `PUSHED`, of `REFUSED`, and of a fetch of `them/evil`, by one client without a token of its own.
+    """
+
+    hub: StandIn
+    home: Path
+    trained: Path
+    answers: list[str]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    folder = tmp_path_factory.mktemp("hub")
+    trained = write_trained(folder / "trained")
+    write_router_folder(folder / "other", make_router(seed=1), source=None, card=CARD)
+    (folder / "empty").mkdir()
+    with StandIn() as hub:
+        there = {path.name: path.read_bytes() for path in (folder / "other").iterdir()}
+        hub.add("us/private", there, private=True)
+        hub.add("us/public", there)
+        hub.add("us/base", {"config.json": b"{}", "model.safetensors": b""})
+        good = {name: content for name, content in published_files(trained).items() if name != "README.md"}
+        hub.add("them/evil", dict.fromkeys(EVIL_NAMES, EVIL) | good)
+        calls = [*PUSHED, *REFUSED.values(), FETCH | {"source": "them/evil"}]
+        for i, call in enumerate(calls):
+            if call["do"] == "push_router":
+                calls[i] = call | {"folder": str(folder / call.get("folder", "trained"))}
+        (folder / "a").mkdir()
+        yield Asked(hub, folder / "a" / "home", trained, ask(hub, folder / "a" / "home", calls))
+
+
+def test_a_router_goes_to_the_hub_and_comes_back(asked: Asked, tmp_path: Path) -> None:
     # Oracle: the files in the stand-in; the outputs and the guarantee of the router here; a second push replaces.
-    other = write_router_folder(tmp_path / "other", make_router(seed=1), source=None, card=CARD)
-    push = {"do": "push_router", "folder": str(trained), "repo_id": "us/router", "token": TOKEN, "private": True}
-    calls = [
-        push,
-        push | {"repo_id": "router", "revision": "trial", "commit_message": "One more"},
-        push | {"repo_id": "us/twice", "private": None},
-        push | {"repo_id": "us/twice", "private": None, "folder": str(other)},
-    ]
-    address = f"{hub.address}/us"
-    assert ask(hub, tmp_path / "one", calls) == [f"{address}/router", f"{address}/router", *[f"{address}/twice"] * 2]
-    repository, twice = hub.repositories["us/router"], hub.repositories["us/twice"]
+    address = f"{asked.hub.address}/us"
+    assert asked.answers[:4] == [f"{address}/router", f"{address}/router", *[f"{address}/twice"] * 2]
+    repository, twice = asked.hub.repositories["us/router"], asked.hub.repositories["us/twice"]
     assert (repository.private, twice.private) == (True, False)
     for revision in ("main", "trial"):
         files = repository.files(revision)
-        assert files == published_files(trained) | {".gitattributes": files[".gitattributes"]}
+        assert files == published_files(asked.trained) | {".gitattributes": files[".gitattributes"]}
     # The questions and the guarantee of the router that was there before are gone.
     assert sorted(twice.files()) == sorted([".gitattributes", CONFIG_FILE, WEIGHTS_FILE, "README.md"])
 
-    fetch = {"do": "router_folder", "source": "us/router"}
-    by_token, by_branch = ask(hub, tmp_path / "two", [fetch, fetch | {"revision": "trial"}], HF_TOKEN=TOKEN)
-    for folder in (Path(by_token), Path(by_branch)):
+    fetch = FETCH | {"source": "us/router"}
+    fetched = ask(asked.hub, tmp_path, [fetch, fetch | {"revision": "trial"}], token=TOKEN)
+    for folder in map(Path, fetched):
         assert files_in(folder) == sorted(ROUTER_FILES)
         again = load_router(folder, PRINTS)
         assert again.guarantee == PROMISED
         assert torch.equal(outputs(again), outputs(make_router()))
     # What was fetched once is there without a network.
-    assert ask(hub, tmp_path / "two", [fetch], HF_HUB_OFFLINE="1") == [by_token]
+    assert ask(asked.hub, tmp_path, [fetch], offline=True) == fetched[:1]
 
 
-def test_what_the_hub_refuses_is_one_line_without_the_token(hub: StandIn, trained: Path, tmp_path: Path) -> None:
+def test_what_the_hub_refuses_is_one_line_without_the_token(asked: Asked) -> None:
     # Oracle: what is wrong with each call, by hand; `ask` looks for the token in everything that is printed.
-    save_router(tmp_path / "bare", make_router())
-    there = {path.name: path.read_bytes() for path in (tmp_path / "bare").iterdir()}
-    hub.add("us/private", there, private=True)
-    hub.add("us/public", there)
-    hub.add("us/base", {"config.json": b"{}", "model.safetensors": b""})
-    fetch = {"do": "router_folder"}
-    push = {"do": "push_router", "folder": str(trained), "token": TOKEN}
-    wanted = {
-        "shows no repository us/private: it is not there, or private": fetch | {"source": "us/private"},
-        "shows no repository us/private": fetch | {"source": "us/private", "token": "hf_of_somebody_else"},
-        "got 'us/none': there is no such folder, and the hub shows no repository": fetch | {"source": "us/none"},
-        "revision: expected a branch, tag or commit of us/public on the hub, got 'v9'": fetch
-        | {"source": "us/public", "revision": "v9"},
-        "expected a router on the hub, got 'us/base', which has no router.safetensors": fetch | {"source": "us/base"},
-        "repo_id: expected a repository that can be written, the hub refuses us/public to this token (401)": push
-        | {"repo_id": "us/public", "token": "hf_of_somebody_else"},
-        "the hub refuses them/r to this token (403)": push | {"repo_id": "them/r"},
-        "repo_id: expected a hub id, got 'a/b/c' (Repo id must be": push | {"repo_id": "a/b/c"},
-        "private: expected a new or private repository, got us/public, which is public": push
-        | {"repo_id": "us/public", "private": True},
-        "the hub could not be used for us/echo (HfHubHTTPError: ": push | {"repo_id": "us/echo"},
-        "config.json: expected an existing file": push | {"repo_id": "us/public", "folder": str(tmp_path)},
-    }
-    answers = ask(hub, tmp_path / "home", list(wanted.values()))
-    for text, answer in zip(wanted, answers, strict=True):
+    for text, answer in zip(REFUSED, asked.answers[4:-1], strict=True):
         assert answer.startswith("error: ")
         assert text in answer
         assert "\n" not in answer
         assert "somebody_else" not in answer
-    assert hub.repositories["us/public"].files() == there
-    assert not any(b"somebody" in content for content in hub.large.values())
-
+    assert len(asked.hub.repositories["us/public"].commits) == 1
+    assert not any(b"somebody" in content for content in asked.hub.large.values())
     with pytest.raises(InputError, match=r"the hub is switched off \(HF_HUB_OFFLINE\)"):
-        push_router(trained, "us/public", token=TOKEN)  # the tests' own environment
-    hub.__exit__(None, None, None)
-    for answer in ask(hub, tmp_path / "fresh", [fetch | {"source": "us/public"}, push | {"repo_id": "us/public"}]):
+        push_router(asked.trained, "us/public", token=TOKEN)  # the tests' own environment
+
+
+def test_a_hub_that_does_not_answer_is_told(trained: Path, tmp_path: Path) -> None:
+    with StandIn() as hub:
+        pass
+    calls = [FETCH | {"source": "us/public"}, PUSH | {"repo_id": "us/public", "folder": str(trained)}]
+    for answer in ask(hub, tmp_path / "home", calls):
         assert "the hub could not be used for us/public (ConnectError: " in answer
 
 
-def test_of_a_hostile_repository_only_a_routers_files_are_fetched(hub: StandIn, trained: Path, tmp_path: Path) -> None:
+def test_of_a_hostile_repository_only_a_routers_files_are_fetched(asked: Asked) -> None:
     # Oracle: what was asked of the server, and every file below the client's home.
-    evil = pickle.dumps({"evil": True})
-    names = ["pytorch_model.bin", "evil.py", "../x", "../../config.json", "sub/config.json", "config.json.py"]
-    names += ["model.pkl", "tokenizer.json", "model.safetensors", ".gitattributes", "/tmp/config.json"]
-    good = {name: content for name, content in published_files(trained).items() if name != "README.md"}
-    hub.add("them/evil", dict.fromkeys(names, evil) | good)
-    (tmp_path / "a").mkdir()
-    (answer,) = ask(hub, tmp_path / "a" / "b", [{"do": "router_folder", "source": "them/evil"}])
-    assert files_in(Path(answer)) == sorted(good)
-    fetched = {line.split("/")[-1] for line in hub.asked if "/resolve/" in line}
-    assert fetched == set(good)
-    assert all(line.count("/") == 5 for line in hub.asked if "/resolve/" in line)
-    contents = [path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()]
-    assert evil not in contents
-    assert load_router(Path(answer)).guarantee == PROMISED
+    good = sorted(set(ROUTER_FILES) - {"README.md"})
+    folder = Path(asked.answers[-1])
+    assert files_in(folder) == good
+    lines = [line for line in asked.hub.asked if "/resolve/" in line and "them/evil" in line]
+    assert sorted({line.split("/")[-1] for line in lines}) == good
+    assert all(line.count("/") == 5 for line in lines)
+    assert EVIL not in [path.read_bytes() for path in asked.home.parent.rglob("*") if path.is_file()]
+    assert load_router(folder).guarantee == PROMISED

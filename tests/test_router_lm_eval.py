@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
+import lm_eval.caching.cache
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from transformers import PreTrainedModel
 
+import router.routed.lm_eval
+from router.__main__ import main
+from router.command import run_command
 from router.engine.choices import Question
 from router.engine.view import chain_view
-from router.routed.lm_eval import question_of_requests
+from router.routed.lm_eval import RoutedLM, question_of_requests
+from router.validation import InputError
 from tests.harness import (
     BUDGET,
     TASKS,
+    asked,
     documents,
     hand_chains,
     loglikelihood,
     make_project,
-    make_quick,
     prompt_of,
+    quick,  # noqa: F401
     routed_arguments,
     run,
     states_of,
@@ -29,10 +43,7 @@ from tests.harness import (
 )
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_quick(monkeypatch)
+ROUTED = ("tiny_choice", "tiny_blank", "tiny_written")
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +56,20 @@ def model() -> PreTrainedModel:
     return tiny_model("llama")
 
 
+@pytest.fixture(scope="module")
+def ran(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Results and samples of the tasks that are routed, at BUDGET."""
+    arguments = [*routed_arguments(project, f"budget={BUDGET}"), "--batch_size", "4"]
+    return run(tmp_path_factory.mktemp("ran") / "out", project / "tasks", ",".join(ROUTED), *arguments)
+
+
 @pytest.mark.parametrize(
     "more",
     [
-        ["--batch_size", "1"],
-        ["--batch_size", "4"],
-        ["--batch_size", "4", "--num_fewshot", "2", "--limit", "5"],
+        ["--batch_size", "1", "--limit", "3"],
+        ["--batch_size", "4", "--num_fewshot", "2", "--limit", "7"],
     ],
-    ids=["one by one", "batches", "few shots"],
+    ids=["one by one", "batches with few shots"],
 )
 def test_full_depth_is_lm_evals_own_model(project: Path, tmp_path: Path, more: list[str]) -> None:
     # Oracle: `--model hf` on the same base model; every number and text is the same, to the last bit.
@@ -64,7 +81,7 @@ def test_full_depth_is_lm_evals_own_model(project: Path, tmp_path: Path, more: l
         assert [one["arguments"] for one in got[name]] == [one["arguments"] for one in expected[name]]
     assert routed["results"] == stock["results"]
     told = routed["config"]["cola_router"]
-    count = 5 if "--limit" in more else 12
+    count = int(more[-1])
     assert (told["documents"], told["mean_depth"], told["guaranteed"]) == (4 * count, 5.0, True)
     assert told["chains"] == {"0-4": 4 * count}
 
@@ -82,6 +99,7 @@ def test_what_lm_evals_class_takes_passes_on(project: Path, tmp_path: Path, more
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path / "model")
     chat = ["--apply_chat_template", "--num_fewshot", "1", "--batch_size", batch, "--max_batch_size", "2"]
+    chat += ["--limit", "4"]
     # The template makes it another tokenizer than the router's.
     other = routed_arguments(project, f"model={tmp_path / 'model'}", "verify=false", "guaranteed=true", more)
     names = "tiny_choice,tiny_written"
@@ -93,15 +111,13 @@ def test_what_lm_evals_class_takes_passes_on(project: Path, tmp_path: Path, more
 
 
 def test_a_document_runs_under_the_chain_of_its_prompt_and_choices(
-    project: Path, model: PreTrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, model: PreTrainedModel, ran: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Oracle: states choice by choice through the library, the router on them, and the view of its chain, by hand.
-    rows, tokenizer = documents(), tiny_tokenizer()
+    rows, tokenizer, (results, samples) = documents(), tiny_tokenizer(), ran
     states = [states_of(model, prompt_of(row), [f" {one}" for one in row["choices"]]) for row in rows]
     chains = hand_chains(project, states)
     assert len(set(chains)) > 3
-    arguments = [*routed_arguments(project, f"budget={BUDGET}"), "--batch_size", "4"]
-    results, samples = run(tmp_path / "routed", project / "tasks", "tiny_choice", *arguments)
     for row, chain, sample in zip(rows, chains, samples["tiny_choice"], strict=True):
         view = chain_view(model, chain)
         prompt = tokenizer(prompt_of(row))["input_ids"]
@@ -110,20 +126,22 @@ def test_a_document_runs_under_the_chain_of_its_prompt_and_choices(
         by_hand += [loglikelihood(view, [tokenizer.bos_token_id], one) for one in added]  # acc_mutual_info asks these
         assert values(sample) == pytest.approx(by_hand, abs=2e-4)
     depth = sum(chain.depth for chain in chains) / len(chains)
-    told = results["config"]["cola_router"]
-    assert told["tasks"]["tiny_choice"]["mean_depth"] == told["mean_depth"] == pytest.approx(depth)
+    told = results["config"]["cola_router"]["tasks"]["tiny_choice"]
+    assert told["mean_depth"] == pytest.approx(depth)
     assert told["chains"] == {str(chain): chains.count(chain) for chain in chains}
-    line = f"cola-router: loglikelihood: 12 documents, mean depth {depth:.2f} of 5 layers, {len(set(chains))} chains\n"
-    assert line in capsys.readouterr().err
 
     # The order of the documents changes no number.
     tasks = write_tasks(tmp_path / "reversed", rows[::-1])
-    _, again = run(tmp_path / "again", tasks, "tiny_choice", *arguments)
-    assert [one["resps"] for one in again["tiny_choice"][::-1]] == [one["resps"] for one in samples["tiny_choice"]]
+    arguments = [*routed_arguments(project, f"budget={BUDGET}"), "--batch_size", "4"]
+    _, again = run(tmp_path / "again", tasks, ",".join(ROUTED), *arguments)
+    for name in ROUTED:
+        assert [one["resps"] for one in again[name][::-1]] == [one["resps"] for one in samples[name]]
+    line = r"cola-router: loglikelihood: 24 documents, mean depth \d\.\d\d of 5 layers, \d+ chains\n"
+    assert re.search(line, capsys.readouterr().err)
 
 
 def test_choices_within_the_contexts_are_read_from_where_they_part(
-    project: Path, model: PreTrainedModel, tmp_path: Path
+    project: Path, model: PreTrainedModel, ran: Any
 ) -> None:
     # Oracle: as above; the prompt is what the contexts share, a choice is the rest with what follows it.
     rows, tokenizer = documents(), tiny_tokenizer()
@@ -132,24 +150,19 @@ def test_choices_within_the_contexts_are_read_from_where_they_part(
     chains = hand_chains(project, [states_of(model, *one) for one in zip(prompts, texts, strict=True)])
     assert len(set(chains)) > 2
     assert chains != hand_chains(project, [states_of(model, prompt) for prompt in prompts])
-    _, samples = run(tmp_path / "out", project / "tasks", "tiny_blank", *routed_arguments(project, f"budget={BUDGET}"))
-    for row, chain, sample in zip(rows, chains, samples["tiny_blank"], strict=True):
+    for row, chain, sample in zip(rows, chains, ran[1]["tiny_blank"], strict=True):
         added = tokenizer(f" {row['question']} it is.")["input_ids"]
         contexts = [tokenizer(context)["input_ids"] for context in row["contexts"]]
         by_hand = [loglikelihood(chain_view(model, chain), context, added) for context in contexts]
         assert values(sample) == pytest.approx(by_hand, abs=2e-4)
 
 
-def test_a_text_is_generated_under_the_chain_of_its_prompt(
-    project: Path, model: PreTrainedModel, tmp_path: Path
-) -> None:
+def test_a_text_is_generated_under_the_chain_of_its_prompt(project: Path, model: PreTrainedModel, ran: Any) -> None:
     # Oracle: states of the prompt through the library, the router on them, and the view's own generate.
     rows, tokenizer = documents(), tiny_tokenizer()
     chains = hand_chains(project, [states_of(model, prompt_of(row)) for row in rows])
     assert len(set(chains)) > 2
-    options = ["--batch_size", "4", *routed_arguments(project, f"budget={BUDGET}")]
-    _, samples = run(tmp_path / "out", project / "tasks", "tiny_written", *options)
-    for row, chain, sample in zip(rows, chains, samples["tiny_written"], strict=True):
+    for row, chain, sample in zip(rows, chains, ran[1]["tiny_written"], strict=True):
         ids = torch.tensor([tokenizer(prompt_of(row))["input_ids"]])
         made = chain_view(model, chain).generate(input_ids=ids, max_new_tokens=6, do_sample=False)
         text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0]
@@ -171,3 +184,102 @@ def test_a_text_is_generated_under_the_chain_of_its_prompt(
 )
 def test_what_the_router_reads(pairs: list[tuple[list[int], list[int]]], most: int, expected: Question) -> None:
     assert question_of_requests(pairs, most) == expected
+
+
+def test_lm_evals_cache_of_requests_works_and_that_of_answers_is_refused(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the first run, which fills the cache. An answer would be kept by its request alone, whatever the budget.
+    monkeypatch.setattr(lm_eval.caching.cache, "PATH", str(tmp_path / "requests"))
+    options = [*routed_arguments(project, f"budget={BUDGET}"), "--cache_requests", "true"]
+    (first, one), (second, other) = (
+        run(tmp_path / name, project / "tasks", "tiny_blank", *options) for name in ("one", "other")
+    )
+    assert one["tiny_blank"] == other["tiny_blank"]
+    assert first["results"] == second["results"]
+    assert list((tmp_path / "requests").iterdir())
+    with pytest.raises(InputError, match="use_cache: expected none with a routed model"):
+        run(tmp_path / "third", project / "tasks", "tiny_blank", *options, "--use_cache", str(tmp_path / "answers"))
+
+
+def test_the_full_model_is_back_after_an_error(project: Path) -> None:
+    lm = RoutedLM(str(project / "router"), budget=2.5, max_length=30)
+    full = lm.model
+    long = [Instance("loglikelihood", {}, ("Which?", " " + "x" * 40), 0, ("tiny_choice", 0, 1))]
+    with pytest.raises(AssertionError):  # lm-eval's own: the continuation does not fit
+        lm.loglikelihood(long)
+    assert lm.model is full
+    fresh = RoutedLM(str(project / "router"), budget=2.5, max_length=30)
+    assert lm.loglikelihood(asked(documents())) == fresh.loglikelihood(asked(documents()))
+
+
+def test_auto_finds_a_batch_for_chains_with_few_requests(project: Path) -> None:
+    # Oracle: one by one. With auto:9 lm-eval divides the requests by 9.
+    source, requests = str(project / "router"), asked(documents()[:2])
+    found = RoutedLM(source, budget=BUDGET, batch_size="auto:9", max_batch_size=2).loglikelihood(requests)
+    expected = RoutedLM(source, budget=BUDGET).loglikelihood(requests)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("pretrained=x", "model_args: expected some of router, .*, got 'pretrained'"),
+        ("budget=99", "budget: expected a mean depth in"),
+        ("budget=4,guaranteed=true", "budget: expected one of .*, got budget and guaranteed"),
+        ("router=", "router: expected a router's folder or hub id"),
+    ],
+)
+def test_bad_model_arguments_end_in_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
+) -> None:
+    source = [] if given.startswith("router") else [f"router={project / 'router'}"]
+    words = ["lm-eval", "--include_path", str(project / "tasks"), "--tasks", "tiny_choice"]
+    assert run_command(main, [*words, "--model_args", *source, given]) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "nothing"], "lm-eval: Tasks not found: nothing"),
+        (["--tasks", "tiny_choice", "--log_samples"], "lm-eval: Specify --output_path"),
+        (["--tasks", "tiny_choice", "--model", "other"], "lm-eval: Attempted to load model 'other'"),
+        (["--config", "/nowhere"], "Config file not found"),
+    ],
+)
+def test_what_lm_eval_refuses_ends_in_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    kept = list(sys.argv)
+    assert run_command(main, ["lm-eval", "--include_path", str(project / "tasks"), *words]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sys.argv == kept
+
+
+def test_several_processes_and_a_missing_package_are_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(InputError, match="lm-eval: expected one process, got WORLD_SIZE=2"):
+            RoutedLM(str(project / "router"))
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert run_command(main, ["lm-eval", "--tasks", "tiny_choice"]) == 2
+    assert "pip install 'cola-router[lm-eval]'" in capsys.readouterr().err
+
+
+def test_lm_eval_knows_the_name_once() -> None:
+    # Oracle: lm-eval's registry, which refuses a second class under a name; and the line that later releases read.
+    path = Path(router.routed.lm_eval.__file__)
+    spec = importlib.util.spec_from_file_location("imported_again", path)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert get_model("cola-router") is RoutedLM
+    assert get_model("hf") is RoutedLM.__base__
+    content = tomllib.loads((path.parents[2] / "pyproject.toml").read_text())
+    (line,) = content["project"]["entry-points"]["lm_eval.models"].items()
+    assert EntryPoint(*line, "lm_eval.models").load() is RoutedLM
+    assert line[0] == "cola-router"

@@ -34,12 +34,12 @@ EXAMPLES = [(11 * i) % 190 + 3 for i in range(22)]
 """Tokens that rows begin with; the families' sliding windows (4) are far shorter."""
 
 
-@pytest.fixture(params=VARIANTS, ids="-".join)
+@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
 def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(variant: tuple[str, str]) -> PreTrainedModel:
     return tiny_model(*variant)
 
@@ -69,44 +69,39 @@ def held(node: StateNode) -> int:
     return sum(child.nbytes + held(child) for child in node.children.values())
 
 
-def test_what_is_supported_is_found_out(variant: tuple[str, str], model: PreTrainedModel) -> None:
-    # Oracle: what the layers are, by configuration.
-    executor = ChainExecutor(model)
-    assert executor.can_share == all(expected_support(variant))
-
-
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
-@pytest.mark.parametrize("state_bytes", [0, 30_000, 2**30])
 def test_shared_tokens_run_once_and_change_nothing(
-    variant: tuple[str, str], model: PreTrainedModel, packed: bool, state_bytes: int
+    variant: tuple[str, str], model: PreTrainedModel, packed: bool
 ) -> None:
     # Oracle: the same executor with every row whole; two groups of rows that share, and one row that does not.
     if packed and not FAMILIES[variant[0]].packs:
         return
     rows = questions(3, packed=packed, start=EXAMPLES) + questions(2, packed=packed, start=[201, *EXAMPLES[:17]])
     rows.append(plain_row(range(40, 52), [Target(11, 7, 0)]))
-    shared = ChainExecutor(model, batch_tokens=60, state_bytes=state_bytes)
-    apart = ChainExecutor(model, state_bytes=state_bytes)
-    blocks = [shared.load(rows), apart.load(rows, share=False)]
-    assert len(blocks[0].parts) - len(rows) == (2 if shared.can_share else 0)
     rng = random.Random(0)
-    for _ in range(4):
-        jobs = [Job(rng.randrange(len(rows)), rng.choice(CHAINS)) for _ in range(9)]
-        readings = (shared.target_readings(blocks[0], jobs), apart.target_readings(blocks[1], jobs))
-        for one, other in zip(*readings, strict=True):
-            torch.testing.assert_close(one, other, **TOLERANCE)
-        for one, other in zip(shared.states(blocks[0], jobs), apart.states(blocks[1], jobs), strict=True):
-            torch.testing.assert_close(one, other, **TOLERANCE)
-        assert shared.state_bytes_held <= state_bytes
-        assert shared.state_bytes_held == sum(held(root) for root in blocks[0].roots)
+    rounds = [[Job(rng.randrange(len(rows)), rng.choice(CHAINS)) for _ in range(9)] for _ in range(3)]
+    apart = ChainExecutor(model)
+    block = apart.load(rows, share=False)
+    wanted = [(apart.target_readings(block, jobs), apart.states(block, jobs)) for jobs in rounds]
+    for state_bytes in (0, 30_000, 2**30):
+        shared = ChainExecutor(model, batch_tokens=60, state_bytes=state_bytes)
+        block = shared.load(rows)
+        assert len(block.parts) - len(rows) == (2 if shared.can_share else 0)
+        for jobs, (readings, states) in zip(rounds, wanted, strict=True):
+            for one, other in zip(shared.target_readings(block, jobs), readings, strict=True):
+                torch.testing.assert_close(one, other, **TOLERANCE)
+            for one, other in zip(shared.states(block, jobs), states, strict=True):
+                torch.testing.assert_close(one, other, **TOLERANCE)
+            assert shared.state_bytes_held <= state_bytes
+            assert shared.state_bytes_held == sum(held(root) for root in block.roots)
 
 
 def test_shared_tokens_equal_the_view(variant: tuple[str, str], model: PreTrainedModel) -> None:
-    # Oracle: the chain view on each row alone.
+    # Oracle: the chain view on each row alone; what is supported is what the layers are, by configuration.
     rows = questions(2, packed=False, start=EXAMPLES)
     executor = ChainExecutor(model)
     block = executor.load(rows)
-    assert (len(block.parts) > len(rows)) == all(expected_support(variant))
+    assert executor.can_share == (len(block.parts) > len(rows)) == all(expected_support(variant))
     jobs = [Job(i, chain) for chain in CHAINS for i in range(len(rows))]
     for job, logits in zip(jobs, executor.logits(block, jobs), strict=True):
         view = chain_view(model, job.chain)(torch.tensor([rows[job.row].tokens])).logits[0]

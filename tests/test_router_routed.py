@@ -1,51 +1,34 @@
-"""A routed model generates, row by row, what the view of each row's chain generates."""
+"""A routed model: loaded, generating and scoring row by row what the view of each row's chain does."""
 
 from __future__ import annotations
 
+import dataclasses
+import random
+import shutil
+import string
 import threading
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, TextIteratorStreamer, pipeline
 from transformers.utils import logging as transformers_logging
 
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
+from router.engine.choices import question_of
+from router.engine.load import load_model
 from router.engine.view import chain_view
-from router.heads.head import pad_states
 from router.routed import RoutedModel
-from router.storage import Guarantee, Router
-from tests.tiny import NUM_LAYERS, VARIANTS, random_router, tiny_model, tiny_tokenizer
+from router.storage import Operation, Router, load_router, save_router
+from router.validation import InputError
+from tests.routed_folders import GREEDY, PADDING, prompts, router_for, write_routed
+from tests.tiny import EACH, NUM_LAYERS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
 
-PREFIX = 2
-PADDING = 0
 FULL = Chain.full(NUM_LAYERS)
-GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": PADDING}
-
-
-def prompts(rows: int = 6) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of prompts of different lengths, padded on the left."""
-    generator = torch.Generator().manual_seed(3)
-    lengths = [5 + 2 * (i % 4) for i in range(rows)]
-    ids, mask = torch.full((rows, max(lengths)), PADDING), torch.zeros(rows, max(lengths), dtype=torch.long)
-    for i, length in enumerate(lengths):
-        ids[i, -length:] = torch.randint(3, 90, (length,), generator=generator)
-        mask[i, -length:] = 1
-    return ids, mask
-
-
-def router_for(model: PreTrainedModel) -> Router:
-    """A random router with a measured budget, and a guarantee that certifies full depth alone."""
-    router = random_router(ChainScorer(model, tiny_tokenizer(), load_task("arc_easy")), PREFIX)
-    ids, mask = prompts(24)
-    hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[PREFIX]
-    states = [row[kept.bool()] for row, kept in zip(hidden, mask, strict=True)]
-    with torch.inference_mode():
-        router.head.calibrate(router.head(*pad_states(states)))
-    return Router(router.config, router.head, Guarantee(0.1, 0.1, "accuracy", None, None, 10, 0.0, 5.0, None))
+CHOICES = [" the moon", " a fox", " glass", " seven bees"]
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +38,25 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def routed(model: PreTrainedModel) -> RoutedModel:
-    return RoutedModel.join(model, router_for(model), budget=4.0)
+    return RoutedModel.join(model, router_for(model), tokenizer=tiny_tokenizer(), budget=4.0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model in `model/` and a router for it in `router/`."""
+    return write_routed(tmp_path_factory.mktemp("pretrained")).parent
+
+
+def in_threads(work: Callable[[int], None]) -> None:
+    """Do two things at once."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("variant", EACH, ids="-".join)
 def test_each_row_is_what_its_chains_view_generates(variant: tuple[str, str]) -> None:
     # Oracle: the view of the row's chain, the row alone and without padding; all families and attentions.
     model = tiny_model(*variant)
@@ -76,7 +74,7 @@ def test_each_row_is_what_its_chains_view_generates(variant: tuple[str, str]) ->
         assert torch.equal(routed.generate(own, **GREEDY), alone)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+@pytest.mark.parametrize("variant", EACH, ids="-".join)
 def test_full_depth_for_all_is_the_stock_model(variant: tuple[str, str]) -> None:
     # Oracle: the base model's own generate, greedy and sampled from the same seed, with scores.
     model = tiny_model(*variant)
@@ -153,18 +151,11 @@ def test_padding_is_told_from_tokens_as_the_library_does(model: PreTrainedModel,
         settings.pad_token_id = old
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"num_beams": 2}, "num_beams: expected rows that share a chain, got . chains"),
-        ({"return_dict_in_generate": True}, "return_dict_in_generate: expected rows that share a chain"),
-        ({"streamer": object()}, "streamer: expected rows that share a chain"),
-    ],
-)
-def test_what_belongs_to_a_whole_batch_needs_one_chain(routed: RoutedModel, more: dict[str, Any], message: str) -> None:
+def test_what_belongs_to_a_whole_batch_needs_one_chain(routed: RoutedModel) -> None:
     ids, mask = prompts()
-    with pytest.raises(ValueError, match=message):
-        routed.generate(input_ids=ids, attention_mask=mask, **GREEDY | more)
+    for more in ({"num_beams": 2}, {"return_dict_in_generate": True}, {"streamer": object()}):
+        with pytest.raises(ValueError, match=f"{next(iter(more))}: expected rows that share a chain, got . chains"):
+            routed.generate(input_ids=ids, attention_mask=mask, **GREEDY | more)
 
 
 def test_one_row_can_stream(model: PreTrainedModel, routed: RoutedModel) -> None:
@@ -180,25 +171,21 @@ def test_one_row_can_stream(model: PreTrainedModel, routed: RoutedModel) -> None
     assert text == tokenizer.decode(whole[0, ids.shape[1] :])
 
 
-def test_two_threads_do_not_mix(model: PreTrainedModel, routed: RoutedModel) -> None:
+def test_two_threads_do_not_mix(routed: RoutedModel) -> None:
+    # Oracle: each half of the prompts alone, generated and scored.
     ids, mask = prompts()
-    halves = [(ids[:3], mask[:3]), (ids[3:], mask[3:])]
-    expected = [routed.generate(input_ids=i, attention_mask=m, **GREEDY) for i, m in halves]
-    got: dict[int, list[Tensor]] = {0: [], 1: []}
+    halves = [{"input_ids": ids[own], "attention_mask": mask[own], **GREEDY} for own in (slice(3), slice(3, 6))]
+    texts = [routed.generate(**half) for half in halves]
+    scores = [routed.score(f"Thread {i}?", CHOICES).logprobs for i in range(2)]
+    same: list[bool] = []
 
     def work(half: int) -> None:
-        own_ids, own_mask = halves[half]
-        for _ in range(5):
-            got[half].append(routed.generate(input_ids=own_ids, attention_mask=own_mask, **GREEDY))
+        for _ in range(4):
+            same.append(torch.equal(routed.generate(**halves[half]), texts[half]))
+            same.append(routed.score(f"Thread {half}?", CHOICES).logprobs == scores[half])
 
-    threads = [threading.Thread(target=work, args=(half,)) for half in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for half in (0, 1):
-        assert len(got[half]) == 5
-        assert all(torch.equal(one, expected[half]) for one in got[half])
+    in_threads(work)
+    assert same == [True] * 16
 
 
 def test_the_library_takes_it_for_the_base_model(
@@ -235,6 +222,64 @@ def test_the_budget_is_a_knob_of_one_model(model: PreTrainedModel) -> None:
         routed.route(ids, mask)
 
 
+@pytest.mark.parametrize("variant", EACH, ids="-".join)
+def test_scores_are_those_of_the_chains_view(variant: tuple[str, str]) -> None:
+    # Oracle: each choice alone behind the prompt through the view of the chain, log-softmax by hand.
+    model, tokenizer = tiny_model(*variant), tiny_tokenizer()
+    routed = RoutedModel.join(model, router_for(model), tokenizer=tokenizer, budget=4.0)
+    chains = set()
+    rng = random.Random(0)
+    for i in range(8):
+        prompt = "".join(rng.choices(string.printable[:90], k=4 + 5 * i))
+        scored = routed.score(prompt, CHOICES)
+        chains.add(scored.routed.chain)
+        view = chain_view(model, scored.routed.chain)
+        start = len(tokenizer(prompt)["input_ids"])
+        for choice, value, count in zip(CHOICES, scored.logprobs, scored.tokens, strict=True):
+            ids = torch.tensor([tokenizer(prompt + choice)["input_ids"]])
+            logprobs = view(input_ids=ids).logits[0].log_softmax(-1)
+            own = [float(logprobs[at - 1, int(ids[0, at])]) for at in range(start, ids.shape[1])]
+            assert count == len(own)
+            assert value == pytest.approx(sum(own), abs=1e-4)
+        assert scored.logprobs[scored.best] == max(scored.logprobs)
+    assert chains != {Chain.full(5)}
+
+
+def test_chains_and_scores_are_those_of_evaluation(model: PreTrainedModel, routed: RoutedModel) -> None:
+    # Oracle: the scorer and the reading that search, training and evaluation share.
+    tokenizer, task = tiny_tokenizer(), load_task("arc_easy")
+    scorer = ChainScorer(model, tokenizer, task)
+    for sample in tiny_samples("test", 5):
+        encoded = scorer.encode(sample)
+        block = scorer.load([encoded])
+        (expected,) = routed.router.decide(scorer.states(block, routed.router.config.read_layer), Operation(budget=4.0))
+        (result,) = scorer.score(block, [(0, expected.chain)])
+        prompt = task.prompt.text(encoded.query, tokenizer)
+        scored = routed.score(prompt, list(encoded.query.continuations))
+        assert scored.routed.chain == expected.chain
+        assert scored.logprobs == pytest.approx(result.scores, abs=1e-4)
+
+
+def test_several_prompts_are_scored_as_each_alone(routed: RoutedModel) -> None:
+    prompts = [f"Number {i}:" + " so" * (i % 3) for i in range(5)]
+    every = [CHOICES[: 1 + i % 4] for i in range(5)]
+    together = routed.score(prompts, every)
+    for prompt, choices, scored in zip(prompts, every, together, strict=True):
+        alone = routed.score(prompt, choices)
+        assert scored.routed.chain == alone.routed.chain
+        assert scored.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_a_prompt_is_opened_once() -> None:
+    # Oracle: a tokenizer that puts BOS before a text; the choice follows the prompt's tokens.
+    tokenizer = tiny_tokenizer()
+    question = question_of(tokenizer, "Is it A", [" A", " B"])
+    assert question.prompt == tuple(tokenizer("Is it A")["input_ids"])
+    assert question.choices == tuple(
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (" A", " B")
+    )
+
+
 def test_what_does_not_fit_is_refused(model: PreTrainedModel, routed: RoutedModel) -> None:
     router = router_for(model)
     with pytest.raises(ValueError, match="guaranteed: expected a router with a guarantee"):
@@ -243,3 +288,106 @@ def test_what_does_not_fit_is_refused(model: PreTrainedModel, routed: RoutedMode
         RoutedModel.join(model, router, budget=0.5)
     with pytest.raises(ValueError, match="generate: expected input_ids"):
         routed.generate(inputs_embeds=torch.zeros(1, 3, model.config.hidden_size))
+    with pytest.raises(ValueError, match="expected a tokenizer"):
+        RoutedModel.join(model, router).score("Which?", CHOICES)
+    with pytest.raises(ValueError, match="those of 2 prompts, got 1"):
+        routed.score(["a", "b"], [CHOICES])
+    for choices, told in (([], "at least one text"), (" A", "list of at least one text"), ([""], "at least one token")):
+        with pytest.raises(ValueError, match=told):
+            routed.score("Which?", choices)
+
+
+def test_three_lines_are_enough(project: Path) -> None:
+    # Oracle: the same model and router, joined by hand.
+    routed = RoutedModel.from_pretrained(project / "router", budget=4.0)
+    by_hand = RoutedModel.join(load_model(str(project / "model"))[0], load_router(project / "router"), budget=4.0)
+    ids, mask = prompts()
+    assert [one.chain for one in routed.route(ids, mask)] == [one.chain for one in by_hand.route(ids, mask)]
+    options = {"input_ids": ids, "attention_mask": mask, **GREEDY}
+    assert torch.equal(routed.generate(**options), by_hand.generate(**options))
+    assert routed.tokenizer is not None
+    assert routed.score("Which?", [" A", " B"]).routed.chain.num_layers == 5
+
+
+def test_what_the_library_takes_passes_through(project: Path) -> None:
+    routed = RoutedModel.from_pretrained(project / "router", dtype="bfloat16", attn_implementation="eager")
+    assert routed.dtype == torch.bfloat16
+    assert routed.config._attn_implementation == "eager"
+
+
+def test_layers_placed_by_accelerate_run_the_same(project: Path, tmp_path: Path) -> None:
+    # Oracle: the model in one place. One layer lies on the disk, so its weights cannot be compared.
+    places = {"model": "cpu", "lm_head": "cpu"} | {f"model.layers.{i}": "cpu" for i in range(5)}
+    places = {name: place for name, place in places.items() if name != "model"}
+    places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "model.layers.3": "disk"}
+    options = {"device_map": places, "offload_folder": str(tmp_path), "budget": 4.0}
+    with pytest.raises(InputError, match="expected weights in memory to compare"):
+        RoutedModel.from_pretrained(project / "router", **options)
+    placed = RoutedModel.from_pretrained(project / "router", verify=False, **options)
+    plain = RoutedModel.from_pretrained(project / "router", budget=4.0, device_map={"": "cpu"})
+    ids, mask = prompts()
+    assert any(3 in one.chain.layers for one in plain.route(ids, mask))
+    call = {"input_ids": ids, "attention_mask": mask, **GREEDY}
+    assert torch.equal(placed.generate(**call), plain.generate(**call))
+    assert placed.score("Which?", [" A", " B"]) == plain.score("Which?", [" A", " B"])
+
+
+def test_what_a_router_was_not_made_for_is_refused(project: Path, tmp_path: Path) -> None:
+    # Oracle: another model, another tokenizer, a model that is gone, depths that were not measured.
+    router, other = project / "router", str(save_tiny(tmp_path / "other", seed=1))
+    with pytest.raises(InputError, match="expected it to be made for the model"):
+        RoutedModel.from_pretrained(router, base_model=other)
+    assert RoutedModel.from_pretrained(router, base_model=other, verify=False).router.config.num_layers == 5
+    shutil.copytree(project / "model", tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="expected it to be made for the tokenizer"):
+        RoutedModel.from_pretrained(router, base_model=str(tmp_path / "model"))
+    made = load_router(router)
+    gone = dataclasses.replace(made.config, base_model="./gone")
+    save_router(tmp_path / "router", dataclasses.replace(made, config=gone))
+    with pytest.raises(InputError, match=r"base_model: expected the model that the router names, '\./gone'"):
+        RoutedModel.from_pretrained(tmp_path / "router")
+    with pytest.raises(ValueError, match="budget: expected a mean depth in"):
+        RoutedModel.from_pretrained(router, budget=40.0)
+
+
+def test_the_router_alone_is_saved(project: Path, tmp_path: Path) -> None:
+    routed = RoutedModel.from_pretrained(project / "router", budget=4.0)
+    routed.save_pretrained(tmp_path / "saved")
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert names == {"config.json", "router.safetensors", "README.md"}
+    again = RoutedModel.from_pretrained(tmp_path / "saved", base_model=str(project / "model"), budget=4.0)
+    ids, mask = prompts()
+    assert again.route(ids, mask) == routed.route(ids, mask)
+
+
+def test_padding_stands_on_the_left(project: Path) -> None:
+    routed = RoutedModel.from_pretrained(project / "router", budget=4.0)
+    assert routed.tokenizer is not None
+    batch = routed.tokenizer(["Which of these?", "A"], return_tensors="pt", padding=True)
+    assert batch.attention_mask[1].tolist() == [0] * 14 + [1]
+    assert len(routed.generate(**batch, **GREEDY)) == 2
+    with pytest.raises(ValueError, match="expected padding on the left"):
+        routed.generate(input_ids=batch.input_ids.flip(1), attention_mask=batch.attention_mask.flip(1))
+
+
+def test_budgets_by_row(project: Path) -> None:
+    # Oracle: the whole batch at each budget.
+    routed = RoutedModel.from_pretrained(project / "router", budget=4.0)
+    reading = routed.read(*prompts())
+    low, high = (routed.decide(reading, [budget] * 6) for budget in (3.2, 4.8))
+    own = routed.decide(reading)
+    mixed = routed.decide(reading, [3.2, None, 4.8, 3.2, None, 4.8])
+    assert mixed == [low[0], own[1], high[2], low[3], own[4], high[5]]
+    assert routed.decide(reading.select([4, 0]), [None, 3.2]) == [own[4], low[0]]
+    with pytest.raises(ValueError, match="budgets: expected 6 entries"):
+        routed.decide(reading, [3.2])
+
+
+def test_scorer_and_router_agree_on_fingerprints(project: Path) -> None:
+    # Oracle: the fingerprints that search and training use.
+    model, tokenizer = load_model(str(project / "model"))
+    prints = ChainScorer(model, tokenizer, load_task("arc_easy")).fingerprints
+    assert load_router(project / "router").config.fingerprints == prints

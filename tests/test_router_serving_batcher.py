@@ -15,9 +15,9 @@ from transformers import GenerationConfig
 from router.routed import RoutedModel
 from router.serving.batcher import Batcher, BatchLimits, LoadBudget
 from router.serving.protocol import ApiError
-from router.serving.rows import Picks, Piece, Progress, Row, Sampling, Step, TextStream
+from router.serving.rows import Picks, Piece, Progress, Row, Sampling, TextStream
 from tests.serving import BUDGET, END, Alone, Brake, Oracle, tiny_routed, until
-from tests.tiny import VARIANTS
+from tests.tiny import EACH
 
 BAD = 77
 """A token that the failures below lie in wait for."""
@@ -76,7 +76,7 @@ def serve(batcher: Batcher, asked: Sequence[Asked]) -> None:
     until(lambda: all(one.ends for one in asked))
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+@pytest.mark.parametrize("variant", EACH, ids="-".join)
 def test_rows_that_share_a_batch_come_out_as_alone(variant: tuple[str, str]) -> None:
     # Oracle: each prompt alone, without cache, batch or padding; all families and attentions.
     oracle = Oracle(tiny_routed(*variant))
@@ -198,12 +198,11 @@ def test_logits_that_are_no_numbers_fail_their_row_alone() -> None:
     # Oracle: by hand.
     oracle = Oracle(tiny_routed())
     rows = [Asked(oracle, [90], 3, **more).row for more in ({}, {}, {"temperature": 1.0}, {"temperature": 1.0}, {})]
-    step = Step(rows)
-    scores = torch.zeros(5, 300)
+    progress, scores = Progress(rows, {END}), torch.zeros(5, 300)
     scores[:, 100] = 50.0
     scores[1, 7], scores[2, 7], scores[4] = torch.nan, torch.inf, -torch.inf
-    tokens = Picks(step)(torch.zeros(5, 1).long(), scores).argmax(1)
-    ended = Progress(step, {END})(torch.cat([torch.zeros(5, 1).long(), tokens[:, None]], 1), None)
+    tokens = Picks(progress)(torch.zeros(5, 1).long(), scores).argmax(1)
+    ended = progress(torch.cat([torch.zeros(5, 1).long(), tokens[:, None]], 1), None)
     assert ended.tolist() == [False, True, True, False, True]
     assert [row.tokens for row in rows] == [[100], [], [], [100], []]
     assert [row.error and row.error.code for row in rows] == [None, "overflow", "overflow", None, "overflow"]
@@ -217,8 +216,8 @@ def test_what_a_row_has_said_is_repeated_whatever_the_numbers_say_now() -> None:
     scores[:, likely] = 50.0
     for row in rows:
         row.take(said, {END})
-    step = Step(rows)
-    picks, progress = Picks(step), Progress(step, {END})
+    progress = Progress(rows, {END})
+    picks = Picks(progress)
     for expected in (said, likely):
         tokens = picks(torch.zeros(2, 1).long(), scores.clone()).argmax(1)
         assert tokens.tolist() == [expected] * 2

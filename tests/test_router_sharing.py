@@ -14,14 +14,14 @@ from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job
 from router.engine.rows import plain_row
 from router.engine.view import chain_view
-from tests.tiny import NUM_LAYERS, VARIANTS, tiny_model
+from tests.tiny import EACH, NUM_LAYERS, tiny_model
 
 FULL = Chain.full(NUM_LAYERS)
 CHAINS = (FULL, FULL.skip(2, 1), FULL.repeat(1, 2, 2), FULL.move(0, 1, 3))
-OPTIONS = {"do_sample": False, "max_new_tokens": 10, "min_new_tokens": 10, "pad_token_id": 0}
+OPTIONS = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
 
 
-@pytest.fixture(params=VARIANTS, ids="-".join)
+@pytest.fixture(params=EACH, ids="-".join)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(*request.param)
 

@@ -1,10 +1,10 @@
 """Refusals in the house's sentence. Oracle: ten examples written by hand."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from router.chain import Chain
@@ -32,6 +32,12 @@ class Inner:
     """
 
     share: Share = 0.5
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.share == 0.25:
+            raise ValueError(f"share: expected another, got {self.share}")
+        return self
 
 
 @dataclass(frozen=True, config=STORED)
@@ -73,6 +79,7 @@ def test_plain_data_come_back_as_they_were() -> None:
         ({"kind": "c"}, "kind: expected one of a, b, got 'c'"),
         ({"other": 1}, "expected no field other, got one"),
         ({"inner": [{"share": 0.1}, {"share": 2.0}]}, "inner[1].share: expected at most 1, got 2.0"),
+        ({"inner": [{"share": 0.25}]}, "inner[0].share: expected another, got 0.25"),
         ({"chain": [0, 3]}, "layers[1]: expected an integer in 0..2, got 3"),
         ({"chain": "0,3"}, "chain: expected a list of layer indices, got '0,3'"),
         ({"answer": [1]}, "answer: expected an integer, got [1]"),

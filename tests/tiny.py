@@ -145,6 +145,8 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 VARIANTS = [(name, attention) for name, family in FAMILIES.items() for attention in family.attentions]
+EACH = [(name, family.attentions[i % len(family.attentions)]) for i, (name, family) in enumerate(FAMILIES.items())]
+"""Every family once, its attentions in turn: for what does not hang on how attention is computed."""
 
 
 def tiny_model(family: str, attention: str | None = None, seed: int = 0) -> PreTrainedModel:

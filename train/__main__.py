@@ -15,7 +15,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +27,7 @@ from lightning.pytorch.loggers import WandbLogger
 from pydantic.dataclasses import dataclass
 
 from data.tracking import TrackingSettings, log_files, start_run
-from router.command import one_line, provenance, refusals_of, require_unique_keys, run_command
+from router.command import one_line, provenance, refusals_of, require_unique_keys, run_command, settings_of
 from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
 from router.storage import HeadSettings as HeadConfig
@@ -147,8 +146,8 @@ def _parse(argv: Sequence[str]) -> tuple[TrainSettings, EarlyStopping, MakeTrain
     with refusals_of(TrainSettings):
         config = parser.parse_args(list(argv))
         seed_everything(config["seed_everything"], workers=True, verbose=False)
+        settings = settings_of(TrainSettings, config)
         made = parser.instantiate(config)
-        settings = TrainSettings(**{field.name: made[field.name] for field in fields(TrainSettings)})
     plain: dict[str, Any] = json.loads(parser.dump(config, format="json", skip_none=False))
     plain.pop("config", None)
 

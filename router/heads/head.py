@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from router.chain import Chain
 from router.heads.budget import BudgetPoint, offset_for
 
+Pooling = Literal["windows", "ends", "attention"]
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -44,10 +46,27 @@ class Head(nn.Module, ABC):
         budget_points: operating points, by mean depth; empty before calibration.
     """
 
-    encoder: StateEncoder
+    def __init__(
+        self,
+        num_layers: int,
+        read_layer: int,
+        d_model: int,
+        *,
+        hidden: int = 64,
+        pooling: Pooling = "windows",
+        windows: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        """Build the encoder, and set what all heads share.
 
-    def __init__(self, num_layers: int, read_layer: int, d_model: int) -> None:
-        """Set what all heads share.
+        Args:
+            num_layers: layers of the base model.
+            read_layer: layers that run in every chain.
+            d_model: width of the states.
+            hidden: see `StateEncoder`, as for the next three.
+            pooling: how a sample's tokens become one vector.
+            windows: parts that the tokens are split into, or weightings of them.
+            dropout: share of the features dropped in training.
 
         Raises:
             ValueError: where `read_layer` is not in 1..num_layers-1.
@@ -59,6 +78,7 @@ class Head(nn.Module, ABC):
         self.read_layer = read_layer
         self.d_model = d_model
         self.budget_points: tuple[BudgetPoint, ...] = ()
+        self.encoder = StateEncoder(d_model, hidden=hidden, pooling=pooling, windows=windows, dropout=dropout)
 
     def forward(
         self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
@@ -103,9 +123,6 @@ def pad_states(
     return padded, mask.to(padded.device)
 
 
-Pooling = Literal["windows", "ends", "attention"]
-
-
 class StateEncoder(nn.Module):
     """Token states to one vector of features.
 
@@ -126,16 +143,8 @@ class StateEncoder(nn.Module):
                 weightings of the tokens, and the last token.
             windows: parts of the tokens, or learned weightings of them.
             dropout: share of what goes into the bottleneck's successor that is dropped in training.
-
-        Raises:
-            ValueError: where a size is below 1, or the dropout outside 0..1.
         """
         super().__init__()
-        for name, value in (("hidden", hidden), ("windows", windows)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected at least 0 and below 1, got {dropout}")
         self.hidden, self.windows, self.pooling = hidden, windows, pooling
         self.normalise = nn.LayerNorm(d_model, elementwise_affine=False)
         parts = {"windows": 1, "ends": 2, "attention": 1 + windows}[pooling]

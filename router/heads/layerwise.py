@@ -7,6 +7,7 @@ decision is made once for a sample and costs one pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from router.chain import Chain
 from router.heads.budget import POINTS, BudgetPoint
-from router.heads.head import Decision, Head, Pooling, StateEncoder
+from router.heads.head import Decision, Head
 
 SKIP, RUN, REPEAT = 0, 1, 2
 CLASSES = ("skip", "run", "repeat")
@@ -36,34 +37,10 @@ def classes_of(chain: Chain, read_layer: int) -> tuple[int, ...] | None:
 class LayerwiseHead(Head):
     """Window-pooled states through a bottleneck to three logits for each layer after the prefix."""
 
-    def __init__(
-        self,
-        num_layers: int,
-        read_layer: int,
-        d_model: int,
-        *,
-        hidden: int = 64,
-        pooling: Pooling = "windows",
-        windows: int = 8,
-        dropout: float = 0.1,
-    ) -> None:
-        """Build the network.
-
-        Args:
-            num_layers: layers of the base model.
-            read_layer: layers that run in every chain.
-            d_model: width of the states.
-            hidden: see `router.heads.head.StateEncoder`, as for the next three.
-            pooling: how a sample's tokens become one vector.
-            windows: parts that the tokens are split into.
-            dropout: share of the features dropped in training.
-
-        Raises:
-            ValueError: where a setting is out of its bounds.
-        """
-        super().__init__(num_layers, read_layer, d_model)
-        self.encoder = StateEncoder(d_model, hidden=hidden, pooling=pooling, windows=windows, dropout=dropout)
-        self.classify = nn.Linear(hidden, (num_layers - read_layer) * len(CLASSES))
+    def __init__(self, num_layers: int, read_layer: int, d_model: int, **encoder: Any) -> None:
+        """Build the network; arguments as of `Head`."""
+        super().__init__(num_layers, read_layer, d_model, **encoder)
+        self.classify = nn.Linear(self.encoder.hidden, (num_layers - read_layer) * len(CLASSES))
 
     def start_from(self, frequencies: Float[Tensor, "layers classes"]) -> None:
         """Make the untrained head answer with the classes' frequencies by layer, whatever it reads.

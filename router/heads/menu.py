@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from router.chain import Chain
 from router.heads.budget import operating_points, priced_choice
-from router.heads.head import Decision, Head, Pooling, StateEncoder
+from router.heads.head import Decision, Head, Pooling
 
 CORRECT, AGREE = 0, 1
 OUTCOMES = ("correct", "agree")
@@ -38,10 +39,8 @@ class MenuHead(Head):
         *,
         chains: Sequence[str],
         agreement: float = 0.5,
-        hidden: int = 64,
         pooling: Pooling = "ends",
-        windows: int = 8,
-        dropout: float = 0.1,
+        **encoder: Any,
     ) -> None:
         """Build the network.
 
@@ -51,15 +50,13 @@ class MenuHead(Head):
             d_model: width of the states.
             chains: the menu in text form, the full chain first.
             agreement: weight of agreement in a chain's value.
-            hidden: see `router.heads.head.StateEncoder`, as for the next three.
-            pooling: how a sample's tokens become one vector.
-            windows: weightings of the tokens, or parts of them.
-            dropout: share of the features dropped in training.
+            pooling: as of `Head`, and so are the others.
+            encoder: the encoder's other settings.
 
         Raises:
-            ValueError: where a setting is out of its bounds, or a chain edits the prefix.
+            ValueError: where the full chain is not the first, one stands twice, or one edits the prefix.
         """
-        super().__init__(num_layers, read_layer, d_model)
+        super().__init__(num_layers, read_layer, d_model, pooling=pooling, **encoder)
         self.chains = tuple(Chain.parse(text, num_layers) for text in chains)
         if not self.chains or not self.chains[0].is_full:
             raise ValueError("chains: expected the full chain as the first, got another or none")
@@ -68,11 +65,8 @@ class MenuHead(Head):
         for chain in self.chains:
             if chain.unedited_prefix < read_layer:
                 raise ValueError(f"chains: expected chains that begin with layers 0..{read_layer - 1}, got {chain}")
-        if not 0 <= agreement <= 1:
-            raise ValueError(f"agreement: expected 0..1, got {agreement}")
         self.agreement = agreement
-        self.encoder = StateEncoder(d_model, hidden=hidden, pooling=pooling, windows=windows, dropout=dropout)
-        self.predict = nn.Linear(hidden, len(self.chains) * len(OUTCOMES) + len(AUXILIARY))
+        self.predict = nn.Linear(self.encoder.hidden, len(self.chains) * len(OUTCOMES) + len(AUXILIARY))
 
     @property
     def depths(self) -> Float[Tensor, " chains"]:

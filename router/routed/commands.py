@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,8 +32,7 @@ from router.heads.menu import MenuHead
 from router.latency import budget_for
 from router.routed.export import export_chain, free_folder
 from router.routed.hub import router_folder
-from router.routed.load import require_pair
-from router.routed.model import RoutedModel, by_chain
+from router.routed.model import RoutedModel, by_chain, require_pair
 from router.storage import Router, load_router
 from router.strip import draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, to_plain
@@ -116,13 +115,17 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
             **options,
         )
         if settings.latency_factor is not None and settings.latency_profile is not None:
-            prints, dtype = routed.router.config.fingerprints, str(routed.dtype).removeprefix("torch.")
-            profile, factor = settings.latency_profile, settings.latency_factor
-            routed.budget = budget_for(profile, factor, prints, routed.device.type, dtype)
+            routed.budget = depth_for(settings.latency_profile, routed)(settings.latency_factor)
             routed.router.head.offset_for(routed.budget)
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from error
     return routed
+
+
+def depth_for(profile: Path, routed: RoutedModel) -> Callable[[float], float]:
+    """Return what says the mean depth, layers, that takes a latency (units of full depth's), by a latency profile."""
+    prints, dtype = routed.router.config.fingerprints, str(routed.dtype).removeprefix("torch.")
+    return lambda factor: budget_for(profile, factor, prints, routed.device.type, dtype)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -180,13 +183,7 @@ def read_prompts(settings: PromptSettings) -> list[str]:
 def encode_prompts(
     routed: RoutedModel, prompts: Sequence[str], settings: PromptSettings, reserve: int = 0
 ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Give prompts in batches: their texts, token ids padded on the left, and masks.
-
-    Args:
-        routed: the routed model.
-        prompts: the prompts.
-        settings: batch size, and whether there is a chat template.
-        reserve: tokens that are to follow each prompt.
+    """Give prompts in batches: their texts, token ids padded on the left, and masks; `reserve` tokens may follow each.
 
     Raises:
         InputError: at a prompt without tokens, one that is too long, or a tokenizer without a chat template.
@@ -455,9 +452,13 @@ def export(argv: Sequence[str]) -> None:
     settings, _ = parse_settings(ExportSettings, argv, "router export", description)
     free_folder(settings.out)
     router = None if settings.router is None else load_router(router_folder(settings.router))
-    name, revision = _base_model(settings, router)
-    chain = read_chain(settings, layers_of(name, revision) if router is None else router.config.num_layers)
-    dtype = settings.dtype or (dtype_of(name, revision) if router is None else router.config.dtype)
+    if router is None:
+        name, revision = settings.model or DEFAULT_MODEL, settings.revision
+        num_layers, dtype = layers_of(name, revision), settings.dtype or dtype_of(name, revision)
+    else:
+        name, revision = router.config.base(settings.model, settings.revision)
+        num_layers, dtype = router.config.num_layers, settings.dtype or router.config.dtype
+    chain = read_chain(settings, num_layers)
     model, tokenizer = load_model(name, dtype=dtype, device=settings.device, revision=revision)
     if router is not None:
         require_pair(model, tokenizer, router, f"router {settings.router!r}")
@@ -467,15 +468,6 @@ def export(argv: Sequence[str]) -> None:
     print("equal to the bit to the base model under this chain, loaded by stock transformers")
     print(f"written to {folder}")
     print(f'load it: transformers.AutoModelForCausalLM.from_pretrained("{folder}", dtype="{dtype}")')
-
-
-def _base_model(settings: ExportSettings, router: Router | None) -> tuple[str, str | None]:
-    """Return the base model's name and hub revision."""
-    if router is None:
-        return settings.model or DEFAULT_MODEL, settings.revision
-    config = router.config
-    name = settings.model or config.base_model
-    return name, settings.revision or (config.revision if name == config.base_model else None)
 
 
 def read_chain(settings: ExportSettings, num_layers: int) -> Chain:

@@ -50,7 +50,25 @@ from router.routed.card import place_of, plain_text
 from router.strip import MEANING, draw_lines
 from router.validation import InputError
 
-CHAIN_FILE, CARD_FILE = "chain.json", "README.md"
+CHAIN_FILE, CARD_FILE, TEMPLATE = "chain.json", "README.md", Path(__file__).with_name("export.md")
+SCHEMA = 1
+"""Version of `chain.json`."""
+TOKENS, PADDING, NEW_TOKENS = 64, 19, 8
+"""Tokens of a row, how many of them are padding on the left in the padded one, and tokens generated after that."""
+LONGEST = 1024
+"""Tokens of the row that is longer than the sliding window, at most; wider windows are compared as settings alone."""
+LIBRARY_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    StrictDataclassError,
+    SafetensorError,
+)
+"""What transformers raises at a model that it cannot save, load or run."""
+_WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,23 @@ class StockModel:
 
     auto: Any
     kind: type[PreTrainedModel]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A chain on its way to the disk.
+
+    Attributes:
+        chain: the chain.
+        view: the base model's view of it, which the checkpoint must equal.
+        written: another view, with the configuration that is written.
+        layers: name of their list of layers, for example `model.layers`.
+    """
+
+    chain: Chain
+    view: PreTrainedModel
+    written: PreTrainedModel
+    layers: str
 
 
 def export_chain(
@@ -232,51 +267,14 @@ def _aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# The check of an exported checkpoint: stock transformers loads it, and it is the chain to the bit.
-#
-# All weights are compared, the settings of every layer, the logits of three fixed rows (a plain one, a padded one and
-# one longer than the sliding window), and a generation with its cache, on the model's device, in its dtype and
-# attention. There is no tolerance: once all weights are found equal, the checkpoint runs on the very same tensors
-# (`_share_weights`).
-
-TOKENS, PADDING, NEW_TOKENS = 64, 19, 8
-"""Tokens of a row, how many of them are padding on the left in the padded one, and tokens generated after that."""
-LONGEST = 1024
-"""Tokens of the row that is longer than the sliding window, at most; wider windows are compared as settings alone."""
-LIBRARY_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    StrictDataclassError,
-    SafetensorError,
-)
-"""What transformers raises at a model that it cannot save, load or run."""
-_WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
-_PLAIN = (bool, int, float, str, type(None), torch.dtype)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A chain on its way to the disk.
-
-    Attributes:
-        chain: the chain.
-        view: the base model's view of it, which the checkpoint must equal.
-        written: another view, with the configuration that is written.
-        layers: name of their list of layers, for example `model.layers`.
-    """
-
-    chain: Chain
-    view: PreTrainedModel
-    written: PreTrainedModel
-    layers: str
-
-
 @torch.no_grad()
 def check_checkpoint(exported: Exported, auto: Any, folder: Path) -> dict[str, Any]:
-    """Load a checkpoint with stock transformers and compare it with the chain.
+    """Load a checkpoint with stock transformers and compare it with the chain, to the bit.
+
+    All weights are compared, the settings of every layer, the logits of three fixed rows (a plain one, a padded one and
+    one longer than the sliding window), and a generation with its cache, on the model's device, in its dtype and
+    attention. There is no tolerance: once all weights are found equal, the checkpoint runs on the very same tensors
+    (`_share_weights`).
 
     Args:
         exported: the chain.
@@ -461,13 +459,6 @@ def _unequal_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], p
             yield f"{place}{name}: other values in the checkpoint"
 
 
-# What stands beside an exported chain: `chain.json` for programs, and a model card for readers.
-
-
-SCHEMA = 1
-"""Version of `chain.json`."""
-
-
 def describe_export(
     chain: Chain,
     written: PreTrainedModel,
@@ -477,16 +468,7 @@ def describe_export(
     fingerprint: str,
     verified: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of `chain.json`.
-
-    Args:
-        chain: the chain.
-        written: the model that was written.
-        base_model: name of the base model; of a local folder the last part alone goes in.
-        revision: its hub revision.
-        fingerprint: `router.fingerprint.model_fingerprint` of the base model.
-        verified: what was compared before the checkpoint got its name.
-    """
+    """Return the content of `chain.json`; of a base model's local folder the last part alone goes in."""
     on_hub = base_model is not None and place_of(base_model) == "hub"
     kinds = getattr(written.config.get_text_config(decoder=True), "layer_types", None)
     return {
@@ -509,8 +491,8 @@ def describe_export(
     }
 
 
-def export_card(chain: Chain, about: dict[str, Any], loader: str, *, has_tokenizer: bool) -> str:
-    """Return the model card, Markdown with front matter.
+def export_card(chain: Chain, about: Mapping[str, Any], loader: str, *, has_tokenizer: bool) -> str:
+    """Return the model card, Markdown with front matter, made of the template `export.md` and what `chain.json` holds.
 
     Args:
         chain: the chain.
@@ -524,32 +506,15 @@ def export_card(chain: Chain, about: dict[str, Any], loader: str, *, has_tokeniz
         data["base_model"] = base["name"]
         # Layers of one model put together anew, nothing trained; without this the hub would say "finetuned".
         data["base_model_relation"] = "merge"
-    name = "A model" if base["name"] is None else plain_text(base["name"])
-    parts = [
-        f"# Chain {chain}",
-        f"{name} with its decoder layers run as the chain `{chain}`: {chain.depth} layers in place of "
-        f"{chain.num_layers}. This is a plain checkpoint: every layer of the chain is written out, a repeated one each "
-        "time. The weights are the base model's, and so is the licence.",
-        "\n".join(["```", *draw_lines(chain), "", MEANING, "```"]),
-        "\n".join(["```python", *_use(about, loader, has_tokenizer), "```"]),
-    ]
-    if about["layer_types"] is not None and not chain.is_full:
-        parts.append(
-            "Its layers are of several kinds, in the order of `layer_types` in `config.json`. A program that takes the "
-            "order from the name of the architecture, not from that list, runs another model."
-        )
-    parts.append(
-        f"Written with transformers {about['transformers']}. `chain.json` holds the chain, the base model's "
-        "fingerprint, and what was compared with the chain before this folder got its name."
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        chain=chain,
+        name="A model" if base["name"] is None else plain_text(base["name"]),
+        drawing=[*draw_lines(chain), "", MEANING],
+        about=about,
+        loader=loader,
+        imports=sorted([loader, *(["AutoTokenizer"] if has_tokenizer else [])]),
+        has_tokenizer=has_tokenizer,
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
-
-
-def _use(about: dict[str, Any], loader: str, has_tokenizer: bool) -> list[str]:
-    names = sorted([loader, *(["AutoTokenizer"] if has_tokenizer else [])])
-    lines = [
-        f"from transformers import {', '.join(names)}",
-        "",
-        f'model = {loader}.from_pretrained("FOLDER", dtype="{about["dtype"]}")',
-    ]
-    return [*lines, 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'] if has_tokenizer else lines
+    return f"{card}\n"

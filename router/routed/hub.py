@@ -129,16 +129,8 @@ def push_router(
 
     Absolute paths of this machine, in the settings that config and guarantee tell, are cut down to their last part.
 
-    Args:
-        folder: the router's folder; what else lies there stays here.
-        repo_id: hub id of the repository, which is made if need be.
-        private: whether a new repository is private; None: as the account has it.
-        token: hub token; None: the one that the hub's own tools have stored.
-        revision: branch to write to, which is made if need be; None: the default.
-        commit_message: message of the commit.
-
-    Returns:
-        The repository's address.
+    Arguments and result are those of `RoutedModel.push_to_hub`, but for the router's folder; what else lies there stays
+    here.
 
     Raises:
         InputError: where the folder holds no router, the hub refuses, or a private repository was asked for and there

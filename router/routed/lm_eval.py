@@ -44,7 +44,154 @@ NAME = "cola-router"
 _NOT_SO_HERE = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
 """Warnings of lm-eval's that arguments may be ignored and processes be told apart; here both are refused instead."""
 
+PASSED_ON = (
+    "batch_size",
+    "max_batch_size",
+    "max_length",
+    "truncation",
+    "logits_cache",
+    "softmax_dtype",
+    "mixed_precision_dtype",
+    "add_bos_token",
+    "prefix_token_id",
+    "think_end_token",
+    "enable_thinking",
+    "chat_template_args",
+)
+"""Arguments that go on to lm-eval's own class, where they mean what they mean for `--model hf`.
+
+Its others say how a model is loaded, which is done here."""
+READ_TOKENS = 2**14
+"""Tokens that are read in one go at most (a longer document is read alone); bounds the memory of their states."""
+_SUBCOMMANDS = ("ls", "validate")
+_REFUSING = ("lm_eval._cli.", "lm_eval.config.", "lm_eval.evaluator", "lm_eval.api.registry", "lm_eval.tasks.")
+"""Modules of lm-eval that raise a bare ValueError or TypeError at what the user typed."""
+
 Answer = TypeVar("Answer")
+
+
+def documents(requests: Sequence[Instance]) -> list[list[int]]:
+    """Return the places of each document's requests, documents in order of their first; repeats included.
+
+    A request has the name of its task, the index of its document there (`doc_id`) and arguments: context and
+    continuation, context and generation settings, or a text alone. Those made by hand, without a document, belong
+    together where they have the same context.
+    """
+    places: dict[tuple[str | None, Any], list[int]] = {}
+    for place, request in enumerate(requests):
+        document = request.args[0] if request.doc_id is None else request.doc_id
+        places.setdefault((request.task_name, document), []).append(place)
+    return list(places.values())
+
+
+def question_of_requests(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], max_length: int) -> Question:
+    """Return what the router reads of one document.
+
+    The prompt is what all contexts begin with, the choices are what is left of each request. So where all requests
+    have the same context (most tasks), this is the packed row of prompt and choices that the router was trained on;
+    where the choices stand in the contexts (WinoGrande), they are read from where they part. Where the contexts share
+    no token, the first one is read alone. What is too long loses its start, as the request itself does.
+
+    Args:
+        pairs: tokens of each request's context and continuation; no continuations: contexts to generate after.
+        max_length: tokens that the model takes at most.
+    """
+    contexts = [tuple(context) for context, _ in pairs]
+    shared = 0
+    while all(shared < len(context) and context[shared] == contexts[0][shared] for context in contexts):
+        shared += 1
+    if shared == 0:
+        return Question(contexts[0][-max_length:])
+    choices = tuple(
+        left for context, (_, added) in zip(contexts, pairs, strict=True) if (left := context[shared:] + tuple(added))
+    )
+    # The last token of a choice is only predicted, so it takes no place.
+    longest = max(map(len, choices), default=1) - 1
+    return Question(contexts[0][:shared][-max(1, max_length - longest) :], choices)
+
+
+def reading_batches(questions: Sequence[Question]) -> list[list[int]]:
+    """Return the places of questions that are read together, by length, at most `READ_TOKENS` tokens.
+
+    Which are together does not depend on the order in which they come, so neither does any rounding.
+    """
+    sizes = [len(one.prompt) + sum(len(choice) - 1 for choice in one.choices) for one in questions]
+    order = sorted(range(len(questions)), key=lambda i: (sizes[i], questions[i].prompt, questions[i].choices))
+    batches: list[list[int]] = []
+    held = 0
+    for place in order:
+        if not batches or held + sizes[place] > READ_TOKENS:
+            batches.append([])
+            held = 0
+        batches[-1].append(place)
+        held += sizes[place]
+    return batches
+
+
+class Depths:
+    """How deep documents ran, by task."""
+
+    def __init__(self, num_layers: int) -> None:
+        """Begin with none, for a model of so many layers."""
+        self._num_layers = num_layers
+        self._ran: Counter[tuple[str, Chain]] = Counter()
+
+    def add(self, requests: Sequence[Instance], chains: Sequence[Chain]) -> str:
+        """Count the documents of some requests, each with its chain, and return what is to be said of them."""
+        firsts = [places[0] for places in documents(requests)]
+        added = Counter((requests[i].task_name or "", chains[i]) for i in firsts)
+        self._ran += added
+        depth, different = _mean_depth(added), len({chain for _, chain in added})
+        return (
+            f"{len(firsts)} documents, mean depth {depth:.2f} of {self._num_layers} layers, "
+            f"{different} chain{'s' if different > 1 else ''}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return documents, mean depth in layers (None: none ran) and documents by chain, of all and of each task."""
+        tasks = sorted({task for task, _ in self._ran})
+        of_task = {task: Counter({key: n for key, n in self._ran.items() if key[0] == task}) for task in tasks}
+        by_task = {task: _summary(ran) for task, ran in of_task.items()}
+        return {"num_layers": self._num_layers, **_summary(self._ran), "tasks": by_task}
+
+
+def _summary(ran: Counter[tuple[str, Chain]]) -> dict[str, Any]:
+    chains: Counter[str] = Counter()
+    for (_, chain), count in ran.items():
+        chains[str(chain)] += count
+    return {"documents": ran.total(), "mean_depth": _mean_depth(ran), "chains": dict(chains.most_common())}
+
+
+def _mean_depth(ran: Counter[tuple[str, Chain]]) -> float | None:
+    return sum(chain.depth * count for (_, chain), count in ran.items()) / ran.total() if ran else None
+
+
+def routed_settings(router: str, options: Mapping[str, Any]) -> RoutedSettings:
+    """Return the settings of a routed model from lm-eval's arguments.
+
+    Raises:
+        InputError: at an unknown argument, or a value that does not fit.
+    """
+    if not router:
+        raise InputError("router: expected a router's folder or hub id (--model_args router=DIR), got none")
+    known = [field.name for field in fields(RoutedSettings)]
+    for name in options:
+        if name not in known:
+            raise InputError(f"model_args: expected some of {', '.join([*known, *PASSED_ON])}, got {name!r}")
+    try:
+        return RoutedSettings(router=router, **{**options, "device": device_for(options.get("device"))})
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
+
+
+def device_for(name: Any) -> str:
+    """Return the device to load on: lm-eval's command line says cuda:0 where the user said nothing.
+
+    Without CUDA that means whatever there is, as for lm-eval's own models.
+    """
+    if name is None or (str(name).startswith("cuda") and not torch.cuda.is_available()):
+        return "auto"
+    return str(name)
 
 
 class RoutedLM(HFLM):  # type: ignore[misc]
@@ -97,8 +244,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         # auto:N looks for a batch size N times within a set of requests; the set of one chain may be smaller than N.
         self.batch_schedule = 1
         self.pretrained = full.name_or_path
-        own = config.revision if options.get("model") in (None, config.base_model) else None
-        self.revision = options.get("revision") or own or "main"
+        _, revision = config.base(options.get("model"), options.get("revision"))
+        self.revision = revision or "main"
         self._source = router
         self._depths = Depths(config.num_layers)
         self._asked: Sequence[Instance] | None = None
@@ -255,15 +402,6 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         return self._largest_batch
 
 
-def register() -> None:
-    """Make `NAME` known to lm-eval in this process; once, however often it is called or the module imported anew.
-
-    Releases of lm-eval that read entry points (group "lm_eval.models") know the name before.
-    """
-    if NAME not in model_registry:
-        register_model(NAME)(RoutedLM)
-
-
 @contextmanager
 def _without_warnings(beginnings: tuple[str, ...]) -> Iterator[None]:
     """Keep lm-eval's class from logging warnings that begin so."""
@@ -279,166 +417,13 @@ def _without_warnings(beginnings: tuple[str, ...]) -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-# Requests of lm-evaluation-harness by document: what the router reads, the chain, how deep it ran.
-#
-# A document is one sample of a task. With choices it makes several requests, which are to run under one chain: chains
-# differ in what they give to any text, so that choices under different ones could not be compared.
+def register() -> None:
+    """Make `NAME` known to lm-eval in this process; once, however often it is called or the module imported anew.
 
-
-READ_TOKENS = 2**14
-"""Tokens that are read in one go at most (a longer document is read alone); bounds the memory of their states."""
-
-
-def documents(requests: Sequence[Instance]) -> list[list[int]]:
-    """Return the places of each document's requests, documents in order of their first; repeats included.
-
-    A request has the name of its task, the index of its document there (`doc_id`) and arguments: context and
-    continuation, context and generation settings, or a text alone. Those made by hand, without a document, belong
-    together where they have the same context.
+    Releases of lm-eval that read entry points (group "lm_eval.models") know the name before.
     """
-    places: dict[tuple[str | None, Any], list[int]] = {}
-    for place, request in enumerate(requests):
-        document = request.args[0] if request.doc_id is None else request.doc_id
-        places.setdefault((request.task_name, document), []).append(place)
-    return list(places.values())
-
-
-def question_of_requests(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], max_length: int) -> Question:
-    """Return what the router reads of one document.
-
-    The prompt is what all contexts begin with, the choices are what is left of each request. So where all requests
-    have the same context (most tasks), this is the packed row of prompt and choices that the router was trained on;
-    where the choices stand in the contexts (WinoGrande), they are read from where they part. Where the contexts share
-    no token, the first one is read alone. What is too long loses its start, as the request itself does.
-
-    Args:
-        pairs: tokens of each request's context and continuation; no continuations: contexts to generate after.
-        max_length: tokens that the model takes at most.
-    """
-    contexts = [tuple(context) for context, _ in pairs]
-    shared = 0
-    while all(shared < len(context) and context[shared] == contexts[0][shared] for context in contexts):
-        shared += 1
-    if shared == 0:
-        return Question(contexts[0][-max_length:])
-    choices = tuple(
-        left for context, (_, added) in zip(contexts, pairs, strict=True) if (left := context[shared:] + tuple(added))
-    )
-    # The last token of a choice is only predicted, so it takes no place.
-    longest = max(map(len, choices), default=1) - 1
-    return Question(contexts[0][:shared][-max(1, max_length - longest) :], choices)
-
-
-def reading_batches(questions: Sequence[Question]) -> list[list[int]]:
-    """Return the places of questions that are read together, by length, at most `READ_TOKENS` tokens.
-
-    Which are together does not depend on the order in which they come, so neither does any rounding.
-    """
-    sizes = [len(one.prompt) + sum(len(choice) - 1 for choice in one.choices) for one in questions]
-    order = sorted(range(len(questions)), key=lambda i: (sizes[i], questions[i].prompt, questions[i].choices))
-    batches: list[list[int]] = []
-    held = 0
-    for place in order:
-        if not batches or held + sizes[place] > READ_TOKENS:
-            batches.append([])
-            held = 0
-        batches[-1].append(place)
-        held += sizes[place]
-    return batches
-
-
-class Depths:
-    """How deep documents ran, by task."""
-
-    def __init__(self, num_layers: int) -> None:
-        """Begin with none, for a model of so many layers."""
-        self._num_layers = num_layers
-        self._ran: Counter[tuple[str, Chain]] = Counter()
-
-    def add(self, requests: Sequence[Instance], chains: Sequence[Chain]) -> str:
-        """Count the documents of some requests, each with its chain, and return what is to be said of them."""
-        firsts = [places[0] for places in documents(requests)]
-        added = Counter((requests[i].task_name or "", chains[i]) for i in firsts)
-        self._ran += added
-        depth, different = _mean_depth(added), len({chain for _, chain in added})
-        return (
-            f"{len(firsts)} documents, mean depth {depth:.2f} of {self._num_layers} layers, "
-            f"{different} chain{'s' if different > 1 else ''}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return documents, mean depth in layers (None: none ran) and documents by chain, of all and of each task."""
-        tasks = sorted({task for task, _ in self._ran})
-        of_task = {task: Counter({key: n for key, n in self._ran.items() if key[0] == task}) for task in tasks}
-        by_task = {task: _summary(ran) for task, ran in of_task.items()}
-        return {"num_layers": self._num_layers, **_summary(self._ran), "tasks": by_task}
-
-
-def _summary(ran: Counter[tuple[str, Chain]]) -> dict[str, Any]:
-    chains: Counter[str] = Counter()
-    for (_, chain), count in ran.items():
-        chains[str(chain)] += count
-    return {"documents": ran.total(), "mean_depth": _mean_depth(ran), "chains": dict(chains.most_common())}
-
-
-def _mean_depth(ran: Counter[tuple[str, Chain]]) -> float | None:
-    return sum(chain.depth * count for (_, chain), count in ran.items()) / ran.total() if ran else None
-
-
-# The arguments of `--model_args`: ours make a routed model, the others are lm-eval's own.
-
-PASSED_ON = (
-    "batch_size",
-    "max_batch_size",
-    "max_length",
-    "truncation",
-    "logits_cache",
-    "softmax_dtype",
-    "mixed_precision_dtype",
-    "add_bos_token",
-    "prefix_token_id",
-    "think_end_token",
-    "enable_thinking",
-    "chat_template_args",
-)
-"""Arguments that go on to lm-eval's own class, where they mean what they mean for `--model hf`.
-
-Its others say how a model is loaded, which is done here."""
-
-
-def routed_settings(router: str, options: Mapping[str, Any]) -> RoutedSettings:
-    """Return the settings of a routed model from lm-eval's arguments.
-
-    Raises:
-        InputError: at an unknown argument, or a value that does not fit.
-    """
-    if not router:
-        raise InputError("router: expected a router's folder or hub id (--model_args router=DIR), got none")
-    known = [field.name for field in fields(RoutedSettings)]
-    for name in options:
-        if name not in known:
-            raise InputError(f"model_args: expected some of {', '.join([*known, *PASSED_ON])}, got {name!r}")
-    try:
-        return RoutedSettings(router=router, **{**options, "device": device_for(options.get("device"))})
-    except ValidationError as error:
-        raise InputError(explain(error)) from error
-
-
-def device_for(name: Any) -> str:
-    """Return the device to load on: lm-eval's command line says cuda:0 where the user said nothing.
-
-    Without CUDA that means whatever there is, as for lm-eval's own models.
-    """
-    if name is None or (str(name).startswith("cuda") and not torch.cuda.is_available()):
-        return "auto"
-    return str(name)
-
-
-# The command: lm-eval's own command line, which knows `--model cola-router` here.
-
-_SUBCOMMANDS = ("ls", "validate")
-_REFUSING = ("lm_eval._cli.", "lm_eval.config.", "lm_eval.evaluator", "lm_eval.api.registry", "lm_eval.tasks.")
-"""Modules of lm-eval that raise a bare ValueError or TypeError at what the user typed."""
+    if NAME not in model_registry:
+        register_model(NAME)(RoutedLM)
 
 
 def main(argv: Sequence[str]) -> None:

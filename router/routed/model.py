@@ -11,27 +11,33 @@ chain generate together in the library's own `generate`, whose prefill goes on f
 from __future__ import annotations
 
 import functools
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
-from router.engine.load import padding_token
+from router.engine.load import load_model, padding_token
 from router.engine.replay import Prefix, PrefixRun
 from router.engine.view import CACHED_VIEWS, shallow_copy
+from router.files import read_json
+from router.fingerprint import model_fingerprint, tokenizer_fingerprint
 from router.heads.head import Decision
-from router.routed.load import SavesRouter, load_pair
-from router.storage import Operation, Router
+from router.routed.card import model_card
+from router.routed.hub import push_router, router_folder, write_router_folder
+from router.storage import Operation, Router, load_router
+from router.validation import InputError
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Reading:
         return Reading(self.run.select(rows))
 
 
-class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
+class RoutedModel(GenerationMixin):  # type: ignore[misc]
     """A base model that a router picks the layers of, row by row; made by `from_pretrained` or `join`.
 
     An instance is of a class of its own that has the base model's class among its bases, and its name: whatever takes
@@ -97,7 +103,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
         Args:
             router: a router's folder, or its hub id.
             revision: the router's hub revision.
-            token: hub token.
+            token: hub token, for the base model too; None: the one that the hub's own tools have stored, if any.
             base_model: name or path of the base model; None: the one that the router was trained with.
             base_revision: its hub revision; None: the router's, where the base model is.
             budget: mean depth wanted, layers; None: the router's own choice.
@@ -111,17 +117,23 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             InputError: where one of them cannot be loaded, or they do not fit each other.
             ValueError: as in `join`.
         """
-        model, tokenizer, loaded, folder = load_pair(
-            router,
-            revision=revision,
-            token=token,
-            base_model=base_model,
-            base_revision=base_revision,
-            dtype=dtype,
-            device=device,
-            verify=verify,
-            **options,
-        )
+        folder = router_folder(router, revision=revision, token=token)
+        if token is not None:
+            options["token"] = token
+        loaded = load_router(folder)
+        name, base_revision = loaded.config.base(base_model, base_revision)
+        try:
+            model, tokenizer = load_model(
+                name, dtype=dtype or loaded.config.dtype, device=device, revision=base_revision, **options
+            )
+        except InputError as error:
+            if base_model is not None:
+                raise
+            raise InputError(
+                f"base_model: expected the model that the router names, {name!r}, to load; got {error}"
+            ) from error
+        if verify:
+            require_pair(model, tokenizer, loaded, f"router {str(router)!r}")
         routed = cls.join(model, loaded, tokenizer=tokenizer, budget=budget, guaranteed=guaranteed)
         tokenizer.padding_side = "left"  # as generation needs it
         routed.router_folder = folder
@@ -259,7 +271,7 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             parts.append((rows, out))
         ends = kwargs.get("eos_token_id", settings.eos_token_id)
         padding = padding_token(kwargs.get("pad_token_id", settings.pad_token_id), ends)
-        return joined(parts, len(ids), padding)
+        return joined(parts, padding)
 
     def generate_as(self, chain: Chain, reading: Reading, **options: Any) -> Any:
         """Generate under one chain for all rows of a reading; `options`: what the library's `generate` takes.
@@ -341,6 +353,70 @@ class RoutedModel(SavesRouter, GenerationMixin):  # type: ignore[misc]
             scorer = self._make_scorer()
         return scorer.score(questions, lambda states: self.router.decide(states, operation), scored=scored)
 
+    def save_pretrained(self, save_directory: str | Path, *, report: str | Path | None = None) -> None:
+        """Write the router, not the base model, and a model card.
+
+        Args:
+            save_directory: folder for it, which is made if need be.
+            report: `report.json` of an evaluation of it, whose table goes into the card.
+
+        Raises:
+            InputError: where the folder holds something else or cannot be written, or the report cannot be read.
+        """
+        measured = None if report is None else read_json(Path(report))
+        card = model_card(self.router, report=measured)
+        write_router_folder(Path(save_directory), self.router, source=self.router_folder, card=card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        report: str | Path | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Add the router",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the hub.
+
+        Args:
+            repo_id: repository, which is made if need be.
+            report: as in `save_pretrained`.
+            private: whether a new repository is private; None: as the account has it.
+            token: hub token; None: the one that the hub's own tools have stored.
+            revision: branch to write to.
+            commit_message: message of the commit.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            InputError: where the hub refuses it, or as in `save_pretrained`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "router", report=report)
+            return push_router(
+                Path(folder) / "router",
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+            )
+
+
+def require_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, router: Router, what: str) -> None:
+    """Check that a router was trained for a model and a tokenizer.
+
+    Raises:
+        InputError: where it was trained for others, or the model's weights are not there to be compared.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(f"{what}: expected weights in memory to compare, got some on disk (verify=False trusts them)")
+    made_for = router.config.fingerprints
+    given = replace(made_for, model=model_fingerprint(model), tokenizer=tokenizer_fingerprint(tokenizer))
+    made_for.require(given, what)
+
 
 _classes: dict[type[Any], type[Any]] = {}
 
@@ -350,9 +426,6 @@ def _routed_class(base: type[Any]) -> type[Any]:
     if base not in _classes:
         _classes[base] = type(base.__name__, (RoutedModel, base), {"__module__": base.__module__})
     return _classes[base]
-
-
-# Rows of a `generate` call, taken apart by chain and put together again.
 
 
 def by_chain(chains: Sequence[Chain]) -> dict[Chain, list[int]]:
@@ -399,13 +472,9 @@ def rows_of_option(value: Any, index: Tensor, rows: int) -> Any:
     return value
 
 
-def joined(parts: Sequence[tuple[list[int], Tensor]], rows: int, padding: int) -> Tensor:
-    """Put groups' sequences back into the order of the rows, padded at the end."""
-    width = max(out.shape[1] for _, out in parts)
-    first = parts[0][1]
-    times = len(first) // len(parts[0][0])
-    whole = first.new_full((rows * times, width), padding)
-    for group, out in parts:
-        for place, row in enumerate(group):
-            whole[row * times : (row + 1) * times, : out.shape[1]] = out[place * times : (place + 1) * times]
-    return whole
+def joined(parts: Sequence[tuple[list[int], Tensor]], padding: int) -> Tensor:
+    """Put groups' sequences back into the order of the rows, padded at the end; a row may have several."""
+    rows = {row: own for group, out in parts for row, own in zip(group, out.chunk(len(group)), strict=True)}
+    width = max(own.shape[1] for own in rows.values())
+    padded = [functional.pad(rows[row], (0, width - rows[row].shape[1]), value=padding) for row in sorted(rows)]
+    return torch.cat(padded)

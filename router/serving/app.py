@@ -22,7 +22,6 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
-from transformers import PreTrainedTokenizerBase
 
 from router.engine.load import chat_tokens, context_of, prompt_tokens
 from router.routed import RoutedModel
@@ -95,8 +94,7 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, debug=False
     )
-    seconds = service.request_timeout + SPARE_SECONDS
-    app.add_middleware(Gate, key=service.key, max_body_bytes=service.max_body_bytes, seconds=seconds)
+    app.add_middleware(Gate, service=service)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(ClientLeftError, _left)
@@ -164,8 +162,7 @@ class _Routes:
         pieces = exchange.pieces()
         first = await unless_left(request, anext(pieces))
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        events = stream(answer, exchange.rows, _after(first, pieces), include_usage=include_usage)
-        return _Events(events, exchange)
+        return _Events(stream(answer, exchange.rows, first, pieces, include_usage=include_usage), exchange)
 
     def _check_model(self, name: str) -> None:
         if name != self._service.name:
@@ -207,12 +204,6 @@ async def _finish(exchange: Exchange) -> None:
         pass
 
 
-async def _after(first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
-    yield first
-    async for piece in rest:
-        yield piece
-
-
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return refused(error)
@@ -236,17 +227,10 @@ async def _failed(_request: Request, _error: Exception) -> Response:
 class Gate:
     """ASGI middleware that every request passes first: the key, the size of its body, a last limit on its time."""
 
-    def __init__(self, app: ASGIApp, *, key: str | None, max_body_bytes: int, seconds: float) -> None:
-        """Stand before an application.
-
-        Args:
-            app: the application.
-            key: what clients must send as `Authorization: Bearer`; None: nothing.
-            max_body_bytes: largest body, bytes.
-            seconds: longest that a request may take; one that takes longer is cut off (a client that does not read).
-        """
-        self._app, self._key = app, None if key is None else key.encode()
-        self._max_body_bytes, self._seconds = max_body_bytes, seconds
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        """Stand before an application; a client that does not read is cut off some seconds after the request's time."""
+        self._app, self._key = app, None if service.key is None else service.key.encode()
+        self._max_body_bytes, self._seconds = service.max_body_bytes, service.request_timeout + SPARE_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
@@ -330,12 +314,7 @@ class Exchange:
     """
 
     def __init__(self, batcher: Batcher, rows: Sequence[Row], deadline: float) -> None:
-        """Let rows wait for the worker.
-
-        Args:
-            batcher: the worker.
-            rows: the rows.
-            deadline: when the request is given up, in seconds of the event loop's clock.
+        """Let rows wait for the worker; `deadline`: when they are given up, in seconds of the event loop's clock.
 
         Raises:
             ApiError: as `Batcher.submit` does.
@@ -406,7 +385,6 @@ class RowMaker:
     def __init__(
         self,
         routed: RoutedModel,
-        tokenizer: PreTrainedTokenizerBase,
         *,
         max_tokens: int,
         max_rows: int,
@@ -415,14 +393,13 @@ class RowMaker:
         """Prepare.
 
         Args:
-            routed: the routed model.
-            tokenizer: its tokenizer.
+            routed: the routed model, with its tokenizer.
             max_tokens: most tokens that a request may generate for a choice.
             max_rows: most choices of a request.
             depth_for: returns the mean depth, layers, that takes a latency (units of full depth's); None: unknown.
         """
-        self._router = routed.router
-        self._tokenizer = tokenizer
+        assert routed.tokenizer is not None
+        self._router, self._tokenizer = routed.router, routed.tokenizer
         self._max_tokens, self._max_rows, self._depth_for = max_tokens, max_rows, depth_for
         self._positions = context_of(routed)
         self._vocabulary: int = routed.get_input_embeddings().num_embeddings
@@ -512,12 +489,7 @@ class Answer:
     """Makes the objects of one request's answer."""
 
     def __init__(self, model: str, asked: Asked) -> None:
-        """Begin an answer.
-
-        Args:
-            model: the served model's name.
-            asked: the request; its choices of a prompt (`n`) count the prompt's tokens once.
-        """
+        """Begin the answer to a request; its choices of a prompt (`n`) count the prompt's tokens once."""
         self._chat, self._choices = isinstance(asked, ChatAsked), asked.n
         prefix, self._whole, self._part = (
             ("chatcmpl", "chat.completion", "chat.completion.chunk")
@@ -568,23 +540,26 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 async def stream(
-    answer: Answer, rows: Sequence[Row], pieces: AsyncIterator[Piece], *, include_usage: bool
+    answer: Answer, rows: Sequence[Row], first: Piece, pieces: AsyncGenerator[Piece, None], *, include_usage: bool
 ) -> AsyncIterator[bytes]:
     """Yield an answer as server-sent events; an error in mid-stream is the last one.
 
     Args:
         answer: makes the objects.
         rows: the request's rows.
-        pieces: what they say.
+        first: what they say first.
+        pieces: what they say then.
         include_usage: whether a last chunk counts tokens.
     """
     opened: set[Row] = set()
+    piece: Piece | None = first
     try:
-        async for piece in pieces:
+        while piece is not None:
             if piece.row not in opened and (opening := answer.opening(piece.row)):
                 yield opening
             opened.add(piece.row)
             yield answer.chunk(piece.row, piece.text)
+            piece = await anext(pieces, None)
     except ApiError as error:
         yield event(error.body)
         return

@@ -25,7 +25,7 @@ from router.engine.view import shallow_copy
 from router.routed import RoutedModel
 from router.routed.model import Reading, by_chain
 from router.serving.protocol import ApiError, internal
-from router.serving.rows import Picks, Progress, Row, Step
+from router.serving.rows import Picks, Progress, Row
 from router.storage import Operation
 from router.validation import SETTINGS, Positive
 
@@ -57,9 +57,7 @@ class LoadBudget:
 
     @model_validator(mode="after")
     def _falls(self) -> LoadBudget:
-        if self.busy is not None and self.calm is None:
-            raise ValueError("busy_budget: expected a budget beside it, from which to fall, got none")
-        if self.busy is not None and self.calm is not None and self.busy > self.calm:
+        if self.busy is not None and (self.calm is None or self.busy > self.calm):
             raise ValueError(f"busy_budget: expected at most the budget of {self.calm}, got {self.busy}")
         return self
 
@@ -300,14 +298,14 @@ class Batcher:
         rows = [row for row in rows if row.live]
         if not rows:
             return
-        step = Step(rows)
+        progress = Progress(rows, self._ends)
         self._routed.generate_as(
             chain,
             reading.select([at[row] for row in rows]),
             max_new_tokens=max(row.new_tokens for row in rows),
             do_sample=False,
-            logits_processor=LogitsProcessorList([Picks(step)]),
-            stopping_criteria=StoppingCriteriaList([Progress(step, self._ends)]),
+            logits_processor=LogitsProcessorList([Picks(progress)]),
+            stopping_criteria=StoppingCriteriaList([progress]),
         )
 
 

@@ -248,8 +248,8 @@ class Row:
             self.post(Piece(self, piece))
 
 
-class Step:
-    """How far a batch is; what `Picks` and `Progress` share.
+class Progress(StoppingCriteria):  # type: ignore[misc]
+    """Hands each row its token, and tells the library which rows have ended.
 
     A batch that goes on after a failure first repeats the tokens that its rows have already: they are forced.
 
@@ -258,9 +258,17 @@ class Step:
         number: tokens generated in this run of the batch.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        """Begin before the first token."""
-        self.rows, self.number = list(rows), 0
+    def __init__(self, rows: Sequence[Row], ends: AbstractSet[int]) -> None:
+        """Begin before the first token; `ends`: the tokens that end a text."""
+        self.rows, self.number, self._ends = list(rows), 0, ends
+
+    def __call__(self, input_ids: Int[Tensor, "rows tokens"], _scores: object, **_: object) -> Bool[Tensor, " rows"]:
+        """Return which rows have ended."""
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            if self.number >= len(row.tokens) and row.live:
+                row.take(token, self._ends)
+        self.number += 1
+        return torch.tensor([not row.live for row in self.rows], device=input_ids.device)
 
 
 class Picks(LogitsProcessor):  # type: ignore[misc]
@@ -269,15 +277,15 @@ class Picks(LogitsProcessor):  # type: ignore[misc]
     So rows of different settings share a batch under the library's greedy search.
     """
 
-    def __init__(self, step: Step) -> None:
-        """Pick for a batch."""
-        self._step = step
+    def __init__(self, progress: Progress) -> None:
+        """Pick for a batch that has come so far."""
+        self._progress = progress
 
     def __call__(
         self, _ids: Int[Tensor, "rows tokens"], scores: Float[Tensor, "rows vocabulary"]
     ) -> Float[Tensor, "rows vocabulary"]:
         """Return the logits; rows that are drawn or repeated have one finite value left."""
-        number, rows = self._step.number, self._step.rows
+        number, rows = self._progress.number, self._progress.rows
         self._fail_broken(scores)
         tokens = {i: row.tokens[number] for i, row in enumerate(rows) if number < len(row.tokens)}
         drawn = [i for i, row in enumerate(rows) if i not in tokens and row.live and row.sampling.temperature > 0]
@@ -292,23 +300,6 @@ class Picks(LogitsProcessor):  # type: ignore[misc]
 
     def _fail_broken(self, scores: Tensor) -> None:
         """Fail rows whose logits are no numbers (overflow in half precision): the greatest would be anything."""
-        for row, good in zip(self._step.rows, scores.max(1).values.isfinite().tolist(), strict=True):
+        for row, good in zip(self._progress.rows, scores.max(1).values.isfinite().tolist(), strict=True):
             if not good:
                 row.fail(ApiError(500, "the model's numbers overflowed at this prompt", code="overflow"))
-
-
-class Progress(StoppingCriteria):  # type: ignore[misc]
-    """Hands each row its token, and tells the library which rows have ended."""
-
-    def __init__(self, step: Step, ends: AbstractSet[int]) -> None:
-        """Follow a batch; `ends`: the tokens that end a text."""
-        self._step, self._ends = step, ends
-
-    def __call__(self, input_ids: Int[Tensor, "rows tokens"], _scores: object, **_: object) -> Bool[Tensor, " rows"]:
-        """Return which rows have ended."""
-        rows, number = self._step.rows, self._step.number
-        for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
-            if number >= len(row.tokens) and row.live:
-                row.take(token, self._ends)
-        self._step.number += 1
-        return torch.tensor([not row.live for row in rows], device=input_ids.device)

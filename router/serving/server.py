@@ -21,9 +21,8 @@ from pydantic.dataclasses import dataclass
 from starlette.types import ASGIApp
 
 from router.command import first_word, parse_settings
-from router.latency import budget_for
 from router.routed import RoutedModel
-from router.routed.commands import RoutedSettings, load_routed
+from router.routed.commands import RoutedSettings, depth_for, load_routed
 from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
 from router.validation import SETTINGS, InputError, Positive, explain
@@ -37,19 +36,14 @@ BACKSTOP_SECONDS = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket of that address; a server listens on it later.
-
-    Args:
-        host: name or address of this machine.
-        port: its port; 0: any free one.
+    """Return a socket of that address of this machine, on which a server listens later; port 0: any free one.
 
     Raises:
         InputError: where the address is not this machine's, or the port is in use.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
         bound = socket.socket(family, kind)
     except (OSError, UnicodeError) as error:
         raise InputError(f"host: expected a name or address of this machine, got {host!r} ({error})") from error
@@ -208,10 +202,8 @@ def run(settings: ServeSettings, routed: RoutedModel, bound: socket.socket, key:
     """
     try:
         service = make_service(settings, routed, key)
-    except ValidationError as error:
-        raise InputError(explain(error)) from error
     except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(str(error)) from error
+        raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
 
     def ready() -> None:
         budget = service.batcher.budget
@@ -229,28 +221,20 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     Raises:
         ValueError: where settings do not fit the model.
     """
-    tokenizer = routed.tokenizer
-    assert tokenizer is not None
     if settings.chat_template is not None:
-        tokenizer.chat_template = _text(settings.chat_template)
-    depth_for = _depth_for(settings, routed)
-    if depth_for is not None:
-        depth_for(1.0)  # reads the file, so that one of another model or device is refused now
-    rows = RowMaker(routed, tokenizer, max_tokens=settings.max_tokens, max_rows=settings.max_queue, depth_for=depth_for)
+        assert routed.tokenizer is not None
+        routed.tokenizer.chat_template = _text(settings.chat_template)
+    find_depth = None
+    if settings.latency_profile is not None:
+        find_depth = depth_for(settings.latency_profile, routed)
+        find_depth(1.0)  # reads the file, so that one of another model or device is refused now
+    rows = RowMaker(routed, max_tokens=settings.max_tokens, max_rows=settings.max_queue, depth_for=find_depth)
     load = LoadBudget(None if settings.guaranteed else routed.budget, settings.busy_budget, settings.busy_queue)
     limits = BatchLimits(settings.max_batch, settings.max_batch_tokens)
     batcher = Batcher(routed, load=load, limits=limits, max_queue=settings.max_queue)
     base = settings.model or routed.router.config.base_model
     name = settings.name or (Path(base).name if Path(base).is_dir() else base)
     return Service(name, rows, batcher, settings.request_timeout, settings.max_body_bytes, key)
-
-
-def _depth_for(settings: ServeSettings, routed: RoutedModel) -> Callable[[float], float] | None:
-    if settings.latency_profile is None:
-        return None
-    prints, dtype = routed.router.config.fingerprints, str(routed.dtype).removeprefix("torch.")
-    path, kind = settings.latency_profile, routed.device.type
-    return lambda factor: budget_for(path, factor, prints, kind, dtype)
 
 
 def read_key() -> str | None:
