@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -63,25 +64,9 @@ class TimedSearcher:
         self._searcher = searcher
         self.seconds = 0.0
 
-    @property
-    def settings(self) -> SearchSettings:
-        """Settings of the search."""
-        return self._searcher.settings
-
-    @property
-    def evaluated(self) -> dict[Chain, float]:
-        """Reward of every chain told."""
-        return self._searcher.evaluated
-
-    @property
-    def simulations(self) -> int:
-        """Simulations finished."""
-        return self._searcher.simulations
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left."""
-        return self._searcher.done
+    def __getattr__(self, name: str) -> Any:
+        """Return what the search has besides."""
+        return getattr(self._searcher, name)
 
     def ask(self) -> list[Chain]:
         """Return chains to evaluate now."""
