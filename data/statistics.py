@@ -144,9 +144,10 @@ def paired_shares(first: Sequence[bool], second: Sequence[bool], seed: int) -> P
     )
 
 
-def mean_of(values: Sequence[float], seed: int) -> Estimate | None:
+def mean_of(values: Sequence[float] | NDArray[np.float64], seed: int) -> Estimate | None:
     """Return the mean of a value of each sample; None: there is no sample."""
-    return Estimate(len(values), float(np.mean(values)), mean_interval(values, seed)) if values else None
+    n = len(values)
+    return Estimate(n, float(np.mean(values)), mean_interval(values, seed)) if n else None
 
 
 def mean_interval(values: Sequence[float] | NDArray[np.float64], seed: int) -> tuple[float, float]:

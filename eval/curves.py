@@ -5,20 +5,22 @@
 
 Needs menu tables of train, validation and test with the states that the routers read (`python -m search menu ...
 --read_layers ...`); no model runs. Operating points come from validation, static baselines from train+validation, the
-test table is only looked up. Writes `curves.json` and a figure.
+test table is only looked up. Its chains ran in the search's cheap mode; `python -m eval` runs a router's own chains, in
+the real mode. Writes `curves.json` and a figure.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
@@ -26,138 +28,20 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from data.figures import save_figure
 from data.records import DenseTable, SearchRecord, read_records
 from data.states import StatesOrigin, read_states
-from eval.dense import (
-    best_static,
-    best_static_mixture,
-    bootstrap_difference,
-    early_exit,
-    permutation_p,
-    random_of_depth,
-    right_of_mixture,
-    same_menu,
-)
+from data.statistics import mean_of, permutation_p
+from eval.baselines import Candidate, choose_mixture, choose_static
+from eval.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy, whiskers
 from eval.inputs import require_unseen_by
-from router.command import parse_settings, provenance, run_command
+from eval.tables import console_for, table
+from router.command import parse_settings, provenance
 from router.files import require_directory, sha256_file, writable_directory, write_json
 from router.heads.budget import offset_for, operating_points, priced_choice
 from router.storage import WEIGHTS_FILE, Router, load_router
 from router.validation import SETTINGS, Count, InputError
 
-
-def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join the seeds of each kind and budget: means over seeds, and the range of the accuracy."""
-    found = []
-    for name, budget in dict.fromkeys((point["name"], point["budget"]) for point in points):
-        own = [point for point in points if (point["name"], point["budget"]) == (name, budget)]
-        accuracies = [point["accuracy"] for point in own]
-        found.append(
-            {
-                "name": name,
-                "budget": budget,
-                "seeds": len(own),
-                "accuracy": float(np.mean(accuracies)),
-                "spread": [min(accuracies), max(accuracies)],
-                "depth": float(np.mean([point["depth"] for point in own])),
-                "against": {
-                    arm: float(np.mean([point["against"][arm]["difference"] for point in own]))
-                    for arm in own[0]["against"]
-                    if all(arm in point["against"] for point in own)
-                },
-                "worst_p": max(point["permutation_p"] for point in own),
-            }
-        )
-    return found
-
-
-def table_of(content: dict[str, Any]) -> str:
-    """Return `curves.json` as a table for the terminal."""
-    full = content["full"]
-    lines = [f"full depth {full['accuracy']:.4f} at {full['depth']:g}, n = {content['n']}"]
-    arms = ("full", "static", "mixture", "same_menu", "random", "early_exit")
-    lines.append(
-        f"{'kind':<14}{'budget':>7}{'depth':>7}{'accuracy':>9}"
-        + "".join(f"{arm:>28}" for arm in arms)
-        + f"{'perm. p':>9}"
-    )
-    for point in content["points"]:
-        cells = []
-        for arm in arms:
-            one = point["against"].get(arm)
-            cells.append(
-                f"{'':>28}"
-                if one is None
-                else f"{one['difference']:>+11.4f} ({one['interval'][0]:+.3f}..{one['interval'][1]:+.3f})"
-            )
-        lines.append(
-            f"{point['name']:<14}{point['budget']:>7g}{point['depth']:>7.2f}{point['accuracy']:>9.4f}"
-            + "".join(cells)
-            + f"{point['permutation_p']:>9.4f}"
-        )
-    for one in content["summary"]:
-        against = ", ".join(f"{arm} {value:+.4f}" for arm, value in one["against"].items())
-        lines.append(
-            f"{one['name']}, budget {one['budget']:g}, {one['seeds']} seeds: {one['accuracy']:.4f} "
-            f"({one['spread'][0]:.4f}..{one['spread'][1]:.4f}) at {one['depth']:.2f}; against {against}"
-        )
-    return "\n".join(lines)
-
-
-# The figure of `python -m eval curves`: routers' accuracy against mean depth, over the static frontier.
-
-
-FIGURE_FILES = ("curves.png", "curves.svg")
-COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Colours that differ for colour-blind readers too (Okabe and Ito 2008), one a kind of router."""
-STATIC_COLOUR = "#D55E00"
-MARKERS = "osDv^"
-
-
-def write_curves_figure(content: dict[str, Any], out: Path) -> list[Path]:
-    """Draw `curves.json` as PNG and SVG, each complete or absent; returns the files."""
-    return save_figure(lambda: draw(content), [out / name for name in FIGURE_FILES], "eval")
-
-
-def draw(content: dict[str, Any]) -> Figure:
-    """Return the figure: each kind's mean over seeds and its range, static chains, full depth."""
-    figure = Figure(figsize=(7.5, 4.2))
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    full = content["full"]
-    axes.axhline(full["accuracy"], color="black", linewidth=0.8, linestyle=":")
-    axes.plot(full["depth"], full["accuracy"], "s", color="black", label="full depth", zorder=3)
-    static = sorted(content["static"], key=lambda one: one["depth"])
-    axes.plot(
-        [one["depth"] for one in static],
-        [one["accuracy"] for one in static],
-        "^--",
-        color=STATIC_COLOUR,
-        label="static chains, and their mixtures",
-    )
-    for i, name in enumerate(dict.fromkeys(one["name"] for one in content["summary"])):
-        own = sorted((one for one in content["summary"] if one["name"] == name), key=lambda one: one["depth"])
-        means = [one["accuracy"] for one in own]
-        axes.errorbar(
-            [one["depth"] for one in own],
-            means,
-            yerr=[
-                [mean - one["spread"][0] for mean, one in zip(means, own, strict=True)],
-                [one["spread"][1] - mean for mean, one in zip(means, own, strict=True)],
-            ],
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
-            capsize=3,
-            label=f"router {name} (mean and range of {own[0]['seeds']} seeds)",
-        )
-    axes.set_xlabel("mean depth, layers executed")
-    axes.set_ylabel(f"accuracy on {content['n']} test samples")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
-    figure.tight_layout()
-    return figure
-
-
 SCHEMA = 1
 CURVES_FILE = "curves.json"
+FIGURE_FILES = ("curves.png", "curves.svg")
 ROUTED_AT_ONCE = 256
 """Samples whose states are held in memory at once."""
 
@@ -200,8 +84,12 @@ class Tables:
     test: DenseTable
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(argv: Sequence[str] | None) -> None:
+    """Run the command.
+
+    Raises:
+        InputError: at bad input.
+    """
     settings, plain = parse_settings(CurvesSettings, argv, "eval curves", "Accuracy against depth on dense tables.")
     require_directory(settings.records, "records")
     writable_directory(settings.out, "out")
@@ -221,14 +109,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         **provenance(plain),
         "n": len(records["test"]),
         "inputs": {f"{split}.jsonl": sha256_file(settings.records / f"{split}.jsonl") for split in records},
-        "full": _full(records["test"]),
-        "static": _static(tables),
+        "full": {
+            "accuracy": sum(record.full.stands for record in records["test"]) / len(records["test"]),
+            "depth": float(known.depths[0]),
+        },
+        "static": [
+            {"chain": str(test.chains[i]), "depth": test.chains[i].depth, "accuracy": float(test.accuracy[i])}
+            for i in known.best_of_each_depth()
+        ],
         "points": points,
         "summary": summary_of(points),
     }
     write_json(settings.out / CURVES_FILE, content)
-    figures = write_curves_figure(content, settings.out)
-    print(table_of(content))
+    figures = save_figure(partial(draw, content), [settings.out / name for name in FIGURE_FILES], "eval")
+    print_curves(content)
     print("written to " + ", ".join(str(path) for path in (settings.out / CURVES_FILE, *figures)))
 
 
@@ -240,51 +134,29 @@ def _records(settings: CurvesSettings, split: str) -> list[SearchRecord]:
             raise InputError(f"tasks: expected tasks of the records, got {', '.join(sorted(unknown))}")
         records = [record for record in records if record.task in settings.tasks]
     if any(record.split != split or record.reward_target != "gold" for record in records):
-        raise InputError(f"records: expected a menu table of {split} told the right answers, got another")
+        raise InputError(f"records: expected a menu table of {split}, run for the right answers, got another")
     return records
 
 
-def _full(records: Sequence[SearchRecord]) -> dict[str, float]:
-    return {
-        "accuracy": sum(record.full.stands for record in records) / len(records),
-        "depth": float(records[0].num_layers),
-    }
-
-
-def _static(tables: Tables) -> list[dict[str, Any]]:
-    """Return the best static chain of each depth, chosen on train and validation, with its accuracy on test."""
-    test = tables.test
-    return [
-        {
-            "chain": str(test.chains[column]),
-            "depth": test.chains[column].depth,
-            "accuracy": float(test.accuracy[column]),
-        }
-        for column in tables.known.best_of_each_depth()
-    ]
-
-
 def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: CurvesSettings) -> list[dict[str, Any]]:
-    """Measure one router at every budget."""
-    e = router.config.read_layer
+    """Measure one router at every budget that it can meet on validation."""
     require_unseen_by(folder, set(tables.test.sample_ids), settings.data)
-    kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= e]
+    kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= router.config.read_layer]
     columns = np.array([tables.known.place(chain) for chain in kept])
     values = {
         split: torch.cat(
             [
                 router.scores(part, kept).double()
-                for part in _states(router, table.sample_ids, settings.records / f"{split}.states", split)
+                for part in _states(router, of_split.sample_ids, settings.records / f"{split}.states", split)
             ]
         )
-        for split, table in (("validation", tables.validation), ("test", tables.test))
+        for split, of_split in (("validation", tables.validation), ("test", tables.test))
     }
     depths = torch.tensor(tables.known.depths[columns]).double()
     points = operating_points(values["validation"], depths.expand_as(values["validation"]))
-    low, high = points[-1].mean_depth, points[0].mean_depth
     found = []
     for budget in settings.budgets:
-        if not low <= budget <= high:
+        if not points[-1].mean_depth <= budget <= points[0].mean_depth:
             continue
         price = offset_for(points, budget)
         chosen = {
@@ -298,15 +170,14 @@ def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: Cu
 
 def _states(router: Router, ids: Sequence[str], folder: Path, split: str) -> Iterator[list[torch.Tensor]]:
     """Give the states that the router reads, in parts, so that they need not fit in memory."""
-    origin = StatesOrigin(router.config.fingerprints, router.config.dtype)
+    origin, layer = StatesOrigin(router.config.fingerprints, router.config.dtype), router.config.read_layer
     for start in range(0, len(ids), ROUTED_AT_ONCE):
         part = ids[start : start + ROUTED_AT_ONCE]
-        found = read_states([folder], origin, part, router.config.read_layer)
+        found = read_states([folder], origin, part, layer)
         if len(found) < len(part):
             raise InputError(
-                f"records: expected the states that the router reads (hidden_states[{router.config.read_layer}]) "
-                f"of {split} in {folder}, got none for some; run python -m search with "
-                f"--read_layers '[{router.config.read_layer}]'"
+                f"records: expected the states that the router reads (hidden_states[{layer}]) of {split} in {folder}, "
+                f"got none for some; run python -m search with --read_layers '[{layer}]'"
             )
         yield [found[key] for key in part]
 
@@ -331,38 +202,37 @@ def measure(
         Accuracy and mean depth of the arm, each baseline's accuracy and mean depth, the paired differences with
         their 95 % intervals, and the permutation test's p.
     """
-    right = tables.test.right(test)
-    depth = float(tables.test.depths[test].mean())
-    full = tables.test.right(np.zeros(len(test), dtype=int))
-    arms: dict[str, tuple[np.ndarray, float] | None] = {"full": (full, float(tables.test.depths[0]))}
-    bound = float(tables.validation.depths[validation].mean())
-    static = best_static(tables.known, bound)
-    if static is not None:
-        arms["static"] = (tables.test.correct[:, static].astype(float), float(tables.test.depths[static]))
+    known, of_test = tables.known, tables.test
+    right, correct = of_test.right(test), of_test.correct.astype(float)
+    depth, bound = float(of_test.depths[test].mean()), float(tables.validation.depths[validation].mean())
+    counts, n = known.correct.sum(0).tolist(), len(known.sample_ids)
+    candidates = [Candidate(chain, count, n) for chain, count in zip(known.chains, counts, strict=True)]
+    static = of_test.place(choose_static(candidates, bound).chain)
     # At the router's own depth on test, so that the mixture never runs fewer layers than it is compared with.
-    mixture = best_static_mixture(tables.known, depth)
-    if mixture is not None:
-        arms["mixture"] = (
-            right_of_mixture(tables.test, mixture),
-            mixture.mean(tables.test.depths.astype(float).tolist()),
-        )
-    arms["same_menu"] = (same_menu(tables.test, test), depth)
-    arms["random"] = (random_of_depth(tables.test, test), depth)
-    leaving = early_exit(tables.known, budget)
+    mixture = choose_mixture(candidates, depth)
+    first, second = (correct[:, of_test.place(chain)] for chain in (mixture.first, mixture.second))
+    # Of each baseline: every sample's probability of a right answer, and the mean depth.
+    baselines = {
+        "full": (correct[:, 0], float(of_test.depths[0])),
+        "static": (correct[:, static], float(of_test.depths[static])),
+        "mixture": (mixture.share * first + (1 - mixture.share) * second, mixture.mean_depth),
+        "same_menu": (same_menu(of_test, test), depth),
+        "random": (random_of_depth(of_test, test), depth),
+    }
+    leaving = early_exit(known, of_test, budget)
     if leaving is not None:
-        columns = leaving.choices(tables.test)
-        arms["early_exit"] = (tables.test.right(columns), float(tables.test.depths[columns].mean()))
-    p, permuted = permutation_p(tables.test, test, seed)
+        baselines["early_exit"] = (of_test.right(leaving), float(of_test.depths[leaving].mean()))
     against = {}
-    for name, arm in arms.items():
-        if arm is not None:
-            difference, low, high = bootstrap_difference(right, arm[0], seed)
-            against[name] = {
-                "accuracy": float(arm[0].mean()),
-                "depth": arm[1],
-                "difference": difference,
-                "interval": [low, high],
-            }
+    for name, (values, mean_depth) in baselines.items():
+        estimate = mean_of(right - values, seed)
+        assert estimate is not None
+        against[name] = {
+            "accuracy": float(values.mean()),
+            "depth": mean_depth,
+            "difference": estimate.value,
+            "interval": list(estimate.interval),
+        }
+    p, permuted = permutation_p(of_test.correct, test, of_test.tasks, seed)
     return {
         "budget": budget,
         "accuracy": float(right.mean()),
@@ -374,9 +244,147 @@ def measure(
         "permuted_accuracy": permuted,
         "distinct_chains": len(set(test.tolist())),
         "full_share": float((test == 0).mean()),
-        "static_chain": None if static is None else str(tables.test.chains[static]),
+        "static_chain": str(of_test.chains[static]),
     }
 
 
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+def same_menu(dense: DenseTable, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Return each sample's probability of a right answer under a static menu.
+
+    Its chain is drawn as often as the router chose it for the sample's task, but whatever the sample: what this lacks
+    against the router is what the router read of a sample beyond its task.
+    """
+    result = np.empty(len(choices))
+    tasks = np.array(dense.tasks)
+    for task in np.unique(tasks):
+        own = np.flatnonzero(tasks == task)
+        shares = np.bincount(choices[own], minlength=len(dense.chains)) / len(own)
+        result[own] = dense.correct[own].astype(float) @ shares
+    return result
+
+
+def random_of_depth(dense: DenseTable, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Return each sample's probability of a right answer when its chain is any of the menu's of the same depth."""
+    result: np.ndarray = np.average(dense.correct, axis=1, weights=dense.depths[choices][:, None] == dense.depths)
+    return result
+
+
+def early_exit(known: DenseTable, test: DenseTable, depth: float) -> Int[np.ndarray, " samples"] | None:
+    """Return each test sample's column where it stops after the first layer at which the model is confident.
+
+    A sample stops at the first of the chains 0..k-1 of the table whose confidence (logit lens, no training) reaches a
+    threshold; the threshold is the one whose mean depth on `known` is nearest below `depth`.
+
+    Returns:
+        The columns; None: the tables hold no exits, or none is so shallow.
+    """
+    exits = sorted(
+        (i for i, chain in enumerate(known.chains) if chain.layers == tuple(range(chain.depth))),
+        key=lambda i: known.chains[i].depth,
+    )
+    sure = known.confidence[:, exits]
+    if len(exits) < 2 or not known.chains[exits[-1]].is_full or np.isnan(sure).any():
+        return None
+
+    def columns(dense: DenseTable, threshold: float) -> Int[np.ndarray, " samples"]:
+        stops = dense.confidence[:, exits] >= threshold
+        stops[:, -1] = True
+        return np.array(exits)[stops.argmax(1)]
+
+    for threshold in [*np.unique(np.quantile(sure, np.linspace(0, 1, 201)))[::-1], 0.0]:
+        if known.depths[columns(known, threshold)].mean() <= depth:
+            return columns(test, threshold)
+    return None
+
+
+def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the seeds of each kind and budget: means over seeds, and the range of the accuracy."""
+    found = []
+    for name, budget in dict.fromkeys((point["name"], point["budget"]) for point in points):
+        own = [point for point in points if (point["name"], point["budget"]) == (name, budget)]
+        accuracies = [point["accuracy"] for point in own]
+        found.append(
+            {
+                "name": name,
+                "budget": budget,
+                "seeds": len(own),
+                "accuracy": float(np.mean(accuracies)),
+                "spread": [min(accuracies), max(accuracies)],
+                "depth": float(np.mean([point["depth"] for point in own])),
+                "against": {
+                    arm: float(np.mean([point["against"][arm]["difference"] for point in own]))
+                    for arm in own[0]["against"]
+                },
+                "worst_p": max(point["permutation_p"] for point in own),
+            }
+        )
+    return found
+
+
+def print_curves(content: dict[str, Any]) -> None:
+    """Print the tables of `curves.json`."""
+    console, _ = console_for(sys.stdout)
+    full, points = content["full"], content["points"]
+    baselines = list(dict.fromkeys(name for point in points for name in point["against"]))
+    rows = [
+        [
+            point["name"],
+            f"{point['budget']:g}",
+            f"{point['depth']:.2f}",
+            f"{point['accuracy']:.4f}",
+            *(_difference(point["against"].get(name)) for name in baselines),
+            f"{point['permutation_p']:.4f}",
+        ]
+        for point in points
+    ]
+    names = ("kind", "budget", "depth", "accuracy", *baselines, "perm. p")
+    heading = f"full depth {full['accuracy']:.4f} at {full['depth']:g}, n = {content['n']}"
+    console.print(table(heading, names, rows))
+    for one in content["summary"]:
+        against = ", ".join(f"{name} {value:+.4f}" for name, value in one["against"].items())
+        console.print(
+            f"{one['name']}, budget {one['budget']:g}, {one['seeds']} seeds: {one['accuracy']:.4f} "
+            f"({one['spread'][0]:.4f}..{one['spread'][1]:.4f}) at {one['depth']:.2f}; against {against}"
+        )
+
+
+def _difference(against: dict[str, Any] | None) -> str:
+    if against is None:
+        return "-"
+    low, high = against["interval"]
+    return f"{against['difference']:+.4f} ({low:+.3f}..{high:+.3f})"
+
+
+COLOURS = (BLUE, GREEN, PURPLE, ORANGE, SKY)
+"""One a kind of router."""
+MARKERS = "osDv^"
+
+
+def draw(content: dict[str, Any]) -> Figure:
+    """Return the figure: each kind's mean over seeds and its range, static chains, full depth."""
+    figure = new_figure(narrow=False, height=4.2)
+    axes = figure.add_subplot()
+    full = content["full"]
+    axes.axhline(full["accuracy"], color=BLACK, linewidth=0.8, linestyle=":")
+    axes.plot(full["depth"], full["accuracy"], "s", color=BLACK, label="full depth", zorder=3)
+    static = sorted((one["depth"], one["accuracy"]) for one in content["static"])
+    axes.plot(*zip(*static, strict=True), "^--", color=VERMILLION, label="static chains, and their mixtures")
+    for i, name in enumerate(dict.fromkeys(one["name"] for one in content["summary"])):
+        own = sorted((one for one in content["summary"] if one["name"] == name), key=lambda one: one["depth"])
+        means = [one["accuracy"] for one in own]
+        axes.errorbar(
+            [one["depth"] for one in own],
+            means,
+            yerr=whiskers(means, [one["spread"] for one in own]),
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            capsize=3,
+            label=f"router {name} (mean and range of {own[0]['seeds']} seeds)",
+        )
+    axes.set_xlabel("mean depth, layers executed")
+    axes.set_ylabel(f"accuracy on {content['n']} test samples")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    tidy(axes)
+    figure.tight_layout()
+    return figure

@@ -1,4 +1,4 @@
-"""`python -m eval curves` on a tiny menu table: every figure follows from routing and looking up by hand."""
+"""`python -m eval curves`: baselines on a dense table by hand, and a tiny menu table routed and looked up by hand."""
 
 from __future__ import annotations
 
@@ -6,24 +6,122 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from data.records import read_records
+from data.records import ChainResult, DenseTable, SearchRecord, pareto_front, read_records
 from data.sample import read_samples
 from data.states import StatesOrigin, read_states
-from eval.curves import CURVES_FILE, FIGURE_FILES, main
+from data.statistics import permutation_p
+from eval.curves import CURVES_FILE, FIGURE_FILES, Tables, early_exit, main, measure, random_of_depth, same_menu
 from router.chain import Chain
 from router.command import run_command
+from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
 from router.storage import TRAINED_ON_FILE, Operation, Router, load_router, save_router
+from router.validation import InputError
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.tiny import NUM_LAYERS, write_project
 from train.__main__ import main as train
 
+SIX = Chain.full(6)
+CHAINS = (SIX, SIX.skip(5, 1), SIX.skip(4, 2), SIX.skip(3, 1), SIX.skip(3, 2))
 FULL = Chain.full(NUM_LAYERS)
 MENU = Menu.of([FULL, FULL.skip(2, 1), FULL.skip(3, 1), FULL.skip(4, 1), FULL.skip(3, 2), FULL.skip(2, 2)], 2)
+
+
+def table(correct: np.ndarray, tasks: list[str] | None = None, confidence: np.ndarray | None = None) -> DenseTable:
+    n, k = correct.shape
+    return DenseTable(
+        chains=CHAINS[:k],
+        sample_ids=tuple(f"s{i}" for i in range(n)),
+        tasks=tuple(tasks or ["t"] * n),
+        correct=correct.astype(bool),
+        confidence=np.ones((n, k)) if confidence is None else confidence,
+    )
+
+
+def random_table(seed: int, n: int = 40) -> DenseTable:
+    return table(np.random.default_rng(seed).random((n, len(CHAINS))) < np.linspace(0.9, 0.3, len(CHAINS)))
+
+
+def test_the_same_menu_and_random_chains_by_hand() -> None:
+    correct = np.array([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 0, 1, 0], [0, 0, 1, 0, 1]])
+    one = table(correct, ["a", "a", "b", "b"])
+    choices = np.array([0, 1, 3, 2])
+    # Task a: full and column 1, half each; task b: columns 3 and 2.
+    assert same_menu(one, choices).tolist() == [0.5, 0.5, 0.5, 0.5]
+    # Depth 6: full alone; depth 5: columns 1 and 3; depth 4: columns 2 and 4.
+    assert random_of_depth(one, choices).tolist() == [1.0, 0.5, 1.0, 1.0]
+
+
+def test_permutations_tell_reading_from_none() -> None:
+    # Oracle: a router that knows every outcome, and one that draws.
+    rng = np.random.default_rng(0)
+    correct = rng.random((200, 2)) < 0.5
+    knowing = np.where(correct[:, 0], 0, 1)
+    p, mean = permutation_p(correct, knowing, ["t"] * 200, 0)
+    assert p == 1 / 10_001
+    assert abs(mean - 0.5) < 0.1
+    drawing = rng.integers(0, 2, 200)
+    p, mean = permutation_p(correct, drawing, ["t"] * 200, 0)
+    assert p > 0.01
+    assert mean == pytest.approx(same_menu(table(correct), drawing).mean(), abs=0.003)
+    by_task = np.repeat([0, 1], 100)
+    assert permutation_p(correct, by_task, ["a"] * 100 + ["b"] * 100, 0)[0] == 1.0  # nothing beyond the task
+
+
+def test_early_exit_stops_where_it_is_confident() -> None:
+    # Exits are the chains 0-3 (column 2), 0-4 (column 1) and full depth.
+    confidence = np.array([[1, 0.9, 0.9, 0, 0], [1, 0.9, 0.2, 0, 0], [1, 0.1, 0.2, 0, 0]], dtype=float)
+    one = table(np.eye(3, 5), confidence=confidence)
+    columns = early_exit(one, one, 5.0)
+    assert columns is not None
+    assert columns.tolist() == [2, 1, 0]
+    assert early_exit(one, one, 3.0) is None
+    free = table(np.eye(3, 5), confidence=np.full((3, 5), np.nan))
+    assert early_exit(free, free, 5.0) is None
+
+
+def test_measure_tells_the_router_from_its_baselines() -> None:
+    # Oracle: counts by hand.
+    rng = np.random.default_rng(2)
+    test, known = random_table(7, 300), random_table(8, 300)
+    choices = rng.integers(0, len(CHAINS), 300)
+    found = measure(Tables(known, known, test), choices, choices, 5.0, 0)
+    right = test.correct[np.arange(300), choices]
+    assert found["accuracy"] == right.mean()
+    assert found["depth"] == np.mean([CHAINS[i].depth for i in choices])
+    full = found["against"]["full"]
+    assert full["difference"] == pytest.approx(right.mean() - test.correct[:, 0].mean())
+    assert full["interval"][0] <= full["difference"] <= full["interval"][1]
+    assert found["against"]["mixture"]["depth"] <= found["depth"] + 1e-9
+    within = [i for i, chain in enumerate(CHAINS) if chain.depth <= found["validation_depth"]]
+    best = max(known.accuracy[i] for i in within)
+    assert found["static_chain"] in [str(CHAINS[i]) for i in within if known.accuracy[i] == best]
+
+
+def result(chain: Chain, correct: bool) -> ChainResult:
+    return ChainResult(chain, (0.0, 1.0) if correct else (1.0, 0.0), int(correct), correct, 1.0 if correct else -1.0)
+
+
+def record(sample_id: str, chains: tuple[Chain, ...]) -> SearchRecord:
+    results = tuple(result(chain, i % 2 == 0) for i, chain in enumerate(chains))
+    return SearchRecord(
+        sample_id, "t", "test", {}, "continuation", 6, 2, "float32", "gold", 1, 0, len(chains), 0, 0, results,
+        pareto_front(results), Fingerprints("m", "t", "p"), "0" * 64,
+    )  # fmt: skip
+
+
+def test_a_table_holds_what_all_records_tried() -> None:
+    one = DenseTable.of([record("a", CHAINS), record("b", (SIX, CHAINS[2], CHAINS[1]))])
+    assert one.chains == (SIX, CHAINS[1], CHAINS[2])
+    assert one.correct.tolist() == [[True, False, True], [True, True, False]]
+    assert one.confidence[0, 0] == pytest.approx(np.e / (1 + np.e))
+    with pytest.raises(InputError, match="for every sample, got none for b"):
+        DenseTable.of([record("b", (SIX, CHAINS[1]))], CHAINS[:3])
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +190,19 @@ def arguments(project: Path, out: Path, **changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def test_the_curves_are_what_routing_and_looking_up_gives(project: Path, tmp_path: Path) -> None:
-    main(arguments(project, tmp_path / "out"))
-    told = json.loads((tmp_path / "out" / CURVES_FILE).read_text())
+@pytest.fixture(scope="module")
+def curves(project: Path) -> Path:
+    """The folder of a finished run."""
+    main(arguments(project, project / "curves"))
+    return project / "curves"
+
+
+def test_the_curves_are_what_routing_and_looking_up_gives(project: Path, curves: Path) -> None:
+    told = json.loads((curves / CURVES_FILE).read_text())
     records = read_records(project / "table" / "test.jsonl")
     assert told["n"] == 30
     assert told["full"]["accuracy"] == pytest.approx(sum(record.full.stands for record in records) / 30)
-    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in FIGURE_FILES)
+    assert all((curves / name).stat().st_size > 1000 for name in FIGURE_FILES)
     assert [point["router"] for point in told["points"]] == [str(project / f"router-{seed}") for seed in (0, 1)]
     for seed, point in enumerate(told["points"]):
         router = load_router(project / f"router-{seed}")
@@ -117,14 +221,13 @@ def test_the_curves_are_what_routing_and_looking_up_gives(project: Path, tmp_pat
     assert {one["depth"] for one in told["static"]} == {chain.depth for chain in MENU.chains}
 
 
-def test_the_same_inputs_give_the_same_file(project: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        main(arguments(project, tmp_path / name))
-    one, other = (json.loads((tmp_path / name / CURVES_FILE).read_text()) for name in ("a", "b"))
+def test_the_same_inputs_give_the_same_file(project: Path, curves: Path, tmp_path: Path) -> None:
+    main(arguments(project, tmp_path))
+    one, other = (json.loads((folder / CURVES_FILE).read_text()) for folder in (curves, tmp_path))
     for of in (one, other):
         del of["settings"], of["started"]
     assert one == other
-    assert (tmp_path / "a" / FIGURE_FILES[0]).read_bytes() == (tmp_path / "b" / FIGURE_FILES[0]).read_bytes()
+    assert (curves / FIGURE_FILES[0]).read_bytes() == (tmp_path / FIGURE_FILES[0]).read_bytes()
 
 
 @pytest.mark.parametrize(
