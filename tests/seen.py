@@ -12,11 +12,12 @@ import pytest
 
 from data.sample import Sample
 from eval.page import build_page
+from eval.report import Report
 from eval.results import ArmResult, read_arms
 from tests.reports import RIGHT, write_evaluation
 
 Results = dict[str, list[ArmResult]]
-Seen = tuple[dict[str, Any], Results, list[Sample]]
+Seen = tuple[Report, Results, list[Sample]]
 
 EVIL = (
     "<script>alert(1)</script>",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import shutil
@@ -16,17 +15,18 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
-from eval.baselines import MIXTURE_FILE, STATIC_FILE
+from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE, STATIC_FILE
 from eval.controls import PLAN_FILE
 from eval.figures import spread
 from eval.measures import arm_of, paired
-from eval.report import BASELINE_FILES, REPORT_FILE, write_report
+from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.run import CANDIDATES_FILE
 from router.chain import Chain
 from router.engine.load import load_model
 from router.files import read_json, sha256_file
 from router.storage import Operation, load_router
+from router.validation import to_plain
 from tests.evaluation import ARM_NAMES, FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS
 
@@ -47,7 +47,7 @@ def test_every_arm_answers_every_test_sample(finished: World) -> None:
     assert len({one.correct for one in results}) == 2
 
 
-def test_chains_are_those_of_their_policies(finished: World) -> None:
+def test_chains_are_those_of_their_arms(finished: World) -> None:
     # Oracle: router and records read by hand.
     model, tokenizer = load_model(str(finished.folder / "model"), dtype="float32", device="cpu")
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
@@ -97,31 +97,33 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
         RESULTS_FILE,
         "results.meta.json",
         STATIC_FILE,
-        *BASELINE_FILES.values(),
+        MIXTURE_FILE,
+        EXIT_FILE,
+        PRUNED_FILE,
         PLAN_FILE,
     ]  # its prompts list no choices
     for name in sources:
         shutil.copy(finished.out / name, copied / name)
-    report = write_report(copied)
+    report = to_plain(write_report(copied))
     assert report == json.loads((copied / REPORT_FILE).read_text())
     assert (copied / REPORT_FILE).read_bytes() == (finished.out / REPORT_FILE).read_bytes()
     by_arm: dict[str, list[Any]] = {name: [] for name in ARM_NAMES}
     for one in sorted(read_results(copied / RESULTS_FILE, NUM_LAYERS), key=lambda one: one.sample_id):
         by_arm[one.arm].append(one)
     for arm in report["arms"]:
-        measured = dataclasses.asdict(arm_of(by_arm[arm["name"]], by_arm["full"], 0))
+        measured = to_plain(arm_of(by_arm[arm["name"]], by_arm["full"], 0))
         if arm["against_full"] is not None:  # corrected for all comparisons: tests/test_eval_report.py
             measured["against_full"]["mcnemar_p_holm"] = arm["against_full"]["mcnemar_p_holm"]
-        assert json.loads(json.dumps(measured)).items() <= arm.items()
+        assert measured.items() <= arm.items()
         knob = {
             "router": ", budget 4.2 layers",
             "router@4.5": ", budget 4.5 layers",
             "guarantee": " (loss 0.5, delta 0.1)",
         }.get(arm["name"], "")
         assert arm["label"] == LABELS[arm["name"].split("@")[0]] + knob
-    against = dataclasses.asdict(paired(by_arm["router"], by_arm["random"], 0))
+    against = to_plain(paired(by_arm["router"], by_arm["random"], 0))
     corrected = report["router_against"]["random"]["mcnemar_p_holm"]
-    assert report["router_against"]["random"] == json.loads(json.dumps(against | {"mcnemar_p_holm": corrected}))
+    assert report["router_against"]["random"] == against | {"mcnemar_p_holm": corrected}
     assert "has seen the answer" in report["arms"][-1]["label"]
     assert (report["n"], report["split"], report["task"]) == (14, "test", "arc_easy")
     assert report["inputs"]["router/router.safetensors"] == sha256_file(
