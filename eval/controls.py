@@ -448,27 +448,21 @@ def controls_of(out: Path, results: Sequence[ArmResult], num_layers: int) -> Con
     if not (out / PLAN_FILE).exists():
         return None
     plan = _read_plan(out)
-    usual = {(one.arm, one.sample_id): one for one in results}
-    again = {(one.arm, one.sample_id): one for file in _files(out, plan) for one in read_results(file, num_layers)}
+    again = [one for file in _files(out, plan) for one in read_results(file, num_layers)]
+    known = {(one.arm, one.sample_id): one for one in (*results, *again)}
 
-    def pair(ids: Sequence[str], name: Callable[[str], str] | None = None) -> Pair:
-        """Return both arms' results on some samples in their order; `name`: of an arm in a control."""
-        found = []
-        for arm in CONTROLLED:
-            ran = [_result(usual, arm, key, out) for key in ids]
-            if name is not None:
-                first, ran = ran, [_result(again, name(arm), key, out) for key in ids]
-                _check_chains(first, ran, out)
-            found.append(ran)
-        return found[0], found[1]
+    def ran(ids: Sequence[str], name: Callable[[str], str] = str) -> Pair:
+        """Return both arms' results on some samples in their order; `name`: an arm's name in a control."""
+        full, oracle = ([_result(known, arm, name(arm), key, out) for key in ids] for arm in CONTROLLED)
+        return full, oracle
 
     reshuffled = generated = None
     if plan.shuffles:
-        others = [pair(plan.reshuffled, partial(reshuffled_name, shuffle=shuffle)) for shuffle in plan.shuffles]
-        reshuffled = measure_reshuffled(pair(plan.reshuffled), others, plan.seed)
+        others = [ran(plan.reshuffled, partial(reshuffled_name, shuffle=shuffle)) for shuffle in plan.shuffles]
+        reshuffled = _measure_reshuffled(ran(plan.reshuffled), others, plan.seed)
     if plan.generated:
-        written = pair(plan.generated, generated_name)
-        generated = measure_generated(pair(plan.generated), written, plan.modes, plan.seed)
+        written = ran(plan.generated, generated_name)
+        generated = _measure_generated(ran(plan.generated), written, plan.modes, plan.seed)
     return Controls(
         luck=None if plan.luck is None else plan.luck.measure(plan.seed),
         reshuffled=reshuffled,
@@ -477,24 +471,20 @@ def controls_of(out: Path, results: Sequence[ArmResult], num_layers: int) -> Con
     )
 
 
-def _result(results: Mapping[tuple[str, str], ArmResult], arm: str, key: str, out: Path) -> ArmResult:
-    if (arm, key) not in results:
-        raise InputError(
-            f"{out / PLAN_FILE}: expected a result of {arm} on sample {key}, got none; run python -m eval again"
-        )
-    return results[arm, key]
-
-
-def _check_chains(first: Sequence[ArmResult], again: Sequence[ArmResult], out: Path) -> None:
-    for one, other in zip(first, again, strict=True):
-        if one.chain != other.chain:
+def _result(known: Mapping[tuple[str, str], ArmResult], arm: str, name: str, key: str, out: Path) -> ArmResult:
+    """Return an arm's result on a sample under its name in a control, where its own chain must have run."""
+    for wanted in (arm, name):
+        if (wanted, key) not in known:
             raise InputError(
-                f"{out / PLAN_FILE}: expected the chain that {one.arm} has run on sample {one.sample_id}, "
-                f"got {other.chain}"
+                f"{out / PLAN_FILE}: expected a result of {wanted} on sample {key}, got none; run python -m eval again"
             )
+    found = known[name, key]
+    if found.chain != known[arm, key].chain:
+        raise InputError(f"{out / PLAN_FILE}: expected the chain that {arm} has run on sample {key}, got {found.chain}")
+    return found
 
 
-def measure_reshuffled(usual: Pair, again: Sequence[Pair], seed: int) -> Reshuffled:
+def _measure_reshuffled(usual: Pair, again: Sequence[Pair], seed: int) -> Reshuffled:
     """Measure what is left in other orders.
 
     Args:
@@ -539,7 +529,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def measure_generated(judged: Pair, written: Pair, modes: Sequence[str], seed: int) -> Generated:
+def _measure_generated(judged: Pair, written: Pair, modes: Sequence[str], seed: int) -> Generated:
     """Compare answers with generated ones.
 
     Args:

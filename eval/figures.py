@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from data.figures import save_figure
 from data.statistics import wilson_interval
@@ -271,25 +272,14 @@ def spread(heights: Sequence[float], gap: float, bounds: tuple[float, float]) ->
         gap: least distance of two.
         bounds: what they should stay within, half a gap from either end, where there is room for all.
     """
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    placed = [heights[i] for i in order]
-    for _ in range(200):
-        missing = [gap - (placed[i + 1] - placed[i]) for i in range(len(placed) - 1)]
-        if all(one <= 1e-9 for one in missing):
-            break
-        for lower in range(len(placed) - 1):
-            lacking = gap - (placed[lower + 1] - placed[lower])
-            if lacking > 1e-9:
-                placed[lower] -= lacking / 2
-                placed[lower + 1] += lacking / 2
-    for i in range(len(placed)):
-        placed[i] = max(placed[i], bounds[0] + (i + 0.5) * gap)
-    for i in range(len(placed)):
-        placed[-1 - i] = min(placed[-1 - i], bounds[1] - (i + 0.5) * gap)
-    result = [0.0] * len(heights)
-    for i, height in zip(order, placed, strict=True):
-        result[i] = height
-    return result
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    # Least squares with each at least a gap above the one before: isotonic once the gaps are taken off.
+    placed = isotonic_regression(np.array(heights)[order] - steps).x
+    low, high = bounds[0] + gap / 2, bounds[1] - (len(heights) - 0.5) * gap
+    moved = np.empty(len(heights))
+    moved[order] = np.minimum(np.maximum(placed, low), high) + steps
+    return [float(one) for one in moved]
 
 
 def draw_flows(report: Report, narrow: bool = False) -> Figure:

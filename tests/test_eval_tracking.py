@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -21,10 +20,10 @@ from wandb.proto import wandb_internal_pb2
 from data.tracking import TrackingSettings, files_digest, hashes_of, log_files
 from eval.report import Report
 from eval.results import RESULTS_FILE
-from eval.tracking import ROWS, lineage, shown, table, track_report
+from eval.tracking import lineage, shown, table, track_report
 from router.files import sha256_file
 from router.validation import to_plain
-from tests.reports import IDS, RIGHT, hash_of, results_of, run_of, unchecked, write_evaluation, write_results
+from tests.reports import IDS, RIGHT, hash_of, results_of, run_of, write_evaluation
 
 KEY = "0123456789abcdef" * 3
 """What stands for an API key: it must be found nowhere."""
@@ -264,16 +263,15 @@ def test_nothing_is_written_where_tracking_is_disabled(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_long_results_stay_in_the_artifact(tmp_path: Path) -> None:
-    # Oracle: the bound: one sample more than fills the table.
+def test_long_results_stay_in_the_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: the bound, set to what this evaluation has, and to one less.
     report = write_evaluation(tmp_path / "eval")
-    arms = len(RIGHT)
-    ids = [hashlib.sha256(str(i).encode()).hexdigest()[:16] for i in range(ROWS // arms)]
-    write_results(tmp_path / "eval", results_of(ids, RIGHT))
-    media = shown(tmp_path / "eval", unchecked(report, n=len(ids)), [], None)
-    assert len(media["results"].data) == len(ids) * arms
+    rows = len(IDS) * len(RIGHT)
+    monkeypatch.setattr("eval.tracking.ROWS", rows)
+    assert len(shown(tmp_path / "eval", report, [], None)["results"].data) == rows
+    monkeypatch.setattr("eval.tracking.ROWS", rows - 1)
     (tmp_path / "eval" / RESULTS_FILE).unlink()  # not even read
-    assert "results" not in shown(tmp_path / "eval", unchecked(report, n=len(ids) + 1), [], None)
+    assert "results" not in shown(tmp_path / "eval", report, [], None)
 
 
 def test_records_without_validation_have_no_digest_of_training() -> None:
