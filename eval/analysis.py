@@ -23,8 +23,8 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from data.figures import save_figure
 from data.records import SearchRecord, read_records
 from data.statistics import mean_interval, wilson_interval
-from eval.figures import draw_layer_rates, draw_layer_use
-from eval.measures import layer_use
+from eval.figures import LayerRows, draw_layer_rates, draw_layer_use
+from eval.measures import LayerUse, layer_use
 from eval.tables import console_for, table
 from router.command import parse_settings, plain_values, provenance
 from router.files import read_json, require_directory, sha256_file, writable_directory, write_json
@@ -230,17 +230,16 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
             groups[one["model"], one["split"]].append(one)
     files: list[Path] = []
     for number, ((model, split), searches) in enumerate(groups.items()):
-        report = {
-            "arms": [{"name": one["search"], "label": one["search"]} for one in searches],
-            "layer_use": {one["search"]: one["groups"]["all"]["use"] for one in searches},
-            "model": {"name": model, "num_layers": searches[0]["num_layers"], "read_layer": 0},
-            "task": "shortest chains that stand",
-            "split": split,
-            "n": searches[0]["groups"]["all"]["n"],
-        }
+        count = searches[0]["groups"]["all"]["n"]
+        rows = LayerRows(
+            f"{Path(model).name}, shortest chains that stand, {split} split, n = {count}",
+            searches[0]["num_layers"],
+            0,
+            [(one["search"], one["search"], LayerUse(**one["groups"]["all"]["use"])) for one in searches],
+        )
         for name, draw in (("layer_use", draw_layer_use), ("layer_rates", draw_layer_rates)):
             paths = [out / f"{name}_{number}.{suffix}" for suffix in ("png", "svg")]
-            files += save_figure(partial(draw, report), paths, "analysis")
+            files += save_figure(partial(draw, rows), paths, "analysis")
     return files
 
 

@@ -10,69 +10,150 @@ Everything is counted from the `results.jsonl` beside each report; B is measured
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Literal, TextIO
 
 from jsonargparse import ArgumentError, ArgumentParser
+from pydantic.dataclasses import dataclass
 
-from data.statistics import wilson_interval
+from data.records import agrees
 from eval.arms import FULL
-from eval.measures import corrected, paired
-from eval.report import REPORT_FILE
-from eval.results import RESULTS_FILE, ArmResult, by_arm, read_results
-from eval.schema import validate_report
-from eval.tables import console_for, probability, table
-from router.command import one_line, plain_values
-from router.files import read_json, require_directory, require_file, sha256_file, write_json
-from router.validation import InputError
+from eval.measures import Answered, Paired, corrected, paired
+from eval.report import REPORT_FILE, Comparisons, Report, read_report
+from eval.results import RESULTS_FILE, ArmResult, Model, Sha256, by_arm, read_results
+from eval.tables import console_for, number, probability, table
+from router.command import one_line
+from router.files import require_directory, require_file, sha256_file, write_json
+from router.fingerprint import Fingerprints
+from router.validation import STORED, Count, InputError, Positive, to_plain
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 """Version of the format that `--json` writes (docs/report.md)."""
 SAME = {
-    "model fingerprint": ("fingerprints", "model"),
-    "tokenizer fingerprint": ("fingerprints", "tokenizer"),
-    "task": ("task",),
-    "prompt fingerprint": ("fingerprints", "prompt"),
-    "split": ("split",),
-    "judged_mode": ("judged_mode",),
+    "model fingerprint": "fingerprints.model",
+    "tokenizer fingerprint": "fingerprints.tokenizer",
+    "task": "task",
+    "prompt fingerprint": "fingerprints.prompt",
+    "split": "split",
+    "judged_mode": "judged_mode",
 }
 """Fields of the reports that must agree."""
 NOTED = {
-    "mode of the search": ("mode",),
-    "dtype": ("model", "dtype"),
-    "revision": ("model", "revision"),
-    "read_layer": ("model", "read_layer"),
+    "mode of the search": "mode",
+    "dtype": "model.dtype",
+    "revision": "model.revision",
+    "read_layer": "model.read_layer",
 }
 """Fields that may differ, which is then said; so are inputs."""
-CONTENT = ("task", "choices")
-"""Fields of a result that the sample's id decides."""
+COLUMNS = (
+    "accuracy A (95 %)",
+    "accuracy B (95 %)",
+    "depth A",
+    "depth B",
+    "B against A, 95 %",
+    "wrong->right",
+    "right->wrong",
+    "McNemar p",
+    "p (Holm)",
+)
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class Evaluation:
     """One side of the comparison.
 
     Attributes:
         path: its report.
-        report: the report's content.
+        report: the report.
         arms: results of each arm by sample id, the arms in the report's order.
     """
 
     path: Path
-    report: dict[str, Any]
+    report: Report
     arms: dict[str, dict[str, ArmResult]]
 
-    @property
-    def sample_ids(self) -> set[str]:
-        """Ids of its samples, the same for every arm."""
-        return set(self.arms[FULL])
 
-    @property
-    def labels(self) -> dict[str, str]:
-        """Label of each arm, by name."""
-        return {arm["name"]: arm["label"] for arm in self.report["arms"]}
+@dataclass(frozen=True, config=STORED)
+class Side:
+    """One evaluation of a comparison.
+
+    Attributes:
+        report: the report's file, as it was given.
+        report_sha256: its SHA-256.
+        results_sha256: SHA-256 of the results that were compared.
+        commit: commit of the source tree that evaluated; null: unknown.
+        model: the base model.
+        n: its samples.
+        n_only_here: how many of them the other evaluation has not.
+    """
+
+    report: str
+    report_sha256: Sha256
+    results_sha256: Sha256
+    commit: str | None
+    model: Model
+    n: Positive
+    n_only_here: Count
+
+
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class SideArm(Answered):
+    """One side's arm on the common samples.
+
+    Attributes:
+        label: name for readers.
+    """
+
+    label: str
+
+
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class ComparedArm(Paired):
+    """An arm of B against one of A, its baseline, on the common samples.
+
+    Attributes:
+        a: A's arm.
+        b: B's arm.
+    """
+
+    a: SideArm
+    b: SideArm
+
+
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class Comparison:
+    """What `python -m eval compare` found: B against A.
+
+    Attributes:
+        schema: version of the format.
+        a: the baseline.
+        b: what is measured against it.
+        task: task, or tasks of a mixture joined by `+`.
+        judged_mode: mode in which answers were judged.
+        split: split that was evaluated.
+        fingerprints: what the results are valid for.
+        n: samples that both answered.
+        seed: seed of the bootstrap.
+        arms: the pairs of arms.
+        comparisons: how p-values are corrected.
+        notes: what a reader must know of these two evaluations.
+    """
+
+    schema: Literal[1]
+    a: Side
+    b: Side
+    task: str
+    judged_mode: str
+    split: str
+    fingerprints: Fingerprints
+    n: Positive
+    seed: Count
+    arms: tuple[ComparedArm, ...]
+    comparisons: Comparisons
+    notes: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None) -> None:
@@ -102,10 +183,10 @@ def main(argv: Sequence[str] | None) -> None:
     first, second = read_evaluation(given.a), read_evaluation(given.b)
     if given.json is not None:
         _check_target(given.json, (first, second))
-    content = compare(first, second, given.arm_a, given.arm_b, given.seed)
-    print_comparison(content, sys.stdout)
+    found = compare(first, second, given.arm_a, given.arm_b, given.seed)
+    print_comparison(found, sys.stdout)
     if given.json is not None:
-        write_json(given.json, content)
+        write_json(given.json, to_plain(found))
         print(f"written to {given.json}")
 
 
@@ -119,29 +200,24 @@ def read_evaluation(place: Path) -> Evaluation:
         InputError: where a file is missing, corrupt or of another schema, or the results are not the report's.
     """
     path = require_file(place / REPORT_FILE if place.is_dir() else place, "report")
-    try:
-        report = read_json(path)
-    except RecursionError as error:
-        raise InputError(f"{path}: expected a report, got JSON nested too deeply") from error
-    validate_report(report, str(path))
+    report = read_report(path)
     results = path.parent / RESULTS_FILE
     if not results.is_file():
         raise InputError(f"{path}: expected {RESULTS_FILE} beside it, which holds each sample's answers, got none")
     digest = sha256_file(results)
-    if digest != report["results_sha256"]:
+    if digest != report.results_sha256:
         raise InputError(
-            f"{results}: expected the file that {path} was made from, SHA-256 {report['results_sha256'][:12]}..., "
+            f"{results}: expected the file that {path} was made from, SHA-256 {report.results_sha256[:12]}..., "
             f"got {digest[:12]}...; python -m eval writes the report anew"
         )
-    names = [arm["name"] for arm in report["arms"]]
-    found = by_arm(read_results(results, report["model"]["num_layers"]), names, report["n"], results)
+    found = by_arm(read_results(results, report.model.num_layers), list(report.labels), report.n, results)
     return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in found.items()})
 
 
 def compare(
     first: Evaluation, second: Evaluation, arm_a: str | None = None, arm_b: str | None = None, seed: int = 0
-) -> dict[str, Any]:
-    """Return the comparison of two evaluations as JSON data.
+) -> Comparison:
+    """Compare two evaluations.
 
     Args:
         first: A, the baseline.
@@ -154,54 +230,54 @@ def compare(
         InputError: where they cannot be compared: another model, task, prompt, split or judged mode, no common sample,
             an arm that is not there.
     """
-    for words, keys in SAME.items():
-        one, other = (_field(side.report, keys) for side in (first, second))
+    for words, field in SAME.items():
+        one, other = (attrgetter(field)(side.report) for side in (first, second))
         if one != other:
             raise InputError(f"{second.path}: expected {words} {one!r}, as in {first.path}, got {other!r}")
-    common = sorted(first.sample_ids & second.sample_ids)
+    common = sorted(first.arms[FULL].keys() & second.arms[FULL].keys())
     if not common:
         raise InputError(f"{second.path}: expected samples that {first.path} has too, got none in common")
     names = _pairs(first, second, arm_a, arm_b)
     aligned = [([first.arms[a][key] for key in common], [second.arms[b][key] for key in common]) for a, b in names]
-    _check_content(aligned[0], second.path)
-    tested = corrected([paired(ours, theirs, seed) for theirs, ours in aligned])
-    plain: dict[str, Any] = plain_values(
-        {
-            "schema": SCHEMA,
-            "a": _side(first, common),
-            "b": _side(second, common),
-            "task": first.report["task"],
-            "judged_mode": first.report["judged_mode"],
-            "split": first.report["split"],
-            "fingerprints": first.report["fingerprints"],
-            "n": len(common),
-            "seed": seed,
-            "arms": [
-                {"a": _arm(first, a, in_a), "b": _arm(second, b, in_b), **asdict(one)}
-                for (a, b), (in_a, in_b), one in zip(names, aligned, tested, strict=True)
-            ],
-            "comparisons": _comparisons(len(tested)),
-            "notes": _notes(first, second, common) + (_alone(first, second) if arm_a is None and arm_b is None else []),
-        }
+    for one, other in zip(*aligned[0], strict=True):
+        if (one.task, one.choices) != (other.task, other.choices):  # which the id decides
+            raise InputError(f"{second.path}: expected sample {one.sample_id} as in the other evaluation, got another")
+    tested = corrected([paired(in_b, in_a, seed) for in_a, in_b in aligned])
+    text = "1 McNemar test, nothing to correct for"
+    if len(tested) > 1:
+        text = (
+            f"{len(tested)} McNemar tests, one for each pair of arms shown; mcnemar_p_holm is corrected for all of "
+            "them, mcnemar_p and intervals for none"
+        )
+    report = first.report
+    return Comparison(
+        schema=SCHEMA,
+        a=_side(first, common),
+        b=_side(second, common),
+        task=report.task,
+        judged_mode=report.judged_mode,
+        split=report.split,
+        fingerprints=report.fingerprints,
+        n=len(common),
+        seed=seed,
+        arms=tuple(
+            ComparedArm(**vars(one), a=_arm(first, in_a), b=_arm(second, in_b))
+            for (in_a, in_b), one in zip(aligned, tested, strict=True)
+        ),
+        comparisons=Comparisons("Holm", len(tested), text),
+        notes=(*_notes(first, second, common), *(_alone(first, second) if arm_a is None and arm_b is None else [])),
     )
-    return plain
 
 
 def _pairs(first: Evaluation, second: Evaluation, arm_a: str | None, arm_b: str | None) -> list[tuple[str, str]]:
     """Return the pairs of arms to be compared."""
-    if arm_a is None and arm_b is None:
+    one, other = arm_a or arm_b, arm_b or arm_a
+    if one is None or other is None:
         return [(name, name) for name in first.arms if name in second.arms]
-    wanted = [(first, "arm_a", arm_a or arm_b), (second, "arm_b", arm_b or arm_a)]
-    for side, setting, name in wanted:
+    for side, setting, name in ((first, "arm_a", one), (second, "arm_b", other)):
         if name not in side.arms:
             raise InputError(f"{setting}: expected an arm of {side.path} ({', '.join(side.arms)}), got {name!r}")
-    return [(str(wanted[0][-1]), str(wanted[1][-1]))]
-
-
-def _check_content(pair: tuple[Sequence[ArmResult], Sequence[ArmResult]], path: Path) -> None:
-    for one, other in zip(*pair, strict=True):
-        if [getattr(one, name) for name in CONTENT] != [getattr(other, name) for name in CONTENT]:
-            raise InputError(f"{path}: expected sample {one.sample_id} as in the other evaluation, got another")
+    return [(one, other)]
 
 
 def _check_target(path: Path, sides: Sequence[Evaluation]) -> None:
@@ -212,64 +288,37 @@ def _check_target(path: Path, sides: Sequence[Evaluation]) -> None:
         raise InputError(f"json: expected a file of its own, got {str(path)!r}")
 
 
-def _comparisons(count: int) -> dict[str, Any]:
-    """Say what was corrected."""
-    text = "1 McNemar test, nothing to correct for"
-    if count > 1:
-        text = f"{count} McNemar tests, one for each pair of arms shown; mcnemar_p_holm is corrected for all of them, "
-        text += "mcnemar_p and intervals for none"
-    return {"method": "Holm", "count": count, "text": text}
-
-
-def _side(side: Evaluation, common: Sequence[str]) -> dict[str, Any]:
+def _side(side: Evaluation, common: Sequence[str]) -> Side:
     report = side.report
-    return {
-        "report": str(side.path),
-        "report_sha256": sha256_file(side.path),
-        "results_sha256": report["results_sha256"],
-        "commit": report["provenance"]["commit"],
-        "model": report["model"],
-        "n": report["n"],
-        "n_only_here": report["n"] - len(common),
-    }
+    return Side(
+        report=str(side.path),
+        report_sha256=sha256_file(side.path),
+        results_sha256=report.results_sha256,
+        commit=report.provenance.commit,
+        model=report.model,
+        n=report.n,
+        n_only_here=report.n - len(common),
+    )
 
 
-def _arm(side: Evaluation, name: str, results: Sequence[ArmResult]) -> dict[str, Any]:
-    """Measure one arm on the common samples."""
-    n, correct = len(results), sum(one.correct for one in results)
-    return {
-        "name": name,
-        "label": side.labels[name],
-        "n": n,
-        "correct": correct,
-        "accuracy": correct / n,
-        "accuracy_interval": wilson_interval(correct, n),
-        "no_answer": sum(one.prediction is None for one in results),
-        "mean_depth": sum(one.chain.depth for one in results) / n,
-    }
-
-
-def _field(report: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    value: Any = report
-    for key in keys:
-        value = value[key]
-    return value
+def _arm(side: Evaluation, results: Sequence[ArmResult]) -> SideArm:
+    return SideArm(**Answered.counts(results), label=side.report.labels[results[0].arm])
 
 
 def _notes(first: Evaluation, second: Evaluation, common: Sequence[str]) -> list[str]:
     """Return what a reader must know of these two evaluations."""
     notes = []
-    if first.report["results_sha256"] == second.report["results_sha256"]:
+    if first.report.results_sha256 == second.report.results_sha256:
         notes.append("both reports rest on the same results")
-    for words, keys in NOTED.items():
-        one, other = (_field(side.report, keys) for side in (first, second))
+    for words, field in NOTED.items():
+        one, other = (attrgetter(field)(side.report) for side in (first, second))
         if one != other:
             notes.append(f"{words}: {one} in A, {other} in B")
-    inputs = [side.report["inputs"] for side in (first, second)]
+    inputs = [side.report.inputs for side in (first, second)]
     if differing := sorted(name for name in {*inputs[0], *inputs[1]} if inputs[0].get(name) != inputs[1].get(name)):
         notes.append(f"A and B read different {', '.join(differing)}")
-    answers = [[side.arms[FULL][key].prediction for key in common] for side in (first, second)]
-    if changed := sum(one != other for one, other in zip(*answers, strict=True)):
+    full = [(first.arms[FULL][key].result, second.arms[FULL][key].result) for key in common]
+    if changed := sum(not agrees(in_a, in_b) for in_a, in_b in full):
         notes.append(
             f"full depth answers {changed} of {len(common)} common samples otherwise in B: that much comes of dtype, "
             f"device or batches, not of the router"
@@ -284,64 +333,39 @@ def _alone(first: Evaluation, second: Evaluation) -> list[str]:
     return [f"arms that only {which} has: {', '.join(names)}" for which, names in alone.items() if names]
 
 
-COLUMNS = (
-    "accuracy A (95 %)",
-    "accuracy B (95 %)",
-    "depth A",
-    "depth B",
-    "B against A, 95 %",
-    "wrong->right",
-    "right->wrong",
-    "McNemar p",
-    "p (Holm)",
-)
-
-
-def print_comparison(content: dict[str, Any], stream: TextIO) -> None:
-    """Print what `eval.compare.compare` returned."""
+def print_comparison(found: Comparison, stream: TextIO) -> None:
+    """Print what `compare` found."""
     console, _ = console_for(stream)
-    for side in ("a", "b"):
-        told = content[side]
-        only = f", {told['n_only_here']} of them only here: left out" if told["n_only_here"] else ""
-        console.print(printable(f"{side.upper()}: {told['report']}, n = {told['n']}{only}"))
+    for which, side in (("A", found.a), ("B", found.b)):
+        only = f", {side.n_only_here} of them only here: left out" if side.n_only_here else ""
+        console.print(printable(f"{which}: {side.report}, n = {side.n}{only}"))
     console.print(
         printable(
-            f"{content['task']} ({content['judged_mode']}), split {content['split']}, "
-            f"{content['a']['model']['name']}: n = {content['n']} common samples; B against A"
+            f"{found.task} ({found.judged_mode}), split {found.split}, {found.a.model.name}: "
+            f"n = {found.n} common samples; B against A"
         )
     )
-    failures = any(arm[side]["no_answer"] for arm in content["arms"] for side in ("a", "b"))
-    rows = []
-    for arm in content["arms"]:
-        counts = [f"{arm['a']['no_answer']}/{arm['b']['no_answer']}"] if failures else []
-        rows.append([printable(_label(arm)), *_cells(arm), *counts])
+    failures = any(arm.a.no_answer or arm.b.no_answer for arm in found.arms)
+    rows = [
+        [
+            printable(arm.a.label if arm.a.label == arm.b.label else f"{arm.a.label} -> {arm.b.label}"),
+            *(number(side.accuracy, side.accuracy_interval) for side in (arm.a, arm.b)),
+            *(f"{side.mean_depth:.2f}" for side in (arm.a, arm.b)),
+            number(arm.difference, arm.difference_interval, "+.3f"),
+            str(arm.wrong_to_right),
+            str(arm.right_to_wrong),
+            probability(arm.mcnemar_p),
+            probability(arm.mcnemar_p_holm),
+            *([f"{arm.a.no_answer}/{arm.b.no_answer}"] if failures else []),
+        ]
+        for arm in found.arms
+    ]
     console.print(table(None, ("arm", *COLUMNS, *(["no answer A/B"] if failures else [])), rows))
-    console.print(f"{content['comparisons']['method']}: {content['comparisons']['text']}")
-    for note in content["notes"]:
+    console.print(f"{found.comparisons.method}: {found.comparisons.text}")
+    for note in found.notes:
         console.print(printable(f"note: {note}"))
 
 
 def printable(text: str) -> str:
     """Return text of a file without what would steer a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def _label(arm: dict[str, Any]) -> str:
-    first, second = arm["a"], arm["b"]
-    alike = all(first[field] == second[field] for field in ("name", "label"))
-    return str(first["label"]) if alike else f"{first['label']} -> {second['label']}"
-
-
-def _cells(arm: dict[str, Any]) -> list[str]:
-    low, high = arm["difference_interval"]
-    sides = [arm["a"], arm["b"]]
-    intervals = [side["accuracy_interval"] for side in sides]
-    return [
-        *(f"{one['accuracy']:.3f} ({lo:.3f}..{hi:.3f})" for one, (lo, hi) in zip(sides, intervals, strict=True)),
-        *(f"{side['mean_depth']:.2f}" for side in sides),
-        f"{arm['difference']:+.3f} ({low:+.3f}..{high:+.3f})",
-        str(arm["wrong_to_right"]),
-        str(arm["right_to_wrong"]),
-        probability(arm["mcnemar_p"]),
-        probability(arm["mcnemar_p_holm"]),
-    ]

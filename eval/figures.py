@@ -1,6 +1,6 @@
 """Figures of a report: accuracy against depth, what is set right and broken, use of layers, depth by difficulty.
 
-`DRAWINGS` lists them. Each is drawn from the content of `report.json` alone, wide or narrow (for a phone's screen), and
+`DRAWINGS` lists them. Each is drawn from the report alone, wide or narrow (for a phone's screen), and
 has the same bytes for the same content.
 """
 
@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from data.figures import save_figure
 from data.statistics import wilson_interval
@@ -37,9 +38,9 @@ from eval.arms import (
     STATIC,
     is_routed,
 )
+from eval.measures import Group, GroupArm, LayerUse
+from eval.report import Report, ReportArm
 
-Report = dict[str, Any]
-"""The content of `report.json`."""
 SALT = "eval"
 """Seeds the names inside SVG files."""
 BLACK, GREY = "#000000", "#777777"
@@ -49,9 +50,24 @@ WIDTHS = {False: 7.5, True: 3.6}
 """Inches, of the wide figure and of the narrow one."""
 TASKS_NAMED = 3
 """Tasks of a mixture that a title names; more are counted."""
-
-
-# What the figures share: a style for each arm, labels, titles.
+LINE = 0.128
+"""Height of a line of a label, inches."""
+MARGINS = {False: (0.72, 0.55, 0.45), True: (0.62, 0.5, 0.5)}
+"""Room left of the axes, below and above them, inches; of the wide and of the narrow figure."""
+AXES_HEIGHT = 3.15
+"""Of the wide figure at least, inches; more where the labels need it."""
+COLOURS = 40
+"""Colours of the heat map; from 50 on matplotlib would draw its key in pixels."""
+DIFFICULTY_ARMS = (FULL, ROUTER, GUARANTEE, EARLY_EXIT, ORACLE)
+"""Arms that may go deeper where it is harder, and full depth, to say what is harder."""
+MOST_LEVELS = 12
+"""Levels of a task that is drawn at most: a difficulty that hardly repeats is no level."""
+Panel = Callable[[GroupArm], tuple[float, tuple[float, float]]]
+"""A measure of an arm on a group, and its interval."""
+PANELS: dict[str, Panel] = {
+    "accuracy": lambda arm: (arm.accuracy, arm.accuracy_interval),
+    "mean depth, layers": lambda arm: (arm.mean_depth, arm.mean_depth_interval),
+}
 
 
 @dataclass(frozen=True)
@@ -107,15 +123,14 @@ def wrapped(text: str, width: int, lines: int = 3) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
 
 
-def row_label(arm: dict[str, Any], narrow: bool) -> str:
+def row_label(label: str, narrow: bool) -> str:
     """Return what names an arm's row in a figure."""
-    return wrapped(short_label(arm["label"]), 17 if narrow else 28)
+    return wrapped(short_label(label), 17 if narrow else 28)
 
 
-def row_labels(axes: Axes, arms: Sequence[dict[str, Any]], narrow: bool) -> None:
-    """Name the rows 0, 1, ... of an axes after arms."""
-    labels = [row_label(arm, narrow) for arm in arms]
-    axes.set_yticks(range(len(arms)), labels, fontsize=6.5 if narrow else 7.5)
+def row_labels(axes: Axes, labels: Sequence[str], narrow: bool) -> None:
+    """Name the rows 0, 1, ... of an axes by arms' labels."""
+    axes.set_yticks(range(len(labels)), [row_label(one, narrow) for one in labels], fontsize=6.5 if narrow else 7.5)
     axes.tick_params(axis="y", length=0)
 
 
@@ -140,33 +155,27 @@ def tidy(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def title(figure: Figure, report: Report, narrow: bool, *more: str) -> None:
-    """Write model, task, split and number of samples, and what else a reader must know, above a figure."""
-    tasks = report["task"].split("+")
-    task = report["task"] if len(tasks) <= TASKS_NAMED else f"{len(tasks)} tasks"
-    subject = f"{Path(report['model']['name']).name}, {task}, {report['split']} split, n = {report['n']}"
+def subject_of(report: Report) -> str:
+    """Return model, task, split and number of samples, for a title."""
+    tasks = report.task.split("+")
+    task = report.task if len(tasks) <= TASKS_NAMED else f"{len(tasks)} tasks"
+    return f"{Path(report.model.name).name}, {task}, {report.split} split, n = {report.n}"
+
+
+def title(figure: Figure, subject: str, narrow: bool, *more: str) -> None:
+    """Write what a figure is about, and what else a reader must know, above it."""
     lines = [wrapped(line, 58 if narrow else 110) for line in (subject, *more) if line]
     figure.suptitle("\n".join(lines), fontsize=7 if narrow else 9)
-
-
-# Accuracy against depth, one point an arm.
-
-LINE = 0.128
-"""Height of a line of a label, inches."""
-MARGINS = {False: (0.72, 0.55, 0.45), True: (0.62, 0.5, 0.5)}
-"""Room left of the axes, below and above them, inches; of the wide and of the narrow figure."""
-AXES_HEIGHT = 3.15
-"""Of the wide figure at least, inches; more where the labels need it."""
 
 
 def draw_accuracy(report: Report, narrow: bool = False) -> Figure:
     """Return the figure: points with Wilson intervals, full depth as a line across, the router's budgets joined.
 
     Args:
-        report: the content of `report.json`.
+        report: the report.
         narrow: whether for a phone's screen: labels below the axes, not beside them.
     """
-    arms = report["arms"]
+    arms = report.arms
     labels = [_accuracy_label(arm, 46 if narrow else 34) for arm in arms]
     left, below, above = MARGINS[narrow]
     heights = [(1 + label.count("\n")) * LINE + 0.07 for label in labels]
@@ -183,36 +192,36 @@ def draw_accuracy(report: Report, narrow: bool = False) -> Figure:
             _accuracy_key(axes, arm, label, 0.0, place - size / height / 2)
             place -= size / height
     else:
-        wanted = [(arm["accuracy"] - low) / (high - low) for arm in arms]
+        wanted = [(arm.accuracy - low) / (high - low) for arm in arms]
         places = spread(wanted, max(heights) / height, bounds=(0.0, 1.0))
         for arm, label, place in zip(arms, labels, places, strict=True):
-            line = {"arrowstyle": "-", "color": style_of(arm["name"]).colour, "linewidth": 0.5, "alpha": 0.7}
-            point = (arm["mean_depth"], arm["accuracy"])
+            line = {"arrowstyle": "-", "color": style_of(arm.name).colour, "linewidth": 0.5, "alpha": 0.7}
+            point = (arm.mean_depth, arm.accuracy)
             axes.annotate("", point, (1.02, place), "data", "axes fraction", line, annotation_clip=False)
             _accuracy_key(axes, arm, label, 1.035, place)
     what = "mean depth" if narrow else "mean depth, layers executed a sample"
-    axes.set_xlabel(f"{what} (full depth: {report['model']['num_layers']} layers)")
+    axes.set_xlabel(f"{what} (full depth: {report.model.num_layers} layers)")
     axes.set_ylabel("accuracy, with 95 % Wilson interval")
-    title(figure, report, narrow)
+    title(figure, subject_of(report), narrow)
     tidy(axes)
     return figure
 
 
-def _accuracy_label(arm: dict[str, Any], width: int) -> str:
+def _accuracy_label(arm: ReportArm, width: int) -> str:
     """Return an arm's whole label on several lines; what it has seen stands on a line of its own."""
-    label = "\n".join(wrapped(part, width) for part in arm["label"].split(": ", 1))
-    return f"{label}\n{arm['accuracy']:.3f} at depth {arm['mean_depth']:.1f}"
+    label = "\n".join(wrapped(part, width) for part in arm.label.split(": ", 1))
+    return f"{label}\n{arm.accuracy:.3f} at depth {arm.mean_depth:.1f}"
 
 
 def _accuracy_points(axes: Axes, report: Report) -> tuple[float, float]:
     """Draw the arms and return the limits of the accuracy."""
-    arms = report["arms"]
+    arms = report.arms
     for arm in arms:
-        style, accuracy = style_of(arm["name"]), arm["accuracy"]
+        style, accuracy = style_of(arm.name), arm.accuracy
         axes.errorbar(
-            arm["mean_depth"],
+            arm.mean_depth,
             accuracy,
-            yerr=whiskers([accuracy], [arm["accuracy_interval"]]),
+            yerr=whiskers([accuracy], [arm.accuracy_interval]),
             fmt=style.marker,
             color=style.colour,
             markerfacecolor=style.face,
@@ -220,28 +229,28 @@ def _accuracy_points(axes: Axes, report: Report) -> tuple[float, float]:
             capsize=3,
             linewidth=1,
         )
-        if arm["name"] == FULL:
+        if arm.name == FULL:
             axes.axhline(accuracy, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
     # The router and its further budgets: one head, asked for other depths.
-    budgets = sorted((arm["mean_depth"], arm["accuracy"]) for arm in arms if arm["name"].split("@")[0] == ROUTER)
+    budgets = sorted((arm.mean_depth, arm.accuracy) for arm in arms if arm.name.split("@")[0] == ROUTER)
     if len(budgets) > 1:
         axes.plot(*zip(*budgets, strict=True), color=BLUE, linewidth=0.8, zorder=1)
-    low = min(arm["accuracy_interval"][0] for arm in arms)
-    high = max(arm["accuracy_interval"][1] for arm in arms)
+    low = min(arm.accuracy_interval[0] for arm in arms)
+    high = max(arm.accuracy_interval[1] for arm in arms)
     pad = 0.06 * max(high - low, 0.1)
     limits = (low - pad, high + pad)
     axes.set_ylim(limits)
     axes.margins(x=0.12)
-    chance = report["chance_accuracy"]
+    chance = report.chance_accuracy
     if limits[0] < chance < limits[1]:
         axes.axhline(chance, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
         axes.annotate("guessing", (0.01, chance), xycoords=("axes fraction", "data"), fontsize=7)
     return limits
 
 
-def _accuracy_key(axes: Axes, arm: dict[str, Any], label: str, x: float, y: float) -> None:
+def _accuracy_key(axes: Axes, arm: ReportArm, label: str, x: float, y: float) -> None:
     """Write an arm's marker and label at a place outside the axes, shares of their width and height."""
-    style = style_of(arm["name"])
+    style = style_of(arm.name)
     axes.plot(
         [x],
         [y],
@@ -263,53 +272,33 @@ def spread(heights: Sequence[float], gap: float, bounds: tuple[float, float]) ->
         gap: least distance of two.
         bounds: what they should stay within, half a gap from either end, where there is room for all.
     """
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    placed = [heights[i] for i in order]
-    for _ in range(200):
-        missing = [gap - (placed[i + 1] - placed[i]) for i in range(len(placed) - 1)]
-        if all(one <= 1e-9 for one in missing):
-            break
-        for lower in range(len(placed) - 1):
-            lacking = gap - (placed[lower + 1] - placed[lower])
-            if lacking > 1e-9:
-                placed[lower] -= lacking / 2
-                placed[lower + 1] += lacking / 2
-    for i in range(len(placed)):
-        placed[i] = max(placed[i], bounds[0] + (i + 0.5) * gap)
-    for i in range(len(placed)):
-        placed[-1 - i] = min(placed[-1 - i], bounds[1] - (i + 0.5) * gap)
-    result = [0.0] * len(heights)
-    for i, height in zip(order, placed, strict=True):
-        result[i] = height
-    return result
-
-
-# What each arm sets right and breaks against full depth.
-
-
-def has_flows(report: Report) -> bool:
-    """Whether an arm is compared with full depth."""
-    return any(arm["against_full"] is not None for arm in report["arms"])
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    # Least squares with each at least a gap above the one before: isotonic once the gaps are taken off.
+    placed = isotonic_regression(np.array(heights)[order] - steps).x
+    low, high = bounds[0] + gap / 2, bounds[1] - (len(heights) - 0.5) * gap
+    moved = np.empty(len(heights))
+    moved[order] = np.minimum(np.maximum(placed, low), high) + steps
+    return [float(one) for one in moved]
 
 
 def draw_flows(report: Report, narrow: bool = False) -> Figure:
     """Return bars to the right (wrong to right) and to the left (right to wrong), and the net difference on them."""
-    arms = [arm for arm in report["arms"] if arm["against_full"] is not None]
+    arms = [(arm, arm.against_full) for arm in report.arms if arm.against_full is not None]
     figure = new_figure(narrow, 0.42 * len(arms) + (1.3 if narrow else 1.15), layout="constrained")
     axes = figure.subplots()
     widest = 0.0
-    for row, arm in enumerate(arms):
-        pair, n = arm["against_full"], arm["n"]
-        gained, lost = pair["wrong_to_right"] / n, pair["right_to_wrong"] / n
+    for row, (arm, pair) in enumerate(arms):
+        gained, lost = pair.wrong_to_right / arm.n, pair.right_to_wrong / arm.n
         axes.barh(row, gained, height=0.62, color="none", edgecolor=BLUE, hatch="//////", linewidth=0.8)
         axes.barh(row, -lost, height=0.62, color=VERMILLION)
-        low, high = pair["difference_interval"]
-        lengths = whiskers([pair["difference"]], [(low, high)])
+        low, high = pair.difference_interval
+        lengths = whiskers([pair.difference], [(low, high)])
         look: dict[str, Any] = {"fmt": "D", "color": BLACK, "markersize": 4.5, "capsize": 3, "linewidth": 1.4}
-        axes.errorbar(pair["difference"], row, xerr=lengths, **look)
+        axes.errorbar(pair.difference, row, xerr=lengths, **look)
         counts = {
-            (max(gained, high), 4, "left"): pair["wrong_to_right"],
-            (min(-lost, low), -4, "right"): -pair["right_to_wrong"],
+            (max(gained, high), 4, "left"): pair.wrong_to_right,
+            (min(-lost, low), -4, "right"): -pair.right_to_wrong,
         }
         for (end, shift, side), count in counts.items():
             place: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "center"}
@@ -319,14 +308,14 @@ def draw_flows(report: Report, narrow: bool = False) -> Figure:
     axes.set_xlim(-limit, limit)
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.axvline(0, color=BLACK, linewidth=0.8)
-    row_labels(axes, arms, narrow)
+    row_labels(axes, [arm.label for arm, _ in arms], narrow)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if narrow else 9, symmetric=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: signed(round(100 * share, 6))))
     axes.set_xlabel("percentage points of all samples")
     tidy(axes)
     axes.spines["left"].set_visible(False)
     sense = "against full depth: set right (hatched), broken (plain); diamond: net difference, 95 % bootstrap interval"
-    title(figure, report, narrow, sense)
+    title(figure, subject_of(report), narrow, sense)
     return figure
 
 
@@ -335,28 +324,65 @@ def signed(value: float) -> str:
     return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
-# How often each arm runs each layer, and the shares that skip or repeat it.
+@dataclass(frozen=True)
+class LayerRows:
+    """How chains of one model use its layers, a row an arm or a search.
 
-COLOURS = 40
-"""Colours of the heat map; from 50 on matplotlib would draw its key in pixels."""
+    Attributes:
+        subject: what the figure is about.
+        num_layers: layers of the model.
+        read_layer: layers that run unedited before the router reads; 0: there is no router.
+        rows: name, label and use of each.
+    """
+
+    subject: str
+    num_layers: int
+    read_layer: int
+    rows: Sequence[tuple[str, str, LayerUse]]
+
+    @classmethod
+    def of(cls, report: Report) -> LayerRows:
+        """Take the arms of a report."""
+        rows = [
+            (arm.name, arm.label, report.layer_use[arm.name]) for arm in report.arms if arm.name in report.layer_use
+        ]
+        return cls(subject_of(report), report.model.num_layers, report.model.read_layer, rows)
+
+    @property
+    def first(self) -> int:
+        """The first layer to draw: what all chains run once is left out where it is much."""
+        edited = [
+            layer
+            for layer in range(self.num_layers)
+            if any(use.skip_rate[layer] or use.repeat_rate[layer] for _, _, use in self.rows)
+        ]
+        first = min([self.read_layer, *edited]) - 2
+        return first if 4 * first > self.num_layers else 0
+
+    @property
+    def notes(self) -> str:
+        """What a reader must know of the layers."""
+        notes = [f"layers 0 to {self.first - 1} are left out, all chains run them once"] if self.first else []
+        if self.read_layer:
+            notes.append(f"dotted line: the router reads layer {self.read_layer}'s input")
+        return "; ".join(notes)
+
+    def mark_read_layer(self, axes: Axes, colour: str) -> None:
+        """Draw a line where the router reads."""
+        if 0 < self.read_layer < self.num_layers:
+            axes.axvline(self.read_layer - 0.5, color=colour, linestyle=":", linewidth=1.2)
 
 
-def has_layer_use(report: Report) -> bool:
-    """Whether the report says how layers are used."""
-    return bool(report.get("layer_use"))
-
-
-def draw_layer_use(report: Report, narrow: bool = False) -> Figure:
+def draw_layer_use(use: LayerRows, narrow: bool = False) -> Figure:
     """Return the heat map: arms x layers, mean runs of each layer."""
-    arms = [arm for arm in report["arms"] if arm["name"] in report["layer_use"]]
-    use, layers, first = report["layer_use"], report["model"]["num_layers"], _first_shown(report)
-    runs = np.array([use[arm["name"]]["mean_runs"] for arm in arms])[:, first:]
-    figure = new_figure(narrow, 0.36 * len(arms) + (1.35 if narrow else 1.25), layout="constrained")
+    first, count = use.first, len(use.rows)
+    runs = np.array([one.mean_runs for _, _, one in use.rows])[:, first:]
+    figure = new_figure(narrow, 0.36 * count + (1.35 if narrow else 1.25), layout="constrained")
     axes = figure.subplots()
     # Cells and not an image, so that an SVG file holds no pixels.
     cells = axes.pcolormesh(
-        np.arange(first, layers + 1) - 0.5,
-        np.arange(len(arms) + 1) - 0.5,
+        np.arange(first, use.num_layers + 1) - 0.5,
+        np.arange(count + 1) - 0.5,
         runs,
         cmap=matplotlib.colormaps["cividis"].resampled(COLOURS),
         vmin=0,
@@ -364,8 +390,8 @@ def draw_layer_use(report: Report, narrow: bool = False) -> Figure:
         edgecolors="face",
         linewidth=0.2,
     )
-    axes.set_ylim(len(arms) - 0.5, -0.5)
-    row_labels(axes, arms, narrow)
+    axes.set_ylim(count - 0.5, -0.5)
+    row_labels(axes, [label for _, label, _ in use.rows], narrow)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for side in axes.spines.values():
@@ -376,38 +402,35 @@ def draw_layer_use(report: Report, narrow: bool = False) -> Figure:
     bar.outline.set_visible(False)
     bar.locator = MaxNLocator(nbins=4)
     bar.update_ticks()
-    _mark_read_layer(axes, report, "white")
-    sense = "runs of each layer, mean over samples; intervals: see shares"
-    title(figure, report, narrow, _layer_notes(report, first), sense)
+    use.mark_read_layer(axes, "white")
+    title(figure, use.subject, narrow, use.notes, "runs of each layer, mean over samples; intervals: see shares")
     return figure
 
 
-def draw_layer_rates(report: Report, narrow: bool = False) -> Figure:
+def draw_layer_rates(use: LayerRows, narrow: bool = False) -> Figure:
     """Return the shares of samples that skip (downwards) and repeat (upwards) each layer, a row an arm."""
-    arms = [arm for arm in report["arms"] if arm["name"] in report["layer_use"] and arm["name"] != FULL]
-    first = _first_shown(report)
-    figure = new_figure(narrow, 0.62 * len(arms) + 1.1, layout="constrained")
-    rows = figure.subplots(len(arms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    rows, first = [row for row in use.rows if row[0] != FULL], use.first
+    figure = new_figure(narrow, 0.62 * len(rows) + 1.1, layout="constrained")
+    panels = figure.subplots(len(rows), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     highest = 0.0
-    for axes, arm in zip(rows, arms, strict=True):
-        use = report["layer_use"][arm["name"]]
-        highest = max(highest, _rate_bars(axes, use["repeat_rate"], first, use["chains"], 1, BLUE))
-        _rate_bars(axes, use["skip_rate"], first, use["chains"], -1, VERMILLION)
+    for axes, (_, label, one) in zip(panels, rows, strict=True):
+        highest = max(highest, _rate_bars(axes, one.repeat_rate, first, one.chains, 1, BLUE))
+        _rate_bars(axes, one.skip_rate, first, one.chains, -1, VERMILLION)
         axes.axhline(0, color=GREY, linewidth=0.6)
-        label = f"{row_label(arm, narrow)}\nn = {use['chains']}"
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=6.5 if narrow else 7.5)
-        _mark_read_layer(axes, report, GREY)
+        named = f"{row_label(label, narrow)}\nn = {one.chains}"
+        axes.set_ylabel(named, rotation=0, ha="right", va="center", fontsize=6.5 if narrow else 7.5)
+        use.mark_read_layer(axes, GREY)
         tidy(axes)
         axes.tick_params(axis="y", labelsize=6.5)
     upper = min(1.0, 0.5 * math.ceil(2 * highest - 1e-9)) if highest > 0.02 else 0.0
-    rows[0].set_ylim(-1.08, upper + 0.12)
-    rows[0].set_yticks(np.arange(-1, upper + 0.01, 1 if upper == 1 else 0.5))
-    rows[0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * abs(share):.0f} %"))
-    rows[-1].set_xlabel("layer")
-    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylim(-1.08, upper + 0.12)
+    panels[0].set_yticks(np.arange(-1, upper + 0.01, 1 if upper == 1 else 0.5))
+    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * abs(share):.0f} %"))
+    panels[-1].set_xlabel("layer")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     sense = "share of samples that skip the layer (down, plain), that run it more than once (up, hatched)"
     intervals = "; lines: 95 % Wilson intervals, none where all samples have one chain"
-    title(figure, report, narrow, sense + intervals, _layer_notes(report, first))
+    title(figure, use.subject, narrow, sense + intervals, use.notes)
     return figure
 
 
@@ -433,40 +456,6 @@ def _rate_bars(axes: Axes, rates: Sequence[float], first: int, n: int, sign: int
     return float(high[seen].max()) if seen.any() else 0.0
 
 
-def _first_shown(report: Report) -> int:
-    """Return the first layer to draw: what all chains of all arms run once is left out where it is much."""
-    use = report["layer_use"].values()
-    edited = [
-        layer
-        for layer in range(report["model"]["num_layers"])
-        if any(one["skip_rate"][layer] or one["repeat_rate"][layer] for one in use)
-    ]
-    first = min([report["model"]["read_layer"], *edited]) - 2
-    return first if 4 * first > report["model"]["num_layers"] else 0
-
-
-def _layer_notes(report: Report, first: int) -> str:
-    """Return what a reader must know of the layers."""
-    read_layer = report["model"]["read_layer"]
-    notes = [f"layers 0 to {first - 1} are left out, all chains run them once"] if first else []
-    return "; ".join([*notes, f"dotted line: the router reads layer {read_layer}'s input"] if read_layer else notes)
-
-
-def _mark_read_layer(axes: Axes, report: Report, colour: str) -> None:
-    read_layer = report["model"]["read_layer"]
-    if 0 < read_layer < report["model"]["num_layers"]:
-        axes.axvline(read_layer - 0.5, color=colour, linestyle=":", linewidth=1.2)
-
-
-# Accuracy and mean depth at each level of a task that has levels of difficulty.
-
-DIFFICULTY_ARMS = (FULL, ROUTER, GUARANTEE, EARLY_EXIT, ORACLE)
-"""Arms that may go deeper where it is harder, and full depth, to say what is harder."""
-MOST_LEVELS = 12
-"""Levels of a task that is drawn at most: a difficulty that hardly repeats is no level."""
-PANELS = {"accuracy": "accuracy", "mean_depth": "mean depth, layers"}
-
-
 def has_difficulty(report: Report) -> bool:
     """Whether a task of the report has levels of difficulty that can be drawn."""
     return bool(_levels(report))
@@ -482,10 +471,13 @@ def draw_difficulty(report: Report, narrow: bool = False) -> Figure:
     for number, (task, groups) in enumerate(levels.items()):
         row, column = divmod(number, across)
         pair = panels[2 * row : 2 * row + 2, column]
-        for (measure, name), axes in zip(PANELS.items(), pair, strict=True):
-            _difficulty_panel(axes, groups, measure, report)
+        for (name, panel), axes in zip(PANELS.items(), pair, strict=True):
+            _difficulty_panel(axes, groups, panel, report)
             axes.set_ylabel(name)
         pair[0].set_title(task, fontsize=8)
+        pair[0].set_xticks(range(len(groups)), [""] * len(groups))
+        pair[0].set_ylim(-0.02, 1.02)
+        pair[1].set_xticks(range(len(groups)), [f"{one.value}\nn = {one.n}" for one in groups], fontsize=7)
         pair[1].set_xlabel("difficulty, and its number of samples")
     for unused in range(len(levels), across * down):
         for axes in panels[2 * (unused // across) : 2 * (unused // across) + 2, unused % across]:
@@ -494,27 +486,26 @@ def draw_difficulty(report: Report, narrow: bool = False) -> Figure:
     labels = [wrapped(label, 30) for label in labels]
     look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 7.5}
     figure.legend(handles, labels, ncols=2 if narrow else 3, **look)
-    title(figure, report, narrow, "intervals: 95 %")
+    title(figure, subject_of(report), narrow, "intervals: 95 %")
     return figure
 
 
-def _levels(report: Report) -> dict[str, list[dict[str, Any]]]:
+def _levels(report: Report) -> dict[str, list[Group]]:
     """Return each task's groups of difficulty, of tasks with two levels or more and not too many."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for group in report["groups"]:
-        if group["kind"] == "difficulty" and group["value"] is not None:
-            found[group["task"]].append(group)
+    found: dict[str, list[Group]] = defaultdict(list)
+    for group in report.groups:
+        if group.kind == "difficulty" and group.value is not None:
+            found[group.task].append(group)
     return {task: groups for task, groups in found.items() if 2 <= len(groups) <= MOST_LEVELS}
 
 
-def _difficulty_panel(axes: Axes, groups: list[dict[str, Any]], measure: str, report: Report) -> None:
+def _difficulty_panel(axes: Axes, groups: Sequence[Group], panel: Panel, report: Report) -> None:
     """Draw one measure of each arm over a task's levels; arms stand side by side so that intervals do not hide."""
-    named = {arm["name"]: arm["label"] for arm in report["arms"] if arm["name"] in DIFFICULTY_ARMS}
+    named = {arm.name: arm.label for arm in report.arms if arm.name in DIFFICULTY_ARMS}
     for position, (name, label) in enumerate(named.items()):
         style = style_of(name)
-        found = [next(arm for arm in group["arms"] if arm["name"] == name) for group in groups]
-        values = [arm[measure] for arm in found]
-        intervals = [arm[f"{measure}_interval"] or (arm[measure], arm[measure]) for arm in found]
+        found = [panel(next(arm for arm in group.arms if arm.name == name)) for group in groups]
+        values, intervals = [value for value, _ in found], [interval for _, interval in found]
         shift = 0.09 * (position - (len(named) - 1) / 2)
         axes.errorbar(
             [level + shift for level in range(len(groups))],
@@ -528,17 +519,9 @@ def _difficulty_panel(axes: Axes, groups: list[dict[str, Any]], measure: str, re
             capsize=2,
             label=short_label(label),
         )
-    if measure == "mean_depth":
-        axes.set_xticks(range(len(groups)), [f"{group['value']}\nn = {group['n']}" for group in groups], fontsize=7)
-    else:
-        axes.set_xticks(range(len(groups)), [""] * len(groups))
-        axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
     tidy(axes)
-
-
-# All figures of a report.
 
 
 @dataclass(frozen=True)
@@ -576,23 +559,22 @@ DRAWINGS = (
         "the other way round (plain, to the left), with their counts. The diamond is the difference of the two, the "
         "gain in accuracy, with its 95 % bootstrap interval.",
         draw_flows,
-        has_flows,
     ),
     Drawing(
         "layer_use",
         "Which layers run",
         "One row an arm, one column a layer; the colour says how often the layer runs, mean over samples: dark is "
         "rarely, bright is often.",
-        draw_layer_use,
-        has_layer_use,
+        lambda report, narrow: draw_layer_use(LayerRows.of(report), narrow),
+        lambda report: bool(report.layer_use),
     ),
     Drawing(
         "layer_rates",
         "Which layers are skipped and repeated",
         "One row an arm. Plain bars downwards: share of samples whose chain skips the layer. Hatched bars upwards: "
         "share whose chain runs it more than once. Lines are 95 % Wilson intervals.",
-        draw_layer_rates,
-        has_layer_use,
+        lambda report, narrow: draw_layer_rates(LayerRows.of(report), narrow),
+        lambda report: bool(report.layer_use),
     ),
     Drawing(
         "depth_by_difficulty",
@@ -615,7 +597,7 @@ def write_figures(report: Report, out: Path) -> list[Path]:
     """Draw a report's figures as PNG and SVG, each file complete or absent and the same for the same content.
 
     Args:
-        report: the content of `report.json`.
+        report: the report.
         out: the folder, which exists.
 
     Returns:

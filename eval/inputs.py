@@ -100,7 +100,7 @@ class Inputs:
         samples: samples of each split.
         records: search records of `RECORD_SPLITS`, by split.
         random_search: records of a random search on test; None: not given.
-        wrong: records of the search told wrong answers on test; None: not given.
+        wrong: records of the search for wrong answers on test; None: not given.
         router: the trained router.
         hashes: SHA-256 of every file that was read, by a name that does not hang on where it lies.
         device: type of the torch device, "cpu" or "cuda".

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import matplotlib
@@ -26,24 +26,143 @@ from matplotlib.transforms import Affine2D
 
 from data.sample import Sample
 from eval.arms import FULL, ORACLE, ROUTER, STATIC
-from eval.figures import BLACK, BLUE, GREY, Report, Style, drawings_of, short_label, style_of
+from eval.figures import BLACK, BLUE, GREY, Style, drawings_of, short_label, style_of
+from eval.measures import Paired
+from eval.report import Report, Spread
 from eval.results import ArmResult
-from eval.tables import control_lines, group_label
+from eval.tables import control_lines, group_label, probability
 from router.chain import Chain
 from router.files import write_text
-from router.validation import InputError
+from router.validation import InputError, to_plain
 
+T = TypeVar("T")
+PAGE_FILE = "report.html"
+MANY_GROUPS = 12
+"""Groups from which on their table is folded."""
 NBSP = "\N{NO-BREAK SPACE}"
+RUN, SKIPPED, AGAIN, MOVED = "", "!", "+", "~"
+"""Marks of a strip: a layer that runs, one that never does, one that has run before, one out of its place."""
+_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+_LONG = re.compile(r"-?\d+\.\d{2,}")
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+_DROPPED = {"metadata", "style", "title", "desc"}
+"""Elements of matplotlib's that must not come into a page: styles there would hold for all of it."""
+_PAGE_COLOURS = {BLACK: "currentColor", GREY: "var(--figure-grey)", BLUE.lower(): "var(--figure-blue)"}
+"""Colours that change with the page's scheme; the others can be told from either background."""
+_KEPT_ATTRIBUTES = {
+    "d", "transform", "x", "y", "width", "height", "viewBox", "id", "clip-path", "fill", "stroke", "stroke-width",
+    "stroke-linecap", "stroke-linejoin", "stroke-dasharray", "stroke-dashoffset", "stroke-opacity", "fill-opacity",
+    "opacity", "text-anchor", "font-size", "patternUnits", "href",
+}  # fmt: skip
+_COMMANDS = {
+    int(Outline.MOVETO): "M",
+    int(Outline.LINETO): "L",
+    int(Outline.CURVE3): "Q",
+    int(Outline.CURVE4): "C",
+    int(Outline.CLOSEPOLY): "Z",
+}
+"""SVG's letter of each of matplotlib's codes."""
+
+
+def write_page(
+    report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample], out: Path
+) -> Path:
+    """Write the page, complete or not at all.
+
+    Args:
+        report: the report.
+        results: each arm's results, one a sample.
+        samples: the samples, in the order in which they are shown.
+        out: the folder, which exists.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        InputError: where results and samples do not fit.
+    """
+    path = out / PAGE_FILE
+    write_text(path, build_page(report, results, samples))
+    return path
+
+
+def build_page(report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample]) -> str:
+    """Return the page's HTML; see `write_page`."""
+    environment = _environment()
+    style, script = (_asset(environment, name) for name in ("style.css", "browser.js"))
+    return environment.get_template("report.html").render(
+        report=report,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        data=Markup(script_json(browser_data(report, results, samples))),
+        figures=_figures(report),
+        markers={arm.name: marker_svg(style_of(arm.name)) for arm in report.arms},
+        control_lines=control_lines(report.controls),
+        origins=_origins(report),
+        many_groups=MANY_GROUPS,
+    )
+
+
+def _origins(report: Report) -> dict[str, list[tuple[str, str]]]:
+    """Return what is shown as it is: settings, choices, versions and hashes, by title."""
+    plain = to_plain(report)
+    return {
+        "All settings": facts(report.provenance.settings),
+        "Baselines: how they were chosen": facts(plain["baselines"] | {"static": plain["static"]}),
+        "Versions": facts(report.provenance.versions),
+        "Inputs (SHA-256)": facts(report.inputs),
+        "Fingerprints": facts(plain["fingerprints"]),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("eval", "page_assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (share, share_interval, points, points_interval, probability, whole, spread, short_label, group_label)
+    environment.filters |= {one.__name__: one for one in filters}
+    environment.globals |= {one.__name__: one for one in (headline, sentences, model_name, task_words)}
+    return environment
+
+
+def _asset(environment: Environment, name: str) -> str:
+    """Return a style sheet or script as it stands in the package; it is no template."""
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, name)
+    assert "</" not in source, f"{name} would end its element"
+    return source
+
+
+def _policy(style: str, script: str) -> str:
+    """Return the content security policy: this style sheet and this script, nothing else, from nowhere."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _figures(report: Report) -> list[dict[str, Any]]:
+    """Return each figure in a wide and a narrow form; the style sheet shows the one that fits the screen."""
+    return [
+        {
+            "title": one.title,
+            "caption": one.caption.replace("95 %", f"95{NBSP}%"),
+            "wide": inline_svg(one.draw(report, False), f"{one.name}-wide", one.title, one.caption),
+            "narrow": inline_svg(one.draw(report, True), f"{one.name}-narrow", one.title, one.caption),
+        }
+        for one in drawings_of(report)
+    ]
 
 
 def share(value: float | None) -> str:
     """Return a share as per cent, `59.6 %`."""
     return "-" if value is None else f"{100 * value:.1f}{NBSP}%"
-
-
-def share_interval(interval: Sequence[float] | None) -> str:
-    """Return an interval of a share, `56.8 to 62.3 %`."""
-    return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}{NBSP}%"
 
 
 def points(value: float | None) -> str:
@@ -54,16 +173,14 @@ def points(value: float | None) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
+def share_interval(interval: Sequence[float] | None) -> str:
+    """Return an interval of a share, `56.8 to 62.3 %`."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {share(interval[1])}"
+
+
 def points_interval(interval: Sequence[float] | None) -> str:
     """Return an interval of a difference in percentage points, `−0.3 to +4.1`."""
     return "-" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
-
-
-def probability(p: float | None) -> str:
-    """Return a p-value."""
-    if p is None:
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def whole(value: int) -> str:
@@ -71,107 +188,80 @@ def whole(value: int) -> str:
     return f"{value:,}"
 
 
-def spread(value: Mapping[str, float] | None, digits: int) -> str:
+def spread(value: Spread | None, digits: int) -> str:
     """Return a median and its quartiles, `17.5 (17.1 to 18.0)`."""
     if value is None:
         return "-"
-    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
-
-
-def arm_named(report: Report, name: str) -> dict[str, Any]:
-    """Return an arm that every report has."""
-    found: dict[str, Any] = next(arm for arm in report["arms"] if arm["name"] == name)
-    return found
+    return f"{value.median:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
 def model_name(report: Report) -> str:
     """Return the model's name without the folders before it."""
-    return Path(report["model"]["name"]).name
+    return Path(report.model.name).name
 
 
 def headline(report: Report) -> str:
     """Return the result in one sentence."""
-    full, router = arm_named(report, FULL), arm_named(report, ROUTER)
+    full, router = report.arm(FULL), report.arm(ROUTER)
     return (
-        f"With {router['mean_depth']:.1f} of {report['model']['num_layers']} layers the router answers "
-        f"{share(router['accuracy'])} of the questions right, full depth {share(full['accuracy'])}"
+        f"With {router.mean_depth:.1f} of {report.model.num_layers} layers the router answers "
+        f"{share(router.accuracy)} of the questions right, full depth {share(full.accuracy)}"
     )
 
 
 def sentences(report: Report) -> list[str]:
     """Return what the result means: against full depth, against one chain for all, and what the oracle is."""
-    router, static, oracle = (arm_named(report, name) for name in (ROUTER, STATIC, ORACLE))
-    against_full, against_static = router["against_full"], report["router_against"][STATIC]
-    found = [
-        f"Against full depth the router {_gain(against_full)}: it sets {whole(against_full['wrong_to_right'])} answers "
-        f"right and breaks {whole(against_full['right_to_wrong'])}, of {whole(report['n'])}. "
-        f"It needs {share(router['flops_ratio'])} of full depth's operations.",
-        f"Against the best static chain, one for all questions ({static['mean_depth']:.1f} layers, "
-        f"{share(static['accuracy'])}), it {_gain(against_static)}.",
-    ]
-    luck = (report["controls"] or {}).get("luck") or {}
-    if luck.get("gain") and luck.get("net_gain"):
-        found.append(
-            f"The oracle, which has seen the answers, reaches {share(oracle['accuracy'])}: an upper bound, no method. "
-            f"Of its search's gain of {points(luck['gain']['value'])} points, "
-            f"{points(luck['net_gain']['value'])} ({points_interval(luck['net_gain']['interval'])}) are left when luck "
-            f"is taken away."
-        )
+    router, static, oracle = (report.arm(name) for name in (ROUTER, STATIC, ORACLE))
+    against_full, against_static = router.against_full, report.router_against[STATIC]
+    assert against_full is not None
+    bound = f"The oracle, which has seen the answers, reaches {share(oracle.accuracy)}: an upper bound, no method"
+    luck = None if report.controls is None else report.controls.luck
+    if luck is None or luck.gain is None or luck.net_gain is None:
+        bound += ", and part of it is luck."
     else:
-        found.append(
-            f"The oracle, which has seen the answers, reaches {share(oracle['accuracy'])}: an upper bound, no method, "
-            f"and part of it is luck."
+        bound += (
+            f". Of its search's gain of {points(luck.gain.value)} points, {points(luck.net_gain.value)} "
+            f"({points_interval(luck.net_gain.interval)}) are left minus what the wrong-answer search finds."
         )
-    return found
+    return [
+        f"Against full depth the router {_gain(against_full)}: it sets {whole(against_full.wrong_to_right)} answers "
+        f"right and breaks {whole(against_full.right_to_wrong)}, of {whole(report.n)}. "
+        f"It needs {share(router.flops_ratio)} of full depth's operations.",
+        f"Against the best static chain, one for all questions ({static.mean_depth:.1f} layers, "
+        f"{share(static.accuracy)}), it {_gain(against_static)}.",
+        bound,
+    ]
 
 
-def _gain(pair: Mapping[str, Any]) -> str:
+def _gain(pair: Paired) -> str:
     """Return what a paired comparison says, honest where its interval holds 0."""
-    low, high = pair["difference_interval"]
-    size = f"{points(abs(pair['difference'])).lstrip('+')} points"
+    low, high = pair.difference_interval
+    size = f"{points(abs(pair.difference)).lstrip('+')} points"
     interval = f"95{NBSP}% interval {points_interval((low, high))}"
     if low > 0:
         return f"is better by {size} ({interval})"
     if high < 0:
         return f"is worse by {size} ({interval})"
-    if pair["difference"] == 0:
+    if pair.difference == 0:
         return f"is neither better nor worse ({interval})"
-    sense = "ahead" if pair["difference"] > 0 else "behind"
+    sense = "ahead" if pair.difference > 0 else "behind"
     return f"is {size} {sense}, which chance alone can explain ({interval})"
 
 
 def task_words(report: Report) -> str:
     """Return the tasks' names, joined as in a sentence."""
-    tasks: list[str] = report["task"].split("+")
+    tasks = report.task.split("+")
     return tasks[0] if len(tasks) == 1 else ", ".join(tasks[:-1]) + " and " + tasks[-1]
 
 
 def facts(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Return a nested value as (name, text) lines, for settings and whatever else is shown as it is."""
+    """Return nested JSON data as (name, text) lines, for settings and whatever else is shown as it is."""
     if isinstance(value, Mapping) and value:
         prefix = f"{name}." if name else ""
         return [line for key, inner in value.items() for line in facts(inner, f"{prefix}{key}")]
     if value is None:
         return [(name, "none")]
     return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
-
-
-# What the page's sample browser reads: samples and every arm's answers, each text and chain once.
-
-
-RUN, SKIPPED, AGAIN, MOVED = "", "!", "+", "~"
-"""Marks of a strip: a layer that runs, one that never does, one that has run before, one out of its place."""
-_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
-
-
-class _Once:
-    """Numbers values by their first coming."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def number(self, value: str) -> int:
-        return self.numbers.setdefault(value, len(self.numbers))
 
 
 def browser_data(
@@ -185,7 +275,7 @@ def browser_data(
     `prediction` (index of a choice; -1 - i: text i of `texts`; null: no answer).
 
     Args:
-        report: the content of `report.json`.
+        report: the report.
         results: each arm's results, one a sample.
         samples: the samples, in the order in which they are shown; others than those with results are left out.
 
@@ -197,46 +287,51 @@ def browser_data(
     shown = [sample for sample in samples if sample.id in wanted]
     if missing := wanted - {sample.id for sample in shown}:
         raise InputError(f"samples: expected the sample of every result, got none with id {min(missing)}")
-    tasks, texts, chains = _Once(), _Once(), _Once()
-    kept: dict[str, Chain] = {}
+    tasks: dict[str, int] = {}
+    texts: dict[str, int] = {}
+    chains: dict[Chain, int] = {}
     arms = []
-    for arm in report["arms"]:
-        of_arm = by_arm.get(arm["name"], {})
+    for arm in report.arms:
+        of_arm = by_arm.get(arm.name, {})
         if absent := [sample.id for sample in shown if sample.id not in of_arm]:
-            raise InputError(f"results: expected every sample for the arm {arm['name']}, got none for {absent[0]}")
+            raise InputError(f"results: expected every sample for the arm {arm.name}, got none for {absent[0]}")
         ordered = [of_arm[sample.id] for sample in shown]
-        kept |= {str(one.chain): one.chain for one in ordered}
         arms.append(
             {
-                "name": arm["name"],
-                "label": short_label(arm["label"]),
-                "saw": arm["saw_answers"],
-                "chain": [chains.number(str(one.chain)) for one in ordered],
+                "name": arm.name,
+                "label": short_label(arm.label),
+                "saw": arm.saw_answers,
+                "chain": [_number(chains, one.chain) for one in ordered],
                 "right": "".join("1" if one.correct else "0" for one in ordered),
                 "prediction": [
-                    -1 - texts.number(one.prediction) if isinstance(one.prediction, str) else one.prediction
+                    -1 - _number(texts, one.prediction) if isinstance(one.prediction, str) else one.prediction
                     for one in ordered
                 ],
             }
         )
     columns = {
         "id": [sample.id for sample in shown],
-        "task": [tasks.number(sample.task) for sample in shown],
+        "task": [_number(tasks, sample.task) for sample in shown],
         "question": [sample.question for sample in shown],
         "choices": [list(sample.choices) for sample in shown],
         "answer": [sample.answer for sample in shown],
-        "context": [texts.number(sample.context) if sample.context else None for sample in shown],
+        "context": [_number(texts, sample.context) if sample.context else None for sample in shown],
         "difficulty": [_text(sample.label("difficulty")) for sample in shown],
         "subject": [_text(sample.label("subject")) for sample in shown],
     }
     return {
-        "layers": report["model"]["num_layers"],
-        "tasks": list(tasks.numbers),
-        "texts": list(texts.numbers),
-        "chains": [[text, strip(kept[text]), kept[text].depth] for text in chains.numbers],
+        "layers": report.model.num_layers,
+        "tasks": list(tasks),
+        "texts": list(texts),
+        "chains": [[str(chain), strip(chain), chain.depth] for chain in chains],
         "samples": columns,
         "arms": arms,
     }
+
+
+def _number(known: dict[T, int], value: T) -> int:
+    """Return a value's number by its first coming."""
+    return known.setdefault(value, len(known))
 
 
 def strip(chain: Chain) -> str:
@@ -292,30 +387,6 @@ def _text(label: str | int | float | None) -> str | None:
     return None if label is None else str(label)
 
 
-# Figures inside an HTML page: SVG that takes the page's colours and font and brings no styles of its own.
-
-
-_LONG = re.compile(r"-?\d+\.\d{2,}")
-_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-_DROPPED = {"metadata", "style", "title", "desc"}
-"""Elements of matplotlib's that must not come into a page: styles there would hold for all of it."""
-_PAGE_COLOURS = {BLACK: "currentColor", GREY: "var(--figure-grey)", BLUE.lower(): "var(--figure-blue)"}
-"""Colours that change with the page's scheme; the others can be told from either background."""
-_KEPT_ATTRIBUTES = {
-    "d", "transform", "x", "y", "width", "height", "viewBox", "id", "clip-path", "fill", "stroke", "stroke-width",
-    "stroke-linecap", "stroke-linejoin", "stroke-dasharray", "stroke-dashoffset", "stroke-opacity", "fill-opacity",
-    "opacity", "text-anchor", "font-size", "patternUnits", "href",
-}  # fmt: skip
-_COMMANDS = {
-    int(Outline.MOVETO): "M",
-    int(Outline.LINETO): "L",
-    int(Outline.CURVE3): "Q",
-    int(Outline.CURVE4): "C",
-    int(Outline.CLOSEPOLY): "Z",
-}
-"""SVG's letter of each of matplotlib's codes."""
-
-
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
     """Return a figure as an `<svg>` element for an HTML page.
 
@@ -343,9 +414,9 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Marku
     root.attrib = {"viewBox": box, "fill": "currentColor", "stroke-linejoin": "round", "stroke-linecap": "butt"}
     root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-desc", "class": "figure"}
     for tag, text in (("desc", description), ("title", title)):
-        told = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
-        told.text = text
-        root.insert(0, told)
+        words = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
+        words.text = text
+        root.insert(0, words)
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # escaped by ElementTree
 
 
@@ -394,104 +465,3 @@ def marker_svg(style: Style) -> dict[str, str]:
     ]
     colour = _PAGE_COLOURS.get(style.colour.lower(), style.colour)
     return {"d": "".join(parts), "fill": "none" if style.hollow else colour, "stroke": colour}
-
-
-PAGE_FILE = "report.html"
-MANY_GROUPS = 12
-"""Groups from which on their table is folded."""
-
-
-def write_page(
-    report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample], out: Path
-) -> Path:
-    """Write the page, complete or not at all.
-
-    Args:
-        report: the content of `report.json`, schema 3.
-        results: each arm's results, one a sample.
-        samples: the samples, in the order in which they are shown.
-        out: the folder, which exists.
-
-    Returns:
-        The page's file.
-
-    Raises:
-        InputError: where results and samples do not fit.
-    """
-    path = out / PAGE_FILE
-    write_text(path, build_page(report, results, samples))
-    return path
-
-
-def build_page(report: Report, results: Mapping[str, Sequence[ArmResult]], samples: Sequence[Sample]) -> str:
-    """Return the page's HTML; see `write_page`."""
-    environment = _environment()
-    style, script = (_asset(environment, name) for name in ("style.css", "browser.js"))
-    return environment.get_template("report.html").render(
-        report=report,
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
-        data=Markup(script_json(browser_data(report, results, samples))),
-        figures=_figures(report),
-        markers={arm["name"]: marker_svg(style_of(arm["name"])) for arm in report["arms"]},
-        labels={arm["name"]: arm["label"] for arm in report["arms"]},
-        control_lines=control_lines(report["controls"]),
-        many_groups=MANY_GROUPS,
-    )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("eval", "page_assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    words = (
-        share,
-        share_interval,
-        points,
-        points_interval,
-        probability,
-        whole,
-        spread,
-        facts,
-        short_label,
-        group_label,
-    )
-    environment.filters |= {word.__name__: word for word in words}
-    told = (headline, sentences, model_name, task_words, arm_named)
-    environment.globals |= {word.__name__: word for word in told}
-    return environment
-
-
-def _asset(environment: Environment, name: str) -> str:
-    """Return a style sheet or script as it stands in the package; it is no template."""
-    assert environment.loader is not None
-    source, _, _ = environment.loader.get_source(environment, name)
-    assert "</" not in source, f"{name} would end its element"
-    return source
-
-
-def _policy(style: str, script: str) -> str:
-    """Return the content security policy: this style sheet and this script, nothing else, from nowhere."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    return (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _figures(report: Report) -> list[dict[str, Any]]:
-    """Return each figure in a wide and a narrow form; the style sheet shows the one that fits the screen."""
-    return [
-        {
-            "title": one.title,
-            "caption": one.caption.replace("95 %", f"95{NBSP}%"),
-            "wide": inline_svg(one.draw(report, False), f"{one.name}-wide", one.title, one.caption),
-            "narrow": inline_svg(one.draw(report, True), f"{one.name}-narrow", one.title, one.caption),
-        }
-        for one in drawings_of(report)
-    ]

@@ -1,4 +1,4 @@
-"""Per-sample results of an evaluation, and what its folder says of the run.
+"""Per-sample results of an evaluation: how arms are run into them, and what the folder says of the run.
 
 <out>/run.json         what was run on what (`Run`)
 <out>/results.jsonl    one line for each arm and sample (`ArmResult`), in a `data.store.Store`
@@ -6,27 +6,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.flops import ForwardFlops
+from data.pool import Batch, Tick, run_batches
 from data.records import Answer, ChainResult
 from data.sample import Sample
+from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
 from data.store import Store, read_finished
-from eval.arms import ALWAYS, FULL
+from eval.arms import ALWAYS, FULL, LABELS, Arm
+from router.chain import Chain
 from router.files import read_json, require_file
 from router.fingerprint import Fingerprints
 from router.validation import STORED, ChainField, Count, InputError, NotNegative, Positive, from_plain
 
 SCHEMA: Literal[4] = 4
-"""Version of `run.json` and of the results' lines."""
+"""Version of `run.json` and of the report made from it."""
 RUN_FILE, RESULTS_FILE = "run.json", "results.jsonl"
 Label = str | int | float | None
 """A difficulty or subject, as the sample's metadata has it."""
+Text = Annotated[str, Field(min_length=1)]
+"""Text that is not empty."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""A SHA-256, 64 hex digits."""
+ArmName = Annotated[str, Field(pattern=rf"^({'|'.join(LABELS)}|router@[0-9.e+]+)$")]
+"""Name of an arm; `router@23.5` is the router at a further budget, layers."""
+JOBS_PER_CALL = 256
+"""Chains run at once over a batch, which bounds the memory of their last states; shared prefixes stay cached."""
+Judge = Callable[[SampleBlock, Sequence[tuple[int, Chain]]], list[ChainResult]]
+"""`ChainScorer.judge` (the real mode) or `ChainScorer.score` (the cheap one)."""
+ALWAYS_READ = ("data/test", "records/test", "router/config.json", "router/router.safetensors")
+"""Files whose SHA-256 every run names."""
 SAMPLE_FIELDS = ("task", "difficulty", "subject", "choices", "tokens")
 """Fields of a result that are the sample's, whatever the arm."""
 
@@ -92,6 +108,11 @@ class ArmResult:
             margin=result.margin,
         )
 
+    @property
+    def result(self) -> ChainResult:
+        """What the chain answered, without the sample."""
+        return ChainResult(self.chain, self.scores, self.prediction, self.correct, self.margin)
+
 
 def key_of(result: ArmResult) -> str:
     """Return a result's key in its store."""
@@ -101,6 +122,68 @@ def key_of(result: ArmResult) -> str:
 def result_store(path: Path, identity: Mapping[str, Any], num_layers: int) -> Store[ArmResult]:
     """Open a file of results of a model of so many layers, to go on with it; errors as of `Store`."""
     return Store(path, ArmResult, identity, key_of, num_layers=num_layers)
+
+
+def run_arms(
+    arms: Sequence[Arm],
+    samples: Sequence[Sample],
+    scorer: ChainScorer,
+    judge: Judge,
+    store: Store[ArmResult],
+    batch_samples: int,
+    label: str,
+    run: dict[str, Any] | None = None,
+) -> None:
+    """Run each arm's chain on each sample, or go on where an earlier run was stopped; finishes the store.
+
+    Every chain really runs through the executor. Where arms agree on a sample's chain, it runs once. Batches are the
+    same in a resumed run as in an unbroken one.
+
+    Args:
+        arms: arms with different names.
+        samples: the samples.
+        scorer: encodes and loads the samples.
+        judge: runs the chains: the scorer's `judge` in the real mode, or `score` in the cheap one.
+        store: where the results go.
+        batch_samples: samples loaded at once.
+        label: name of the progress bar.
+        run: what the store says of this run.
+
+    Raises:
+        InputError: where the model's scores are no finite numbers, or another process writes the store.
+    """
+    encoded = scorer.encode_all(samples)
+    batches = []
+    for number, indices in enumerate(batches_by_length([one.length for one in encoded], batch_samples)):
+        items = tuple(encoded[i] for i in indices)
+        keys = tuple(f"{arm.name}/{one.sample.id}" for arm in arms for one in items)
+        batches.append(Batch(str(number), items, keys, len(keys)))
+
+    def work(batch: Batch[EncodedSample], tick: Tick) -> list[ArmResult]:
+        return _run_batch(arms, batch.items, scorer, judge, tick)
+
+    run_batches(store, batches, work, label=label, unit="answer", run=run)
+    store.finish([f"{arm.name}/{sample.id}" for arm in arms for sample in samples])
+
+
+def _run_batch(
+    arms: Sequence[Arm], samples: Sequence[EncodedSample], scorer: ChainScorer, judge: Judge, tick: Tick
+) -> list[ArmResult]:
+    """Run all arms' chains on a batch."""
+    block = scorer.load(samples)
+    chosen = [arm.chains(block) for arm in arms]
+    wanted = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
+    jobs = sorted(wanted, key=lambda job: (job[1].layers, job[0]))
+    answered: dict[tuple[int, Chain], ChainResult] = {}
+    for start in range(0, len(jobs), JOBS_PER_CALL):
+        part = jobs[start : start + JOBS_PER_CALL]
+        answered |= dict(zip(part, judge(block, part), strict=True))
+        tick(len(part) / len(jobs) * len(arms) * len(samples))
+    return [
+        ArmResult.of(arm.name, one.sample, one.length, answered[i, chains[i]])
+        for arm, chains in zip(arms, chosen, strict=True)
+        for i, one in enumerate(samples)
+    ]
 
 
 @dataclass(frozen=True, config=STORED)
@@ -115,11 +198,70 @@ class Model:
         read_layer: layers that run unedited before the router reads.
     """
 
-    name: str
+    name: Text
     revision: str | None
     dtype: str
     num_layers: Positive
     read_layer: Count
+
+
+@dataclass(frozen=True, config=STORED)
+class Provenance:
+    """Where results come from.
+
+    Attributes:
+        settings: resolved settings of the command, paths as they were given.
+        commit: commit of the source tree, with `-dirty` where files differed; null outside git.
+        versions: version of Python and of each library, by name.
+        threads: CPU threads that the process could use; null: unknown.
+        started: local time of the start, ISO 8601 with offset.
+    """
+
+    settings: dict[str, Any]
+    commit: str | None
+    versions: dict[str, str]
+    threads: Positive | None
+    started: str
+
+
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class Evaluated:
+    """What was evaluated, as `run.json` and `report.json` both say it.
+
+    Attributes:
+        schema: version of the format.
+        provenance: where the results come from.
+        task: task, or tasks of a mixture joined by `+`.
+        mode: mode in which the search scored chains and the static chain was chosen (several tasks': joined).
+        judged_mode: mode in which every arm's answers are judged: what a user would see.
+        split: split that was evaluated: `test`.
+        model: the base model.
+        fingerprints: what the results are valid for.
+        inputs: SHA-256 of each file that was read, by a name that does not hang on where it lay (`data/test`,
+            `records/test`, `router/config.json`).
+        n: test samples; every arm answered all of them.
+        notes: what is particular to this run.
+    """
+
+    schema: Literal[4]
+    provenance: Provenance
+    task: Text
+    mode: Text
+    judged_mode: Text
+    split: Text
+    model: Model
+    fingerprints: Fingerprints
+    inputs: dict[str, Sha256]
+    n: Positive
+    notes: tuple[str, ...]
+
+    @field_validator("inputs")
+    @classmethod
+    def _named(cls, inputs: dict[str, str]) -> dict[str, str]:
+        """Refuse inputs that lack a file without which there is no evaluation."""
+        if missing := [name for name in ALWAYS_READ if name not in inputs]:
+            raise ValueError(f"expected the SHA-256 of {missing[0]}, got none")
+        return inputs
 
 
 @dataclass(frozen=True, config=STORED)
@@ -131,49 +273,32 @@ class RunArm:
         label: name for readers.
     """
 
-    name: str
+    name: ArmName
     label: str
 
 
-@dataclass(frozen=True, config=STORED)
-class Run:
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class Run(Evaluated):
     """What was evaluated: the content of `run.json`.
 
     Attributes:
-        provenance: settings, commit, versions, threads and time of the start.
-        task: task, or tasks of a mixture joined by `+`.
-        mode: mode in which the search scored chains and the static chain was chosen (several tasks': joined).
-        judged_mode: mode in which every arm's answers are judged: what a user would see.
-        split: split that was evaluated.
-        n: its samples.
         seed: seed of draws and of the bootstrap.
-        model: the base model.
-        fingerprints: what the results are valid for.
-        inputs: SHA-256 of each file that was read, by a name that does not hang on where it lay.
         oracle_found: samples for which the search found a right chain.
         arms: the arms, in the order in which they are shown.
         flops: what a forward pass of the model costs, operations.
         router_flops: what the router costs, operations, mean over samples.
-        notes: what is particular to this run.
-        schema: version of the format.
     """
 
-    provenance: dict[str, Any]
-    task: str
-    mode: str
-    judged_mode: str
-    split: str
-    n: Positive
     seed: Count
-    model: Model
-    fingerprints: Fingerprints
-    inputs: dict[str, str]
     oracle_found: Count
     arms: tuple[RunArm, ...]
     flops: ForwardFlops
     router_flops: NotNegative
-    notes: tuple[str, ...]
-    schema: Literal[4] = Field(default=SCHEMA)
+
+
+def fields_of(value: Any, base: type) -> dict[str, Any]:
+    """Return the fields that a dataclass has of one of its bases, by name."""
+    return {field.name: getattr(value, field.name) for field in fields(base)}
 
 
 def read_run(out: Path) -> Run:

@@ -64,18 +64,20 @@ from eval.controls import Plan, controls_finished, plan_controls, run_controls
 from eval.figures import write_figures
 from eval.inputs import EvalSettings, Inputs, base_model, identity_of, read_inputs
 from eval.page import write_page
-from eval.report import REPORT_FILE, write_report
+from eval.report import REPORT_FILE, Report, write_report
 from eval.results import (
     RESULTS_FILE,
     RUN_FILE,
+    SCHEMA,
     ArmResult,
     Model,
+    Provenance,
     Run,
     RunArm,
     read_arms,
     result_store,
+    run_arms,
 )
-from eval.running import run_arms
 from eval.tables import print_report
 from eval.tracking import track_report
 from router.chain import Chain
@@ -190,7 +192,7 @@ def evaluate(
     scorer = ChainScorer(model, tokenizer, inputs.tasks, batch_tokens=settings.batch_tokens)
     inputs.require(scorer.fingerprints, settings)
     run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(model))
-    note = {**run.provenance, "run": uuid.uuid4().hex[:12]}
+    note = {**to_plain(run.provenance), "run": uuid.uuid4().hex[:12]}
     store.note(note)  # from here on, the folder is this evaluation's
     if not (settings.out / RUN_FILE).exists():
         write_json(settings.out / RUN_FILE, to_plain(run))
@@ -299,7 +301,8 @@ def describe_run(
     lengths = [one.length for one in scorer.encode_all(test)]
     name, revision = base_model(settings, inputs.router)
     return Run(
-        provenance=origin,
+        schema=SCHEMA,
+        provenance=Provenance(**origin),
         task=inputs.tasks.name,
         mode=inputs.tasks.mode,
         judged_mode=inputs.tasks.judged_mode,
@@ -351,7 +354,7 @@ class Shown:
         page: the HTML page.
     """
 
-    report: dict[str, Any]
+    report: Report
     figures: list[Path]
     page: Path
 

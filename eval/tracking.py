@@ -13,10 +13,11 @@ from typing import Any
 import wandb
 
 from data.tracking import TrackingSettings, files_digest, log_files, start_run, use_files
-from eval.report import REPORT_FILE
+from eval.report import REPORT_FILE, Report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from router.files import read_json, sha256_file, sha256_json, write_json
 from router.storage import CONFIG_FILE, WEIGHTS_FILE
+from router.validation import to_plain
 
 TRACKED_FILE = "tracked.json"
 """Says which report was tracked as which run, so that a report is tracked once."""
@@ -50,7 +51,7 @@ names that the report's inputs have for them."""
 
 
 def track_report(
-    settings: TrackingSettings, out: Path, report: dict[str, Any], figures: Sequence[Path], page: Path | None
+    settings: TrackingSettings, out: Path, report: Report, figures: Sequence[Path], page: Path | None
 ) -> Path | None:
     """Track a finished evaluation; nothing is done where the same report was tracked so before.
 
@@ -72,7 +73,7 @@ def track_report(
         return None
     asked = [mode, settings.project, settings.name, settings.group]
     files = [*figures, *([] if page is None else [page])]
-    key = sha256_json({"report": report, "asked": asked, "files": sorted(file.name for file in files)})
+    key = sha256_json({"report": to_plain(report), "asked": asked, "files": sorted(file.name for file in files)})
     if (known := tracked(out, key)) is not None:
         return known
     run = start_run(settings, out, configuration(report), job_type="eval", machine=False)
@@ -80,11 +81,10 @@ def track_report(
         for setting in MADE_OF:
             _use(run, setting, report)
         run.log(shown(out, report, figures, page))
-        run.summary.update(
-            {f"{arm['name']}/{field}": arm[field] for arm in report["arms"] for field in ("accuracy", "mean_depth")}
-        )
+        run.summary.update({f"{arm.name}/accuracy": arm.accuracy for arm in report.arms})
+        run.summary.update({f"{arm.name}/mean_depth": arm.mean_depth for arm in report.arms})
         own = [out / name for name in (REPORT_FILE, RESULTS_FILE, RUN_FILE)]
-        log_files(run, "report", "report", [*own, *files], lineage(report["inputs"]))
+        log_files(run, "report", "report", [*own, *files], lineage(report.inputs))
         folder = Path(run.dir).parent
     write_json(out / TRACKED_FILE, {"key": key, "mode": mode, "run": folder.name})
     return folder
@@ -94,16 +94,16 @@ def tracked(out: Path, key: str) -> Path | None:
     """Return the folder of the run that `tracked.json` names for a report; None: there is none, or it is gone."""
     if not (out / TRACKED_FILE).exists():
         return None
-    told = read_json(out / TRACKED_FILE)
-    folder = out / "wandb" / str(told.get("run"))
-    return folder if told.get("key") == key and folder.is_dir() else None
+    kept = read_json(out / TRACKED_FILE)
+    folder = out / "wandb" / str(kept.get("run"))
+    return folder if kept.get("key") == key and folder.is_dir() else None
 
 
-def configuration(report: dict[str, Any]) -> dict[str, Any]:
+def configuration(report: Report) -> dict[str, Any]:
     """Return the run's configuration: what decides the report."""
-    origin = report["provenance"]
-    told = {name: origin[name] for name in ("settings", "commit", "versions")}
-    return told | {name: report[name] for name in CONFIGURATION}
+    origin, plain = report.provenance, to_plain(report)
+    known = {"settings": origin.settings, "commit": origin.commit, "versions": origin.versions}
+    return known | {name: plain[name] for name in CONFIGURATION}
 
 
 def lineage(inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -119,17 +119,18 @@ def lineage(inputs: Mapping[str, str]) -> dict[str, Any]:
     return {**digests, "inputs": dict(inputs)}
 
 
-def shown(out: Path, report: dict[str, Any], figures: Sequence[Path], page: Path | None) -> dict[str, Any]:
+def shown(out: Path, report: Report, figures: Sequence[Path], page: Path | None) -> dict[str, Any]:
     """Return what the run shows: tables of arms, groups and results, figures and page."""
-    media: dict[str, Any] = {"arms": table(flat(arm) for arm in report["arms"])}
-    if report["groups"]:
+    plain = to_plain(report)
+    media: dict[str, Any] = {"arms": table(flat(arm) for arm in plain["arms"])}
+    if report.groups:
         media["groups"] = table(
             flat({name: item for name, item in group.items() if name != "arms"} | {"arm": arm})
-            for group in report["groups"]
+            for group in plain["groups"]
             for arm in group["arms"]
         )
-    if report["n"] * len(report["arms"]) <= ROWS:
-        results = read_results(out / RESULTS_FILE, report["model"]["num_layers"])
+    if report.n * len(report.arms) <= ROWS:
+        results = read_results(out / RESULTS_FILE, report.model.num_layers)
         media["results"] = table(
             {
                 "arm": one.arm,
@@ -177,10 +178,10 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _use(run: Any, setting: str, report: dict[str, Any]) -> None:
+def _use(run: Any, setting: str, report: Report) -> None:
     """Say that the run read an artifact, where its files still are what the report says that was read."""
     name, kind, inputs = MADE_OF[setting]
-    folder = Path(str(report["provenance"]["settings"].get(setting)))
-    wanted = {folder / file: report["inputs"].get(known) for file, known in inputs.items()}
+    folder = Path(str(report.provenance.settings.get(setting)))
+    wanted = {folder / file: report.inputs.get(known) for file, known in inputs.items()}
     if all(file.is_file() and sha256_file(file) == digest for file, digest in wanted.items()):
         use_files(run, name, kind, list(wanted), {})

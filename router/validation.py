@@ -206,7 +206,7 @@ def describe(annotation: Any) -> str:
     if origin in (tuple, list):
         return f"a list, each entry {describe(given[0])}"
     if origin is dict:
-        return "an object"
+        return "an object" if given[1] is Any else f"an object, each value {describe(given[1])}"
     return {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}.get(
         annotation, getattr(annotation, "__name__", str(annotation))
     )

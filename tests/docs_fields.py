@@ -1,8 +1,8 @@
-"""Field tables of docs/formats.md, made from the validated types.
+"""Field tables of docs/formats.md and docs/report.md, made from the validated types.
 
     python -m tests.docs_fields        # writes the tables anew; a test says when they are stale
 
-In the page a table stands between `<!-- fields: module.Type -->` and `<!-- /fields -->`.
+In a page a table stands between `<!-- fields: module.Type -->` and `<!-- /fields -->`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from docstring_parser import parse
 
 from router.validation import describe
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = [DOCS / "formats.md", DOCS / "report.md"]
 BLOCK = re.compile(r"(<!-- fields: ([\w.]+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
 
 
@@ -29,7 +30,8 @@ def type_named(name: str) -> Any:
 
 def table_of(kind: Any) -> str:
     """Return a Markdown table of a dataclass's fields: name, what its type takes, meaning."""
-    meanings = {one.arg_name: " ".join((one.description or "").split()) for one in parse(kind.__doc__ or "").params}
+    documented = [one for base in kind.__mro__ for one in parse(base.__doc__ or "").params]
+    meanings = {one.arg_name: " ".join((one.description or "").split()) for one in documented}
     hints = get_type_hints(kind, include_extras=True)
     rows = [
         f"| `{field.name}` | {describe(hints[field.name])} | {meanings[field.name]} |"
@@ -45,4 +47,5 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -215,14 +215,20 @@ def prepared(folder: Path, tasks: TaskSet, samples: dict[str, list[Sample]]) -> 
     return World(folder)
 
 
-@pytest.fixture(scope="module")
+_FINISHED: list[World] = []
+"""The world of `finished`, made once a process, however many modules ask for it."""
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world that has been evaluated once; tests read it and never change it."""
-    folder = tmp_path_factory.mktemp("world")
-    save_tiny(folder / "model")
-    world = prepared(folder, TaskSet.of(load_task("arc_easy")), make_samples())
-    main(world.arguments())
-    return world
+    if not _FINISHED:
+        folder = tmp_path_factory.mktemp("world")
+        save_tiny(folder / "model")
+        world = prepared(folder, TaskSet.of(load_task("arc_easy")), make_samples())
+        main(world.arguments())
+        _FINISHED.append(world)
+    return _FINISHED[0]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,29 @@ from scipy import stats
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.statistics import estimate_of, mean_of, share_of
 from data.tasks import TaskSet, load_task
-from eval.controls import PLAN_FILE, controls_block, controls_finished, plan_controls
-from eval.luck import collect_luck, luck, random_search, require_random_search, require_same_search
+from eval.controls import PLAN_FILE, controls_finished, controls_of, plan_controls
+from eval.luck import LuckFound, RandomFound, require_random_search, require_same_search
 from router.chain import Chain
 from router.files import write_json
 from router.fingerprint import Fingerprints
-from router.validation import InputError
+from router.validation import InputError, to_plain
 from search.__main__ import main as search
 from tests.tiny import NUM_LAYERS, write_project
 
-GOLD, TOLD = 0, 1
+GOLD, WRONG = 0, 1
 CHAINS = ("0-4", "0-3", "0-2,4", "0-2", "0-1,4", "0-1")
+
+
+def luck(gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
+    """What two searches say of luck, as JSON data."""
+    measured: dict[str, Any] = to_plain(LuckFound.of(gold, wrong).measure(seed))
+    return measured
+
+
+def random_search(oracle: Sequence[SearchRecord], drawn: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
+    """What a random search says, as JSON data."""
+    measured: dict[str, Any] = to_plain(RandomFound.of(oracle, drawn).measure(seed))
+    return measured
 
 
 def searched(sample_id: str, answers: Sequence[int | None], target: int = GOLD) -> SearchRecord:
@@ -58,7 +71,7 @@ def searched(sample_id: str, answers: Sequence[int | None], target: int = GOLD) 
 
 
 # By sample: what the three chains of the search for the right answer (0) give, and those of the one for answer 1. The
-# first is full depth: right twice, the told answer once, a tie once, something else four times.
+# first is full depth: right twice, the wrong answer once, a tie once, something else four times.
 HAND = {
     "a": ((0, 2, 2), (0, 2, 1)),
     "b": ((0, 2, 2), (0, 2, 2)),
@@ -73,15 +86,15 @@ HAND = {
 
 def by_hand() -> tuple[list[SearchRecord], list[SearchRecord]]:
     gold = [searched(key, first) for key, (first, _) in HAND.items()]
-    return gold, [searched(key, second, TOLD) for key, (_, second) in HAND.items()]
+    return gold, [searched(key, second, WRONG) for key, (_, second) in HAND.items()]
 
 
 def test_luck_is_counted_where_full_depth_gives_neither_answer() -> None:
-    # Oracle: counted by hand in `HAND`. Of d, e, f, g three have a right chain and two one that gives the told answer;
+    # Oracle: counted by hand in `HAND`. Of d, e, f, g three have a right chain and two one that gives the wrong answer;
     # full depth is wrong on 6 of 8, so the net gain is 6/8 * (3/4 - 2/4); of a and b the search sets one wrong.
     gold, wrong = by_hand()
-    assert collect_luck(gold, wrong[::-1]) == collect_luck(gold, wrong)
-    found = luck(gold, wrong, seed=0)
+    assert LuckFound.of(gold, wrong[::-1]) == LuckFound.of(gold, wrong)
+    found = luck(gold, wrong)
     assert found["full"] == {"right": 2, "told": 1, "other": 4, "unclear": 1}
     assert (found["n"], found["eligible"], found["left_out"], found["verified"]) == (8, 4, 0, False)
     assert (found["gold"]["share"], found["luck"]["share"], found["gold"]["n"]) == (3 / 4, 2 / 4, 4)
@@ -104,7 +117,7 @@ def test_chains_that_failed_a_second_judgement_count_on_neither_side() -> None:
             marks = [record.sample_id != "g", *[record.sample_id != {"gold": "e", "wrong": "f"}[side]] * 2]
             results = [dataclasses.replace(one, verified=m) for one, m in zip(record.results, marks, strict=True)]
             records[i] = dataclasses.replace(record, results=tuple(results))
-    found = luck(gold, wrong, seed=0)
+    found = luck(gold, wrong)
     assert found["verified"]
     assert found["full"] == {"right": 2, "told": 1, "other": 3, "unclear": 2}
     assert (found["gold"]["share"], found["luck"]["share"]) == (1 / 3, 1 / 3)  # d; d
@@ -122,29 +135,29 @@ def guessing(n: int, knows: float) -> tuple[list[SearchRecord], list[SearchRecor
         if rng.random() < knows:
             sides[0][-1] = GOLD
         gold.append(searched(str(i), sides[0]))
-        wrong.append(searched(str(i), sides[1], TOLD))
+        wrong.append(searched(str(i), sides[1], WRONG))
     return gold, wrong
 
 
 def test_pure_luck_leaves_nothing_and_skill_is_left() -> None:
     # Oracle: chances. Of five guesses among four one is right with 1 - 0.75^5 = 0.763, so the oracle seems to gain
     # 0.75 * 0.763 = 0.572; where half of the samples have a right chain for sure, 0.75 * 0.5 * 0.75^5 = 0.089 is left.
-    none = luck(*guessing(1500, 0.0), seed=0)
+    none = luck(*guessing(1500, 0.0))
     assert none["gain"]["value"] == pytest.approx(0.572, abs=0.03)
     low, high = none["net_gain"]["interval"]
     assert low < 0 < high
     assert high - low < 0.1
     assert none["paired"]["mcnemar_p"] > 0.05
-    skill = luck(*guessing(1500, 0.5), seed=0)
+    skill = luck(*guessing(1500, 0.5))
     low, high = skill["net_gain"]["interval"]
     assert 0 < low < 0.089 < high
     assert skill["paired"]["mcnemar_p"] < 0.001
 
 
 def test_two_choices_leave_no_sample_to_measure_luck_on() -> None:
-    # Oracle: full depth gives the right answer or the wrong one that is told, there is no third.
+    # Oracle: full depth gives the right answer or the wrong one that is searched for, there is no third.
     gold = [searched(str(i), (i % 2, GOLD)) for i in range(6)]
-    found = luck(gold, [searched(str(i), (i % 2, TOLD), TOLD) for i in range(6)], seed=0)
+    found = luck(gold, [searched(str(i), (i % 2, WRONG), WRONG) for i in range(6)])
     assert (found["eligible"], found["gold"], found["paired"], found["net_gain"]) == (0, None, None, None)
     assert (found["gain"]["value"], found["flipped"]["share"]) == (0.5, 1.0)
 
@@ -155,7 +168,7 @@ REFUSED = {
     "dtype float32 of": {"dtype": "bfloat16"},
     "expected fingerprints": {"fingerprints": Fingerprints("m", "t", "other")},
     "reward_target wrong of a search like the oracle's, got gold": {"reward_target": "gold"},
-    "a wrong answer to be told, got 0 where 0": {"target": GOLD},
+    "a search for a wrong answer, got 0 where 0": {"target": GOLD},
     "a search of 3 simulations like the oracle's, got 4": {"simulations": 4},
     "mode letter of": {"mode": "continuation"},
     "of the oracle's samples, got 1 of 8": {"sample_id": "z"},
@@ -168,7 +181,7 @@ def test_records_of_another_search_are_no_control(message: str) -> None:
     gold, wrong = by_hand()
     wrong[3] = dataclasses.replace(wrong[3], **REFUSED[message])
     with pytest.raises(InputError, match=message):
-        luck(gold, wrong, seed=0)
+        luck(gold, wrong)
 
 
 def test_a_verified_search_is_not_compared_with_one_that_is_not() -> None:
@@ -177,7 +190,7 @@ def test_a_verified_search_is_not_compared_with_one_that_is_not() -> None:
     results = tuple(dataclasses.replace(one, verified=True) for one in wrong[0].results)
     wrong[0] = dataclasses.replace(wrong[0], results=results)
     with pytest.raises(InputError, match="both searches verified, or neither"):
-        luck(gold, wrong, seed=0)
+        luck(gold, wrong)
 
 
 def test_a_random_search_is_compared_at_equal_cost() -> None:
@@ -204,7 +217,7 @@ def test_a_random_search_is_compared_at_equal_cost() -> None:
     with pytest.raises(InputError, match=r"expected the oracle's 4 simulations or 61 nominal layers a sample"):
         random_search(longer, fewer)
     with pytest.raises(InputError, match="reward_target gold of a search like the oracle's, got wrong"):
-        random_search(tree, [searched(one.sample_id, (1, 2), TOLD) for one in tree])
+        random_search(tree, [searched(one.sample_id, (1, 2), WRONG) for one in tree])
 
 
 def test_the_block_is_rebuilt_from_the_plan(tmp_path: Path) -> None:
@@ -213,13 +226,13 @@ def test_the_block_is_rebuilt_from_the_plan(tmp_path: Path) -> None:
     drawn = [searched(key, second) for key, (_, second) in HAND.items()]
     tasks = TaskSet.of(load_task("arc_easy", "letter"))
     plan = plan_controls(0, 3, 5, tasks, [], gold, wrong[:5], drawn)
-    write_json(tmp_path / PLAN_FILE, plan)
+    write_json(tmp_path / PLAN_FILE, to_plain(plan))
     assert controls_finished(tmp_path, plan, {}, NUM_LAYERS)
     assert not controls_finished(tmp_path, plan_controls(0, 3, 5, tasks, [], gold, wrong, drawn), {}, NUM_LAYERS)
-    block = controls_block(tmp_path, [], NUM_LAYERS)
+    found = to_plain(controls_of(tmp_path, [], NUM_LAYERS))
     measured = {"luck": luck(gold, wrong[:5], 5), "random_search": random_search(gold, drawn, 5)}
-    assert block == json.loads(json.dumps(measured)) | {"reshuffled": None, "generated": None}
-    assert block["luck"]["left_out"] == 3
+    assert found == measured | {"reshuffled": None, "generated": None}
+    assert found["luck"]["left_out"] == 3
 
 
 def test_intervals_are_those_of_the_library() -> None:
@@ -239,22 +252,20 @@ def test_intervals_are_those_of_the_library() -> None:
     ).confidence_interval  # fmt: skip
     assert ratio is not None
     assert ratio.interval == pytest.approx((expected.low, expected.high), abs=0.03)
-    share = share_of([1, 1, 0, 1, 0, 0, 0])
-    assert share is not None
-    assert share.interval == pytest.approx(stats.binomtest(3, 7).proportion_ci(method="wilson"))
     # Means of three draws: between the intervals of 2 and 3 of 7.
     part = share_of([1, 2 / 3, 2 / 3, 0, 0, 0, 0])
     assert part is not None
     assert 2 / 7 < part.share < 3 / 7
-    assert stats.binomtest(2, 7).proportion_ci(method="wilson").low < part.interval[0] < share.interval[0]
+    lows = [stats.binomtest(count, 7).proportion_ci(method="wilson").low for count in (2, 3)]
+    assert lows[0] < part.interval[0] < lows[1]
     assert (share_of([]), mean_of([], 0), estimate_of([(0.0,)], lambda sums: sums[:, 0] / sums[:, 0], 0)) == (None,) * 3
 
 
 def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
-    # Oracle: the same command told a wrong answer passes, each other difference is named; no hand in the files.
-    write_project(tmp_path, test=6)
+    # Oracle: the same command for a wrong answer passes, each other difference is named; no hand in the files.
+    write_project(tmp_path, test=3)
     common = {"data": tmp_path / "data", "model": tmp_path / "model", "first_editable": 1, "splits": "[test]"}
-    common |= {"dtype": "float32", "device": "cpu", "search.simulations": 8}
+    common |= {"dtype": "float32", "device": "cpu", "search.simulations": 4}
 
     def made(name: str, **changed: object) -> Path:
         settings = common | {"out": tmp_path / name} | {key.replace("__", "."): one for key, one in changed.items()}
@@ -263,8 +274,8 @@ def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
 
     gold, wrong = made("gold"), made("wrong", reward_target="wrong")
     require_same_search(gold, wrong)
-    found = luck(read_records(gold), read_records(wrong), seed=0)
-    assert (found["n"], found["verified"], found["simulations"]) == (6, True, {"gold": 8.0, "wrong": 8.0})
+    found = luck(read_records(gold), read_records(wrong))
+    assert (found["n"], found["verified"], found["simulations"]) == (3, True, {"gold": 4.0, "wrong": 4.0})
     skips = made("skips", reward_target="wrong", search__action_set="skip")
     with pytest.raises(InputError, match=r"search.action_set both, like the oracle's, got skip"):
         require_same_search(gold, skips)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from eval.latency import LatencySettings
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
 from router.command import parse_settings, run_command
-from router.fingerprint import Fingerprints
 from tests.evaluation import ROOT, World, finished, make_data, make_samples, vouch, world  # noqa: F401  (fixtures)
 
 
@@ -180,14 +176,9 @@ def test_bad_files_are_refused_before_the_model_is_loaded(
     ("setting", "value", "message"),
     [
         ("batch_samples", 0, "batch_samples: expected at least 1, got 0"),
-        ("seed", -1, "seed: expected at least 0, got -1"),
-        ("static_pool", 0, "static_pool"),
-        ("budget", ".nan", "budget: expected"),
         ("budget", 99, "budget: expected a mean depth in"),
-        ("dtype", "int8", "dtype"),
         ("device", "abacus", "device: expected auto, cpu or a device"),
         ("task", "arc_easy", "--task=arc_easy"),  # the data folder says it
-        ("no_such_setting", 1, "no_such_setting"),
     ],
 )
 def test_bad_settings_are_refused(
@@ -286,22 +277,3 @@ def test_shipped_configs_parse(path: Path) -> None:
         return
     settings, resolved = parse_settings(EvalSettings, [f"--config={path}"], "eval", "")
     assert settings.dtype == resolved["dtype"] == "bfloat16"
-
-
-def test_the_module_runs_as_a_process() -> None:
-    # Oracle: exit status and one line from the real interpreter.
-    done = subprocess.run(
-        [sys.executable, "-m", "eval", "--data=/nowhere", "--records=/nowhere", "--router=/nowhere", "--out=/nowhere"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ},
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: data: expected an existing directory, got '/nowhere'\n"
-
-
-def test_fingerprints_have_the_parts_that_are_checked() -> None:
-    # Oracle: the refusals above cover every part.
-    assert [field.name for field in dataclasses.fields(Fingerprints)] == ["model", "tokenizer", "prompt"]

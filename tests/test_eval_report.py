@@ -1,22 +1,35 @@
-"""What the report derives of the arms: comparisons and costs, and which arms a run has."""
+"""The report: what it derives of the arms, which arms a run has, and that what contradicts itself is refused."""
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.flops import ForwardFlops
 from eval.arms import ArmPlan, is_routed, plan_arms
-from eval.caveats import caveats_of
-from eval.report import compared, cost_of
-from eval.results import ArmResult
+from eval.report import REPORT_FILE, Report, caveats_of, compared, cost_of, read_report
+from eval.results import ArmResult, RunArm, read_run
 from router.chain import Chain
-from tests.reports import GOLDEN, write_evaluation
+from router.validation import InputError, from_plain, to_plain
+from tests.evaluation import World, finished  # noqa: F401  (fixture)
+from tests.reports import GOLDEN, NUM_LAYERS, write_evaluation
 
 FULL = Chain.full(4)
 SHORT = Chain((0, 1, 3), 4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation made by hand; tests never change it."""
+    folder = tmp_path_factory.mktemp("made") / "eval"
+    write_evaluation(folder)
+    return folder
 
 
 def results(arm: str, right: str, chain: Chain = FULL, tokens: int = 10) -> list[ArmResult]:
@@ -62,7 +75,7 @@ def test_arms_that_saw_the_answers_are_compared_but_not_tested() -> None:
         "oracle": results("oracle", "11111111"),
     }
     measures, against, comparisons = compared(by_arm, 0)
-    assert comparisons["count"] == 3  # router and static against full, router against static
+    assert comparisons.count == 3  # router and static against full, router against static
     oracle = measures["oracle"].against_full
     assert oracle is not None
     assert (oracle.wrong_to_right, oracle.mcnemar_p_holm) == (4, None)
@@ -83,22 +96,23 @@ def test_cost_is_the_mean_over_samples_with_head_and_router() -> None:
     assert cost_of(mixed, flops, 7.0) == pytest.approx((65 + 245) / 2 + 7)
 
 
-def test_caveats_follow_what_the_report_holds() -> None:
-    plain = caveats_of("letter", "letter", {"full"}, None, None)
+def test_caveats_follow_what_the_report_holds(made: Path) -> None:
+    run = read_run(made)
+    plain = caveats_of(run, luck_known=False, timed=False)
     assert "how much is not measured" in plain[0]
     assert any("latency was not measured" in one for one in plain)
-    rich = caveats_of("exact", "generate", {"full", "pruned"}, {"luck": {}}, {"cells": []})
+    other = replace(run, mode="exact", judged_mode="generate", arms=(RunArm("pruned", "pruned"),))
+    rich = caveats_of(other, luck_known=True, timed=True)
     assert "the controls say how much" in rich[0]
     assert not any("latency was not measured" in one for one in rich)
     assert any("ShortGPT" in one for one in rich)
     assert any("judged in mode generate" in one for one in rich)
 
 
-def test_the_toys_report_is_as_its_golden(tmp_path: Path) -> None:
+def test_the_toys_report_is_as_its_golden(made: Path) -> None:
     # tests/golden/report.json, written by `python -m tests.reports`; some of its figures counted by hand below.
-    report = write_evaluation(tmp_path / "toy")
     golden = json.loads(GOLDEN.read_text())
-    assert report == golden
+    assert json.loads((made / REPORT_FILE).read_text()) == golden
     arms = {arm["name"]: arm for arm in golden["arms"]}
     assert (arms["full"]["correct"], arms["router"]["correct"], golden["n"]) == (6, 7, 12)
     # Right: full 0..5, router 2..8: three won, two lost, of six that full depth gets wrong.
@@ -113,3 +127,96 @@ def test_the_toys_report_is_as_its_golden(tmp_path: Path) -> None:
     full = sum(4 * (1000 * t + 2 * t * t) + 500 for t in tokens)
     router = sum((4 if i % 3 == 0 else 3) * (1000 * t + 2 * t * t) + 500 + 40 for i, t in enumerate(tokens))
     assert arms["router"]["flops_ratio"] == pytest.approx(router / full)
+
+
+def test_reports_are_read_back_as_they_were_written(made: Path, finished: World) -> None:
+    # Real reports: one made by hand, one of a real evaluation with all arms and controls. Oracle: the files.
+    real = read_report(finished.out / REPORT_FILE)
+    assert real.controls is not None
+    assert None not in (*vars(real.baselines).values(), real.controls.luck, real.controls.random_search)
+    for folder in (made, finished.out):
+        path = folder / REPORT_FILE
+        assert to_plain(read_report(path)) == json.loads(path.read_text())
+
+
+ABSENT = object()
+
+
+def changed(report: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Return a copy with another value at a path such as `arms/0/n`, or without it."""
+    other = copy.deepcopy(report)
+    *way, last = (int(part) if part.isdigit() else part for part in path.split("/"))
+    place: Any = other
+    for part in way:
+        place = place[part]
+    if value is ABSENT:
+        del place[last]
+    else:
+        place[last] = value
+    return other
+
+
+BAD = [
+    ("schema", 2, "expected schema 4, got 2; python -m eval writes the report of a finished run anew"),
+    ("schema", ABSENT, "expected schema 4, got None"),
+    ("n", "12", "n: expected an integer, got '12'"),
+    ("extra", 1, "expected no field extra, got one"),
+    ("model/num_layers", None, "model.num_layers: expected an integer, got None"),
+    ("arms/1/mean_depth", 0, "arms[1].mean_depth: expected above 0, got 0"),
+    ("arms/2/name", "router@", "arms[2].name: expected text like"),
+    ("inputs/data\\test", "x", "expected text like"),
+    ("inputs", {}, "inputs: expected the SHA-256 of data/test, got none"),
+    ("layer_use/luck", {}, "layer_use"),
+    ("latency", {"device": "cpu"}, "expected the field latency.settings, got none"),
+    ("controls", {"luck": 3}, "controls.luck: expected an object, got 3"),
+    # Of the right form, but at odds with itself:
+    ("arms", [], "arms: expected an arm full, got none"),
+    ("arms/0/name", "router@1", "arms: expected an arm full, got none"),
+    ("arms/2/name", "router", "arms[2].name: expected each arm once, got 'router' again"),
+    ("arms/1/correct", 3, "accuracy: expected 3 / 12 for the arm router, got 0.58"),
+    ("arms/1/no_answer", 6, "correct: expected with no_answer at most 12 samples for the arm router, got 7 + 6"),
+    ("arms/1/accuracy_interval", [0.9, 0.95], "accuracy_interval: expected an interval around 0.58"),
+    ("n", 11, "arms[0].n: expected 11, got 12"),
+    ("groups/1/n", 12, "groups[1].arms: expected 12 samples of each arm, got others"),
+    ("groups/0/arms", [], "groups[0].arms: expected the report's arms in their order, got others"),
+    ("router_against", {}, "router_against: expected the arm static, got none"),
+    ("model/num_layers", NUM_LAYERS + 1, "layer_use.full.mean_runs: expected a value for each of 5 layers, got 4"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    BAD,
+    ids=[f"{path}={'absent' if value is ABSENT else value}" for path, value, _ in BAD],
+)
+def test_what_does_not_fit_is_refused_with_field_expected_and_got(
+    made: Path, tmp_path: Path, path: str, value: Any, message: str
+) -> None:
+    spoilt = tmp_path / REPORT_FILE
+    spoilt.write_text(json.dumps(changed(json.loads((made / REPORT_FILE).read_text()), path, value)))
+    with pytest.raises(InputError) as caught:
+        read_report(spoilt)
+    text = str(caught.value)
+    assert text.startswith(f"{spoilt}: ")
+    assert message in text
+    assert "\n" not in text
+    assert len(text) < 600
+
+
+def test_any_single_field_that_is_missing_is_refused(made: Path) -> None:
+    # Property: no field of the report or of its parts can be left out.
+    report = json.loads((made / REPORT_FILE).read_text())
+
+    def places(value: Any, way: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value[:1]):
+            if isinstance(value, dict):
+                yield (*way, name)
+            if isinstance(inner, (dict, list)) and name not in ("settings", "versions", "inputs"):
+                yield from places(inner, (*way, str(name)))
+
+    optional = {("router_against",), ("layer_use",)}  # what stands there depends on the arms
+    every = [way for way in places(report, ()) if way[:-1] not in optional and len(way) < 4]
+    assert len(every) > 100
+    for way in every:
+        with pytest.raises(InputError, match="expected"):
+            from_plain(Report, changed(report, "/".join(way), ABSENT), num_layers=NUM_LAYERS)

@@ -11,21 +11,26 @@ import pytest
 
 from data.records import ChainResult
 from data.sample import Sample
-from data.store import meta_path
-from eval.baselines import STATIC_FILE
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
 from router.validation import InputError, from_plain, to_plain
-from tests.evaluation import FULL, World, finished  # noqa: F401  (fixtures)
-from tests.tiny import NUM_LAYERS
+from tests.evaluation import World
+from tests.reports import FULL, NUM_LAYERS, write_evaluation
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished evaluation made by hand."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    write_evaluation(folder)
+    (folder / REPORT_FILE).unlink()
+    return folder
 
 
 @pytest.fixture
-def copied(finished: World, tmp_path: Path) -> World:
+def copied(made: Path, tmp_path: Path) -> World:
     """A folder with what the report is rebuilt from, to be changed."""
-    for name in (RUN_FILE, STATIC_FILE, RESULTS_FILE, meta_path(Path(RESULTS_FILE)).name):
-        shutil.copy(finished.out / name, tmp_path / name)
-    return World(tmp_path)
+    return World(Path(shutil.copytree(made, tmp_path / "out")))
 
 
 @pytest.mark.parametrize(

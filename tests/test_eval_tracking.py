@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -19,10 +18,12 @@ from matplotlib.figure import Figure
 from wandb.proto import wandb_internal_pb2
 
 from data.tracking import TrackingSettings, files_digest, hashes_of, log_files
+from eval.report import Report
 from eval.results import RESULTS_FILE
-from eval.tracking import ROWS, lineage, shown, table, track_report
+from eval.tracking import lineage, shown, table, track_report
 from router.files import sha256_file
-from tests.reports import IDS, RIGHT, hash_of, results_of, run_of, write_evaluation, write_results
+from router.validation import to_plain
+from tests.reports import IDS, RIGHT, hash_of, results_of, run_of, write_evaluation
 
 KEY = "0123456789abcdef" * 3
 """What stands for an API key: it must be found nowhere."""
@@ -79,9 +80,15 @@ class Tracked:
     """An evaluation that was tracked offline, and what its run's file holds."""
 
     project: Path
-    report: dict[str, Any]
+    report: Report
     run: Path
     kinds: dict[str, list[Any]]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        made: dict[str, Any] = to_plain(self.report)
+        return made
 
     @property
     def out(self) -> Path:
@@ -141,11 +148,11 @@ def test_a_run_stands_in_its_group_with_what_decides_the_report(tracked: Tracked
     assert told == ("chains", "tiny", "one experiment", "eval")
     config = config_of(run)
     for name in ("task", "split", "n", "judged_mode", "fingerprints", "inputs", "results_sha256"):
-        assert config[name] == tracked.report[name]
+        assert config[name] == tracked.plain[name]
     assert config["settings"]["budget"] == 3.2
-    assert config["versions"] == tracked.report["provenance"]["versions"]
+    assert config["versions"] == tracked.plain["provenance"]["versions"]
     summary = {one.key: json.loads(one.value_json) for part in tracked.kinds["summary"] for one in part.update}
-    router = tracked.report["arms"][1]
+    router = tracked.plain["arms"][1]
     assert summary["router/accuracy"] == router["accuracy"]
     assert summary["router/mean_depth"] == router["mean_depth"]
 
@@ -173,14 +180,14 @@ def test_tables_hold_arms_groups_and_every_answer(tracked: Tracked) -> None:
     arms, groups, results = (
         [dict(zip(one["columns"], row, strict=True)) for row in one["data"]] for one in tables.values()
     )
-    for row, arm in zip(arms, tracked.report["arms"], strict=True):
+    for row, arm in zip(arms, tracked.plain["arms"], strict=True):
         assert (row["name"], row["n"], row["accuracy"]) == (arm["name"], arm["n"], arm["accuracy"])
         assert [row["accuracy_interval_low"], row["accuracy_interval_high"]] == arm["accuracy_interval"]
         against = arm["against_full"] or {"difference": None, "mcnemar_p_holm": None}
         assert row["against_full.difference"] == against["difference"]
         assert row["against_full.mcnemar_p_holm"] == against["mcnemar_p_holm"]
     assert [row["arm.accuracy"] for row in groups] == [
-        arm["accuracy"] for group in tracked.report["groups"] for arm in group["arms"]
+        arm["accuracy"] for group in tracked.plain["groups"] for arm in group["arms"]
     ]
     assert {(row["arm"], row["sample_id"], row["correct"], row["depth"]) for row in results} == {
         (one.arm, one.sample_id, one.correct, one.chain.depth) for one in results_of(IDS, RIGHT)
@@ -201,7 +208,7 @@ def test_the_artifact_holds_the_files_and_names_router_and_records_by_content(tr
     metadata = json.loads(artifact.metadata)
     assert metadata["files"] == hashes_of(tracked.files)
     assert metadata["sha256"] == files_digest(hashes_of(tracked.files))
-    assert metadata["inputs"] == tracked.report["inputs"]
+    assert metadata["inputs"] == tracked.plain["inputs"]
     router = [tracked.project / "router" / name for name in ("config.json", "router.safetensors")]
     searched = [tracked.project / "search" / name for name in ("train.jsonl", "validation.jsonl")]
     assert metadata["router"] == log_files(None, "router", "router", router, {})
@@ -233,7 +240,7 @@ def test_a_report_is_tracked_once_and_another_or_a_lost_one_again(tracked: Track
     for report, group, expected in (
         (tracked.report, "one experiment", 1),
         (tracked.report, "another", 2),
-        (tracked.report | {"notes": ["more"]}, "another", 3),
+        (dataclasses.replace(tracked.report, notes=("more",)), "another", 3),
     ):
         again = dataclasses.replace(settings, group=group)
         folder = track_report(again, out, report, figures, out / "page.html")
@@ -256,16 +263,15 @@ def test_nothing_is_written_where_tracking_is_disabled(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_long_results_stay_in_the_artifact(tmp_path: Path) -> None:
-    # Oracle: the bound: one sample more than fills the table.
+def test_long_results_stay_in_the_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: the bound, set to what this evaluation has, and to one less.
     report = write_evaluation(tmp_path / "eval")
-    arms = len(RIGHT)
-    ids = [hashlib.sha256(str(i).encode()).hexdigest()[:16] for i in range(ROWS // arms)]
-    write_results(tmp_path / "eval", results_of(ids, RIGHT))
-    media = shown(tmp_path / "eval", report | {"n": len(ids)}, [], None)
-    assert len(media["results"].data) == len(ids) * arms
+    rows = len(IDS) * len(RIGHT)
+    monkeypatch.setattr("eval.tracking.ROWS", rows)
+    assert len(shown(tmp_path / "eval", report, [], None)["results"].data) == rows
+    monkeypatch.setattr("eval.tracking.ROWS", rows - 1)
     (tmp_path / "eval" / RESULTS_FILE).unlink()  # not even read
-    assert "results" not in shown(tmp_path / "eval", report | {"n": len(ids) + 1}, [], None)
+    assert "results" not in shown(tmp_path / "eval", report, [], None)
 
 
 def test_records_without_validation_have_no_digest_of_training() -> None:

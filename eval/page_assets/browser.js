@@ -54,7 +54,7 @@
     return made;
   }
 
-  // "0-21 !22 +3" as [kind, layer] of each cell; see eval/page_data.py.
+  // "0-21 !22 +3" as [kind, layer] of each cell; see eval/page.py.
   function cellsOf(strip) {
     const kinds = { "!": "skipped", "+": "again", "~": "moved" };
     return strip.split(" ").flatMap((item) => {
@@ -68,10 +68,10 @@
     const strip = element("div", columns > DENSE ? "strip dense" : "strip");
     strip.setAttribute("aria-hidden", "true");
     strip.style.gridTemplateColumns = "repeat(" + columns + ", minmax(0, 1fr))";
-    const told = { "": "runs", skipped: "never runs", again: "runs again", moved: "runs out of its place" };
+    const kinds = { "": "runs", skipped: "never runs", again: "runs again", moved: "runs out of its place" };
     for (const [kind, layer] of cells) {
       const cell = element("span", kind ? "cell " + kind : "cell");
-      cell.title = "layer " + layer + " " + told[kind];
+      cell.title = "layer " + layer + " " + kinds[kind];
       strip.append(cell);
     }
     return strip;
