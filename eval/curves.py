@@ -286,14 +286,15 @@ def early_exit(known: DenseTable, test: DenseTable, depth: float) -> Int[np.ndar
     if len(exits) < 2 or not known.chains[exits[-1]].is_full or np.isnan(sure).any():
         return None
 
-    def columns(dense: DenseTable, threshold: float) -> Int[np.ndarray, " samples"]:
+    def taken(dense: DenseTable, threshold: float) -> Int[np.ndarray, " samples"]:
         stops = dense.confidence[:, exits] >= threshold
         stops[:, -1] = True
-        return np.array(exits)[stops.argmax(1)]
+        columns: Int[np.ndarray, " samples"] = np.array(exits)[stops.argmax(1)]
+        return columns
 
     for threshold in [*np.unique(np.quantile(sure, np.linspace(0, 1, 201)))[::-1], 0.0]:
-        if known.depths[columns(known, threshold)].mean() <= depth:
-            return columns(test, threshold)
+        if known.depths[taken(known, threshold)].mean() <= depth:
+            return taken(test, threshold)
     return None
 
 
