@@ -25,7 +25,7 @@ from data.records import SearchRecord, read_records
 from data.statistics import mean_interval, wilson_interval
 from eval.figures import LayerRows, draw_layer_rates, draw_layer_use
 from eval.measures import LayerUse, layer_use
-from eval.tables import console_for, table
+from eval.tables import console_for, number, table
 from router.command import parse_settings, plain_values, provenance
 from router.files import read_json, require_directory, sha256_file, writable_directory, write_json
 from router.validation import SETTINGS, Count, InputError
@@ -229,7 +229,7 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
         if one["groups"]["all"]["use"] is not None:
             groups[one["model"], one["split"]].append(one)
     files: list[Path] = []
-    for number, ((model, split), searches) in enumerate(groups.items()):
+    for place, ((model, split), searches) in enumerate(groups.items()):
         count = searches[0]["groups"]["all"]["n"]
         rows = LayerRows(
             f"{Path(model).name}, shortest chains that stand, {split} split, n = {count}",
@@ -238,7 +238,7 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
             [(one["search"], one["search"], LayerUse(**one["groups"]["all"]["use"])) for one in searches],
         )
         for name, draw in (("layer_use", draw_layer_use), ("layer_rates", draw_layer_rates)):
-            paths = [out / f"{name}_{number}.{suffix}" for suffix in ("png", "svg")]
+            paths = [out / f"{name}_{place}.{suffix}" for suffix in ("png", "svg")]
             files += save_figure(partial(draw, rows), paths, "analysis")
     return files
 
@@ -253,7 +253,7 @@ def print_analysis(content: dict[str, Any]) -> None:
             name,
             str(group["n"]),
             *map(_share, (group["original"], group["oracle"])),
-            _number(group["depth"]["mean"], group["depth"]["interval"], ".2f") if group["depth"] else "-",
+            number(group["depth"]["mean"], group["depth"]["interval"], ".2f") if group["depth"] else "-",
         ]
         for one, name, group in groups
     ]
@@ -263,7 +263,7 @@ def print_analysis(content: dict[str, Any]) -> None:
         rows = []
         for one, name, group in groups:
             gain, luck = group[kind], group[kind]["luck"]
-            told = [_share(luck["wrong"]), _number(luck["rest"], luck["rest_interval"], "+.3f")] if luck else ["-", "-"]
+            told = [_share(luck["wrong"]), number(luck["rest"], luck["rest_interval"], "+.3f")] if luck else ["-", "-"]
             rows.append(
                 [f"{one['search']} {one['split']}", name, str(gain["found"]["n"]), _share(gain["found"]), *told]
             )
@@ -272,10 +272,4 @@ def print_analysis(content: dict[str, Any]) -> None:
 
 
 def _share(share: dict[str, Any]) -> str:
-    return _number(share["share"], share["interval"])
-
-
-def _number(value: float | None, interval: Sequence[float] | None, form: str = ".3f") -> str:
-    if value is None:
-        return "-"
-    return f"{value:{form}}" + ("" if interval is None else f" ({interval[0]:{form}}..{interval[1]:{form}})")
+    return number(share["share"], share["interval"])

@@ -1,295 +1,323 @@
-"""The oracle's controls that need records only: luck, and a random search of the same cost."""
+"""The oracle's controls that run chains again: choices in another order, and real generation.
+
+What chains write is read and graded, whatever mode the task is in.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
+import torch
+from transformers import PreTrainedModel
 
-from data.records import ChainResult, SearchRecord, pareto_front, read_records
-from data.statistics import estimate_of, mean_of, share_of
+from data.prompts import LETTERS
+from data.records import SearchRecord
+from data.sample import Sample
+from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task
-from eval.controls import PLAN_FILE, controls_finished, controls_of, plan_controls
-from eval.luck import LuckFound, RandomFound, require_random_search, require_same_search
+from eval.arms import FULL, StaticArm, oracle_arm
+from eval.controls import (
+    GENERATED_FILE,
+    PLAN_FILE,
+    Controls,
+    GenerationJudge,
+    Plan,
+    choice_of,
+    controls_finished,
+    controls_of,
+    plan_controls,
+    run_controls,
+    shuffles,
+)
+from eval.results import ArmResult, result_store, run_arms
 from router.chain import Chain
-from router.files import write_json
-from router.fingerprint import Fingerprints
+from router.engine.view import chain_view
 from router.validation import InputError, to_plain
-from search.__main__ import main as search
-from tests.tiny import NUM_LAYERS, write_project
+from tests.evaluation import TRIED, make_records
+from tests.sums import SUMS, digit_model
+from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
-GOLD, WRONG = 0, 1
-CHAINS = ("0-4", "0-3", "0-2,4", "0-2", "0-1,4", "0-1")
-
-
-def luck(gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
-    """What two searches say of luck, as JSON data."""
-    measured: dict[str, Any] = to_plain(LuckFound.of(gold, wrong).measure(seed))
-    return measured
+LETTER = load_task("arc_easy", "letter", max_new_tokens=2)
+IDENTITY = {"of": "a test"}
+WORDS = ("ice", "tea", "oil", "ash")
 
 
-def random_search(oracle: Sequence[SearchRecord], drawn: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
-    """What a random search says, as JSON data."""
-    measured: dict[str, Any] = to_plain(RandomFound.of(oracle, drawn).measure(seed))
-    return measured
+def questions(count: int, words: Sequence[str] = WORDS) -> list[Sample]:
+    """Questions of two to four choices."""
+    return [
+        Sample("arc_easy", "test", f"Which {'really ' * (i % 3)}is number {i}?", tuple(words[: 2 + i % 3]), i % 2)
+        for i in range(count)
+    ]
 
 
-def searched(sample_id: str, answers: Sequence[int | None], target: int = GOLD) -> SearchRecord:
-    """A record of four choices: which one each of `CHAINS` answers; None: the first and the third tie."""
-    scores = [[0.5 * (i in (0, 2)) if one is None else float(i == one) for i in range(4)] for one in answers]
-    results = tuple(
-        ChainResult.from_scores(Chain.parse(text, NUM_LAYERS), of_chain, target)
-        for text, of_chain in zip(CHAINS, scores, strict=False)
-    )
-    return SearchRecord(
-        sample_id=sample_id,
-        task="arc_easy",
-        split="test",
-        metadata={},
-        mode="letter",
-        num_layers=NUM_LAYERS,
-        first_editable=1,
-        dtype="float32",
-        reward_target="gold" if target == GOLD else "wrong",
-        target=target,
-        seed=0,
-        simulations=len(results),
-        nominal_layers=sum(result.chain.depth for result in results),
-        executed_layers=7,
-        results=results,
-        pareto=pareto_front(results),
-        fingerprints=Fingerprints("m", "t", "p"),
-        search="s",
-    )
+def letter_model() -> PreTrainedModel:
+    """A random llama that writes little but letters, so that some of its answers can be read."""
+    model = tiny_model("llama")
+    kept = tiny_tokenizer()(" A B C D\n")["input_ids"]
+    for token, row in enumerate(model.get_output_embeddings().weight.data):
+        if token not in kept:
+            row.zero_()
+    return model
 
 
-# By sample: what the three chains of the search for the right answer (0) give, and those of the one for answer 1. The
-# first is full depth: right twice, the wrong answer once, a tie once, something else four times.
-HAND = {
-    "a": ((0, 2, 2), (0, 2, 1)),
-    "b": ((0, 2, 2), (0, 2, 2)),
-    "c": ((1, 0, 2), (1, 2, 3)),
-    "d": ((2, 3, 0), (2, 3, 1)),
-    "e": ((2, 3, 0), (2, 3, 3)),
-    "f": ((3, 3, 2), (3, 1, 2)),
-    "g": ((3, 0, 2), (3, 0, 2)),
-    "h": ((None, 0, 2), (None, 2, 2)),
-}
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An evaluation of full depth and the oracle, in memory."""
+
+    model: PreTrainedModel
+    scorer: ChainScorer
+    samples: list[Sample]
+    records: list[SearchRecord]
+    results: list[ArmResult]
+
+    def plan(self, count: int = 24, seed: int = 1) -> Plan:
+        return plan_controls(count, 2, seed, self.scorer.tasks, self.samples, self.records)
+
+    def control(self, out: Path) -> None:
+        out.mkdir(exist_ok=True)
+        run_controls(
+            out, self.plan(), IDENTITY, self.model, tiny_tokenizer(), self.scorer, self.samples, self.results, 5
+        )
+
+    def finished(self, out: Path) -> bool:
+        return controls_finished(out, self.plan(), IDENTITY, NUM_LAYERS)
+
+    def right(self, arm: str) -> dict[str, bool]:
+        return {one.sample_id: one.correct for one in self.results if one.arm == arm}
 
 
-def by_hand() -> tuple[list[SearchRecord], list[SearchRecord]]:
-    gold = [searched(key, first) for key, (first, _) in HAND.items()]
-    return gold, [searched(key, second, WRONG) for key, (_, second) in HAND.items()]
+def evaluated(model: PreTrainedModel, tasks: TaskSet, samples: list[Sample], folder: Path) -> Run:
+    scorer = ChainScorer(model, tiny_tokenizer(), tasks)
+    records = make_records(scorer, samples, "test")
+    arms = [StaticArm(Chain.full(NUM_LAYERS), FULL), oracle_arm(records)]
+    store = result_store(folder / "results.jsonl", IDENTITY, NUM_LAYERS)
+    run_arms(arms, samples, scorer, scorer.judge, store, 5, "test")
+    return Run(model, scorer, samples, records, list(store.rows()))
 
 
-def test_luck_is_counted_where_full_depth_gives_neither_answer() -> None:
-    # Oracle: counted by hand in `HAND`. Of d, e, f, g three have a right chain and two one that gives the wrong answer;
-    # full depth is wrong on 6 of 8, so the net gain is 6/8 * (3/4 - 2/4); of a and b the search sets one wrong.
-    gold, wrong = by_hand()
-    assert LuckFound.of(gold, wrong[::-1]) == LuckFound.of(gold, wrong)
-    found = luck(gold, wrong)
-    assert found["full"] == {"right": 2, "told": 1, "other": 4, "unclear": 1}
-    assert (found["n"], found["eligible"], found["left_out"], found["verified"]) == (8, 4, 0, False)
-    assert (found["gold"]["share"], found["luck"]["share"], found["gold"]["n"]) == (3 / 4, 2 / 4, 4)
-    assert found["gold"]["interval"] == pytest.approx(stats.binomtest(3, 4).proportion_ci(method="wilson"))
-    pair = found["paired"]
-    assert (pair["first_only"], pair["second_only"], pair["difference"]) == (2, 1, 1 / 4)
-    assert pair["mcnemar_p"] == pytest.approx(stats.binomtest(1, 3).pvalue)
-    assert found["full_wrong"]["share"] == 6 / 8
-    assert found["gain"]["value"] == 5 / 8  # c, d, e, g, h
-    assert found["net_gain"]["value"] == pytest.approx(6 / 8 * 1 / 4)
-    assert (found["flipped"]["share"], found["flipped"]["n"]) == (1 / 2, 2)
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in files_of(out) for line in path.read_text().splitlines()]
 
 
-def test_chains_that_failed_a_second_judgement_count_on_neither_side() -> None:
-    # Oracle: by hand. Refuted are the right chain of e and the lucky one of f, and full depth's answer to g.
-    gold, wrong = by_hand()
-    verified = {"gold": gold, "wrong": wrong}
-    for side, records in verified.items():
-        for i, record in enumerate(records):
-            marks = [record.sample_id != "g", *[record.sample_id != {"gold": "e", "wrong": "f"}[side]] * 2]
-            results = [dataclasses.replace(one, verified=m) for one, m in zip(record.results, marks, strict=True)]
-            records[i] = dataclasses.replace(record, results=tuple(results))
-    found = luck(gold, wrong)
-    assert found["verified"]
-    assert found["full"] == {"right": 2, "told": 1, "other": 3, "unclear": 2}
-    assert (found["gold"]["share"], found["luck"]["share"]) == (1 / 3, 1 / 3)  # d; d
-    assert found["net_gain"]["value"] == 0
-    assert found["gain"]["value"] == 4 / 8  # c, d, g, h
+def files_of(out: Path) -> list[Path]:
+    """The results files of the controls."""
+    return [*sorted(out.glob("reshuffled-*[0-9].jsonl")), out / GENERATED_FILE]
 
 
-def guessing(n: int, knows: float) -> tuple[list[SearchRecord], list[SearchRecord]]:
-    """Searches of a model whose chains answer at random, but that a share of samples has a right chain for sure."""
-    rng = random.Random(3)
-    gold, wrong = [], []
-    for i in range(n):
-        full = rng.randrange(4)
-        sides = [[full, *(rng.randrange(4) for _ in CHAINS[1:])] for _ in range(2)]
-        if rng.random() < knows:
-            sides[0][-1] = GOLD
-        gold.append(searched(str(i), sides[0]))
-        wrong.append(searched(str(i), sides[1], WRONG))
-    return gold, wrong
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    return evaluated(letter_model(), TaskSet.of(LETTER), questions(30), folder)
 
 
-def test_pure_luck_leaves_nothing_and_skill_is_left() -> None:
-    # Oracle: chances. Of five guesses among four one is right with 1 - 0.75^5 = 0.763, so the oracle seems to gain
-    # 0.75 * 0.763 = 0.572; where half of the samples have a right chain for sure, 0.75 * 0.5 * 0.75^5 = 0.089 is left.
-    none = luck(*guessing(1500, 0.0))
-    assert none["gain"]["value"] == pytest.approx(0.572, abs=0.03)
-    low, high = none["net_gain"]["interval"]
-    assert low < 0 < high
-    assert high - low < 0.1
-    assert none["paired"]["mcnemar_p"] > 0.05
-    skill = luck(*guessing(1500, 0.5))
-    low, high = skill["net_gain"]["interval"]
-    assert 0 < low < 0.089 < high
-    assert skill["paired"]["mcnemar_p"] < 0.001
+@pytest.fixture(scope="module")
+def done(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("done")
+    run.control(out)
+    return out
 
 
-def test_two_choices_leave_no_sample_to_measure_luck_on() -> None:
-    # Oracle: full depth gives the right answer or the wrong one that is searched for, there is no third.
-    gold = [searched(str(i), (i % 2, GOLD)) for i in range(6)]
-    found = luck(gold, [searched(str(i), (i % 2, WRONG), WRONG) for i in range(6)])
-    assert (found["eligible"], found["gold"], found["paired"], found["net_gain"]) == (0, None, None, None)
-    assert (found["gain"]["value"], found["flipped"]["share"]) == (0.5, 1.0)
+def test_reshuffled_choices_are_shown_in_another_order_and_mean_the_same(run: Run, done: Path) -> None:
+    # Oracle: prompts written here in the order that the shuffle says, the stock model's view and its letter logits.
+    tokenizer, samples = tiny_tokenizer(), {sample.id: sample for sample in run.samples}
+    chains = {(one.arm, one.sample_id): one.chain for one in run.results}
+    orders = set()
+    lines = [line for line in lines_of(done) if "/reshuffled-" in line["arm"]]
+    assert len(lines) == 2 * 2 * 24
+    for line in lines:
+        arm, shuffle = line["arm"].split("/reshuffled-")
+        sample = samples[line["sample_id"]]
+        order = dataclasses.replace(LETTER, shuffle=int(shuffle)).query(sample).order
+        assert sorted(order) == list(range(len(sample.choices)))
+        assert order != LETTER.query(sample).order
+        orders.add((sample.id, order))
+        listed = [f"\n {letter}. {sample.choices[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+        prompt = f"Question: {sample.question}{''.join(listed)}\nAnswer:"
+        chain = Chain(tuple(line["chain"]), NUM_LAYERS)
+        assert chain == chains[arm, sample.id]
+        view = chain_view(run.model, chain)
+        logits = view(torch.tensor([tokenizer(prompt).input_ids])).logits[0, -1].log_softmax(-1)
+        scores = [logits[tokenizer(f" {LETTERS[order.index(i)]}").input_ids[0]].item() for i in range(len(order))]
+        assert line["scores"] == pytest.approx(scores, abs=1e-4)
+        assert line["prediction"] == scores.index(max(scores))
+        assert line["correct"] == (line["prediction"] == sample.answer)
+    assert len(orders) > 24  # the two shuffles differ, but where there are two choices
 
 
-REFUSED = {
-    "num_layers 5 of a search like the oracle's, got 6": {"num_layers": 6},
-    "first_editable 1 of a search": {"first_editable": 2},
-    "dtype float32 of": {"dtype": "bfloat16"},
-    "expected fingerprints": {"fingerprints": Fingerprints("m", "t", "other")},
-    "reward_target wrong of a search like the oracle's, got gold": {"reward_target": "gold"},
-    "a search for a wrong answer, got 0 where 0": {"target": GOLD},
-    "a search of 3 simulations like the oracle's, got 4": {"simulations": 4},
-    "mode letter of": {"mode": "continuation"},
-    "of the oracle's samples, got 1 of 8": {"sample_id": "z"},
-}
+def test_the_block_counts_what_stays_right(run: Run, done: Path) -> None:
+    # Oracle: counted here from the lines on the disk.
+    again = {(line["arm"], line["sample_id"]): line["correct"] for line in lines_of(done)}
+    read = {(line["arm"], line["sample_id"]) for line in lines_of(done) if line["prediction"] is not None}
+    drawn = sorted({key for _, key in again})
+    full, oracle = run.right("full"), run.right("oracle")
+    rescued = [key for key in drawn if oracle[key] and not full[key]]
+    assert len(drawn) == 24
+    assert len(rescued) >= 3
+    block = to_plain(controls_of(done, run.results, NUM_LAYERS))
+    assert (block["luck"], block["random_search"]) == (None, None)
+
+    def kept(arm: str, keys: Sequence[str]) -> float:
+        outcomes = [again[f"{arm}/reshuffled-{shuffle}", key] for shuffle in shuffles(2, 1) for key in keys]
+        return sum(outcomes) / len(outcomes)
+
+    found = block["reshuffled"]
+    assert (found["n"], found["reshuffles"], found["rescued"]["n"]) == (24, 2, len(rescued))
+    assert found["rescued"]["oracle"]["share"] == pytest.approx(kept("oracle", rescued))
+    assert found["rescued"]["full"]["share"] == pytest.approx(kept("full", rescued))
+    difference = found["rescued"]["difference"]
+    assert difference["value"] == pytest.approx(kept("oracle", rescued) - kept("full", rescued))
+    choices = {sample.id: len(sample.choices) for sample in run.samples}
+    assert found["rescued"]["chance"] == pytest.approx(sum(1 / choices[key] for key in rescued) / len(rescued))
+    right = [key for key in drawn if full[key]]
+    assert (found["full_right"]["n"], found["full_right"]["share"]) == (len(right), pytest.approx(kept("full", right)))
+    both = [key for key in right if oracle[key]]
+    assert found["both_right"]["share"] == pytest.approx(kept("oracle", both))
+    assert found["retained"]["value"] == pytest.approx(kept("oracle", rescued) - kept("full", right))
+    for name, arms in (("usual", (full, oracle)), ("reshuffled", None)):
+        for i, arm in enumerate(("full", "oracle")):
+            expected = kept(arm, drawn) if arms is None else sum(arms[i][key] for key in drawn) / 24
+            assert found[name][arm]["share"] == pytest.approx(expected)
+    generated = block["generated"]
+    assert (generated["n"], generated["modes"]) == (24, ["letter"])
+    for arm, usual in (("full", full), ("oracle", oracle)):
+        own = [key for key in drawn if usual[key]]
+        confirmed = [key for key in own if again[f"{arm}/generated", key]]
+        assert generated[arm]["right"] == len(own)
+        assert generated[arm]["confirmed"]["share"] == len(confirmed) / len(own)
+        of_read = [key for key in own if (f"{arm}/generated", key) in read]
+        assert generated[arm]["right_no_answer"] == len(own) - len(of_read) > 0
+        assert generated[arm]["confirmed_of_read"]["share"] == len(confirmed) / len(of_read)
+        assert generated[arm]["judged"]["share"] == len(own) / 24
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_records_of_another_search_are_no_control(message: str) -> None:
-    # Oracle: the message names the field and both values.
-    gold, wrong = by_hand()
-    wrong[3] = dataclasses.replace(wrong[3], **REFUSED[message])
-    with pytest.raises(InputError, match=message):
-        luck(gold, wrong)
+def test_a_killed_run_goes_on_and_leaves_the_same_files(
+    run: Run, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the bytes of an unbroken run; a torn line does not count; a finished run loads nothing into the model.
+    assert run.finished(done)
+    assert not run.finished(tmp_path)
+    for kept in (0, 7):
+        out = tmp_path / str(kept)
+        shutil.copytree(done, out)
+        last = files_of(out)[-1]
+        lines = last.read_bytes().splitlines(keepends=True)
+        last.with_suffix(".partial.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        last.unlink()
+        assert not run.finished(out)
+        run.control(out)
+        assert run.finished(out)
+        for one, other in zip(files_of(out), files_of(done), strict=True):
+            assert one.read_bytes() == other.read_bytes()
+        assert (out / PLAN_FILE).read_bytes() == (done / PLAN_FILE).read_bytes()
+    monkeypatch.delattr(ChainScorer, "load")
+    run.control(out)
 
 
-def test_a_verified_search_is_not_compared_with_one_that_is_not() -> None:
-    # Oracle: the message.
-    gold, wrong = by_hand()
-    results = tuple(dataclasses.replace(one, verified=True) for one in wrong[0].results)
-    wrong[0] = dataclasses.replace(wrong[0], results=results)
-    with pytest.raises(InputError, match="both searches verified, or neither"):
-        luck(gold, wrong)
+def test_other_controls_are_other_plans_and_broken_ones_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
+    # Oracle: the messages; more samples hold those that fewer do.
+    with pytest.raises(InputError, match=r"reshuffles: expected 0\.\.999 and a seed of at least 0, got 1000"):
+        shuffles(1000, 0)
+    assert not controls_finished(done, run.plan(seed=2), IDENTITY, NUM_LAYERS)
+    fewer, plan = run.plan(count=10), json.loads((done / PLAN_FILE).read_text())
+    assert len(fewer.generated) == 10
+    assert set(fewer.generated) < set(plan["generated"])
+    (tmp_path / PLAN_FILE).write_text(json.dumps(plan | {"schema": 0}))
+    with pytest.raises(InputError, match="schema: expected one of 2, got 0"):
+        controls_of(tmp_path, run.results, NUM_LAYERS)
+    (tmp_path / PLAN_FILE).write_text(json.dumps({name: value for name, value in plan.items() if name != "generated"}))
+    with pytest.raises(InputError, match="expected the field generated, got none"):
+        controls_of(tmp_path, run.results, NUM_LAYERS)
+    assert controls_of(tmp_path / "none", run.results, NUM_LAYERS) is None
 
 
-def test_a_random_search_is_compared_at_equal_cost() -> None:
-    # Oracle: by hand. The tree finds right chains for a, b, c (depths 5, 4, 3), the random one for a and d (5 and 3);
-    # where none stands, full depth (5) runs.
-    tree = [searched("a", (0, 2, 2)), searched("b", (1, 0, 2)), searched("c", (1, 2, 2, 0)), searched("d", (1, 1, 1))]
-    drawn = [searched("a", (0, 1, 1)), searched("b", (1, 1, 1)), searched("c", (1, 1, 1)), searched("d", (1, 2, 2, 0))]
-    found = random_search(tree, drawn)
-    assert (found["n"], found["equal"], found["simulations"]) == (4, "simulations", {"oracle": 3.25, "random": 3.25})
-    assert found["nominal_layers"] == {"oracle": 13.75, "random": 13.75}
-    assert found["executed_layers"] == {"oracle": 7, "random": 7}
-    assert (found["oracle"]["share"], found["random"]["share"]) == (3 / 4, 2 / 4)
-    pair = found["paired"]
-    assert (pair["first_only"], pair["second_only"], pair["difference"]) == (2, 1, 1 / 4)
-    assert (found["mean_depth"]["oracle"]["value"], found["mean_depth"]["random"]["value"]) == (17 / 4, 18 / 4)
-    assert found["depth_difference"]["value"] == -1 / 4
-    low, high = found["depth_difference"]["interval"]
-    assert low < -1 / 4 < high
-    # Other simulations, but layers within 5 %: 15 chains of 61 layers against 14 of 58 (4.9 %); 13 of 55 are too few.
-    longer = [dataclasses.replace(one, simulations=4, nominal_layers=61) for one in tree]
-    nearly = [dataclasses.replace(one, simulations=3, nominal_layers=58) for one in drawn]
-    assert random_search(longer, nearly)["equal"] == "nominal_layers"
-    fewer = [dataclasses.replace(one, simulations=3, nominal_layers=55) for one in drawn]
-    with pytest.raises(InputError, match=r"expected the oracle's 4 simulations or 61 nominal layers a sample"):
-        random_search(longer, fewer)
-    with pytest.raises(InputError, match="reward_target gold of a search like the oracle's, got wrong"):
-        random_search(tree, [searched(one.sample_id, (1, 2), WRONG) for one in tree])
+def test_a_results_file_that_lost_a_line_is_refused(run: Run, done: Path, tmp_path: Path) -> None:
+    # Oracle: the message; the count stands in the meta file.
+    out = tmp_path / "cut"
+    shutil.copytree(done, out)
+    path = files_of(out)[-1]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match=r"expected 48 lines with SHA-256 .*, got 47 lines"):
+        controls_of(out, run.results, NUM_LAYERS)
 
 
-def test_the_block_is_rebuilt_from_the_plan(tmp_path: Path) -> None:
-    # Oracle: the measures of the records themselves, and as JSON.
-    gold, wrong = by_hand()
-    drawn = [searched(key, second) for key, (_, second) in HAND.items()]
-    tasks = TaskSet.of(load_task("arc_easy", "letter"))
-    plan = plan_controls(0, 3, 5, tasks, [], gold, wrong[:5], drawn)
-    write_json(tmp_path / PLAN_FILE, to_plain(plan))
-    assert controls_finished(tmp_path, plan, {}, NUM_LAYERS)
-    assert not controls_finished(tmp_path, plan_controls(0, 3, 5, tasks, [], gold, wrong, drawn), {}, NUM_LAYERS)
-    found = to_plain(controls_of(tmp_path, [], NUM_LAYERS))
-    measured = {"luck": luck(gold, wrong[:5], 5), "random_search": random_search(gold, drawn, 5)}
-    assert found == measured | {"reshuffled": None, "generated": None}
-    assert found["luck"]["left_out"] == 3
+def test_what_is_generated_already_or_lists_no_choices_has_no_such_control(tmp_path: Path) -> None:
+    # Oracle: the tasks: sums are generated and graded anyway; of the cloze, whose prompt lists no choices, no text
+    # could be read.
+    samples = [Sample("sums", "test", f"What is {i}?", (), "12") for i in range(4)]
+    free = evaluated(digit_model(), TaskSet.of(SUMS), samples, tmp_path)
+    free.control(tmp_path / "free")
+    assert not (tmp_path / "free" / GENERATED_FILE).exists()
+    assert free.finished(tmp_path / "free")
+    assert controls_of(tmp_path / "free", free.results, NUM_LAYERS) == Controls(None, None, None, None)
+    cloze = plan_controls(24, 2, 1, TaskSet.of(load_task("arc_easy")), questions(5), free.records)
+    assert (cloze.shuffles, cloze.reshuffled, cloze.generated) == ((), (), ())
 
 
-def test_intervals_are_those_of_the_library() -> None:
-    # Oracle: scipy's percentile bootstrap of a mean and of a ratio of sums; its Wilson interval; by hand for one value.
-    rng = np.random.default_rng(0)
-    values = rng.choice([-1.0, -1 / 3, 0.0, 1 / 3, 1.0], size=60)
-    mean = mean_of(values.tolist(), seed=1)
-    expected = stats.bootstrap((values,), np.mean, method="percentile", rng=rng).confidence_interval
-    assert mean is not None
-    assert (mean.n, mean.value) == (60, pytest.approx(values.mean()))
-    assert mean.interval == pytest.approx((expected.low, expected.high), abs=0.02)
-    weights = rng.integers(0, 2, size=60).astype(float)
-    ratio = estimate_of([*zip(weights, weights * values, strict=True)], lambda sums: sums[:, 1] / sums[:, 0], seed=1)
-    expected = stats.bootstrap(
-        (weights, weights * values), lambda a, b, axis: b.sum(axis) / a.sum(axis), paired=True, method="percentile",
-        vectorized=True, rng=rng,
-    ).confidence_interval  # fmt: skip
-    assert ratio is not None
-    assert ratio.interval == pytest.approx((expected.low, expected.high), abs=0.03)
-    # Means of three draws: between the intervals of 2 and 3 of 7.
-    part = share_of([1, 2 / 3, 2 / 3, 0, 0, 0, 0])
-    assert part is not None
-    assert 2 / 7 < part.share < 3 / 7
-    lows = [stats.binomtest(count, 7).proportion_ci(method="wilson").low for count in (2, 3)]
-    assert lows[0] < part.interval[0] < lows[1]
-    assert (share_of([]), mean_of([], 0), estimate_of([(0.0,)], lambda sums: sums[:, 0] / sums[:, 0], 0)) == (None,) * 3
+def test_a_letter_is_generated_as_a_task_does_that_is_judged_so() -> None:
+    # Oracle: the same task with real_mode generate.
+    model, samples = tiny_model("llama", seed=2), questions(6)
+    jobs = [*itertools.product(range(6), TRIED[:4])]
+    found = []
+    for task in (LETTER, load_task("arc_easy", "letter", max_new_tokens=2, real_mode="generate")):
+        scorer = ChainScorer(model, tiny_tokenizer(), task)
+        judge = GenerationJudge.of(model, scorer) if task is LETTER else scorer.judge
+        found.append(judge(scorer.load(scorer.encode_all(samples)), jobs))
+    assert found[0] == found[1]
+    assert [one.chain for one in found[0]] == [chain for _, chain in jobs]
 
 
-def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
-    # Oracle: the same command for a wrong answer passes, each other difference is named; no hand in the files.
-    write_project(tmp_path, test=3)
-    common = {"data": tmp_path / "data", "model": tmp_path / "model", "first_editable": 1, "splits": "[test]"}
-    common |= {"dtype": "float32", "device": "cpu", "search.simulations": 4}
+def test_an_answer_ends_where_the_models_positions_do() -> None:
+    # Oracle: GPT2 has no embedding for a 513th position, so that a longer answer would end in an IndexError.
+    model, sample = tiny_model("gpt2"), Sample("arc_easy", "test", f"Which {'is ' * 155}it?", ("ice", "tea"), 0)
+    scorer = ChainScorer(model, tiny_tokenizer(), load_task("arc_easy", "letter", max_new_tokens=32))
+    encoded = scorer.encode(sample)
+    assert 512 - 32 < len(encoded.prompt) < 512
+    (result,) = GenerationJudge.of(model, scorer)(scorer.load([encoded]), [(0, TRIED[0])])
+    assert result.prediction is None
 
-    def made(name: str, **changed: object) -> Path:
-        settings = common | {"out": tmp_path / name} | {key.replace("__", "."): one for key, one in changed.items()}
-        search([f"--{key}={value}" for key, value in settings.items()])
-        return tmp_path / name / "test.jsonl"
 
-    gold, wrong = made("gold"), made("wrong", reward_target="wrong")
-    require_same_search(gold, wrong)
-    found = luck(read_records(gold), read_records(wrong))
-    assert (found["n"], found["verified"], found["simulations"]) == (3, True, {"gold": 4.0, "wrong": 4.0})
-    skips = made("skips", reward_target="wrong", search__action_set="skip")
-    with pytest.raises(InputError, match=r"search.action_set both, like the oracle's, got skip"):
-        require_same_search(gold, skips)
-    with pytest.raises(InputError, match="reward_target wrong, got gold"):
-        require_same_search(gold, gold)
-    drawn = made("random", search__algorithm="random")
-    require_random_search(drawn)
-    assert random_search(read_records(gold), read_records(drawn))["equal"] == "simulations"
-    with pytest.raises(InputError, match="with the algorithm random, got uct"):
-        require_random_search(gold)
-    beside = wrong.with_suffix(".meta.json")
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"sha256": "0"}))
-    with pytest.raises(InputError, match=r"expected the SHA-256 of test.jsonl beside it, got another"):
-        require_same_search(gold, wrong)
-    beside.unlink()
-    with pytest.raises(InputError, match="records: expected an existing file"):
-        require_same_search(gold, wrong)
+def test_a_choice_is_generated_as_text() -> None:
+    # Oracle: the library's greedy decoding of each chain's view, cut at the end of the line and compared by hand.
+    model, tokenizer = digit_model(1), tiny_tokenizer()
+    scorer = ChainScorer(model, tokenizer, load_task("arc_easy", prompt={"cue": ""}, max_new_tokens=1))
+    samples = questions(8, ("1", "2", "22", "11"))
+    judge = GenerationJudge.of(model, scorer)
+    jobs = [*itertools.product(range(8), TRIED)]
+    said = set()
+    for (i, chain), result in zip(jobs, judge(scorer.load(scorer.encode_all(samples)), jobs), strict=True):
+        sample = samples[i]
+        ids = torch.tensor([tokenizer(f"Question: {sample.question}\n").input_ids])
+        longest = max(map(len, sample.choices)) + 1
+        view = chain_view(model, chain, fresh=True)
+        new = view.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False, pad_token_id=0
+        )[0, ids.shape[1] :]
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        ended = "\n" in text or tokenizer.eos_token_id in new
+        text = text.partition("\n")[0]
+        expected = sample.choices.index(text) if ended and text in sample.choices else None
+        assert (result.chain, result.prediction, result.correct) == (chain, expected, expected == sample.answer)
+        said.add(expected)
+    assert len(said) >= 4
+
+
+@pytest.mark.parametrize(
+    ("text", "listed", "expected"),
+    [
+        (" Tea.", True, 1), ("tea", False, 1), ("B", True, 2), ("B. oil", True, 2), ("B", False, None),
+        ("D", True, None), ("a tea", True, None), ("A", True, 0), ("", True, None),
+    ],
+)  # fmt: skip
+def test_a_choice_is_named_by_its_text_or_its_listed_letter(text: str, listed: bool, expected: int | None) -> None:
+    # Oracle: by hand; the second and third of three choices are listed the other way round.
+    task = load_task("arc_easy", list_choices=listed)
+    encoded = ChainScorer(tiny_model("llama"), tiny_tokenizer(), task).encode(questions(2)[1])
+    turned = dataclasses.replace(encoded, query=dataclasses.replace(encoded.query, order=(0, 2, 1)))
+    assert choice_of(text, turned) == expected
