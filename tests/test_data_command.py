@@ -44,11 +44,7 @@ def test_prepare_writes_splits_and_a_manifest_that_vouches_for_them(rows: Path, 
     out = tmp_path / "new" / "out"
     main(arguments(rows, out))
     splits = {name: read_samples(out / f"{name}.jsonl") for name in ("train", "validation", "test")}
-    assert {name: len(samples) for name, samples in splits.items()} == {
-        "train": 12,
-        "validation": 6,
-        "test": 8,
-    }
+    assert {name: len(samples) for name, samples in splits.items()} == {"train": 12, "validation": 6, "test": 8}
     assert len({one.split_key for samples in splits.values() for one in samples}) == 26
     manifest = json.loads((out / "manifest.json").read_text())
     files = ["tasks.json", *(f"{name}.jsonl" for name in splits)]

@@ -79,13 +79,7 @@ BY_HAND = [
         "Question: Which animal lays eggs?\nAnswer: hen\n\nQuestion: What boils at 100 degrees Celsius?\nAnswer:",
         [" iron", " water", " salt"],
     ),
-    (
-        "boolq",
-        {},
-        0,
-        "The made-up lake is 90 m deep.\nQuestion: is the made up lake deep?\nAnswer:",
-        [" no", " yes"],
-    ),
+    ("boolq", {}, 0, "The made-up lake is 90 m deep.\nQuestion: is the made up lake deep?\nAnswer:", [" no", " yes"]),
     ("piqa", {}, 0, "Goal: Keep soup warm.\nAnswer:", [" Put a lid on it.", " Put a hat on it."]),
     (
         "gsm8k",

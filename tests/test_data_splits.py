@@ -33,11 +33,7 @@ def of_one(
 
 
 QUESTIONS = st.lists(
-    st.builds(
-        sample,
-        st.sampled_from(["Why?", "why", "WHY ?", "Who?", "who!", "a", "b", "c", "D"]),
-        st.integers(0, 1),
-    ),
+    st.builds(sample, st.sampled_from(["Why?", "why", "WHY ?", "Who?", "who!", "a", "b", "c", "D"]), st.integers(0, 1)),
     max_size=12,
 )
 
@@ -193,10 +189,7 @@ def test_sizes_are_divided_by_weight(size: int, weights: dict, expected: dict) -
     assert shares(size, weights) == expected
 
 
-@given(
-    st.integers(100, 5000),
-    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.1, 1), min_size=1),
-)
+@given(st.integers(100, 5000), st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.1, 1), min_size=1))
 def test_shares_make_up_the_size_and_are_within_one_of_their_weight(size: int, weights: dict) -> None:
     # Oracle: the sum, and the quota rule of the largest-remainder method.
     parts = shares(size, weights)

@@ -44,11 +44,7 @@ SAMPLES = {
         "What is $\\frac{1}{2}$ of $\\frac{3}{2}$?",
         (),
         "\\frac{3}{4}",
-        {
-            "difficulty": 1,
-            "subject": "Prealgebra",
-            "solution": "It is $\\frac12\\cdot\\frac32=\\boxed{\\frac{3}{4}}$.",
-        },
+        {"difficulty": 1, "subject": "Prealgebra", "solution": "It is $\\frac12\\cdot\\frac32=\\boxed{\\frac{3}{4}}$."},
     ),
     "dart_math": ("What is $2^3$?", (), "8", {"difficulty": 1}),
     "chain_sum": ("Add: 2 + 3 =", (), "5", {"difficulty": 1}),
@@ -83,10 +79,7 @@ def test_an_unknown_difficulty_is_none_and_keep_leaves_it_out() -> None:
 
 def test_an_answer_key_of_digits_means_the_same_as_letters() -> None:
     # Oracle: the sample of the row with letters.
-    digits = ROW | {
-        "answerKey": "2",
-        "choices": {"text": ["iron", "water", "salt"], "label": ["1", "2", "3"]},
-    }
+    digits = ROW | {"answerKey": "2", "choices": {"text": ["iron", "water", "salt"], "label": ["1", "2", "3"]}}
     assert load_task("arc_easy").sample(digits, "test") == load_task("arc_easy").sample(ROW, "test")
 
 
@@ -144,11 +137,7 @@ def test_scores_come_back_in_the_order_of_the_choices() -> None:
     # Oracle: divisions done by hand.
     query = Query("p", "Answer:", (" A", " B", " C"), (2, 0, 1), (1.0, 2.0, 4.0))
     assert query.choice_scores([-1.0, -2.0, -8.0], [1, 1, 1]) == (-1.0, -2.0, -1.0)
-    assert dataclasses.replace(query, normaliser=None).choice_scores([-1.0, -2.0, -8.0], [1, 1, 2]) == (
-        -2,
-        -4,
-        -1,
-    )
+    assert dataclasses.replace(query, normaliser=None).choice_scores([-1.0, -2.0, -8.0], [1, 1, 2]) == (-2, -4, -1)
 
 
 @pytest.mark.parametrize(("normalise", "expected"), [("none", (1.0, 1.0)), ("tokens", None), ("bytes", (2.0, 5.0))])
@@ -167,11 +156,7 @@ def test_normalisers(tmp_path: Path, normalise: str, expected: object) -> None:
         ("index", {"choices": ["first", "second"]}, {"first": "no", "second": "yes", "gold": 1}),
         ("label", {"choices": "options"}, {"options": ["no", "yes"], "gold": "B"}),
         ("label", {"choices": "options"}, {"options": ["no", "yes"], "gold": "2"}),
-        (
-            "label",
-            {"choices": "o.t", "labels": "o.l"},
-            {"o": {"t": ["no", "yes"], "l": ["n", "y"]}, "gold": "y"},
-        ),
+        ("label", {"choices": "o.t", "labels": "o.l"}, {"o": {"t": ["no", "yes"], "l": ["n", "y"]}, "gold": "y"}),
         ("text", {"choices": "options"}, {"options": ["no", "yes"], "gold": "yes"}),
         ("boolean", {}, {"gold": True}),
     ],
