@@ -274,18 +274,19 @@ def tensors_of(call: LayerCall) -> list[Tensor]:
 def map_tensors(call: LayerCall, function: Any) -> LayerCall:
     """Return the call with each tensor replaced by `function(tensor)`, in the order of `tensors_of`."""
 
-    def walk(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return function(value)
-        if isinstance(value, tuple):
-            return tuple(walk(item) for item in value)
-        if isinstance(value, list):
-            return [walk(item) for item in value]
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        return value
+    return LayerCall(_mapped(call.args, function), _mapped(call.kwargs, function), call.hidden_keyword)
 
-    return LayerCall(walk(call.args), walk(call.kwargs), call.hidden_keyword)
+
+def _mapped(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, function) for item in value)
+    if isinstance(value, list):
+        return [_mapped(item, function) for item in value]
+    if isinstance(value, dict):
+        return {key: _mapped(item, function) for key, item in value.items()}
+    return value
 
 
 class Arguments:
@@ -302,22 +303,22 @@ class Arguments:
 
     def tokens(self, layer: int, rows: Sequence[int], start: int, stop: int) -> LayerCall:
         """Return a layer's arguments for tokens start..stop-1 of some rows, which see those before them too."""
-        every_axes = iter(self._capture.axes(layer))
+        axes = iter(self._capture.axes(layer))
         index = torch.tensor(rows, device=self._capture.device)
+        return map_tensors(self._calls[layer], lambda tensor: _cut(tensor, next(axes), index, start, stop))
 
-        def part(tensor: Tensor) -> Tensor:
-            axes = next(every_axes)
-            query, key = _token_axes(axes)
-            if query is not None:
-                tensor = tensor.narrow(query, start, stop - start)
-            if key is not None:
-                tensor = tensor.narrow(key, 0, stop)
-            for axis, kind in axes.items():
-                if kind == "batch":
-                    tensor = tensor.index_select(axis, index)
-            return tensor
 
-        return map_tensors(self._calls[layer], part)
+def _cut(tensor: Tensor, axes: Axes, rows: Int[Tensor, " rows"], start: int, stop: int) -> Tensor:
+    """Return an argument's entries for tokens start..stop-1 of some rows."""
+    query, key = _token_axes(axes)
+    if query is not None:
+        tensor = tensor.narrow(query, start, stop - start)
+    if key is not None:
+        tensor = tensor.narrow(key, 0, stop)
+    for axis, kind in axes.items():
+        if kind == "batch":
+            tensor = tensor.index_select(axis, rows)
+    return tensor
 
 
 def _token_axes(axes: Axes) -> tuple[int | None, int | None]:
