@@ -273,7 +273,6 @@ def tensors_of(call: LayerCall) -> list[Tensor]:
 
 def map_tensors(call: LayerCall, function: Any) -> LayerCall:
     """Return the call with each tensor replaced by `function(tensor)`, in the order of `tensors_of`."""
-
     return LayerCall(_mapped(call.args, function), _mapped(call.kwargs, function), call.hidden_keyword)
 
 
