@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_records(project: Path, tmp_
     while not (shard.exists() and shard.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, "the search ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     finished = shard.read_bytes()

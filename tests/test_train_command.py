@@ -100,8 +100,8 @@ def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
             )
             lines.append(dataclasses.replace(record, results=results, pareto=pareto_front(results)))
         write_records(project / "records" / f"{split}.jsonl", lines)
-    long = {"trainer__max_epochs": 150, "trainer__check_val_every_n_epoch": 10, "head__learning_rate": 0.02}
-    main(arguments(project, head__windows=1, early_stopping__patience=15, **long))
+    long = {"trainer__max_epochs": 300, "trainer__check_val_every_n_epoch": 5, "early_stopping__patience": 60}
+    main(arguments(project, head__windows=1, head__learning_rate=0.01, **long))
     measured = load_router(project / "router").config.training["validation"]
     assert measured["f1_skip"] > 0.8
     assert measured["f1_repeat"] > 0.8
