@@ -123,9 +123,11 @@ def explain(error: ValidationError) -> str:
         return f"expected no field {place}, got one"
     if kind == "value_error":
         said = str(bounds["error"])
-        if isinstance(given, dict) and place:  # a check of an object's fields, whose message names one of them
+        if not place or said.startswith(place):
+            return said
+        if isinstance(given, dict):  # a check of an object's fields, whose message names one of them
             return f"{place}.{said}"
-        return said if not place or said.startswith(place) else f"{place}: {said}" if ": " not in said else said
+        return said if ": " in said else f"{place}: {said}"
     return f"{place or 'value'}: expected {_wanted(kind, bounds, first['msg'])}, got {shown(given)}"
 
 

@@ -77,13 +77,13 @@ def headings(card: str) -> list[str]:
     return [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
 
 
-@pytest.mark.parametrize("name", ["card_layerwise.md", "card_menu.md"])
+@pytest.mark.parametrize("name", ["card_layerwise.txt", "card_menu.txt"])
 def test_a_card_is_the_golden_one(name: str) -> None:
     """Compare with a card read by eye. To write both anew, after a change that is meant:
 
     COLA_UPDATE_GOLDENS=1 .venv/bin/python -m pytest tests/test_router_card.py
     """
-    if name == "card_menu.md":  # an offline asset, which is on no hub; more chains and no points
+    if name == "card_menu.txt":  # an offline asset, which is on no hub; more chains and no points
         many = [*MENU, *(str(Chain.full(4).repeat(i, 1, k)) for i in range(1, 4) for k in range(3, 8))]
         settings = SMALL | {"chains": many, "agreement": 0.25}
         trained = {"validation": {"mean_depth": 3.25, "f1_skip": 0.5}}

@@ -58,8 +58,8 @@ def view_logits(model: PreTrainedModel, row: Row, chain: Chain) -> torch.Tensor:
 
 def test_mixed_chains_and_lengths_equal_the_view_row_by_row(model: PreTrainedModel) -> None:
     # Oracle: the chain view on each row alone, whatever the batches' size.
-    rows = random_rows(4)
-    jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(9, seed=i)]
+    rows = random_rows(3)
+    jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(6, seed=i)]
     wanted = [view_logits(model, rows[job.row], job.chain) for job in jobs]
     for batch_tokens in (1, 40, 10_000):
         executor = ChainExecutor(model, batch_tokens=batch_tokens)
@@ -143,7 +143,7 @@ def test_learned_positions_may_be_used_to_the_last(family: str) -> None:
 def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(model: PreTrainedModel) -> None:
     # Oracle: the chain view on each row alone; the budget is checked after every call.
     rows = random_rows(2, seed=5)
-    jobs = [Job(i % 2, chain) for i, chain in enumerate(random_chains(10, seed=6))]
+    jobs = [Job(i % 2, chain) for i, chain in enumerate(random_chains(8, seed=6))]
     wanted = [view_logits(model, rows[job.row], job.chain) for job in jobs]
     for state_bytes in (0, 3_000, 2**30):
         executor = ChainExecutor(model, state_bytes=state_bytes)

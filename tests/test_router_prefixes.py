@@ -73,27 +73,28 @@ def held(node: StateNode) -> int:
 def test_shared_tokens_run_once_and_change_nothing(
     variant: tuple[str, str], model: PreTrainedModel, packed: bool
 ) -> None:
-    # Oracle: the same executor with every row whole; two groups of rows that share, and one row that does not.
+    # Oracle: the same executor with every row whole; two groups of rows that share, and one row that does not. How much
+    # may be kept changes from variant to variant.
     if packed and not FAMILIES[variant[0]].packs:
         return
     rows = questions(3, packed=packed, start=EXAMPLES) + questions(2, packed=packed, start=[201, *EXAMPLES[:17]])
     rows.append(plain_row(range(40, 52), [Target(11, 7, 0)]))
     rng = random.Random(0)
-    rounds = [[Job(rng.randrange(len(rows)), rng.choice(CHAINS)) for _ in range(9)] for _ in range(3)]
+    rounds = [[Job(rng.randrange(len(rows)), rng.choice(CHAINS)) for _ in range(9)] for _ in range(2)]
     apart = ChainExecutor(model)
     block = apart.load(rows, share=False)
     wanted = [(apart.target_readings(block, jobs), apart.states(block, jobs)) for jobs in rounds]
-    for state_bytes in (0, 30_000, 2**30):
-        shared = ChainExecutor(model, batch_tokens=60, state_bytes=state_bytes)
-        block = shared.load(rows)
-        assert len(block.parts) - len(rows) == (2 if shared.can_share else 0)
-        for jobs, (readings, states) in zip(rounds, wanted, strict=True):
-            for one, other in zip(shared.target_readings(block, jobs), readings, strict=True):
-                torch.testing.assert_close(one, other, **TOLERANCE)
-            for one, other in zip(shared.states(block, jobs), states, strict=True):
-                torch.testing.assert_close(one, other, **TOLERANCE)
-            assert shared.state_bytes_held <= state_bytes
-            assert shared.state_bytes_held == sum(held(root) for root in block.roots)
+    state_bytes = (0, 30_000, 2**30)[(VARIANTS.index(variant) + packed) % 3]
+    shared = ChainExecutor(model, batch_tokens=60, state_bytes=state_bytes)
+    block = shared.load(rows)
+    assert len(block.parts) - len(rows) == (2 if shared.can_share else 0)
+    for jobs, (readings, states) in zip(rounds, wanted, strict=True):
+        for one, other in zip(shared.target_readings(block, jobs), readings, strict=True):
+            torch.testing.assert_close(one, other, **TOLERANCE)
+        for one, other in zip(shared.states(block, jobs), states, strict=True):
+            torch.testing.assert_close(one, other, **TOLERANCE)
+        assert shared.state_bytes_held <= state_bytes
+        assert shared.state_bytes_held == sum(held(root) for root in block.roots)
 
 
 def test_shared_tokens_equal_the_view(variant: tuple[str, str], model: PreTrainedModel) -> None:

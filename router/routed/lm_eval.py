@@ -134,36 +134,29 @@ class Depths:
     def __init__(self, num_layers: int) -> None:
         """Begin with none, for a model of so many layers."""
         self._num_layers = num_layers
-        self._ran: Counter[tuple[str, Chain]] = Counter()
+        self._ran: list[tuple[str, Chain]] = []
 
     def add(self, requests: Sequence[Instance], chains: Sequence[Chain]) -> str:
-        """Count the documents of some requests, each with its chain, and return what is to be said of them."""
-        firsts = [places[0] for places in documents(requests)]
-        added = Counter((requests[i].task_name or "", chains[i]) for i in firsts)
+        """Note the documents of some requests, each with its chain, and return what is to be said of them."""
+        added = [(requests[i].task_name or "", chains[i]) for i, *_ in documents(requests)]
         self._ran += added
-        depth, different = _mean_depth(added), len({chain for _, chain in added})
+        ran = _summary([chain for _, chain in added])
+        depth, different = ran["mean_depth"], len(ran["chains"])
         return (
-            f"{len(firsts)} documents, mean depth {depth:.2f} of {self._num_layers} layers, "
+            f"{len(added)} documents, mean depth {depth:.2f} of {self._num_layers} layers, "
             f"{different} chain{'s' if different > 1 else ''}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return documents, mean depth in layers (None: none ran) and documents by chain, of all and of each task."""
         tasks = sorted({task for task, _ in self._ran})
-        of_task = {task: Counter({key: n for key, n in self._ran.items() if key[0] == task}) for task in tasks}
-        by_task = {task: _summary(ran) for task, ran in of_task.items()}
-        return {"num_layers": self._num_layers, **_summary(self._ran), "tasks": by_task}
+        by_task = {task: _summary([chain for name, chain in self._ran if name == task]) for task in tasks}
+        return {"num_layers": self._num_layers, **_summary([chain for _, chain in self._ran]), "tasks": by_task}
 
 
-def _summary(ran: Counter[tuple[str, Chain]]) -> dict[str, Any]:
-    chains: Counter[str] = Counter()
-    for (_, chain), count in ran.items():
-        chains[str(chain)] += count
-    return {"documents": ran.total(), "mean_depth": _mean_depth(ran), "chains": dict(chains.most_common())}
-
-
-def _mean_depth(ran: Counter[tuple[str, Chain]]) -> float | None:
-    return sum(chain.depth * count for (_, chain), count in ran.items()) / ran.total() if ran else None
+def _summary(chains: Sequence[Chain]) -> dict[str, Any]:
+    depth = sum(chain.depth for chain in chains) / len(chains) if chains else None
+    return {"documents": len(chains), "mean_depth": depth, "chains": dict(Counter(map(str, chains)).most_common())}
 
 
 def routed_settings(router: str, options: Mapping[str, Any]) -> RoutedSettings:
