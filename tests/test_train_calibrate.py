@@ -168,7 +168,7 @@ def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path
 
 
 def test_static_settings_are_the_best_of_each_depth(project: Path) -> None:
-    from tests.test_eval_dense import CHAINS, record
+    from tests.test_eval_curves import CHAINS, record
 
     # In these records even columns are right: of depth 5 columns 1 and 3 are wrong both, of depth 4 both are right.
     found = static_settings([record("a", CHAINS), record("b", CHAINS)])
