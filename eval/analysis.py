@@ -264,11 +264,10 @@ def print_analysis(content: dict[str, Any]) -> None:
         rows = []
         for one, name, group in groups:
             gain, luck = group[kind], group[kind]["luck"]
-            search = [f"{one['search']} {one['split']}", name, str(gain["found"]["n"]), _share(gain["found"])]
-            wrong = (
-                [_share(luck["wrong"]), _number(luck["rest"], luck["rest_interval"], "+.3f")] if luck else ["-", "-"]
+            told = [_share(luck["wrong"]), _number(luck["rest"], luck["rest_interval"], "+.3f")] if luck else ["-", "-"]
+            rows.append(
+                [f"{one['search']} {one['split']}", name, str(gain["found"]["n"]), _share(gain["found"]), *told]
             )
-            rows.append(search + wrong)
         columns = ("search", "samples", "n", "found", "search for a wrong answer", "minus what it finds")
         console.print(table(f"Full depth {words} (published: over {PUBLISHED[kind]:.2f})", columns, rows))
 
