@@ -13,7 +13,7 @@ there in the cheap mode of the sample's task (`Task.mode`); only the chosen chai
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -218,22 +218,27 @@ def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, m
             right[result.chain] += result.correct
     if full is None:
         raise ValueError("records: expected at least one record, got none")
-    by_depth: dict[int, list[tuple[bool, float, tuple[int, ...], Chain]]] = defaultdict(list)
-    for chain, count in tried.items():
-        if chain.depth <= max_depth and chain != full:
-            low, _ = wilson_interval(right[chain], count)
-            by_depth[chain.depth].append((count < trials, -low, chain.layers, chain))
-    best = [ranked[-1] for depth in sorted(by_depth) for ranked in sorted(by_depth[depth])[:pool]]
-    return [full, *best]
+    ranks = {
+        chain: (count < trials, -wilson_interval(right[chain], count)[0])
+        for chain, count in tried.items()
+        if chain.depth <= max_depth and chain != full
+    }
+    return [full, *_first_of_each_depth(ranks, pool)]
 
 
 def common_chains(routed: Sequence[Chain], *, pool: int, max_depth: float) -> list[Chain]:
     """Return, for each depth up to `max_depth`, the `pool` most common of the router's chains, by depth."""
-    by_depth: dict[int, list[tuple[int, tuple[int, ...], Chain]]] = defaultdict(list)
-    for chain, count in Counter(routed).items():
-        if chain.depth <= max_depth:
-            by_depth[chain.depth].append((-count, chain.layers, chain))
-    return [ranked[-1] for depth in sorted(by_depth) for ranked in sorted(by_depth[depth])[:pool]]
+    ranks = {chain: (-count,) for chain, count in Counter(routed).items() if chain.depth <= max_depth}
+    return _first_of_each_depth(ranks, pool)
+
+
+def _first_of_each_depth(ranks: Mapping[Chain, tuple[float, ...]], pool: int) -> list[Chain]:
+    """Return of each depth the `pool` chains of lowest rank (among equals the first by layers), shallowest first."""
+    found: dict[int, list[Chain]] = defaultdict(list)
+    for chain in sorted(ranks, key=lambda chain: (chain.depth, ranks[chain], chain.layers)):
+        if len(found[chain.depth]) < pool:
+            found[chain.depth].append(chain)
+    return [chain for of_depth in found.values() for chain in of_depth]
 
 
 def choose_static(candidates: Sequence[Candidate], max_depth: float) -> Candidate:

@@ -289,8 +289,8 @@ def early_exit(known: DenseTable, test: DenseTable, depth: float) -> Int[np.ndar
     def taken(dense: DenseTable, threshold: float) -> Int[np.ndarray, " samples"]:
         stops = dense.confidence[:, exits] >= threshold
         stops[:, -1] = True
-        columns: Int[np.ndarray, " samples"] = np.array(exits)[stops.argmax(1)]
-        return columns
+        chosen: np.ndarray = np.array(exits)[stops.argmax(1)]
+        return chosen
 
     for threshold in [*np.unique(np.quantile(sure, np.linspace(0, 1, 201)))[::-1], 0.0]:
         if known.depths[taken(known, threshold)].mean() <= depth:

@@ -29,8 +29,8 @@ from eval.results import RESULTS_FILE, ArmResult, read_arms, read_run
 from eval.run import refresh
 from eval.tables import console_for, table
 from router.chain import Chain
-from router.command import parse_settings, provenance, run_command
-from router.engine.load import load_model, resolve_device
+from router.command import parse_settings, provenance
+from router.engine.load import load_model
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LATENCY_FILE, SCHEMA, ChainTimes, LatencyProfile, Line, ladder, time_chains, time_router
@@ -39,106 +39,6 @@ from router.validation import SETTINGS, Count, InputError, Positive
 
 Timed = Mapping[Chain, ChainTimes]
 """Times of every chain that was run."""
-
-
-def chains_to_time(chains: Sequence[Chain], count: int) -> list[Chain]:
-    """Return chains that stand for an arm: all its different ones, or those at `count` equal steps of depth.
-
-    A chain may stand there more than once: each entry stands for as many samples as another.
-
-    Args:
-        chains: the arm's chain of each sample.
-        count: entries wanted where there are more different chains.
-    """
-    different = Counter(chains)
-    if len(different) == 1:
-        return list(different)
-    ordered = sorted(chains, key=lambda chain: (chain.depth, chain.layers))
-    if len(different) <= count:
-        # Few chains, many samples: as many entries as keep the shares to a percent.
-        count = min(100, len(ordered))
-    return [ordered[int((i + 0.5) / count * len(ordered))] for i in range(count)]
-
-
-def spread_of(values: Sequence[float]) -> dict[str, Any]:
-    """Return median and quartiles of rounds."""
-    low, median, high = (float(one) for one in np.percentile(values, [25, 50, 75]))
-    return {"median": median, "low": low, "high": high, "n": len(values)}
-
-
-def latency_of(
-    times: Timed, chains: Sequence[Chain], results: Sequence[ArmResult], router: Sequence[float] | None
-) -> dict[str, Any]:
-    """Return an arm's latency, and its ratio to full depth's of the same round.
-
-    Args:
-        times: times of the arm's chains and of the full one.
-        chains: what `chains_to_time` gave.
-        results: the arm's results.
-        router: seconds of the router, an entry a round; None: the arm has none.
-    """
-    full = times[Chain.full(chains[0].num_layers)]
-    prefill = np.mean([times[chain].prefill for chain in chains], 0)
-    decode = np.mean([times[chain].decode for chain in chains], 0)
-    overhead = np.zeros(len(prefill)) if router is None else np.asarray(router)
-    decoded = bool(np.asarray(full.decode).any())
-    return {
-        "chains_timed": len(set(chains)),
-        "mean_depth_timed": sum(chain.depth for chain in chains) / len(chains),
-        "mean_depth": sum(one.chain.depth for one in results) / len(results),
-        "depth_ratio": sum(one.chain.depth for one in results) / len(results) / chains[0].num_layers,
-        "prefill_ms": spread_of(1000 * (prefill + overhead)),
-        "decode_ms_per_token": spread_of(1000 * decode) if decoded else None,
-        "ratio_prefill": spread_of((prefill + overhead) / np.asarray(full.prefill)),
-        "ratio_prefill_without_router": spread_of(prefill / np.asarray(full.prefill)),
-        "ratio_decode": spread_of(decode / np.asarray(full.decode)) if decoded else None,
-    }
-
-
-# What `python -m eval latency` found, as a table in the terminal.
-
-
-def print_latency(content: dict[str, Any], stream: TextIO) -> None:
-    """Print a table a size of batch."""
-    console, _ = console_for(stream)
-    for cell in content["cells"]:
-        profile = cell["profile"]
-        console.print(
-            f"{content['device']} ({content['device_name']}), {content['dtype']}, batch {profile['batch']}, prompts of "
-            f"{profile['prompt_tokens']} tokens, {content['new_tokens']} new tokens, {content['rounds']} rounds; "
-            f"medians (quartiles)"
-        )
-        console.print(_cell(cell))
-        layer, fixed = 1000 * profile["prefill"]["layer"], 1000 * profile["prefill"]["fixed"]
-        console.print(
-            f"prefill: {fixed:.2f} ms + {layer:.2f} ms a layer (worst error {profile['prefill']['worst']:.1%}); "
-            f"router {cell['router_ms']['median']:.2f} ms a batch"
-        )
-
-
-def _cell(cell: dict[str, Any]) -> Table:
-    names = ("arm", "depth of full", "prefill ms", "of full depth", "without router", "ms a new token", "of full depth")
-    rows = [
-        [
-            arm["name"],
-            f"{arm['depth_ratio']:.3f}",
-            _spread(arm["prefill_ms"], 1),
-            _spread(arm["ratio_prefill"], 3),
-            _spread(arm["ratio_prefill_without_router"], 3),
-            _spread(arm["decode_ms_per_token"], 1),
-            _spread(arm["ratio_decode"], 3),
-        ]
-        for arm in cell["arms"]
-    ]
-    return table(None, names, rows)
-
-
-def _spread(value: dict[str, Any] | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}..{value['high']:.{digits}f})"
-
-
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of the unit in which the system tells a process's greatest memory."""
 
@@ -152,11 +52,11 @@ class LatencySettings:
         router: the router that was evaluated.
         device: torch device; auto: CUDA where there is one, else CPU.
         dtype: dtype of the base model; unset: the evaluation's.
-        batches: rows of a call, each at least 1; all rows of a call share a chain.
-        new_tokens: tokens generated after the prompt, the same for every arm, at least 0.
+        batches: rows of a call; all rows of a call share a chain.
+        new_tokens: tokens generated after the prompt, the same for every arm.
         prompt_tokens: tokens of a prompt; unset: the evaluation's median.
-        rounds: timed rounds, at least 3; every round runs every chain once.
-        chains: chains timed of each arm, at least 1; an arm with more gives those at equal steps of its depths.
+        rounds: timed rounds; every round runs every chain once.
+        chains: chains timed of each arm; an arm with more gives those at equal steps of its depths.
         seed: draws prompts and the order of the chains.
     """
 
@@ -164,7 +64,7 @@ class LatencySettings:
     router: Path
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    batches: tuple[Positive, ...] = (1, 8)
+    batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 8)
     new_tokens: Count = 16
     prompt_tokens: Positive | None = None
     rounds: Annotated[int, Field(ge=3)] = 9
@@ -174,9 +74,9 @@ class LatencySettings:
     @field_validator("batches")
     @classmethod
     def _different(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
-        """Refuse no size of batch, or one that stands twice."""
-        if not batches or len(set(batches)) != len(batches):
-            raise ValueError(f"batches: expected different numbers of at least 1, got {list(batches)}")
+        """Refuse a size of batch that stands twice."""
+        if len(set(batches)) != len(batches):
+            raise ValueError(f"batches: expected each once, got {list(batches)}")
         return batches
 
 
@@ -192,21 +92,15 @@ def main(argv: Sequence[str] | None) -> None:
     require_directory(settings.router, "router")
     run = read_run(settings.evaluation)
     router = load_router(settings.router)
-    path = settings.evaluation / RESULTS_FILE
-    described = run.model
     by_arm = read_arms(settings.evaluation)
-    model, _ = load_model(
-        described.name,
-        dtype=settings.dtype or described.dtype,
-        device=resolve_device(settings.device),
-        revision=described.revision,
-    )
+    dtype = settings.dtype or run.model.dtype
+    model, _ = load_model(run.model.name, dtype=dtype, device=settings.device, revision=run.model.revision)
     fingerprint = model_fingerprint(model)
     for what, found in (("evaluation", run.fingerprints.model), ("router", router.config.fingerprints.model)):
         if found != fingerprint:
             raise InputError(f"{what}: expected one of the model {fingerprint}, got one of {found}")
-    content = measure(model, router, by_arm, settings)
-    content = {"schema": SCHEMA, "model": fingerprint, "results_sha256": sha256_file(path), **content}
+    made_of = {"model": fingerprint, "results_sha256": sha256_file(settings.evaluation / RESULTS_FILE)}
+    content = {"schema": SCHEMA, **made_of, **measure(model, router, by_arm, settings)}
     write_json(settings.evaluation / LATENCY_FILE, content | provenance(resolved))
     refresh(settings.evaluation)
     print_latency(content, sys.stdout)
@@ -273,5 +167,97 @@ def _measured_cell(
     }
 
 
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+def chains_to_time(chains: Sequence[Chain], count: int) -> list[Chain]:
+    """Return chains that stand for an arm: all its different ones, or those at `count` equal steps of depth.
+
+    A chain may stand there more than once: each entry stands for as many samples as another.
+
+    Args:
+        chains: the arm's chain of each sample.
+        count: entries wanted where there are more different chains.
+    """
+    different = Counter(chains)
+    if len(different) == 1:
+        return list(different)
+    ordered = sorted(chains, key=lambda chain: (chain.depth, chain.layers))
+    if len(different) <= count:
+        # Few chains, many samples: as many entries as keep the shares to a percent.
+        count = min(100, len(ordered))
+    return [ordered[int((i + 0.5) / count * len(ordered))] for i in range(count)]
+
+
+def spread_of(values: Sequence[float]) -> dict[str, Any]:
+    """Return median and quartiles of rounds."""
+    low, median, high = (float(one) for one in np.percentile(values, [25, 50, 75]))
+    return {"median": median, "low": low, "high": high, "n": len(values)}
+
+
+def latency_of(
+    times: Timed, chains: Sequence[Chain], results: Sequence[ArmResult], router: Sequence[float] | None
+) -> dict[str, Any]:
+    """Return an arm's latency, and its ratio to full depth's of the same round.
+
+    Args:
+        times: times of the arm's chains and of the full one.
+        chains: what `chains_to_time` gave.
+        results: the arm's results.
+        router: seconds of the router, an entry a round; None: the arm has none.
+    """
+    full = times[Chain.full(chains[0].num_layers)]
+    prefill = np.mean([times[chain].prefill for chain in chains], 0)
+    decode = np.mean([times[chain].decode for chain in chains], 0)
+    overhead = np.zeros(len(prefill)) if router is None else np.asarray(router)
+    decoded = bool(np.asarray(full.decode).any())
+    mean_depth = sum(one.chain.depth for one in results) / len(results)
+    return {
+        "chains_timed": len(set(chains)),
+        "mean_depth_timed": sum(chain.depth for chain in chains) / len(chains),
+        "mean_depth": mean_depth,
+        "depth_ratio": mean_depth / chains[0].num_layers,
+        "prefill_ms": spread_of(1000 * (prefill + overhead)),
+        "decode_ms_per_token": spread_of(1000 * decode) if decoded else None,
+        "ratio_prefill": spread_of((prefill + overhead) / np.asarray(full.prefill)),
+        "ratio_prefill_without_router": spread_of(prefill / np.asarray(full.prefill)),
+        "ratio_decode": spread_of(decode / np.asarray(full.decode)) if decoded else None,
+    }
+
+
+def print_latency(content: dict[str, Any], stream: TextIO) -> None:
+    """Print a table a size of batch."""
+    console, _ = console_for(stream)
+    for cell in content["cells"]:
+        profile = cell["profile"]
+        console.print(
+            f"{content['device']} ({content['device_name']}), {content['dtype']}, batch {profile['batch']}, prompts of "
+            f"{profile['prompt_tokens']} tokens, {content['new_tokens']} new tokens, {content['rounds']} rounds; "
+            f"medians (quartiles)"
+        )
+        console.print(_cell(cell))
+        layer, fixed = 1000 * profile["prefill"]["layer"], 1000 * profile["prefill"]["fixed"]
+        console.print(
+            f"prefill: {fixed:.2f} ms + {layer:.2f} ms a layer (worst error {profile['prefill']['worst']:.1%}); "
+            f"router {cell['router_ms']['median']:.2f} ms a batch"
+        )
+
+
+def _cell(cell: dict[str, Any]) -> Table:
+    names = ("arm", "depth of full", "prefill ms", "of full depth", "without router", "ms a new token", "of full depth")
+    rows = [
+        [
+            arm["name"],
+            f"{arm['depth_ratio']:.3f}",
+            _spread(arm["prefill_ms"], 1),
+            _spread(arm["ratio_prefill"], 3),
+            _spread(arm["ratio_prefill_without_router"], 3),
+            _spread(arm["decode_ms_per_token"], 1),
+            _spread(arm["ratio_decode"], 3),
+        ]
+        for arm in cell["arms"]
+    ]
+    return table(None, names, rows)
+
+
+def _spread(value: dict[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}..{value['high']:.{digits}f})"

@@ -16,22 +16,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from router.chain import Chain
-from router.command import one_line, parse_settings, provenance, run_command
+from router.command import parse_settings, provenance, run_command
 from router.files import require_directory, require_file, sha256_file, writable_directory, write_text
-from router.validation import InputError
+from router.validation import SETTINGS, Count, InputError, Positive, from_plain, parse_json
 from search.menu import Menu, write_menu
 
-VALID, INVALID = "final_valid_transitions", "final_invalid_transitions"
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Example:
     """Settings of the example.
 
@@ -51,17 +51,30 @@ class Example:
     records: Path | None = None
     data: Path | None = None
     menu: Path | None = None
-    num_layers: int | None = None
-    first_editable: int = 0
-    size: int = 16
+    num_layers: Positive | None = None
+    first_editable: Count = 0
+    size: Annotated[int, Field(ge=2)] = 16
 
-    def __post_init__(self) -> None:
-        """Refuse what does not go together."""
-        for name in {"export": ("records", "data"), "import": ("menu", "num_layers")}[self.kind]:
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """Refuse a kind without what it needs."""
+        for name in ("records", "data") if self.kind == "export" else ("menu", "num_layers"):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: expected a value with kind {self.kind}, got none")
-        if self.size < 2 or self.first_editable < 0:
-            raise ValueError(f"size, first_editable: expected at least 2, 0, got {self.size}, {self.first_editable}")
+        return self
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class Paths:
+    """What we read of a sample of theirs; it has more fields.
+
+    Attributes:
+        final_valid_transitions: paths that answered right.
+        final_invalid_transitions: paths that answered wrong; may be missing.
+    """
+
+    final_valid_transitions: list[list[int]]
+    final_invalid_transitions: list[list[int]] | None = None
 
 
 def polar_sample(record: SearchRecord, sample: Sample) -> dict[str, Any]:
@@ -73,8 +86,8 @@ def polar_sample(record: SearchRecord, sample: Sample) -> dict[str, Any]:
         "question": sample.question,
         "gt_ans": sample.gold,
         **score,
-        VALID: [result.chain.to_json() for result in stands if result.correct],
-        INVALID: [result.chain.to_json() for result in stands if not result.correct],
+        "final_valid_transitions": [result.chain.to_json() for result in stands if result.correct],
+        "final_invalid_transitions": [result.chain.to_json() for result in stands if not result.correct],
         "sample_info": {"query_id": sample.id, "task": sample.task, "split": sample.split}
         | {name: value for name, value in asked.items() if value},
     }
@@ -98,74 +111,55 @@ def export_file(records_file: Path, data: Path, file: Path, made: dict[str, Any]
     theirs = [polar_sample(record, samples[record.sample_id]) for record in records]
     value = {"made": {"records_sha256": sha256_file(records_file), **made}, "samples": theirs}
     write_text(file, json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-    valid, invalid = (sum(len(one[name]) for one in theirs) for name in (VALID, INVALID))
+    valid, invalid = (sum(len(one[f"final_{kind}_transitions"]) for one in theirs) for kind in ("valid", "invalid"))
     print(f"{len(theirs)} samples: {valid} valid chains, {invalid} invalid: {file}")
 
 
-def read_polar(path: Path) -> list[dict[str, list[list[int]]]]:
+def read_polar(path: Path) -> list[Paths]:
     """Return the valid and invalid paths of each sample of their file.
 
     Raises:
         InputError: where it is missing, no JSON, or of another form; names the place.
     """
-    try:
-        value = json.loads(require_file(path, "file").read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected JSON, got a corrupt file ({one_line(error)})") from error
+    value = parse_json(require_file(path, "file").read_bytes(), str(path))
     samples = value.get("samples") if isinstance(value, dict) else value
     if not isinstance(samples, list) or not samples:
         raise InputError(f"{path}: expected a list 'samples' with at least one, got {type(samples).__name__}")
-    found = []
-    for i, sample in enumerate(samples):
-        if not isinstance(sample, dict) or VALID not in sample:
-            raise InputError(f"{path}, sample {i}: expected an object with the field '{VALID}', got none")
-        found.append({name: _paths(sample.get(name), f"{path}, sample {i}: {name}") for name in (VALID, INVALID)})
-    return found
-
-
-def _paths(value: Any, where: str) -> list[list[int]]:
-    """Return a list of paths; the list of wrong ones may be missing."""
-    paths = [] if value is None else value
-    if not isinstance(paths, list):
-        raise InputError(f"{where}: expected a list of lists of layer indices, got {type(paths).__name__}")
-    for i, path in enumerate(paths):
-        if not isinstance(path, list) or not all(type(layer) is int for layer in path):
-            raise InputError(f"{where}[{i}]: expected a list of layer indices, got {str(path)[:80]}")
-    return paths
+    return [from_plain(Paths, sample, f"{path}, sample {i}") for i, sample in enumerate(samples)]
 
 
 def chains_by_reason(
-    samples: Sequence[dict[str, list[list[int]]]], num_layers: int, first_editable: int
+    samples: Sequence[Paths], num_layers: int, first_editable: int
 ) -> tuple[Counter[Chain], Counter[str]]:
     """Return the chains with the number of samples for which each is valid, and what became of all paths.
 
     A path is "taken", or left out as "not a chain of this model", "edits the prefix", "invalid", "valid and invalid"
     (both lists of its sample hold it) or "repeated" (it stands twice in one list).
     """
-    valid: Counter[Chain] = Counter()
+    taken: Counter[Chain] = Counter()
     reasons: Counter[str] = Counter()
     for sample in samples:
-        seen: set[tuple[str, Chain]] = set()
-        for name in (VALID, INVALID):
-            for path in sample[name]:
-                try:
-                    chain = Chain(tuple(path), num_layers)
-                except ValueError:
-                    reasons["not a chain of this model"] += 1
-                    continue
-                if (name, chain) in seen:
-                    reasons["repeated"] += 1
-                elif path in sample[VALID] and path in sample[INVALID]:
-                    reasons["valid and invalid"] += 1
-                elif chain.unedited_prefix < first_editable:
-                    reasons["edits the prefix"] += 1
-                elif name == INVALID:
-                    reasons["invalid"] += 1
-                else:
-                    reasons["taken"] += 1
-                    valid[chain] += 1
-                seen.add((name, chain))
-    return valid, reasons
+        valid, invalid = sample.final_valid_transitions, sample.final_invalid_transitions or []
+        seen: set[tuple[bool, Chain]] = set()
+        for is_valid, path in [*((True, path) for path in valid), *((False, path) for path in invalid)]:
+            try:
+                chain = Chain(tuple(path), num_layers)
+            except ValueError:
+                reasons["not a chain of this model"] += 1
+                continue
+            if (is_valid, chain) in seen:
+                reasons["repeated"] += 1
+            elif path in valid and path in invalid:
+                reasons["valid and invalid"] += 1
+            elif chain.unedited_prefix < first_editable:
+                reasons["edits the prefix"] += 1
+            elif not is_valid:
+                reasons["invalid"] += 1
+            else:
+                reasons["taken"] += 1
+                taken[chain] += 1
+            seen.add((is_valid, chain))
+    return taken, reasons
 
 
 def import_menu(example: Example, num_layers: int, menu_file: Path, made: dict[str, Any]) -> None:

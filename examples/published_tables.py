@@ -4,33 +4,36 @@
     python -m examples.published_tables --config configs/analysis/llama3-8b.yaml --commands_only true
 
 For each model it prepares the data and searches them once for each set of edits (skip, repeat, both, both+move), for
-some of these once more told a wrong answer, which measures luck. Then `python -m eval analysis` writes
+some of these once more for a wrong answer, which measures luck. Then `python -m eval analysis` writes
 `<out>/analysis.json`, figures and tables (docs/evaluation.md). Every stage keeps what it has finished: the same command
 goes on, and a finished search of other settings is refused. It prints each search's command.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from data.prepare import PrepareSettings, prepare
+from data.sample import Split
 from eval.analysis import main as analyse
 from router.command import parse_settings, plain_values, run_command
 from router.files import writable_directory
+from router.validation import SETTINGS, Count
 from search.__main__ import main as search
+from search.actions import ActionSet
 
-ActionSet = Literal["skip", "repeat", "both", "both+move"]
-ACTION_SETS: tuple[str, ...] = get_args(ActionSet)
-"""Kinds of edits that a search may make, in the order of the tables."""
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+"""What can be a folder's name."""
 
 
-@dataclass(frozen=True)
-class ModelSettings:
+@dataclass(frozen=True, config=SETTINGS)
+class ModelVariant:
     """One variant of a model, and how it is asked.
 
     Attributes:
@@ -39,28 +42,18 @@ class ModelSettings:
         path: base model: an offline asset, a local directory or a hub id.
         data: settings of `python -m data prepare`; each variant is asked in its own way, so it has its own folder.
         revision: hub revision.
-        dtype: float32, bfloat16 or float16.
-
-    Raises:
-        ValueError: where a name cannot be a folder's.
+        dtype: its dtype.
     """
 
-    model: str
-    variant: str
+    model: Name
+    variant: Name
     path: str
     data: PrepareSettings
     revision: str | None = None
-    dtype: str = "bfloat16"
-
-    def __post_init__(self) -> None:
-        """Refuse names that are no folder's."""
-        for name in ("model", "variant"):
-            value = getattr(self, name)
-            if not re.fullmatch(r"\w[\w.+-]*", value):
-                raise ValueError(f"models.{name}: expected letters, digits, '.', '+' and '-', got {value!r}")
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class TablesSettings:
     """Settings of the example.
 
@@ -70,56 +63,48 @@ class TablesSettings:
         first_editable: layers that run unedited in every chain; the published searches edit all.
         split: split that is searched and analysed.
         action_sets: the sets of edits that are compared.
-        told_wrong: those of them whose search is run once more told a wrong answer.
+        wrong_searches: those of them whose search is run once more for a wrong answer.
         search_args: further arguments of every `python -m search`: presets, budget, batches.
         device: torch device, or auto.
         seed: seed of the analysis's bootstrap.
         commands_only: print the commands of the searches, and stop.
-
-    Raises:
-        ValueError: where there is no model or no set of edits, one stands twice, or `told_wrong` has another.
     """
 
     out: Path
-    models: list[ModelSettings]
-    first_editable: int = 0
-    split: str = "test"
-    action_sets: tuple[ActionSet, ...] = ("skip", "repeat", "both", "both+move")
-    told_wrong: tuple[ActionSet, ...] = ("both",)
+    models: Annotated[list[ModelVariant], Field(min_length=1)]
+    first_editable: Count = 0
+    split: Split = "test"
+    action_sets: Annotated[tuple[ActionSet, ...], Field(min_length=1)] = ("skip", "repeat", "both", "both+move")
+    wrong_searches: tuple[ActionSet, ...] = ("both",)
     search_args: tuple[str, ...] = ()
     device: str = "auto"
-    seed: int = 0
+    seed: Count = 0
     commands_only: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse empty and contradictory questions."""
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse what stands twice, and a search for a wrong answer without its search."""
         named = [(one.model, one.variant) for one in self.models]
-        if not named or len(set(named)) < len(named):
-            raise ValueError(f"models: expected some, each model and variant once, got {named}")
-        if not self.action_sets or len(set(self.action_sets)) < len(self.action_sets):
-            raise ValueError(f"action_sets: expected some of {', '.join(ACTION_SETS)}, got {list(self.action_sets)}")
-        if other := [name for name in self.told_wrong if name not in self.action_sets]:
-            raise ValueError(f"told_wrong: expected some of the action_sets, got {other[0]}")
+        for name, values in (("models", named), ("action_sets", self.action_sets)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: expected each once, got {list(values)}")
+        if other := set(self.wrong_searches) - set(self.action_sets):
+            raise ValueError(f"wrong_searches: expected some of the action_sets, got {min(other)}")
+        return self
 
-    def records(self, model: ModelSettings, action_set: str, target: str = "gold") -> Path:
-        """Return a search's folder."""
-        name = action_set if target == "gold" else f"{action_set}-told-wrong"
-        return self.out / model.model / model.variant / name
-
-    def searches(self, model: ModelSettings) -> dict[Path, list[str]]:
+    def searches(self, model: ModelVariant) -> dict[Path, list[str]]:
         """Return the arguments of each of a model's searches, by its folder."""
-        wanted = [(name, "gold") for name in self.action_sets] + [(name, "wrong") for name in self.told_wrong]
         named = {"data": model.data.out, "model": model.path, "revision": model.revision, "dtype": model.dtype}
         named |= {"device": self.device, "first_editable": self.first_editable, "splits": f"[{self.split}]"}
-        shared = [f"--{name}={value}" for name, value in named.items() if value is not None]
-        return {
-            folder: [
-                *self.search_args, *shared,
-                f"--out={folder}", f"--reward_target={target}", f"--search.action_set={action_set}",
-            ]
-            for action_set, target in wanted
-            for folder in [self.records(model, action_set, target)]
-        }  # fmt: skip
+        shared = [*self.search_args, *(f"--{name}={value}" for name, value in named.items() if value is not None)]
+        wanted = [(name, name, "gold") for name in self.action_sets]
+        wanted += [(f"{name}-wrong", name, "wrong") for name in self.wrong_searches]
+        found = {}
+        for name, action_set, target in wanted:
+            folder = self.out / model.model / model.variant / name
+            own = [f"--out={folder}", f"--reward_target={target}", f"--search.action_set={action_set}"]
+            found[folder] = [*shared, *own]
+        return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

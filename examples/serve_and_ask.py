@@ -17,16 +17,18 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass as settings_dataclass
 
 from router.command import parse_settings, run_command
-from router.validation import InputError
+from router.validation import SETTINGS, InputError, Positive
 
 STOP_SECONDS = 60
 """How long the server may take to stop."""
 
 
-@dataclass(frozen=True)
+@settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Example:
     """Settings of the example.
 
@@ -43,15 +45,10 @@ class Example:
     router: str = "runs/demo/router"
     budget: float | None = None
     question: str = "What is ice made of?"
-    max_tokens: int = 32
+    max_tokens: Positive = 32
     chat: bool = True
-    client: str = "auto"
+    client: Literal["auto", "openai", "urllib"] = "auto"
     serve_args: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown client."""
-        if self.client not in ("auto", "openai", "urllib"):
-            raise ValueError(f"client: expected auto, openai or urllib, got {self.client!r}")
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,9 @@ class Answer:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the example."""
     example, _ = parse_settings(Example, argv, "examples.serve_and_ask", "Serve a routed model and ask it.")
-    use_openai = example.client == "openai" or (
-        example.client == "auto" and importlib.util.find_spec("openai") is not None
-    )
-    chunks_of = openai_chunks if use_openai else urllib_chunks
+    installed = importlib.util.find_spec("openai") is not None
+    client = example.client if example.client != "auto" else "openai" if installed else "urllib"
+    chunks_of = openai_chunks if client == "openai" else urllib_chunks
     with served(example) as url:
         for stream in (False, True):
             answer = collect(chunks_of(url, request_of(example, url), stream), echo=stream)
@@ -112,10 +108,9 @@ def request_of(example: Example, url: str) -> dict[str, Any]:
     """Return what to ask the server, whose only model is asked for."""
     with urllib.request.urlopen(f"{url}/models") as answer:
         model = json.load(answer)["data"][0]["id"]
-    asked = {"messages": [{"role": "user", "content": example.question}]} if example.chat else {}
-    return {"model": model, "max_tokens": example.max_tokens, "temperature": 0} | (
-        asked or {"prompt": example.question}
-    )
+    chat = {"messages": [{"role": "user", "content": example.question}]}
+    asked = chat if example.chat else {"prompt": example.question}
+    return {"model": model, "max_tokens": example.max_tokens, "temperature": 0, **asked}
 
 
 def openai_chunks(url: str, request: dict[str, Any], stream: bool) -> Iterator[dict[str, Any]]:

@@ -167,14 +167,12 @@ def time_chains(
             if number >= WARM_UP:
                 times[chain].append(measured)
                 progress()
-    return {
-        chain: ChainTimes(
-            tuple(one[0] for one in of_chain),
-            tuple(one[1] for one in of_chain),
-            max((one[2] for one in of_chain if one[2] is not None), default=None),
-        )
-        for chain, of_chain in times.items()
-    }
+    return {chain: _joined(rounds_of) for chain, rounds_of in times.items()}
+
+
+def _joined(rounds: Sequence[tuple[float, float, int | None]]) -> ChainTimes:
+    prefill, decode, peaks = zip(*rounds, strict=True)
+    return ChainTimes(prefill, decode, max((one for one in peaks if one is not None), default=None))
 
 
 @torch.inference_mode()

@@ -200,17 +200,17 @@ class World:
         path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
-def prepared(folder: Path, tasks: TaskSet, samples: dict[str, list[Sample]]) -> World:
+def prepared(folder: Path, tasks: TaskSet, samples: dict[str, list[Sample]], tried: list[Chain] = TRIED) -> World:
     """Write data, records and router for the model in the folder."""
     model, tokenizer = load_model(str(folder / "model"), dtype="float32", device="cpu")
     scorer = ChainScorer(model, tokenizer, tasks)
     make_data(folder / "data", samples, tasks)
     for split in ("train", "test"):
-        write_records(folder / "records" / f"{split}.jsonl", make_records(scorer, samples[split], split))
+        write_records(folder / "records" / f"{split}.jsonl", make_records(scorer, samples[split], split, tried))
     test = samples["test"]
-    write_records(folder / "random" / "test.jsonl", make_records(scorer, test, "test", OTHERS), "random")
+    write_records(folder / "random" / "test.jsonl", make_records(scorer, test, "test", OTHERS[: len(tried)]), "random")
     told = wrong_answers(test, scorer.means_the_same)
-    write_records(folder / "wrong" / "test.jsonl", make_records(scorer, test, "test", TRIED, told))
+    write_records(folder / "wrong" / "test.jsonl", make_records(scorer, test, "test", tried, told))
     make_router(scorer, samples["validation"], folder / "router")
     return World(folder)
 

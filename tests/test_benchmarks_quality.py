@@ -72,11 +72,11 @@ def test_shares_of_nothing_are_none() -> None:
 
 
 def test_the_interval_holds_the_true_mean_as_often_as_it_says() -> None:
-    # Oracle: a known mean; 95 % nominal, 300 draws of 80 skewed values. A normal one would do; differences are skewed.
+    # Oracle: a known mean; 95 % nominal, 100 draws of 80 skewed values. A normal one would do; differences are skewed.
     rng = random.Random(1)
     held = 0
-    for draw in range(300):
+    for draw in range(100):
         values = [rng.expovariate(1.0) * rng.choice([0.0, 1.0]) for _ in range(80)]
         low, high = mean_interval(values, seed=draw)
         held += low <= 0.5 <= high
-    assert 0.90 <= held / 300 <= 0.98
+    assert 0.88 <= held / 100 <= 0.99

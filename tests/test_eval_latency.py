@@ -1,4 +1,4 @@
-"""`python -m eval.latency`: which chains are timed, how times become an arm's, and the file as a budget."""
+"""`python -m eval latency`: which chains are timed, how times become an arm's, and the file as a budget."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from eval.__main__ import main as evaluate
+from eval.arms import plan_arms
+from eval.inputs import EvalSettings
 from eval.latency import chains_to_time, latency_of, main, spread_of
 from eval.report import REPORT_FILE
 from eval.results import ArmResult
+from eval.run import with_budget
 from router.chain import Chain
-from router.command import run_command
+from router.command import parse_settings, run_command
 from router.files import read_json, write_json
 from router.fingerprint import Fingerprints
 from router.latency import LATENCY_FILE, ChainTimes, LatencyProfile, Line, budget_for, read_latency
 from router.validation import InputError
-from tests.evaluation import ARM_NAMES, World, finished, world  # noqa: F401  (fixtures)
+from tests.evaluation import ARM_NAMES, World, finished  # noqa: F401  (fixture)
 
 N = 6
 FULL, SHORT = Chain.full(N), Chain((0, 1, 2), N)
@@ -59,17 +61,10 @@ def timed(finished: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("timed")
     shutil.copytree(finished.out, folder / "out")
     shutil.copytree(finished.folder / "router", folder / "router")
-    main(
-        [
-            f"--evaluation={folder / 'out'}",
-            f"--router={folder / 'router'}",
-            "--device=cpu",
-            "--batches=[1, 2]",
-            "--new_tokens=2",
-            "--rounds=3",
-            "--chains=3",
-        ]
-    )
+    sizes = ["--batches=[1, 2]", "--new_tokens=2", "--rounds=3", "--chains=3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.figures.DRAWINGS", ())  # drawing them takes longer than all else
+        main([f"--evaluation={folder / 'out'}", f"--router={folder / 'router'}", "--device=cpu", *sizes])
     return World(folder)
 
 
@@ -123,19 +118,22 @@ def test_a_profile_of_something_else_is_refused(tmp_path: Path, changed: dict[st
         budget_for(written(tmp_path, **changed), 0.75, FINGERPRINTS, "cpu", "float32")
 
 
-def test_evaluation_takes_a_latency_factor(timed: World, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_takes_a_latency_factor(
+    timed: World, finished: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # The tiny model's times are noise; a line written by hand makes factor 0.84 a mean depth of 4.2.
-    content = read_json(timed.out / LATENCY_FILE)
-    depth = 5
-    profile = dataclasses.replace(PROFILE, num_layers=depth, prefill=Line(0.0, 1.0, 0.0))
-    cells = [{"profile": dataclasses.asdict(profile)}]
-    path = world.folder / "profile.json"
-    write_json(path, content | {"cells": cells, "new_tokens": 0})
-    words = [word for word in world.arguments() if not word.startswith("--budget=")]
-    evaluate([*words, "--latency_factor=0.84", f"--latency_profile={path}"])
+    profile = dataclasses.replace(PROFILE, num_layers=5, prefill=Line(0.0, 1.0, 0.0))
+    content = read_json(timed.out / LATENCY_FILE) | {
+        "new_tokens": 0,
+        "cells": [{"profile": dataclasses.asdict(profile)}],
+    }
+    write_json(tmp_path / LATENCY_FILE, content)
+    words = [word for word in finished.arguments() if not word.startswith("--budget=")]
+    words += ["--latency_factor=0.84", f"--latency_profile={tmp_path / LATENCY_FILE}"]
+    settings = with_budget(parse_settings(EvalSettings, words, "eval", "")[0])
+    assert settings.budget == pytest.approx(4.2)
     assert "latency factor 0.84: a mean depth of 4.20 layers" in capsys.readouterr().out
-    label = next(arm["label"] for arm in read_json(world.out / REPORT_FILE)["arms"] if arm["name"] == "router")
-    assert label == "router, budget 4.2 layers"
+    assert "router, budget 4.2 layers" in [arm.label for arm in plan_arms(settings.budget, (), (), None, False)]
 
 
 @pytest.mark.parametrize(
@@ -145,21 +143,16 @@ def test_evaluation_takes_a_latency_factor(timed: World, world: World, capsys: p
         (["--latency_factor=0.9", "--latency_profile=x.json"], "latency_factor: expected it or budget, got both"),
     ],
 )
-def test_half_a_wish_is_refused(
-    world: World,
-    capsys: pytest.CaptureFixture[str],
-    flags: list[str],
-    message: str,
-) -> None:
-    assert run_command(evaluate, [*world.arguments(), *flags]) == 2
-    assert message in capsys.readouterr().err
+def test_half_a_wish_is_refused(finished: World, flags: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_settings(EvalSettings, [*finished.arguments(), *flags], "eval", "")
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("--rounds=2", "rounds: expected at least 3, got 2"),
-        ("--batches=[]", "batches: expected different numbers of at least 1"),
+        ("--batches=[]", "batches: expected at least 1 entries"),
         ("--dtype=int8", "dtype: expected"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data.records import read_records
-from examples.polar_files import INVALID, VALID, chains_by_reason, main
+from examples.polar_files import Paths, chains_by_reason, main
 from router.chain import Chain
 from router.command import run_command
 from search.__main__ import main as search
@@ -18,6 +18,7 @@ from search.menu import read_menu
 from tests.evaluation import write_records
 from tests.tiny import NUM_LAYERS, write_project
 
+VALID, INVALID = "final_valid_transitions", "final_invalid_transitions"
 FULL, SKIP, REPEAT, MOVED = [0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 2, 2, 3, 4], [0, 2, 1, 3, 4]
 
 
@@ -41,8 +42,8 @@ def theirs(valid: list[list[int]], invalid: list[list[int]]) -> dict[str, Any]:
 
 def test_every_path_is_counted_by_what_becomes_of_it() -> None:
     samples = [
-        theirs([FULL, SKIP, SKIP, MOVED], [MOVED, REPEAT, [0, 9]]),
-        theirs([SKIP, [1, 2, 3, 4]], [[]]),
+        Paths([FULL, SKIP, SKIP, MOVED], [MOVED, REPEAT, [0, 9]]),
+        Paths([SKIP, [1, 2, 3, 4]], [[]]),
     ]
     valid, reasons = chains_by_reason(samples, 5, 1)
     assert valid == {Chain.full(5): 1, Chain(tuple(SKIP), 5): 2}
@@ -90,10 +91,10 @@ def test_an_export_holds_the_records_and_becomes_a_menu_that_a_search_takes(proj
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "expected JSON, got a corrupt file"),
+        ("{", "expected JSON, got something corrupt"),
         ([], "expected a list 'samples' with at least one, got list"),
-        ([{"question": "q"}], f"sample 0: expected an object with the field '{VALID}', got none"),
-        ([theirs([["a"]], [])], f"sample 0: {VALID}[0]: expected a list of layer indices, got ['a']"),  # type: ignore[list-item]
+        ([{"question": "q"}], f"sample 0: expected the field {VALID}, got none"),
+        ([theirs([["a"]], [])], f"sample 0: {VALID}[0][0]: expected an integer, got 'a'"),  # type: ignore[list-item]
         ([theirs([FULL], [SKIP])], "expected valid chains besides full depth that can be taken, got none"),
     ],
 )

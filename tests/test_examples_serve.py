@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from examples.serve_and_ask import main
+from examples.serve_and_ask import (
+    Answer,
+    Example,
+    collect,
+    main,
+    openai_chunks,
+    request_of,
+    urllib_chunks,
+)
 from router.chain import Chain
 from router.command import run_command
 from router.routed import RoutedModel
-from tests.serving import Oracle, write_served
-from tests.smol import write_smol_router
+from tests.serving import Oracle, running, write_served
 
 
 @pytest.fixture(scope="module")
@@ -19,24 +26,10 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_served(tmp_path_factory.mktemp("example"))
 
 
-@pytest.mark.parametrize(("client", "chat"), [("openai", True), ("urllib", False), ("urllib", True)])
-def test_the_example_prints_what_the_model_answers(
-    router: Path, client: str, chat: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
-    # Oracle: the prompt alone, without a server. The tiny model likes bytes that do not pass a terminal as they are.
-    oracle = Oracle(RoutedModel.from_pretrained(router, budget=4.0))
-    question = next(
-        text for text in map("Which is {}?".format, range(200)) if answer(oracle, text, chat)[0].isprintable()
-    )
-    words = [f"--router={router}", "--budget=4", f"--question={question}", "--max_tokens=6", f"--chat={chat}"]
-    assert run_command(main, [*words, f"--client={client}", '--serve_args=["--name=small model"]']) == 0
-    shown = capfd.readouterr()
-    text, chain = answer(oracle, question, chat)
-    said = f"{text}\n[{len(chain.layers)} layers: {chain}]\n"
-    first, rest = shown.out.split("\n", 1)
-    assert first.startswith("serving small model at http://127.0.0.1:")
-    assert rest == f"{said}{said}the server has stopped\n"
-    assert text in shown.err
+def question_for(oracle: Oracle, chat: bool) -> str:
+    """A question whose answer is printable: the tiny model likes bytes that do not pass a terminal as they are."""
+    asked = map("Which is {}?".format, range(200))
+    return next(text for text in asked if answer(oracle, text, chat)[0].isprintable())
 
 
 def answer(oracle: Oracle, question: str, chat: bool) -> tuple[str, Chain]:
@@ -45,28 +38,37 @@ def answer(oracle: Oracle, question: str, chat: bool) -> tuple[str, Chain]:
     return alone.text, alone.chain
 
 
-def test_the_example_runs_on_smollm2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    # Oracle: the routed model's own generate, in float32, whose texts repeat.
-    folder = write_smol_router(tmp_path / "router")
-    words = [f"--router={folder}", "--budget=24", "--max_tokens=8", '--serve_args=["--dtype=float32"]']
-    assert run_command(main, words) == 0
-    routed = RoutedModel.from_pretrained(folder, budget=24.0, dtype="float32", device="cpu")
-    assert routed.tokenizer is not None
-    message = [{"role": "user", "content": "What is ice made of?"}]
-    batch = routed.tokenizer.apply_chat_template(
-        message, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    out = routed.generate(**batch, max_new_tokens=8, do_sample=False)
-    text = routed.tokenizer.decode(out[0, batch.input_ids.shape[1] :], skip_special_tokens=True)
-    chain = routed.route(**batch)[0].chain
-    said = f"{text}\n[{chain.depth} layers: {chain}]\n"
-    assert capfd.readouterr().out.split("\n", 1)[1] == f"{said}{said}the server has stopped\n"
+def test_the_example_prints_what_the_model_answers(router: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # Oracle: the prompt alone, without a server.
+    oracle = Oracle(RoutedModel.from_pretrained(router, budget=4.0))
+    question = question_for(oracle, chat=True)
+    words = [f"--router={router}", "--budget=4", f"--question={question}", "--max_tokens=6"]
+    assert run_command(main, [*words, "--client=openai", '--serve_args=["--name=small model"]']) == 0
+    shown = capfd.readouterr()
+    text, chain = answer(oracle, question, chat=True)
+    said = f"{text}\n[{len(chain.layers)} layers: {chain}]\n"
+    first, rest = shown.out.split("\n", 1)
+    assert first.startswith("serving small model at http://127.0.0.1:")
+    assert rest == f"{said}{said}the server has stopped\n"
+    assert text in shown.err
 
 
-def test_a_router_that_cannot_be_served_is_one_line_of_each(capfd: pytest.CaptureFixture[str]) -> None:
+def test_both_clients_get_the_same_answers_whole_and_in_pieces() -> None:
+    # Oracle: the prompt alone; this server runs in the test's own process.
+    with running() as server:
+        for chat in (True, False):
+            question = question_for(server.oracle, chat)
+            text, chain = answer(server.oracle, question, chat)
+            request = request_of(Example(question=question, max_tokens=6, chat=chat), f"{server.url}/v1")
+            for chunks_of in (openai_chunks, urllib_chunks):
+                for stream in (True, False):
+                    got = collect(chunks_of(f"{server.url}/v1", request, stream), echo=False)
+                    assert got == Answer(text, str(chain), chain.depth)
+
+
+def test_a_server_that_does_not_start_is_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")  # the server has said why; here it says nothing
     assert run_command(main, ["--router=no/router/here"]) == 2
-    shown = capfd.readouterr().err.splitlines()
-    assert shown[-1] == "error: router: expected one that can be served, got 'no/router/here'"
-    assert len(shown) == 2
-    assert run_command(main, ["--client=curl"]) == 2
-    assert "client: expected auto, openai or urllib, got 'curl'" in capfd.readouterr().err
+    assert capfd.readouterr().err == "error: router: expected one that can be served, got 'no/router/here'\n"
