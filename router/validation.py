@@ -125,9 +125,9 @@ def explain(error: ValidationError) -> str:
         said = str(bounds["error"])
         if not place or said.startswith(place):
             return said
-        if isinstance(given, dict):  # a check of an object's fields, whose message names one of them
-            return f"{place}.{said}"
-        return said if ": " in said else f"{place}: {said}"
+        if ": " not in said:
+            return f"{place}: {said}"
+        return f"{place}.{said}" if isinstance(given, dict) else said  # an object's check names one of its fields
     return f"{place or 'value'}: expected {_wanted(kind, bounds, first['msg'])}, got {shown(given)}"
 
 
