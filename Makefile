@@ -2,7 +2,7 @@
 # make demo-qwen   the same with a 1.5B model, where routing pays (runs/qwen; 45 minutes on 2 cores, 8 GiB of memory)
 # make test   set up, then run the test suite
 # make test-gpu   the same invariants on a GPU
-# make test-slow   set up, then run the tests with a 1.5B model (7 GiB of memory; downloads 1 GB once)
+# make test-slow   set up, then run the tests with larger models (270M and 1.5B: 7 GiB of memory; downloads 1.3 GB once)
 # make lint   set up, then check style and types
 PYTHON ?= python3
 VENV := .venv

@@ -26,7 +26,7 @@ from router.command import parse_settings, plain_values, run_command
 from router.files import writable_directory
 from router.validation import SETTINGS, Count
 from search.__main__ import main as search
-from search.actions import ActionSet
+from search.settings import ActionSet
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
 """What can be a folder's name."""

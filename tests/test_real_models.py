@@ -20,7 +20,7 @@ from router.engine.rows import Row, pack_row, plain_row, separate_rows
 from router.engine.view import chain_view
 
 SMOLLM2, GEMMA3, QWEN2 = "smollm2-135m-instruct", "gemma3-270m", "qwen2.5-coder-1.5b-instruct"
-NAMES = [SMOLLM2, GEMMA3, pytest.param(QWEN2, marks=pytest.mark.slow)]
+NAMES = [SMOLLM2, *(pytest.param(name, marks=pytest.mark.slow) for name in (GEMMA3, QWEN2))]
 PROMPTS = ["The capital of France is", "Once upon a time, in a small village by the sea,", "1, 2, 3, 4,"]
 QUESTION = "Question: Which of these floats on water?\nAnswer:"
 CHOICES = [" a piece of dry wood", " an iron nail"]
