@@ -69,7 +69,7 @@ def settings_of(kind: type[Settings], parsed: Namespace) -> Settings:
     Raises:
         ValidationError: where a type refuses a value.
     """
-    given = parsed.as_dict()
+    given = parsed.clone(with_meta=False).as_dict()  # a part read from a file of its own comes with the file's path
     made: Settings = adapter(kind).validate_python({one.name: given[one.name] for one in dataclasses.fields(kind)})  # type: ignore[arg-type]
     return made
 

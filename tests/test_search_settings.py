@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.chain import Chain
-from router.command import parse_settings
+from router.command import parse_settings, plain_values
+from search.__main__ import SearchRun
 from search.actions import ActionSpace
 from search.settings import SearchSettings
 
@@ -99,6 +100,10 @@ def test_presets_name_every_field_and_parse(name):
     settings = SearchSettings(**values)
     parsed, _ = parse_settings(SearchSettings, ["--config", str(path)], "search", "test")
     assert parsed == settings
+    needed = ["--data", "data", "--out", "out", "--first_editable", "1"]
+    run, resolved = parse_settings(SearchRun, ["--search", str(path), *needed], "search", "test")
+    assert run.search == settings
+    assert resolved["search"] == plain_values(settings)
 
 
 def test_presets_hold_the_published_numbers():
