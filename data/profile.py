@@ -31,7 +31,7 @@ from data.pool import Batch, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
 from data.records import ChainResult, agrees
 from data.sample import Sample, Split
-from data.scoring import ChainScorer, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, SampleBlock, batches_by_length, in_parts
 from data.states import StatesOrigin, read_states, write_states
 from data.statistics import greatest_probability
 from data.store import Store
@@ -41,8 +41,6 @@ from router.engine.load import DEFAULT_MODEL
 from router.files import sha256_json, writable_directory, write_json
 from router.validation import SETTINGS, STORED, Count, InputError, Positive, Share
 
-JOBS_PER_CALL = 256
-"""(Sample, chain) pairs run at once, which bounds the memory of their last states; shared prefixes stay cached."""
 ANSWERS_FILE, PROFILE_FILE, FIGURE_FILE = "answers.jsonl", "profile.json", "profile.png"
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
 PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -209,11 +207,7 @@ def answers_of(scorer: ChainScorer, block: SampleBlock, skips: Sequence[Skip], t
     # Neighbours in this order share the most layers, so little must be held for them.
     ordered = sorted([full, *chains], key=lambda chain: chain.layers)
     jobs = [(j, chain) for chain in ordered for j in range(len(block.samples))]
-    results: dict[tuple[int, Chain], ChainResult] = {}
-    for start in range(0, len(jobs), JOBS_PER_CALL):
-        part = jobs[start : start + JOBS_PER_CALL]
-        results |= zip(part, scorer.score(block, part), strict=True)
-        tick(len(part))
+    results = in_parts(scorer.score, block, jobs, tick)
     observed = []
     for j, encoded in enumerate(block.samples):
         answer = results[j, full]

@@ -272,10 +272,15 @@ def read_records(path: Path, setting: str = "records") -> list[SearchRecord]:
     return records
 
 
+def runs_file(path: Path) -> Path:
+    """Return the file beside a record file that names the runs which made it; of schema 2 it has another name."""
+    return meta_path(path) if meta_path(path).exists() else path.with_suffix(".settings.json")
+
+
 def model_of(path: Path) -> str | None:
     """Return the base model that a record file's first run names; None: it names none."""
-    beside = next((one for one in (meta_path(path), path.with_suffix(".settings.json")) if one.exists()), None)
-    runs = [] if beside is None else read_json(beside).get("runs", [])
+    beside = runs_file(path)
+    runs = read_json(beside).get("runs", []) if beside.exists() else []
     found = runs[0].get("settings", {}).get("model") if runs else None
     return found if isinstance(found, str) else None
 

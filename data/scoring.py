@@ -6,7 +6,7 @@ One scorer serves search, training and evaluation, so that all three see the sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -484,6 +484,24 @@ def confidences(
     for i, logits in zip(free, scorer.first_token_logits(block, free, chain), strict=True):
         found[i] = float(logits.double().softmax(0).max())
     return [found[i] for i in places]
+
+
+JOBS_PER_CALL = 256
+"""(Sample, chain) pairs run at once, which bounds the memory of their last states; shared prefixes stay cached."""
+Judge = Callable[[SampleBlock, Sequence[tuple[int, Chain]]], list[ChainResult]]
+"""`ChainScorer.judge` (the real mode) or `ChainScorer.score` (the cheap one)."""
+
+
+def in_parts(
+    judge: Judge, block: SampleBlock, jobs: Sequence[tuple[int, Chain]], told: Callable[[int], object]
+) -> dict[tuple[int, Chain], ChainResult]:
+    """Run jobs, of which none stands twice, `JOBS_PER_CALL` at once; `told` hears how many are done after each call."""
+    results: dict[tuple[int, Chain], ChainResult] = {}
+    for start in range(0, len(jobs), JOBS_PER_CALL):
+        part = jobs[start : start + JOBS_PER_CALL]
+        results |= zip(part, judge(block, part), strict=True)
+        told(len(part))
+    return results
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

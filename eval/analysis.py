@@ -21,7 +21,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass as settings_dataclass
 
 from data.figures import save_figure
-from data.records import SearchRecord, read_records
+from data.records import SearchRecord, read_records, runs_file
 from data.statistics import mean_interval, wilson_interval
 from eval.figures import LayerRows, draw_layer_rates, draw_layer_use
 from eval.measures import LayerUse, layer_use
@@ -118,9 +118,8 @@ def analysis_of(folder: Path, seed: int) -> dict[str, Any]:
 
 def _read_search(path: Path) -> Searched | None:
     """Read a search; None: the file is none, or a menu table."""
-    beside = [path.with_suffix(suffix) for suffix in (".meta.json", ".settings.json")]  # the second: of schema 2
-    meta = next((file for file in beside if file.is_file()), None)
-    runs = read_json(meta).get("runs") if meta is not None else None
+    beside = runs_file(path)
+    runs = read_json(beside).get("runs") if beside.is_file() else None
     settings = runs[-1].get("settings", {}) if runs else {}
     if "search" not in settings or settings.get("menu") is not None:
         return None
@@ -245,7 +244,7 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
 
 def print_analysis(content: dict[str, Any]) -> None:
     """Print the tables of analysis.json."""
-    console, _ = console_for(sys.stdout)
+    console = console_for(sys.stdout)
     groups = [(one, name, group) for one in content["searches"] for name, group in one["groups"].items()]
     rows = [
         [

@@ -335,7 +335,7 @@ def _alone(first: Evaluation, second: Evaluation) -> list[str]:
 
 def print_comparison(found: Comparison, stream: TextIO) -> None:
     """Print what `compare` found."""
-    console, _ = console_for(stream)
+    console = console_for(stream)
     for which, side in (("A", found.a), ("B", found.b)):
         only = f", {side.n_only_here} of them only here: left out" if side.n_only_here else ""
         console.print(printable(f"{which}: {side.report}, n = {side.n}{only}"))

@@ -324,7 +324,7 @@ def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def print_curves(content: dict[str, Any]) -> None:
     """Print the tables of `curves.json`."""
-    console, _ = console_for(sys.stdout)
+    console = console_for(sys.stdout)
     full, points = content["full"], content["points"]
     baselines = list(dict.fromkeys(name for point in points for name in point["against"]))
     rows = [

@@ -224,7 +224,7 @@ def latency_of(
 
 def print_latency(content: dict[str, Any], stream: TextIO) -> None:
     """Print a table a size of batch."""
-    console, _ = console_for(stream)
+    console = console_for(stream)
     for cell in content["cells"]:
         profile = cell["profile"]
         console.print(

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from data.records import ChainResult, SearchRecord
+from data.records import ChainResult, SearchRecord, runs_file
 from data.statistics import Estimate, PairedShares, Proportion, Sums, estimate_of, mean_of, paired_shares, share_of
-from data.store import meta_path
 from eval.results import fields_of
 from router.files import read_json, require_file, sha256_file
 from router.validation import STORED, Count, InputError, NotNegative, Positive
@@ -425,9 +424,7 @@ def _search_settings(path: Path) -> dict[str, Any]:
     Raises:
         InputError: where they are missing, or the record file is not the one that they name.
     """
-    beside = require_file(
-        meta_path(path) if meta_path(path).exists() else path.with_suffix(".settings.json"), "records"
-    )
+    beside = require_file(runs_file(path), "records")
     content = read_json(beside)
     runs = content.get("runs")
     settings = runs[-1].get("settings") if isinstance(runs, list) and runs and isinstance(runs[-1], dict) else None

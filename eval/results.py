@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,10 +18,9 @@ from data.flops import ForwardFlops
 from data.pool import Batch, Tick, run_batches
 from data.records import Answer, ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, EncodedSample, Judge, batches_by_length, in_parts
 from data.store import Store, read_finished
 from eval.arms import ALWAYS, FULL, LABELS, Arm
-from router.chain import Chain
 from router.files import read_json, require_file
 from router.fingerprint import Fingerprints
 from router.validation import STORED, ChainField, Count, InputError, NotNegative, Positive, from_plain
@@ -37,10 +36,6 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """A SHA-256, 64 hex digits."""
 ArmName = Annotated[str, Field(pattern=rf"^({'|'.join(LABELS)}|router@[0-9.e+]+)$")]
 """Name of an arm; `router@23.5` is the router at a further budget, layers."""
-JOBS_PER_CALL = 256
-"""Chains run at once over a batch, which bounds the memory of their last states; shared prefixes stay cached."""
-Judge = Callable[[SampleBlock, Sequence[tuple[int, Chain]]], list[ChainResult]]
-"""`ChainScorer.judge` (the real mode) or `ChainScorer.score` (the cheap one)."""
 ALWAYS_READ = ("data/test", "records/test", "router/config.json", "router/router.safetensors")
 """Files whose SHA-256 every run names."""
 SAMPLE_FIELDS = ("task", "difficulty", "subject", "choices", "tokens")
@@ -174,11 +169,7 @@ def _run_batch(
     chosen = [arm.chains(block) for arm in arms]
     wanted = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
     jobs = sorted(wanted, key=lambda job: (job[1].layers, job[0]))
-    answered: dict[tuple[int, Chain], ChainResult] = {}
-    for start in range(0, len(jobs), JOBS_PER_CALL):
-        part = jobs[start : start + JOBS_PER_CALL]
-        answered |= dict(zip(part, judge(block, part), strict=True))
-        tick(len(part) / len(jobs) * len(arms) * len(samples))
+    answered = in_parts(judge, block, jobs, lambda done: tick(done / len(jobs) * len(arms) * len(samples)))
     return [
         ArmResult.of(arm.name, one.sample, one.length, answered[i, chains[i]])
         for arm, chains in zip(arms, chosen, strict=True)

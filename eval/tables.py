@@ -28,10 +28,10 @@ GROUP_ROWS = 60
 """Groups shown at most."""
 
 
-def console_for(stream: TextIO) -> tuple[Console, box.Box]:
-    """Return a console and a style of tables for a terminal, or for a file or pipe."""
+def console_for(stream: TextIO) -> Console:
+    """Return a console for a terminal, or for a file or pipe."""
     terminal = stream.isatty()
-    console = Console(
+    return Console(
         file=stream,
         width=None if terminal else PIPE_WIDTH,
         force_terminal=terminal,
@@ -39,7 +39,6 @@ def console_for(stream: TextIO) -> tuple[Console, box.Box]:
         highlight=False,
         markup=False,
     )
-    return console, box.SIMPLE if terminal else box.ASCII2
 
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -74,7 +73,7 @@ def probability(p: float | None) -> str:
 
 def print_report(report: Report, stream: TextIO) -> None:
     """Print a report's arms and what a reader must know with them."""
-    console, _ = console_for(stream)
+    console = console_for(stream)
     model, mode = report.model, report.judged_mode
     searched = "" if report.mode == mode else f", searched by {report.mode}"
     console.print(

@@ -47,7 +47,7 @@ def observed_by(
 def test_answers_are_those_of_each_chain_run_alone(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Oracle: every chain in a block of its own, one sample at a time, its layers written out.
     scorer, samples = scorer_for(mode), (sums if mode == "exact" else tiny_samples)("train", 8)
-    monkeypatch.setattr(profiling, "JOBS_PER_CALL", 7)  # calls end within a chain
+    monkeypatch.setattr("data.scoring.JOBS_PER_CALL", 7)  # calls end within a chain
     observed = observed_by(scorer, samples, tmp_path)
     assert list(observed.kept) == SKIPS
     differing = 0

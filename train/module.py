@@ -69,7 +69,7 @@ class RouterModule(LightningModule):
     def __init__(self, settings: HeadSettings) -> None:
         """Set the training; the head is built when the data are known."""
         super().__init__()
-        StateEncoder(1, **settings.encoder)  # built once for its checks: sizes are refused before any data is read
+        StateEncoder(1, **settings.encoder)  # draws random numbers: without it a seed would give another router
         self.objective = settings.objective()
         self.head_settings: dict[str, Any] = settings.encoder
         self._settings = settings
