@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from data.pool import Batch, RunSettings, Tick, run_batches
+from data.pool import Batch, Pool, Report, RunSettings, Task, run_batches
 from data.sample import Sample, Split
-from data.scoring import ChainScorer, batches_by_length, open_scorer
+from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
 from data.statistics import Interval, wilson_interval
 from data.store import Store
 from data.tasks import TASKS_FILE
@@ -108,7 +108,11 @@ class Accuracy:
 
 
 def answer_all(
-    scorer: ChainScorer, samples: Sequence[Sample], store: Store[Answered], batch_samples: int
+    scorer: ChainScorer,
+    samples: Sequence[Sample],
+    store: Store[Answered],
+    batch_samples: int,
+    pool: Pool | None = None,
 ) -> list[Answered]:
     """Run full depth on every sample, in its task's mode and in the real one where that is another.
 
@@ -119,26 +123,26 @@ def answer_all(
 
     Raises:
         InputError: where a sample cannot be asked.
+        UnfinishedError: where some batches could not be run.
     """
     encoded = scorer.encode_all(samples)
     full = Chain.full(scorer.num_layers)
-    modes = [list(dict.fromkeys((one.task.mode, one.task.judged_mode))) for one in encoded]
-    keys = [[f"{sample.id}/{mode}" for mode in own] for sample, own in zip(samples, modes, strict=True)]
+    keys = [[f"{one.sample.id}/{mode}" for mode in _modes(one)] for one in encoded]
 
-    def work(batch: Batch[int], _: Tick) -> list[Answered]:
-        block = scorer.load([encoded[i] for i in batch.items])
+    def work(batch: Batch[EncodedSample], _: Report) -> list[Answered]:
+        block = scorer.load(batch.items)
         places = range(len(batch.items))
-        again = [j for j in places if len(modes[batch.items[j]]) > 1]
+        again = [j for j in places if len(_modes(batch.items[j])) > 1]
         found = []
         for run, asked, mode in ((scorer.score, places, 0), (scorer.judge, again, -1)):
             results = run(block, [(j, full) for j in asked])
-            for i, result in zip((batch.items[j] for j in asked), results, strict=True):
-                one = samples[i]
+            for encoded, result in zip((batch.items[j] for j in asked), results, strict=True):
+                one = encoded.sample
                 found.append(
                     Answered(
                         sample_id=one.id,
                         task=one.task,
-                        mode=modes[i][mode],
+                        mode=_modes(encoded)[mode],
                         difficulty=one.label("difficulty"),
                         choices=len(one.choices),
                         prediction=result.prediction,
@@ -148,12 +152,24 @@ def answer_all(
         return found
 
     batches = [
-        Batch(str(number), tuple(places), tuple(key for i in places for key in keys[i]), len(places))
+        Batch(
+            str(number), tuple(encoded[i] for i in places), tuple(key for i in places for key in keys[i]), len(places)
+        )
         for number, places in enumerate(batches_by_length([one.length for one in encoded], batch_samples))
     ]
-    run_batches(store, batches, work, label="full depth", unit="sample")
+    run_batches(store, batches, Task(work, key_of, scorer), label="full depth", unit="sample", pool=pool)
     store.finish([key for own in keys for key in own])
     return list(store.rows())
+
+
+def _modes(encoded: EncodedSample) -> list[str]:
+    """Return the modes in which a sample is asked: its task's and, where that is another, the real one."""
+    return list(dict.fromkeys((encoded.task.mode, encoded.task.judged_mode)))
+
+
+def key_of(row: Answered) -> str:
+    """Return a row's key in its store."""
+    return f"{row.sample_id}/{row.mode}"
 
 
 def accuracies(answered: Sequence[Answered]) -> list[Accuracy]:
@@ -189,8 +205,9 @@ def accuracy(settings: MeasureSettings, resolved: dict[str, Any]) -> None:
     model = settings.model or DEFAULT_MODEL
     scorer, samples = settings.opened()
     identity = identity_of(settings, scorer, samples)
-    store = Store(settings.out / RESULTS_FILE, Answered, identity, lambda row: f"{row.sample_id}/{row.mode}")
-    figures = accuracies(answer_all(scorer, samples, store, settings.batch_samples))
+    store = Store(settings.out / RESULTS_FILE, Answered, identity, key_of)
+    with settings.pool() as pool:
+        figures = accuracies(answer_all(scorer, samples, store, settings.batch_samples, pool))
     print(f"{model}, {scorer.num_layers} layers, {scorer.dtype}, full depth, split {settings.split}")
     heads = ("task", "mode", "difficulty", "n", "accuracy", "95 % interval", "chance", "no answer")
     line = "{:<22}{:<14}{:>10}{:>7}{:>10}{:>17}{:>8}{:>11}"

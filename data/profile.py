@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +28,11 @@ from torch import Tensor
 
 from data.accuracy import MeasureSettings, identity_of
 from data.figures import save_figure
-from data.pool import Batch, Tick, run_batches
+from data.pool import Batch, Pool, Report, States, Task, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
 from data.records import ChainResult, agrees
 from data.sample import Sample, Split
-from data.scoring import ChainScorer, SampleBlock, batches_by_length, in_parts
+from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length, in_parts
 from data.states import StatesOrigin, read_states, write_states
 from data.statistics import greatest_probability
 from data.store import Store
@@ -89,8 +90,10 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     identity = {**identity_of(settings, scorer, samples), "first_skip": first}
     # In this order, which is no data set's, folds are dealt.
     samples = sorted(samples, key=lambda one: hashlib.sha256(one.id.encode()).digest())
+    with settings.pool() as pool:
+        observed = observe(scorer, samples, skips, settings.out, identity, settings.batch_samples, pool)
     found = probe(
-        observe(scorer, samples, skips, settings.out, identity, settings.batch_samples),
+        observed,
         folds=settings.folds,
         seed=settings.seed,
         components=settings.components,
@@ -129,6 +132,7 @@ def observe(
     out: Path,
     identity: Mapping[str, Any],
     batch_samples: int = 32,
+    pool: Pool | None = None,
 ) -> Observations:
     """Run full depth and every skip on every sample, and read the states at every layer; shows a progress bar.
 
@@ -142,6 +146,7 @@ def observe(
         out: the folder.
         identity: what the answers are of.
         batch_samples: samples in one block; it changes speed and memory, not the result (but for rounding).
+        pool: where the chains run; None: in this process.
 
     Raises:
         InputError: where a sample cannot be asked, the model gives a number that is not finite, or the folder holds
@@ -152,22 +157,25 @@ def observe(
     layers = range(1, scorer.num_layers)
     folder, origin = writable_directory(out, "out") / "states", StatesOrigin(scorer.fingerprints, scorer.dtype)
 
-    def work(batch: Batch[int], tick: Tick) -> list[Observed]:
-        block = scorer.load([encoded[i] for i in batch.items])
-        features = {e: dict(zip(batch.keys, features_at(scorer, block, e), strict=True)) for e in layers}
-        write_states(folder / f"{batch.name}.safetensors", origin, features)
-        return answers_of(scorer, block, skips, tick)
+    def work(batch: Batch[EncodedSample], report: Report) -> list[Observed]:
+        block = scorer.load(batch.items)
+        report.keep({e: dict(zip(batch.keys, features_at(scorer, block, e), strict=True)) for e in layers})
+        return answers_of(scorer, block, skips, report.tick)
+
+    def keep(name: str, states: States) -> None:
+        write_states(folder / f"{name}.safetensors", origin, states)
 
     batches = []
     for places in batches_by_length([one.length for one in encoded], batch_samples):
         keys = tuple(ids[i] for i in places)
-        batches.append(Batch(sha256_json(keys)[:16], tuple(places), keys, len(places) * (1 + len(skips))))
-    store = Store(out / ANSWERS_FILE, Observed, identity, lambda row: row.sample_id)
+        items = tuple(encoded[i] for i in places)
+        batches.append(Batch(sha256_json(keys)[:16], items, keys, len(places) * (1 + len(skips))))
+    store = Store(out / ANSWERS_FILE, Observed, identity, _key_of)
     there = read_states([folder], origin, ids, layers[0])
     for batch in batches:
         if any(key in store and key not in there for key in batch.keys):
-            work(batch, lambda _: None)  # the folder of states was deleted or damaged
-    run_batches(store, batches, work, label="observe", unit="chain")
+            work(batch, Report(lambda _: None, partial(keep, batch.name)))  # the states were deleted or damaged
+    run_batches(store, batches, Task(work, _key_of, scorer, keep), label="observe", unit="chain", pool=pool)
     store.finish(ids)
     rows = list(store.rows())
     features = {}
@@ -181,6 +189,10 @@ def observe(
         np.array([row.correct for row in rows]),
         {skip: np.array([row.kept[j] for row in rows]) for j, skip in enumerate(skips)},
     )
+
+
+def _key_of(row: Observed) -> str:
+    return row.sample_id
 
 
 def features_at(scorer: ChainScorer, block: SampleBlock, read_layer: int) -> list[Float[Tensor, " features"]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -217,6 +218,8 @@ class ChainScorer:
     """Runs chains on samples and judges what they answer.
 
     Attributes:
+        model: the frozen base model.
+        tokenizer: its tokenizer.
         tasks: the samples' tasks.
         batch_tokens: tokens in one call of a layer at most.
         num_layers: layers of the model.
@@ -236,6 +239,7 @@ class ChainScorer:
         batch_tokens: int = 1024,
         state_bytes: int = 2**30,
         packed: bool = True,
+        origin: ModelSettings | None = None,
     ) -> None:
         """Prepare a model for its tasks.
 
@@ -246,15 +250,17 @@ class ChainScorer:
             batch_tokens: tokens in one call of a layer at most.
             state_bytes: bytes of computed states kept for reuse.
             packed: whether the choices of a sample share one row where the model allows it.
+            origin: where the model comes from, for another process that is to load it too; None: only this one has it.
         """
         self.tasks = TaskSet.of(tasks)
+        self.model, self.tokenizer = model, tokenizer
+        self._origin, self._state_bytes = origin, state_bytes
         self._encoder = Encoder(model, tokenizer, self.tasks)
-        self._tokenizer = tokenizer
         self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes)
         self._generator = Generator(model, tokenizer, batch_tokens=4 * batch_tokens)
         self._grader = Grader()
         self.batch_tokens = batch_tokens
-        self._packed = packed and self._executor.can_pack
+        self._asked_packed, self._packed = packed, packed and self._executor.can_pack
         self.num_layers = self._executor.num_layers
         self.d_model = int(model.config.get_text_config(decoder=True).hidden_size)
         self.dtype = str(model.dtype).removeprefix("torch.")
@@ -264,6 +270,48 @@ class ChainScorer:
             tokenizer=tokenizer_fingerprint(tokenizer),
             prompt=self.tasks.prompt_hash(),
         )
+
+    @classmethod
+    def open(
+        cls,
+        origin: ModelSettings,
+        tasks: Task | TaskSet,
+        *,
+        batch_tokens: int = 1024,
+        state_bytes: int = 2**30,
+        packed: bool = True,
+    ) -> ChainScorer:
+        """Load a model for its tasks; workers in other processes can then load it too.
+
+        Raises:
+            InputError: where the model or its device does not exist.
+        """
+        model, tokenizer = load_model(
+            origin.model or DEFAULT_MODEL, dtype=origin.dtype, device=origin.device, revision=origin.revision
+        )
+        sizes = {"batch_tokens": batch_tokens, "state_bytes": state_bytes}
+        return cls(model, tokenizer, tasks, **sizes, packed=packed, origin=origin)
+
+    def with_tasks(self, tasks: TaskSet) -> ChainScorer:
+        """Return a scorer of the same model for other tasks."""
+        sizes = {"batch_tokens": self.batch_tokens, "state_bytes": self._state_bytes}
+        return ChainScorer(self.model, self.tokenizer, tasks, **sizes, packed=self._asked_packed, origin=self._origin)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process by name: the model is loaded there, and must be the same."""
+        if self._origin is None:
+            raise TypeError("a scorer of a model that was not loaded by name cannot go to another process")
+        kept = (self._origin, self.tasks, self.batch_tokens, self._state_bytes, self._asked_packed)
+        return _reopened, (*kept, self.fingerprints)
+
+    @property
+    def unjudged(self) -> int:
+        """Answers that could not be graded in time, in this process and in others that tell it."""
+        return self._grader.unjudged
+
+    @unjudged.setter
+    def unjudged(self, count: int) -> None:
+        self._grader.unjudged = count
 
     @property
     def statistics(self) -> ExecutorStatistics:
@@ -280,8 +328,8 @@ class ChainScorer:
             notes.append(
                 f"{len(self._encoder.unreachable)} right answers are longer than max_new_tokens lets one generate"
             )
-        if self._grader.unjudged:
-            notes.append(f"{self._grader.unjudged} answers could not be graded in time and count as wrong")
+        if self.unjudged:
+            notes.append(f"{self.unjudged} answers could not be graded in time and count as wrong")
         return notes
 
     def means_the_same(self, sample: Sample, answer: str) -> bool:
@@ -376,7 +424,7 @@ class ChainScorer:
             emitted = [int(token) for token in best]
             same = [one == wanted for one, wanted in zip(emitted, encoded.continuations[0], strict=True)]
             known = same.index(False) + 1 if False in same else len(same)
-            text = str(self._tokenizer.decode(emitted[:known], skip_special_tokens=True))
+            text = str(self.tokenizer.decode(emitted[:known], skip_special_tokens=True))
             with self._finite(encoded.sample):
                 results.append(ChainResult.from_tokens(chain, logprobs, margins, all(same), text))
         return results
@@ -523,7 +571,32 @@ def open_scorer(
     samples = read_samples(data / f"{split}.jsonl", f"data: {split}")[:limit]
     for name in {sample.task for sample in samples}:
         tasks[name]  # refuses a sample of another task
-    loaded, tokenizer = load_model(
-        model.model or DEFAULT_MODEL, dtype=model.dtype, device=model.device, revision=model.revision
-    )
-    return ChainScorer(loaded, tokenizer, tasks, batch_tokens=batch_tokens), samples
+    return ChainScorer.open(model.base, tasks, batch_tokens=batch_tokens), samples
+
+
+_opened: dict[tuple[Any, ...], ChainScorer] = {}
+"""The scorer that this process has opened for another, by the model's settings: one model at a time."""
+
+
+def _reopened(
+    origin: ModelSettings,
+    tasks: TaskSet,
+    batch_tokens: int,
+    state_bytes: int,
+    packed: bool,
+    fingerprints: Fingerprints,
+) -> ChainScorer:
+    """Return the scorer of another process in this one; see `ChainScorer.__reduce__`.
+
+    Raises:
+        InputError: where the model cannot be loaded, or is not the same.
+    """
+    key = (origin.model, origin.revision, origin.dtype, origin.device, batch_tokens, state_bytes, packed)
+    if key not in _opened:
+        _opened.clear()
+        _opened[key] = ChainScorer.open(
+            origin, tasks, batch_tokens=batch_tokens, state_bytes=state_bytes, packed=packed
+        )
+    scorer = _opened[key].with_tasks(tasks)
+    scorer.fingerprints.require(fingerprints, f"model {origin.model or DEFAULT_MODEL} as it is here")
+    return scorer

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from router.files import JsonLog, read_json, replacing, sha256_file, writable_directory, write_json
+from router.files import JsonLog, json_line, read_json, replacing, sha256_file, writable_directory, write_json
 from router.validation import InputError, from_plain, parse_json, shown, to_plain
 
 SCHEMA = 1
@@ -140,7 +140,11 @@ class Store(Generic[RowT]):
                 yield path, streams[path].read(length)
 
     def append(self, rows: Sequence[RowT]) -> None:
-        """Add rows; they are on the disk when this returns.
+        """Add rows; they are on the disk when this returns. Errors as of `append_lines`."""
+        self.append_lines([(self.key(row), json_line(to_plain(row))) for row in rows])
+
+    def append_lines(self, lines: Sequence[tuple[str, bytes]]) -> None:
+        """Add rows, each given as its key and its line; they are on the disk when this returns.
 
         Raises:
             InputError: where another process writes them too, or the folder cannot be written.
@@ -150,8 +154,9 @@ class Store(Generic[RowT]):
             if not meta_path(self.path).exists():
                 self._write_meta()
             self._log = JsonLog(self._partial)
-        for row, (offset, length) in zip(rows, self._log.append(*map(to_plain, rows)), strict=True):
-            self._places[self.key(row)] = (self._partial, offset, length)
+        places = self._log.append(*(line for _, line in lines))
+        for (key, _), (offset, length) in zip(lines, places, strict=True):
+            self._places[key] = (self._partial, offset, length)
 
     def note(self, run: Mapping[str, Any]) -> None:
         """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one."""

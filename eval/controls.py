@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.answers import folded, parse_letter
+from data.pool import Pool
 from data.records import ChainResult, SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, SampleBlock
@@ -301,12 +301,11 @@ def run_controls(
     out: Path,
     plan: Plan,
     identity: Mapping[str, Any],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     scorer: ChainScorer,
     samples: Sequence[Sample],
     results: Sequence[ArmResult],
     batch_samples: int,
+    pool: Pool | None = None,
 ) -> None:
     """Run the controls, or go on where an earlier run was stopped.
 
@@ -314,12 +313,11 @@ def run_controls(
         out: folder of the run.
         plan: what is controlled.
         identity: what the run's results are of.
-        model: the base model.
-        tokenizer: its tokenizer.
         scorer: the run's scorer.
         samples: the test samples.
         results: the run's results, with those of full depth and the oracle for every sample.
         batch_samples: samples loaded at once.
+        pool: where the chains run; None: in this process.
 
     Raises:
         InputError: where a file is corrupt, or the folder holds other controls.
@@ -330,7 +328,7 @@ def run_controls(
     written = [one for one in samples if one.id in set(plan.generated)]
     for shuffle in plan.shuffles:
         tasks = TaskSet.of([scorer.tasks[name] for name in sorted({one.task for one in again})])
-        reshuffled = ChainScorer(model, tokenizer, tasks.shuffled(shuffle), batch_tokens=scorer.batch_tokens)
+        reshuffled = scorer.with_tasks(tasks.shuffled(shuffle))
         run_arms(
             [KnownArm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],
             again,
@@ -339,16 +337,18 @@ def run_controls(
             result_store(out / f"reshuffled-{shuffle}.jsonl", identity, scorer.num_layers),
             batch_samples,
             f"reshuffled {shuffle}",
+            pool,
         )
     if written:
         run_arms(
             [KnownArm(of_arm, generated_name(arm)) for arm, of_arm in chains.items()],
             written,
             scorer,
-            GenerationJudge.of(model, scorer),
+            GenerationJudge.of(scorer),
             result_store(out / GENERATED_FILE, identity, scorer.num_layers),
             batch_samples,
             "generated",
+            pool,
         )
 
 
@@ -375,9 +375,9 @@ class GenerationJudge:
     positions: int | None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, scorer: ChainScorer) -> GenerationJudge:
-        """Return the judge of a model and its scorer."""
-        return cls(scorer, context_of(model))
+    def of(cls, scorer: ChainScorer) -> GenerationJudge:
+        """Return the judge of a scorer's model."""
+        return cls(scorer, context_of(scorer.model))
 
     def __call__(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
         """Generate and grade an answer for each (index of a sample in the block, chain), in order."""

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.flops import ForwardFlops
-from data.pool import Batch, Tick, run_batches
+from data.pool import Batch, Pool, Report, Task, Tick, run_batches
 from data.records import Answer, ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, Judge, batches_by_length, in_parts
@@ -127,6 +127,7 @@ def run_arms(
     store: Store[ArmResult],
     batch_samples: int,
     label: str,
+    pool: Pool | None = None,
     run: dict[str, Any] | None = None,
 ) -> None:
     """Run each arm's chain on each sample, or go on where an earlier run was stopped; finishes the store.
@@ -142,6 +143,7 @@ def run_arms(
         store: where the results go.
         batch_samples: samples loaded at once.
         label: name of the progress bar.
+        pool: where the chains run; None: in this process.
         run: what the store says of this run.
 
     Raises:
@@ -154,10 +156,10 @@ def run_arms(
         keys = tuple(f"{arm.name}/{one.sample.id}" for arm in arms for one in items)
         batches.append(Batch(str(number), items, keys, len(keys)))
 
-    def work(batch: Batch[EncodedSample], tick: Tick) -> list[ArmResult]:
-        return _run_batch(arms, batch.items, scorer, judge, tick)
+    def work(batch: Batch[EncodedSample], report: Report) -> list[ArmResult]:
+        return _run_batch(arms, batch.items, scorer, judge, report.tick)
 
-    run_batches(store, batches, work, label=label, unit="answer", run=run)
+    run_batches(store, batches, Task(work, key_of, scorer), label=label, unit="answer", pool=pool, run=run)
     store.finish([f"{arm.name}/{sample.id}" for arm in arms for sample in samples])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.flops import ForwardFlops, count_forward
+from data.pool import Pool
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer
 from data.store import Store
@@ -82,7 +83,7 @@ from eval.tables import print_report
 from eval.tracking import track_report
 from router.chain import Chain
 from router.command import parse_settings, provenance
-from router.engine.load import load_model, resolve_device
+from router.engine.load import ModelSettings, resolve_device
 from router.files import read_json, writable_directory, write_json
 from router.latency import budget_for
 from router.storage import Operation, load_router
@@ -188,34 +189,39 @@ def evaluate(
         InputError: where router or records were made for another model, tokenizer or prompt.
     """
     name, revision = base_model(settings, inputs.router)
-    model, tokenizer = load_model(name, dtype=settings.dtype, device=resolve_device(settings.device), revision=revision)
-    scorer = ChainScorer(model, tokenizer, inputs.tasks, batch_tokens=settings.batch_tokens)
+    origin = ModelSettings(model=name, revision=revision, dtype=settings.dtype, device=settings.device)
+    scorer = ChainScorer.open(origin, inputs.tasks, batch_tokens=settings.batch_tokens)
     inputs.require(scorer.fingerprints, settings)
-    run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(model))
+    run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(scorer.model))
     note = {**to_plain(run.provenance), "run": uuid.uuid4().hex[:12]}
     store.note(note)  # from here on, the folder is this evaluation's
     if not (settings.out / RUN_FILE).exists():
         write_json(settings.out / RUN_FILE, to_plain(run))
     test = inputs.samples["test"]
     write_samples(settings.out / SAMPLES_FILE, test)
-    made = make_arms(settings, inputs, scorer, arms, identity)
-    run_arms(made, test, scorer, scorer.judge, store, settings.batch_samples, "test", note)
-    if plan is not None:
-        run_controls(
-            settings.out, plan, identity, model, tokenizer, scorer, test, list(store.rows()), settings.batch_samples
-        )
+    with settings.pool() as pool:
+        made = make_arms(settings, inputs, scorer, arms, identity, pool)
+        run_arms(made, test, scorer, scorer.judge, store, settings.batch_samples, "test", pool, note)
+        if plan is not None:
+            rows = list(store.rows())
+            run_controls(settings.out, plan, identity, scorer, test, rows, settings.batch_samples, pool)
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
 
 
 def make_arms(
-    settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, arms: Sequence[ArmPlan], identity: dict[str, Any]
+    settings: EvalSettings,
+    inputs: Inputs,
+    scorer: ChainScorer,
+    arms: Sequence[ArmPlan],
+    identity: dict[str, Any],
+    pool: Pool,
 ) -> list[Arm]:
     """Return every arm; those that are chosen on train and validation are chosen, or read again."""
     n, out, size, router = scorer.num_layers, settings.out, settings.batch_samples, inputs.router
     read_layer = router.config.read_layer
     reader = StatesReader(scorer, read_layer)
     routed = RouterArm(reader, router, Operation(budget=settings.budget))
-    static, mixture = choose_static_arms(settings, inputs, scorer, routed, identity)
+    static, mixture = choose_static_arms(settings, inputs, scorer, routed, identity, pool)
     depth = static.router_validation_depth
 
     def early_exit() -> Arm:
@@ -251,7 +257,7 @@ def make_arms(
 
 
 def choose_static_arms(
-    settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, router: Arm, identity: dict[str, Any]
+    settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, router: Arm, identity: dict[str, Any], workers: Pool
 ) -> tuple[StaticChoice, MixtureChoice]:
     """Choose the best static chain and the best mixture, or read the choice of an earlier run.
 
@@ -277,7 +283,7 @@ def choose_static_arms(
     if candidates is None:
         arms = [StaticArm(chain, str(chain)) for chain in pool]
         store = result_store(out / CANDIDATES_FILE, identity, n)
-        run_arms(arms, seen, scorer, scorer.score, store, size, "static chains")
+        run_arms(arms, seen, scorer, scorer.score, store, size, "static chains", workers)
         candidates = tally(store.rows())
     static = describe_static(candidates, max_depth, searched, scorer.tasks.mode)
     mixture = choose_mixture(candidates, max_depth)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from pydantic import ValidationError
 
-from router.validation import InputError, adapter, describe, explain, parse_yaml
+from router.validation import InputError, UnfinishedError, adapter, describe, explain, parse_yaml
 
 PACKAGES = (
     "torch",
@@ -155,7 +155,9 @@ def _stop(*_: object) -> None:
 
 
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's main function and return its exit status: 0, 2 for bad input or a full disk, 130 for Ctrl-C.
+    """Run a command's main function and return its exit status.
+
+    It is 0, 1 where a part of the work could not be done, 2 for bad input or a full disk, 130 for Ctrl-C.
 
     SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there.
     """
@@ -163,9 +165,9 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
         signal.signal(signal.SIGTERM, _stop)
     try:
         main(argv)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, UnfinishedError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, UnfinishedError) else 2
     except KeyboardInterrupt:
         print("interrupted: finished work is saved; run the same command again to go on", file=sys.stderr)
         return 130

@@ -114,6 +114,11 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def json_line(value: Any) -> bytes:
+    """Return a value as a line of a JSON Lines file."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 class JsonLog:
     """An append-only JSON Lines file: each append is on the disk before the call returns.
 
@@ -148,9 +153,8 @@ class JsonLog:
             self._stream.truncate(content.rfind(b"\n") + 1)
             os.fsync(self._stream.fileno())
 
-    def append(self, *values: Any) -> list[tuple[int, int]]:
-        """Append one line for each value, durably; returns each line's offset and length, bytes."""
-        lines = [(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode() for value in values]
+    def append(self, *lines: bytes) -> list[tuple[int, int]]:
+        """Append lines (`json_line`), durably and together; returns each line's offset and length, bytes."""
         offset = self._stream.seek(0, os.SEEK_END)
         self._stream.write(b"".join(lines))
         self._stream.flush()

@@ -50,6 +50,10 @@ class InputError(ValueError):
     """Bad input of the user's: one line that says what was expected and what came."""
 
 
+class UnfinishedError(Exception):
+    """Work of which a part could not be done, though its input is good; one line that says which part, and why."""
+
+
 def _as_chain(value: object, info: ValidationInfo) -> Chain:
     if isinstance(value, Chain):
         return value

@@ -26,10 +26,10 @@ from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, read_tasks
 from router.command import one_line, parse_settings, provenance, run_command
-from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model
+from router.engine.load import DEFAULT_MODEL, ModelSettings
 from router.files import require_directory, writable_directory
-from router.validation import SETTINGS, Count, InputError, Positive
-from search import menu
+from router.validation import SETTINGS, Count, InputError, Positive, UnfinishedError
+from search import menu, merge
 from search.menu import Menu, read_menu
 from search.run import BatchSearch, Cost, SplitSearch
 from search.settings import SearchSettings
@@ -51,6 +51,8 @@ class SearchRun(ModelSettings, RunSettings):
             settings under `search` then decide nothing; null: search.
         read_layers: layers e whose `hidden_states[e]` are kept in `<out>/<split>.states` for routers to be trained on,
             which costs next to no time here and a run of the model later.
+        part: which of how many parts of each split to search, for several drivers, "2/16"; `python -m search merge`
+            puts their records together.
         estimate_only: search one batch, say what the run would cost, keep nothing, and stop.
         search: settings of each sample's search.
     """
@@ -63,14 +65,18 @@ class SearchRun(ModelSettings, RunSettings):
     state_bytes: Count = 2**30
     menu: Path | None = None
     read_layers: tuple[Positive, ...] = ()
+    part: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] = "1/1"
     estimate_only: bool = False
     search: SearchSettings = SearchSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Refuse a split named twice."""
+        """Refuse a split named twice, and a part that there is not."""
         if len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits: expected each split once, got {list(self.splits)}")
+        number, parts = map(int, self.part.split("/"))
+        if number > parts:
+            raise ValueError(f"part: expected 1/{parts} to {parts}/{parts}, got {self.part!r}")
         return self
 
     def read_samples(self, split: str, tasks: TaskSet) -> list[Sample]:
@@ -94,6 +100,10 @@ class SearchRun(ModelSettings, RunSettings):
         return samples
 
 
+VERBS = {"menu": menu.main, "merge": merge.main}
+"""Words that may follow `python -m search`; without one it searches."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
@@ -101,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: at bad input.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    if given[:1] == ["menu"]:
-        menu.main(given[1:])
+    if given and given[0] in VERBS:
+        VERBS[given[0]](given[1:])
         return
     settings, plain = parse_settings(SearchRun, given, "search", "Search chains of layers for every sample.")
     require_directory(settings.data, "data")
@@ -112,13 +122,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         tasks = tasks.shuffled(settings.shuffle)
     writable_directory(settings.out, "out")
     plain["model"] = settings.model or DEFAULT_MODEL
-    model, tokenizer = load_model(
-        plain["model"], dtype=settings.dtype, device=settings.device, revision=settings.revision
+    scorer = ChainScorer.open(
+        settings.base, tasks, batch_tokens=settings.batch_tokens, state_bytes=settings.state_bytes
     )
-    scorer = ChainScorer(model, tokenizer, tasks, batch_tokens=settings.batch_tokens, state_bytes=settings.state_bytes)
     search = _search(settings, scorer)
     splits = [
-        SplitSearch(split, search, samples[split], settings.limit, settings.batch_samples, settings.out)
+        SplitSearch(split, search, samples[split], settings.limit, settings.batch_samples, settings.out, settings.part)
         for split in settings.splits
     ]
     waiting = [one for split in splits for one in split.waiting]
@@ -129,12 +138,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = next((batch for split in splits for batch in split.missing), None)
         if first is not None:
             start = time.monotonic()
-            records = search.search(first.items, lambda _: None)
-            cost.add(first.items, records, time.monotonic() - start)
-            print(cost.line)
+            cost.say(first.items, search.search(first.items, lambda _: None), time.monotonic() - start)
         return
-    for split in splits:
-        split.run(provenance(plain), cost)
+    unfinished = []
+    with settings.pool() as pool:
+        for split in splits:
+            try:
+                split.run(provenance(plain), cost, pool)
+            except UnfinishedError as error:
+                unfinished.append(f"{split.name}: {error}")
+    if unfinished:
+        raise UnfinishedError("; ".join(unfinished))
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     print(f"records: {settings.out}")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.answers import wrong_answers
-from data.pool import Batch, Tick, run_batches
+from data.pool import Batch, Done, Pool, Report, States, Task, run_batches
 from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
@@ -220,6 +220,7 @@ class SplitSearch:
         limit: int | None,
         batch_samples: int,
         out: Path,
+        part: str = "1/1",
     ) -> None:
         """Look at what is there.
 
@@ -230,6 +231,7 @@ class SplitSearch:
             limit: samples to search at most, the first ones; None: all.
             batch_samples: samples whose trees advance together; it changes the speed, not the search.
             out: folder of the record file.
+            part: which of how many parts of the batches to search, "2/16"; the parts' records are merged later.
 
         Raises:
             InputError: where the folder holds records of another search or of other samples.
@@ -238,13 +240,19 @@ class SplitSearch:
         self._targets = search.targets(samples)
         self._samples = {sample.id: sample for sample in samples[:limit]}
         self._batch_samples, self._out = batch_samples, out
+        self._number, self._parts = map(int, part.split("/"))
+        if self._parts > 1:
+            own = {key for batch in self.batches for key in batch.keys}
+            if not own:
+                raise InputError(f"part: expected one with a batch of the {name} split, got {part!r}; fewer parts do")
+            self._samples = {key: sample for key, sample in self._samples.items() if key in own}
         scorer = search.scorer
         identity = {
             **search.decides,
             "fingerprints": asdict(scorer.fingerprints),
             "targets": sha256_json(self._targets),
-        }
-        self.store = Store(out / f"{name}.jsonl", SearchRecord, identity, _key, num_layers=scorer.num_layers)
+        } | ({"part": part} if self._parts > 1 else {})
+        self.store = Store(out / f"{name}.jsonl", SearchRecord, identity, key_of, num_layers=scorer.num_layers)
         strange = [key for key in self.store.keys if key not in self._samples]
         if strange:
             raise InputError(f"out: expected records of these samples in {self.store.path}, got sample {strange[0]}")
@@ -268,7 +276,7 @@ class SplitSearch:
     @cached_property
     def batches(self) -> list[Batch[EncodedSample]]:
         """The partition into batches. It does not hang on what is finished, so a sample always has the same company."""
-        if all(key in self.store for key in self._samples):
+        if self._parts == 1 and all(key in self.store for key in self._samples):
             return []
         encoded = self.search.scorer.encode_all(self._samples.values(), self._targets)
         made = [
@@ -278,54 +286,76 @@ class SplitSearch:
         ids = [tuple(one.sample.id for one in batch) for batch in made]
         name = sha256_json(ids)[:8]
         units = self.search.settings.simulations
-        return [
+        every = [
             Batch(f"{name}-{number}", tuple(batch), keys, units * len(batch))
             for number, (batch, keys) in enumerate(zip(made, ids, strict=True))
         ]
+        return every[self._number - 1 :: self._parts]
 
-    def run(self, provenance: Mapping[str, Any], cost: Cost) -> None:
+    def run(self, provenance: Mapping[str, Any], cost: Cost, pool: Pool | None = None) -> None:
         """Search every sample that has no record, then put the records in order, and say what they are worth.
 
         Args:
             provenance: what the meta file says of this run.
-            cost: told what each batch costs.
+            cost: told what the first batch costs.
+            pool: where the batches run; None: in this process.
 
         Raises:
             InputError: where the records clearly do not fit on the disk; those of the first batch stay.
+            UnfinishedError: where some batches could not be run.
         """
-        states = self._out / f"{self.name}.states"
-        origin = StatesOrigin(self.search.scorer.fingerprints, self.search.scorer.dtype)
-        began = time.monotonic()
+        folder, search, began = self._out / f"{self.name}.states", self.search, time.monotonic()
+        origin = StatesOrigin(search.scorer.fingerprints, search.scorer.dtype)
 
-        def work(batch: Batch[EncodedSample], tick: Tick) -> list[SearchRecord]:
-            cost.say()  # only now are the records of the batch before on the disk
-            start, path = time.monotonic(), states / f"{batch.name}.safetensors"
-            records = self.search.search(batch.items, tick, lambda made: write_states(path, origin, made))
-            cost.add(batch.items, records, time.monotonic() - start)
-            return records
+        def work(batch: Batch[EncodedSample], report: Report) -> list[SearchRecord]:
+            return search.search(batch.items, report.tick, report.keep)
 
-        run = {**provenance, "run": uuid.uuid4().hex[:12]}
-        run_batches(self.store, self.batches, work, label=f"search {self.name}", unit="chain", run=run)
+        def keep(name: str, states: States) -> None:
+            write_states(folder / f"{name}.safetensors", origin, states)
+
+        def told(done: Done[EncodedSample]) -> None:
+            if not cost.said:
+                cost.say(done.batch.items, list(self.store.rows(done.batch.keys)), done.seconds)
+
+        run_batches(
+            self.store,
+            self.batches,
+            Task(work, key_of, search.scorer, keep),
+            label=f"search {self.name}",
+            unit="chain",
+            pool=pool,
+            run={**provenance, "run": uuid.uuid4().hex[:12]},
+            told=told,
+        )
         self.store.finish(list(self._samples))
         path = self.store.path
         found = Summary(self.store.rows(), self._before)
-        verification = path.with_suffix(".verification.json")
-        if found.tables and (not verification.exists() or self._before != frozenset(self._samples)):
-            tables = [asdict(table) for table in found.tables]
-            write_json(verification, {"schema": VERIFICATION_SCHEMA, "sha256": sha256_file(path), "tables": tables})
+        if self._before != frozenset(self._samples) or not path.with_suffix(".verification.json").exists():
+            write_verification(path, found)
         for line in found.lines(time.monotonic() - began, path.stat().st_size):
             tqdm.write(f"{self.name}: {line}")
 
 
-def _key(record: SearchRecord) -> str:
+def key_of(record: SearchRecord) -> str:
+    """Return a record's key in its store."""
     return record.sample_id
+
+
+def write_verification(path: Path, found: Summary) -> None:
+    """Write beside a record file how often verification did not agree, where it has verified."""
+    if found.tables:
+        content = {"sha256": sha256_file(path), "tables": [asdict(table) for table in found.tables]}
+        write_json(path.with_suffix(".verification.json"), {"schema": VERIFICATION_SCHEMA, **content})
 
 
 class Cost:
     """What a run is expected to cost, by what its first batch did: an estimate, not a promise.
 
-    Layers and bytes grow with the number of samples. Time grows with their tokens, because the first batch has the
-    shortest samples.
+    Layers and bytes grow with the number of samples. Time grows with their tokens, because a batch has samples of one
+    length.
+
+    Attributes:
+        said: whether it was said.
     """
 
     def __init__(self, samples: Sequence[EncodedSample], out: Path) -> None:
@@ -336,28 +366,15 @@ class Cost:
             out: folder of the records.
         """
         self._samples, self._out = samples, out
-        self._first: tuple[Sequence[EncodedSample], list[SearchRecord], float] | None = None
-        self._said = False
+        self.said = False
 
-    def add(self, batch: Sequence[EncodedSample], records: list[SearchRecord], seconds: float) -> None:
-        """Take in what the search of a batch made and how long it took; only the first one counts."""
-        self._first = self._first or (batch, records, seconds)
-
-    def say(self) -> None:
-        """Write the line, once, when there is a batch."""
-        if self._first is not None and not self._said:
-            tqdm.write(self.line)
-            self._said = True
-
-    @property
-    def line(self) -> str:
-        """The line on the cost; there must be a batch.
+    def say(self, batch: Sequence[EncodedSample], records: Sequence[SearchRecord], seconds: float) -> None:
+        """Write the line on the cost, given what the search of a batch made and how long it took in one process.
 
         Raises:
             InputError: where the records clearly do not fit on the disk.
         """
-        assert self._first is not None
-        batch, records, seconds = self._first
+        self.said = True
         times = len(self._samples) / len(batch)
         layers = times * sum(record.executed_layers for record in records)
         size = times * sum(len(json.dumps(to_plain(record), ensure_ascii=False).encode()) + 1 for record in records)
@@ -367,7 +384,7 @@ class Cost:
             raise InputError(
                 f"out: expected about {megabytes(size)} of free disk at {str(self._out)!r}, got {megabytes(free)}"
             )
-        return (
-            f"expected: {layers:,.0f} layers run, about {duration(total)}, {megabytes(size)} of records "
+        tqdm.write(
+            f"expected: {layers:,.0f} layers run, about {duration(total)} in one process, {megabytes(size)} of records "
             f"({megabytes(free)} free); measured on {len(batch)} of {len(self._samples):,} samples"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic.dataclasses import dataclass
 
-from data.pool import Batch, run_batches
+from data.pool import Batch, Task, run_batches
 from data.store import Store, differences, meta_path, read_finished
 from router.validation import STORED, InputError
 
@@ -182,7 +182,7 @@ def test_the_pool_runs_only_batches_with_missing_rows_and_runs_them_whole(tmp_pa
 
     store = opened(tmp_path)
     run = {"run": "x"}
-    assert run_batches(store, batches, work, label="test", unit="row", run=run) == 1
+    assert run_batches(store, batches, Task(work, lambda row: row.name), label="test", unit="row", run=run) == 1
     assert seen == ["1"]
     assert list(opened(tmp_path).rows(["aa", "b", "c"])) == rows("aa", "b", "c")
     assert opened(tmp_path).runs[0]["searched"] == 1

@@ -82,9 +82,7 @@ class Run:
 
     def control(self, out: Path) -> None:
         out.mkdir(exist_ok=True)
-        run_controls(
-            out, self.plan(), IDENTITY, self.model, tiny_tokenizer(), self.scorer, self.samples, self.results, 5
-        )
+        run_controls(out, self.plan(), IDENTITY, self.scorer, self.samples, self.results, 5)
 
     def finished(self, out: Path) -> bool:
         return controls_finished(out, self.plan(), IDENTITY, NUM_LAYERS)
@@ -267,7 +265,7 @@ def test_a_letter_is_generated_as_a_task_does_that_is_judged_so() -> None:
     found = []
     for task in (LETTER, load_task("arc_easy", "letter", max_new_tokens=2, real_mode="generate")):
         scorer = ChainScorer(model, tiny_tokenizer(), task)
-        judge = GenerationJudge.of(model, scorer) if task is LETTER else scorer.judge
+        judge = GenerationJudge.of(scorer) if task is LETTER else scorer.judge
         found.append(judge(scorer.load(scorer.encode_all(samples)), jobs))
     assert found[0] == found[1]
     assert [one.chain for one in found[0]] == [chain for _, chain in jobs]
@@ -279,7 +277,7 @@ def test_an_answer_ends_where_the_models_positions_do() -> None:
     scorer = ChainScorer(model, tiny_tokenizer(), load_task("arc_easy", "letter", max_new_tokens=32))
     encoded = scorer.encode(sample)
     assert 512 - 32 < len(encoded.prompt) < 512
-    (result,) = GenerationJudge.of(model, scorer)(scorer.load([encoded]), [(0, TRIED[0])])
+    (result,) = GenerationJudge.of(scorer)(scorer.load([encoded]), [(0, TRIED[0])])
     assert result.prediction is None
 
 
@@ -288,7 +286,7 @@ def test_a_choice_is_generated_as_text() -> None:
     model, tokenizer = digit_model(1), tiny_tokenizer()
     scorer = ChainScorer(model, tokenizer, load_task("arc_easy", prompt={"cue": ""}, max_new_tokens=1))
     samples = questions(8, ("1", "2", "22", "11"))
-    judge = GenerationJudge.of(model, scorer)
+    judge = GenerationJudge.of(scorer)
     jobs = [*itertools.product(range(8), TRIED)]
     said = set()
     for (i, chain), result in zip(jobs, judge(scorer.load(scorer.encode_all(samples)), jobs), strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from router.command import run_command
-from router.files import JsonLog, read_json_lines, replacing, sha256_json, writable_directory, write_json
+from router.files import JsonLog, json_line, read_json_lines, replacing, sha256_json, writable_directory, write_json
 from router.validation import InputError
 
 
@@ -30,11 +30,11 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
 def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with JsonLog(path) as log:
-        log.append({"i": 0}, {"i": 1})
+        log.append(json_line({"i": 0}), json_line({"i": 1}))
     with path.open("ab") as stream:
         stream.write(b'{"i": 2')
     with JsonLog(path) as log:
-        log.append({"i": 3})
+        log.append(json_line({"i": 3}))
     assert [value["i"] for _, value in read_json_lines(path)] == [0, 1, 3]
 
 
@@ -43,7 +43,7 @@ def test_a_log_has_one_writer(tmp_path: Path) -> None:
     with JsonLog(path), pytest.raises(InputError, match="expected to be its only writer"):
         JsonLog(path)
     with JsonLog(path) as log:
-        log.append({"i": 0})
+        log.append(json_line({"i": 0}))
     assert path.read_text() == '{"i": 0}\n'
 
 

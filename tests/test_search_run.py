@@ -271,7 +271,9 @@ def test_records_of_something_else_are_never_mixed_or_lost(
 
 
 COST = re.compile(
-    r"^expected: ([\d,]+) layers run, about ([\d.]+) s, ([\d.]+) MB of records .*measured on (\d+) of (\d+)", re.M
+    r"^expected: ([\d,]+) layers run, about ([\d.]+) s in one process, ([\d.]+) MB of records "
+    r".*measured on (\d+) of (\d+)",
+    re.M,
 )
 
 

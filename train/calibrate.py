@@ -21,7 +21,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from data.pool import Batch, Tick, run_batches
+from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split
 from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
@@ -53,7 +53,7 @@ TABLES = ("train", "validation")
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class CalibrateSettings(ModelSettings):
+class CalibrateSettings(ModelSettings, PoolSettings):
     """Settings of `python -m train calibrate`.
 
     Attributes:
@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
     _require_unseen(settings.router, samples)
     fixed = [] if settings.static is None else static_settings(settings.static)
-    done = run_settings(router, scorer, samples, [*tried, *fixed], settings)
+    with settings.pool() as pool:
+        done = run_settings(router, scorer, samples, [*tried, *fixed], settings, pool)
     n = scorer.num_layers
     own, static = done.part(slice(len(tried))), done.part(slice(len(tried), None))
     found = _certify(own, settings, starts=max(1, len(settings.least_scores)))
@@ -307,6 +308,7 @@ def run_settings(
     samples: Sequence[Sample],
     tried: Sequence[OperatingPoint | Chain],
     settings: CalibrateSettings,
+    pool: Pool | None = None,
 ) -> Calibration:
     """Route every sample at every setting and run the chains, in the mode of evaluation.
 
@@ -318,9 +320,11 @@ def run_settings(
         samples: the calibration samples.
         tried: operating points of the router, and static chains.
         settings: where the results lie, and sizes of batches.
+        pool: where the chains run; None: in this process.
 
     Raises:
         InputError: where the results are corrupt.
+        UnfinishedError: where some batches could not be run.
     """
     identity = {
         "fingerprints": asdict(scorer.fingerprints),
@@ -334,7 +338,7 @@ def run_settings(
     path = (settings.out or settings.router / "calibration") / f"{sha256_json(identity)[:16]}.jsonl"
     full = Chain.full(scorer.num_layers)
 
-    def work(batch: Batch[EncodedSample], tick: Tick) -> list[Routed]:
+    def work(batch: Batch[EncodedSample], report: Report) -> list[Routed]:
         block = scorer.load(batch.items)
         states = [state.cpu() for state in scorer.states(block, router.config.read_layer)]
         by_setting = [_chains(router, states, one) for one in tried]
@@ -345,7 +349,7 @@ def run_settings(
         for one, chains, wanted in zip(batch.items, distinct, picked, strict=True):
             answers = tuple(next(results) for _ in chains)
             made.append(Routed(one.sample.id, answers, tuple(chains.index(chain) for chain in wanted)))
-        tick(len(made))
+        report.tick(len(made))
         return made
 
     encoded = scorer.encode_all(samples)
@@ -354,7 +358,7 @@ def run_settings(
         for number, batch in enumerate(batches_by_length([one.length for one in encoded], settings.batch_samples))
     ]
     store = Store(path, Routed, identity, _key_of, num_layers=scorer.num_layers)
-    run_batches(store, batches, work, label="calibrate", unit="sample")
+    run_batches(store, batches, Task(work, _key_of, scorer), label="calibrate", unit="sample", pool=pool)
     store.finish([sample.id for sample in samples])
     rows = list(store.rows())
     return Calibration(

@@ -46,6 +46,11 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: str = "auto"
 
+    @property
+    def base(self) -> ModelSettings:
+        """These settings alone, without the rest of a command's."""
+        return ModelSettings(model=self.model, revision=self.revision, dtype=self.dtype, device=self.device)
+
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The base model of commands that name none and have no records or router that do."""

@@ -1,0 +1,269 @@
+"""How many records a second one driver takes from its workers, and how large a cluster it feeds.
+
+    python benchmarks/pool.py [--quick] [--json PATH]       needs Ray: pip install 'cola-router[cluster]'
+    python benchmarks/pool.py --simulate [--json PATH]      a run of 100,000 samples on 1 to 1,024 workers
+
+Workers that do nothing send records of real size (32 simulations: 8.6 kB; 200: 53 kB), and the driver appends them as
+in a real run: what it has acknowledged is on the disk. In one run and in turns:
+
+each        a flush to the disk after every record, no workers: what a store without group commit would take
+in process  the same records in batches of 32, no workers
+workers     batches of 32 from two worker processes through Ray, which is what a cluster's driver does
+
+Bar: 500 records a second. The simulation takes the driver's rate from this benchmark and batch times from a search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.pool import Batch, PoolSettings, Report, Task, run_batches
+from data.records import ChainResult, SearchRecord, pareto_front
+from data.store import Store
+from router.chain import Chain
+from router.files import json_line, write_json
+from router.fingerprint import Fingerprints
+from router.validation import to_plain
+
+BAR = 500.0
+"""Records a second."""
+BATCH = 32
+"""Samples of a batch, as `python -m search` has it."""
+LAYERS, CHOICES = 30, 4
+IDENTITY = {"of": "records that say nothing"}
+
+
+def made_up_record(simulations: int) -> SearchRecord:
+    """Return a record as long as those of the demo: a 30-layer model, four choices, so many simulations."""
+    rng = random.Random(simulations)
+    full = Chain.full(LAYERS)
+    chains = {full: None}
+    while len(chains) < simulations:
+        start = rng.randrange(3, LAYERS - 4)
+        shorter = full.skip(start, rng.randint(1, 4))
+        chains[shorter.skip(rng.randrange(3, shorter.depth - 4), rng.randint(1, 4))] = None
+    results = tuple(
+        ChainResult.from_scores(chain, [rng.uniform(-40, -5) for _ in range(CHOICES)], 0) for chain in chains
+    )
+    return SearchRecord(
+        sample_id="0" * 16,
+        task="arc_easy",
+        split="train",
+        metadata={},
+        mode="continuation",
+        num_layers=LAYERS,
+        first_editable=3,
+        dtype="bfloat16",
+        reward_target="gold",
+        target=0,
+        seed=0,
+        simulations=simulations,
+        nominal_layers=LAYERS * simulations,
+        executed_layers=LAYERS * simulations,
+        results=results,
+        pareto=pareto_front(results),
+        fingerprints=Fingerprints("0" * 64, "0" * 64, "0" * 64),
+        search="0" * 64,
+    )
+
+
+@dataclass(frozen=True)
+class Idle(Task[str, SearchRecord]):
+    """Work that costs a worker nothing: the line is there, only the sample's id is put in.
+
+    Attributes:
+        template: the line.
+    """
+
+    template: bytes = b""
+
+    def lines(self, batch: Batch[str], _: Report) -> list[tuple[str, bytes]]:
+        """Return a line for each sample."""
+        return [(key, self.template.replace(b"0" * 16, key.encode(), 1)) for key in batch.keys]
+
+
+def idle(simulations: int) -> Idle:
+    """Return the task that sends records of so many simulations."""
+    line = json_line(to_plain(made_up_record(simulations)))
+    return Idle(work=lambda *_: [], key=lambda record: record.sample_id, template=line)
+
+
+def store_in(folder: str) -> Store[SearchRecord]:
+    """Return a new store."""
+    return Store(Path(folder) / "train.jsonl", SearchRecord, IDENTITY, lambda one: one.sample_id, num_layers=LAYERS)
+
+
+def batches_of(count: int, size: int) -> list[Batch[str]]:
+    """Return batches of so many samples in all."""
+    keys = [f"{number:016x}" for number in range(count)]
+    parts = [tuple(keys[start : start + size]) for start in range(0, count, size)]
+    return [Batch(str(number), part, part, len(part)) for number, part in enumerate(parts)]
+
+
+def rate(task: Idle, count: int, size: int, pool: Any) -> float:
+    """Return records a second that reach the disk in a folder of this directory's disk."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        store, began = store_in(folder), time.monotonic()
+        added = run_batches(
+            store, batches_of(count, size), task, label="pool", unit="record", pool=pool, run={"run": "x"}
+        )
+        seconds = time.monotonic() - began
+        assert added == count == len(store.keys)
+        return count / seconds
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print the table, and return the figures."""
+    rounds, count = (2, 640) if options.quick else (5, 6400)
+    found: dict[str, dict[str, list[float]]] = {}
+    with PoolSettings(workers=2).pool() as workers, PoolSettings().pool() as here:
+        ways: dict[str, tuple[Any, int, int]] = {
+            "each": (here, 1, count // 10),
+            "in process": (here, BATCH, count),
+            "workers": (workers, BATCH, count),
+        }
+        for simulations in (32, 200):
+            task, rates = idle(simulations), found.setdefault(str(simulations), {name: [] for name in ways})
+            rate(task, BATCH * 4, BATCH, workers)  # they start
+            for _ in range(rounds):
+                for name, (pool, size, some) in ways.items():
+                    rates[name].append(rate(task, some, size, pool))
+            for name, values in rates.items():
+                size_kb, median = len(task.template) / 1000, statistics.median(values)
+                print(
+                    f"{simulations:>4} simulations, {size_kb:5.1f} kB, {name:>10}: {median:8.0f} records/s"
+                    f" ({min(values):.0f}..{max(values):.0f}), {median * size_kb / 1000:6.1f} MB/s"
+                )
+    kept = {size: statistics.median(rates["workers"]) for size, rates in found.items()}
+    for size, value in kept.items():
+        print(f"{size} simulations: {value:.0f} records/s ({'bar kept' if value >= BAR else 'BAR MISSED'})")
+    print(f"half a second a record: one driver feeds {min(kept.values()) * 0.5:,.0f} workers")
+    return {"rates": found, "bar": BAR, "quick": options.quick}
+
+
+BATCH_TIMES = (4, 5, 7, 7, 9, 10, 13, 15, 17, 18, 20, 23)
+"""Seconds of the full batches of the training split in `make demo` (32 samples of 32 simulations, ascending length; two
+cores of an AMD EPYC, 2026-11-26, read off the progress bar to a second); the simulation takes their spread alone."""
+LOAD_SECONDS = 60.0
+"""Assumed: a worker starts and loads a 7B model in a minute."""
+RESTART_SECONDS = 120.0
+"""Assumed: a lost worker's place is filled again after two minutes, loading aside."""
+RARE, SPOT = 1 / 50_000, 1 / 20
+"""Losses of a worker an hour: 419 interruptions in 54 days of 16,384 GPUs (Llama 3, arXiv 2407.21783, table 5), and,
+assumed, machines that can be taken away at any time, one in twenty an hour."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated run took.
+
+    Attributes:
+        hours: from start to end.
+        efficiency: time that finished batches took over all workers' time.
+        lost: batches that ran in vain.
+        driver: share of the time in which the driver was busy.
+    """
+
+    hours: float
+    efficiency: float
+    lost: int
+    driver: float
+
+
+def simulate(
+    workers: int, times: Sequence[float], losses_an_hour: float, driver_seconds: float, seed: int
+) -> Simulated:
+    """Run batches on workers that can be lost, as `data.cluster` hands them out: the longest first.
+
+    Args:
+        workers: places for a worker.
+        times: seconds of each batch.
+        losses_an_hour: of a worker; exponential times between losses.
+        driver_seconds: time that the driver needs for a batch; it takes one after the other.
+        seed: draws the losses.
+    """
+    rng = random.Random(seed)
+    queue = sorted(times)  # the next one is the last
+
+    def lost_after() -> float:
+        return rng.expovariate(losses_an_hour / 3600) if losses_an_hour else math.inf
+
+    # (time at which the worker is free, its number, time at which it is lost)
+    free = [(LOAD_SECONDS, number, LOAD_SECONDS + lost_after()) for number in range(workers)]
+    heapq.heapify(free)
+    running: list[tuple[float, int, float, float, bool]] = []
+    driver_free = busy = end = 0.0
+    lost = 0
+    while queue or running:
+        if queue and free and (not running or free[0][0] <= running[0][0]):
+            now, number, dies = heapq.heappop(free)
+            seconds = queue.pop()
+            dead = dies < now + seconds
+            heapq.heappush(running, (max(now, dies) if dead else now + seconds, number, dies, seconds, dead))
+            continue
+        now, number, dies, seconds, dead = heapq.heappop(running)
+        if dead:
+            lost += 1
+            queue.append(seconds)
+            back = now + RESTART_SECONDS + LOAD_SECONDS
+            heapq.heappush(free, (back, number, back + lost_after()))
+            continue
+        driver_free = max(driver_free, now) + driver_seconds  # the next batch is handed out after this one is taken
+        busy += driver_seconds
+        end = max(end, driver_free)
+        heapq.heappush(free, (driver_free, number, dies))
+    return Simulated(end / 3600, sum(times) / (workers * end), lost, busy / end)
+
+
+def simulation(options: argparse.Namespace) -> dict[str, Any]:
+    """Simulate clusters of 1 to 1,024 workers, print the table, and return it."""
+    count = 100_000 // BATCH
+    rng = random.Random(0)
+    rows = []
+    print(f"{count:,} batches of {BATCH} samples; a record takes {options.record_seconds:g} s of a worker")
+    print(f"driver: {options.driver_rate:g} records/s; losses an hour of a worker: {RARE:g} (rare), {SPOT:g} (spot)")
+    print("workers    rare: hours  efficiency  lost    spot: hours  efficiency  lost   driver busy")
+    shares = [rng.choice(BATCH_TIMES) for _ in range(count)]
+    scale = options.record_seconds * BATCH / statistics.mean(shares)
+    for power in range(11):
+        workers = 2**power
+        by_rate = [
+            simulate(workers, [one * scale for one in shares], losses, BATCH / options.driver_rate, seed=power)
+            for losses in (RARE, SPOT)
+        ]
+        rare, spot = by_rate
+        print(
+            f"{workers:>7}{rare.hours:>15.2f}{rare.efficiency:>12.3f}{rare.lost:>6}"
+            f"{spot.hours:>15.2f}{spot.efficiency:>12.3f}{spot.lost:>6}{rare.driver:>14.3f}"
+        )
+        rows.append({"workers": workers, "rare": vars(rare), "spot": vars(spot)})
+    return {"simulation": rows, "record_seconds": options.record_seconds, "driver_rate": options.driver_rate}
+
+
+def main() -> None:
+    """Run the benchmark or the simulation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer records and rounds")
+    parser.add_argument("--simulate", action="store_true", help="simulate clusters in place of measuring the driver")
+    parser.add_argument("--record_seconds", type=float, default=0.5, help="time that a worker needs for a record")
+    parser.add_argument("--driver_rate", type=float, default=BAR, help="records a second that the driver takes")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options = parser.parse_args()
+    run: Callable[[argparse.Namespace], dict[str, Any]] = simulation if options.simulate else measure
+    figures = run(options)
+    if options.json:
+        write_json(options.json, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Batches on Ray's workers: the same bytes as in one process, whatever dies; on a cluster of three nodes of one CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from pydantic.dataclasses import dataclass as validated
+from ray import cloudpickle
+
+from data.__main__ import main as data
+from data.cluster import PIECE_BYTES, Cluster, open_cluster, pieces_of
+from data.pool import Batch, PoolSettings, Report, Task, run_batches
+from data.store import Store
+from eval.run import main as evaluate
+from router.validation import STORED, InputError, UnfinishedError
+from search.__main__ import main as search
+from tests.evaluation import World, finished  # noqa: F401
+from tests.tiny import write_project
+from train.__main__ import main as train
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
+
+
+@validated(frozen=True, config=STORED)
+class Row:
+    name: str
+    process: int
+
+
+def name_of(row: Row) -> str:
+    return row.name
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of three nodes of one CPU each, in processes of this machine."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    yield nodes.address
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(address: str) -> Iterator[Cluster]:
+    with open_cluster(0, address) as opened:
+        yield opened
+
+
+def batches_of(*names: str) -> list[Batch[str]]:
+    return [Batch(name, (name,), (name,), 1) for name in names]
+
+
+def store_in(folder: Path) -> Store[Row]:
+    return Store(folder / "rows.jsonl", Row, {"of": "this"}, name_of)
+
+
+def run(pool: Cluster, folder: Path, names: Sequence[str], task: Task[str, Row]) -> list[Row]:
+    store = store_in(folder)
+    run_batches(store, batches_of(*names), task, label="test", unit="row", pool=pool)
+    return list(store_in(folder).rows(names))
+
+
+def plain(batch: Batch[str], report: Report) -> list[Row]:
+    time.sleep(0.2)
+    return [Row(name, os.getpid()) for name in batch.items]
+
+
+def test_every_node_works_and_the_driver_alone_writes(pool: Cluster, tmp_path: Path) -> None:
+    rows = run(pool, tmp_path, "abcdefghi", Task(plain, name_of))
+    assert [row.name for row in rows] == list("abcdefghi")
+    assert len({row.process for row in rows}) == 3
+    assert os.getpid() not in {row.process for row in rows}
+
+
+def test_a_worker_that_dies_costs_only_its_batch_and_a_batch_that_kills_three_is_named(
+    pool: Cluster, tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+
+    def work(batch: Batch[str], report: Report) -> list[Row]:
+        if batch.name == "deadly" or (batch.name == "unlucky" and not once.exists()):
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(batch, report)
+
+    names = ["a", "unlucky", "deadly", "b", "c"]
+    store = store_in(tmp_path)
+    with pytest.raises(UnfinishedError, match=r"^batch deadly \(1 rows: deadly\) killed 3 workers: ") as raised:
+        run_batches(store, batches_of(*names), Task(work, name_of), label="test", unit="row", pool=pool)
+    assert "\n" not in str(raised.value)
+    assert sorted(store_in(tmp_path).keys) == ["a", "b", "c", "unlucky"]
+
+
+def test_memory_that_runs_out_counts_as_a_death_and_other_errors_end_the_run(pool: Cluster, tmp_path: Path) -> None:
+    def full(batch: Batch[str], report: Report) -> list[Row]:
+        raise MemoryError("no room")
+
+    def refused(batch: Batch[str], report: Report) -> list[Row]:
+        raise InputError("dtype: expected finite scores, got nan")
+
+    def wrong(batch: Batch[str], report: Report) -> list[Row]:
+        return [Row(name, 1 // 0) for name in batch.items]
+
+    with pytest.raises(UnfinishedError, match=r"killed 3 workers: MemoryError: no room"):
+        run(pool, tmp_path / "full", "a", Task(full, name_of))
+    with pytest.raises(InputError, match=r"^dtype: expected finite scores, got nan$"):
+        run(pool, tmp_path / "refused", "a", Task(refused, name_of))
+    with pytest.raises(ZeroDivisionError):
+        run(pool, tmp_path / "wrong", "a", Task(wrong, name_of))
+    assert [row.name for row in run(pool, tmp_path / "again", "ab", Task(plain, name_of))] == ["a", "b"]
+
+
+class NowhereElse:
+    """Loads where it was made, and nowhere else."""
+
+    unjudged = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load, (os.getpid(),)
+
+
+def _load(home: int) -> NowhereElse:
+    if os.getpid() != home:
+        raise InputError("model: expected weights here, got none")
+    return NowhereElse()
+
+
+def test_nodes_that_cannot_load_the_model_say_so_once(
+    address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], pool: Cluster
+) -> None:
+    pool.close()  # its workers hold the cores; they are hired again when there is work
+    alone = Cluster(0, None)
+    with pytest.raises(InputError, match=r"^workers: expected one that can load the model, got node [\d.]+: model: "):
+        run(alone, tmp_path, "abc", Task(plain, name_of, NowhereElse()))
+    assert capfd.readouterr().err.count("no worker on node") == 3
+    alone.close()
+
+
+@dataclass
+class Counted:
+    unjudged: int = 0
+
+
+def test_states_and_counts_come_back(pool: Cluster, tmp_path: Path) -> None:
+    # Oracle: the tensors made here.
+    kept: dict[str, torch.Tensor] = {}
+    counted = Counted(2)
+
+    def work(batch: Batch[str], report: Report) -> list[Row]:
+        report.keep({3: {batch.name: torch.full((2, 3), float(ord(batch.name)), dtype=torch.bfloat16)}})
+        counted.unjudged += 1
+        return [Row(batch.name, 0)]
+
+    def keep(name: str, states: Any) -> None:
+        kept.update(states[3])
+
+    run(pool, tmp_path, "abc", Task(work, name_of, counted, keep))
+    assert counted.unjudged == 5
+    for name in "abc":
+        assert torch.equal(kept[name], torch.full((2, 3), float(ord(name)), dtype=torch.bfloat16))
+
+
+def test_states_travel_in_pieces_of_bounded_size() -> None:
+    # Oracle: counting bytes; a state of 24 bytes, and one that is larger than a piece.
+    states = {e: {name: torch.ones(2, 3) for name in "abc"} for e in (1, 2)} | {3: {"d": torch.ones(100)}}
+    pieces = list(pieces_of(states, 50))
+    assert [sum(one.nbytes for of in piece.values() for one in of.values()) for piece in pieces] == [48, 48, 48, 400]
+    assert [(e, name) for piece in pieces for e, of in piece.items() for name in of] == [
+        (e, name) for e, of in states.items() for name in of
+    ]
+    assert PIECE_BYTES >= 2**20
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+def arguments(project: Path, folder: Path, **changes: object) -> list[str]:
+    settings = {
+        "data": project / "data",
+        "out": folder,
+        "model": project / "model",
+        "first_editable": 1,
+        "dtype": "float32",
+        "batch_samples": 2,
+        "splits": "[train,validation]",
+        "read_layers": "[2]",
+        "search.simulations": 12,
+        "search.max_depth": 9,
+    } | changes
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def test_a_search_on_a_cluster_writes_the_bytes_of_one_process(
+    project: Path, tmp_path: Path, pool: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the same command in this process.
+    search(arguments(project, tmp_path / "one"))
+    monkeypatch.setattr(PoolSettings, "pool", lambda _: nullcontext(pool))
+    search(arguments(project, tmp_path / "many"))
+    for name in ("train.jsonl", "validation.jsonl", "train.verification.json"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_the_other_commands_write_the_bytes_of_one_process_too(
+    project: Path,
+    finished: World,
+    tmp_path: Path,
+    pool: Cluster,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    # Oracle: the same commands in this process.
+    words = {"data": project / "data", "model": project / "model", "dtype": "float32", "split": "train"}
+    named = [f"--{name}={value}" for name, value in (words | {"batch_samples": 3}).items()]
+    certify = [f"--{name}={finished.folder / name}" for name in ("data", "router", "model")]
+    certify += ["--dtype=float32", "--split=validation", "--batch_samples=5", "--points=3"]
+
+    def run_all(folder: Path) -> dict[str, bytes]:
+        data(["accuracy", *named, f"--out={folder / 'accuracy'}"])
+        data(["profile", *named, f"--out={folder / 'profile'}", "--folds=2", "--resamples=20", "--first_skip=3"])
+        shutil.copytree(finished.folder / "router", folder / "router")
+        (folder / "router" / "guarantee.json").unlink()
+        train(["calibrate", *certify, f"--router={folder / 'router'}", f"--out={folder / 'calibration'}"])
+        evaluate(finished.arguments(out=folder / "eval"))
+        paths = [path for path in folder.rglob("*.jsonl") if not path.name.startswith("samples")]
+        return {re.sub("[0-9a-f]{16}", "*", str(path.relative_to(folder))): path.read_bytes() for path in paths}
+
+    here = run_all(tmp_path / "one")
+    monkeypatch.setattr(PoolSettings, "pool", lambda _: nullcontext(pool))
+    assert run_all(tmp_path / "many") == here
+    assert {Path(name).parts[0] for name in here} == {"accuracy", "profile", "calibration", "eval"}
+    assert len([name for name in here if "reshuffled" in name]) == 2
+
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from router.command import run_command
+from search.__main__ import main
+raise SystemExit(run_command(main))
+"""
+
+
+def test_without_ray_workers_are_refused_in_one_line(project: Path, tmp_path: Path) -> None:
+    words = arguments(project, tmp_path / "out", workers=2)
+    ended = subprocess.run([sys.executable, "-c", WITHOUT_RAY, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    wanted = "error: workers: expected Ray to be installed, got none; pip install 'cola-router[cluster]'"
+    assert ended.stderr.splitlines() == [wanted]
+
+
+def test_no_cluster_at_an_address_is_one_line(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [sys.executable, "-m", "search", *arguments(project, tmp_path / "out", cluster="127.0.0.1:1")]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: cluster: expected a running Ray cluster, got '127.0.0.1:1'")
+
+
+def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_path: Path) -> None:
+    # Oracle: the same command in one process, unbroken. Ctrl-C reaches the whole group, as on a terminal.
+    words = {"search.simulations": 200, "splits": "[train]", "read_layers": "[]"}
+    command = [sys.executable, "-m", "search", *arguments(project, tmp_path / "two", workers=2, **words)]
+    with (tmp_path / "error.txt").open("w") as error:
+        process = subprocess.Popen(
+            command,
+            start_new_session=True,
+            stderr=error,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test in the background ignores it
+        )
+    partial = tmp_path / "two" / "train.partial.jsonl"
+    deadline = time.monotonic() + 120
+    while not (partial.exists() and partial.read_bytes().count(b"\n")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) > 3
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=5)
+    assert process.returncode == 130
+    assert "interrupted: finished work is saved" in (tmp_path / "error.txt").read_text()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    assert not (tmp_path / "two" / "train.jsonl").exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    search(arguments(project, tmp_path / "one", **words))
+    assert (tmp_path / "two" / "train.jsonl").read_bytes() == (tmp_path / "one" / "train.jsonl").read_bytes()

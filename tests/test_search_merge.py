@@ -1,0 +1,101 @@
+"""`python -m search --part` and `merge`: several drivers write what one writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.scoring import ChainScorer
+from data.states import StatesOrigin, read_states
+from data.tasks import read_tasks
+from router.command import run_command
+from router.engine.load import load_model
+from search.__main__ import main
+from tests.tiny import tiny_samples, write_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+def arguments(project: Path, folder: Path, **changes: object) -> list[str]:
+    settings = {
+        "data": project / "data",
+        "out": folder,
+        "model": project / "model",
+        "splits": "[train]",
+        "first_editable": 1,
+        "dtype": "float32",
+        "batch_samples": 2,
+        "read_layers": "[2]",
+        "search.simulations": 6,
+    } | changes
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.fixture(scope="module")
+def parts(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    for number in (1, 2, 3):
+        main(arguments(project, folder / str(number), part=f"{number}/3"))
+    return folder
+
+
+def merging(project: Path, folders: list[Path], out: Path) -> list[str]:
+    named = ",".join(map(str, folders))
+    return ["merge", f"--parts=[{named}]", f"--data={project / 'data'}", f"--out={out}", "--splits=[train]"]
+
+
+def test_merged_parts_are_the_file_of_one_search(project: Path, parts: Path, tmp_path: Path) -> None:
+    # Oracle: the same search in one go; its states are kept too.
+    folders = [parts / name for name in "213"]
+    main(merging(project, folders, tmp_path / "whole"))
+    main(arguments(project, tmp_path / "one"))
+    for name in ("train.jsonl", "train.verification.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    scorer = ChainScorer(*load_model(str(project / "model")), read_tasks(project / "data"))
+    ids = [sample.id for sample in tiny_samples("train", 8)]
+    found = read_states([tmp_path / "whole" / "train.states"], StatesOrigin(scorer.fingerprints, "float32"), ids, 2)
+    assert sorted(found) == sorted(ids)
+    before = {path: path.read_bytes() for path in (tmp_path / "whole").glob("train.*") if path.is_file()}
+    main(merging(project, folders, tmp_path / "whole"))
+    assert {path: path.read_bytes() for path in before} == before
+    main(arguments(project, tmp_path / "whole"))  # a search goes on there, and finds all done
+    assert (tmp_path / "whole" / "train.jsonl").read_bytes() == before[tmp_path / "whole" / "train.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["1", "2"], "parts: expected 1/3, 2/3, 3/3, got 1/3, 2/3"),
+        (["1", "2", "2"], "parts: expected 1/3, 2/3, 3/3, got 1/3, 2/3, 2/3"),
+        (["1", "2", "other"], "to be of the same search as"),
+        (["1", "2", "nowhere"], "parts: expected an existing directory"),
+    ],
+)
+def test_parts_that_are_no_whole_are_refused(
+    project: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], folders: list[str], message: str
+) -> None:
+    if "other" in folders:
+        main(arguments(project, tmp_path / "other", part="3/3", **{"search.simulations": 5}))
+    where = [tmp_path / name if name == "other" else parts / name for name in folders]
+    assert run_command(main, merging(project, where, tmp_path / "out")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("3/2", "part: expected 1/2 to 2/2, got '3/2'"),
+        ("0/2", "part: expected"),
+        ("9/9", "part: expected one with a batch of the train split, got '9/9'; fewer parts do"),
+    ],
+)
+def test_a_part_that_there_is_not_is_refused(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, message: str
+) -> None:
+    assert run_command(main, arguments(project, tmp_path / "out", part=part)) == 2
+    assert message in capsys.readouterr().err
