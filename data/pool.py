@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 from tqdm import tqdm
@@ -147,11 +147,13 @@ class PoolSettings:
     """
 
     workers: Count = 0
-    cluster: Annotated[str, Field(min_length=1)] | None = None
+    cluster: str | None = None
 
     @model_validator(mode="after")
     def _needs_ray(self) -> Self:
-        """Refuse workers where Ray, which is optional, is not installed."""
+        """Refuse an empty address, and workers where Ray, which is optional, is not installed."""
+        if self.cluster == "":
+            raise ValueError("cluster: expected HOST:PORT, 'auto' or null, got ''")
         if (self.workers or self.cluster is not None) and find_spec("ray") is None:
             name = "workers" if self.workers else "cluster"
             raise ValueError(f"{name}: expected Ray to be installed, got none; pip install 'cola-router[cluster]'")

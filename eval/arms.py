@@ -166,6 +166,10 @@ class StatesReader:
             self._block = samples
         return self._states
 
+    def __reduce__(self) -> tuple[type[StatesReader], tuple[ChainScorer, int]]:
+        """Travel to another process without the block that was read here."""
+        return StatesReader, (self._scorer, self._read_layer)
+
 
 @dataclass(frozen=True)
 class RouterArm:
