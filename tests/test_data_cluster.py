@@ -226,7 +226,7 @@ def test_the_other_commands_write_the_bytes_of_one_process_too(
     finished: World,
     tmp_path: Path,
     pool: Cluster,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Oracle: the same commands in this process.
     words = {"data": project / "data", "model": project / "model", "dtype": "float32", "split": "train"}
