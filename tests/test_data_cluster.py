@@ -248,7 +248,7 @@ def test_the_other_commands_write_the_bytes_of_one_process_too(
     monkeypatch.setattr(PoolSettings, "pool", lambda _: nullcontext(pool))
     assert run_all(tmp_path / "many") == here
     assert {Path(name).parts[0] for name in here} == {"accuracy", "profile", "calibration", "eval"}
-    assert "eval/generated.jsonl" in here
+    assert "eval/results.jsonl" in here
 
 
 WITHOUT_RAY = """
