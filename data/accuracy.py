@@ -136,13 +136,13 @@ def answer_all(
         found = []
         for run, asked, mode in ((scorer.score, places, 0), (scorer.judge, again, -1)):
             results = run(block, [(j, full) for j in asked])
-            for encoded, result in zip((batch.items[j] for j in asked), results, strict=True):
-                one = encoded.sample
+            for asked_one, result in zip((batch.items[j] for j in asked), results, strict=True):
+                one = asked_one.sample
                 found.append(
                     Answered(
                         sample_id=one.id,
                         task=one.task,
-                        mode=_modes(encoded)[mode],
+                        mode=_modes(asked_one)[mode],
                         difficulty=one.label("difficulty"),
                         choices=len(one.choices),
                         prediction=result.prediction,

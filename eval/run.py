@@ -83,7 +83,7 @@ from eval.tables import print_report
 from eval.tracking import track_report
 from router.chain import Chain
 from router.command import parse_settings, provenance
-from router.engine.load import ModelSettings, resolve_device
+from router.engine.load import resolve_device
 from router.files import read_json, writable_directory, write_json
 from router.latency import budget_for
 from router.storage import Operation, load_router
@@ -189,7 +189,7 @@ def evaluate(
         InputError: where router or records were made for another model, tokenizer or prompt.
     """
     name, revision = base_model(settings, inputs.router)
-    origin = ModelSettings(model=name, revision=revision, dtype=settings.dtype, device=settings.device)
+    origin = replace(settings.base, model=name, revision=revision)
     scorer = ChainScorer.open(origin, inputs.tasks, batch_tokens=settings.batch_tokens)
     inputs.require(scorer.fingerprints, settings)
     run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(scorer.model))

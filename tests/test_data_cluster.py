@@ -29,6 +29,7 @@ from eval.run import main as evaluate
 from router.validation import STORED, InputError, UnfinishedError
 from search.__main__ import main as search
 from tests.evaluation import World, finished  # noqa: F401
+from tests.test_search_run import arguments as search_arguments
 from tests.tiny import write_project
 from train.__main__ import main as train
 
@@ -196,19 +197,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(project: Path, folder: Path, **changes: object) -> list[str]:
-    settings = {
-        "data": project / "data",
-        "out": folder,
-        "model": project / "model",
-        "first_editable": 1,
-        "dtype": "float32",
-        "batch_samples": 2,
-        "splits": "[train,validation]",
-        "read_layers": "[2]",
-        "search.simulations": 12,
-        "search.max_depth": 9,
-    } | changes
-    return [f"--{name}={value}" for name, value in settings.items()]
+    usual = {"batch_samples": 2, "splits": "[train,validation]", "read_layers": "[2]"}
+    return search_arguments(project, folder, **(usual | changes))
 
 
 def test_a_search_on_a_cluster_writes_the_bytes_of_one_process(
@@ -280,7 +270,7 @@ def test_no_cluster_at_an_address_is_one_line(
 
 def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_path: Path) -> None:
     # Oracle: the same command in one process, unbroken. Ctrl-C reaches the whole group, as on a terminal.
-    words = {"search.simulations": 200, "splits": "[train]", "read_layers": "[]"}
+    words = {"search__simulations": 200, "splits": "[train]", "read_layers": "[]"}
     command = [sys.executable, "-m", "search", *arguments(project, tmp_path / "two", workers=2, **words)]
     with (tmp_path / "error.txt").open("w") as error:
         process = subprocess.Popen(

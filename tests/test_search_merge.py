@@ -12,6 +12,7 @@ from data.tasks import read_tasks
 from router.command import run_command
 from router.engine.load import load_model
 from search.__main__ import main
+from tests.test_search_run import arguments as search_arguments
 from tests.tiny import tiny_samples, write_project
 
 
@@ -21,18 +22,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(project: Path, folder: Path, **changes: object) -> list[str]:
-    settings = {
-        "data": project / "data",
-        "out": folder,
-        "model": project / "model",
-        "splits": "[train]",
-        "first_editable": 1,
-        "dtype": "float32",
-        "batch_samples": 2,
-        "read_layers": "[2]",
-        "search.simulations": 6,
-    } | changes
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return search_arguments(
+        project, folder, **{"batch_samples": 2, "read_layers": "[2]", "search__simulations": 6, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +71,7 @@ def test_parts_that_are_no_whole_are_refused(
     project: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], folders: list[str], message: str
 ) -> None:
     if "other" in folders:
-        main(arguments(project, tmp_path / "other", part="3/3", **{"search.simulations": 5}))
+        main(arguments(project, tmp_path / "other", part="3/3", **{"search__simulations": 5}))
     where = [tmp_path / name if name == "other" else parts / name for name in folders]
     assert run_command(main, merging(project, where, tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
