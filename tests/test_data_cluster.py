@@ -297,3 +297,63 @@ def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_pat
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     search(arguments(project, tmp_path / "one", **words))
     assert (tmp_path / "two" / "train.jsonl").read_bytes() == (tmp_path / "one" / "train.jsonl").read_bytes()
+
+
+def rows_in(path: Path) -> int:
+    """Return how many finished rows a file holds; 0: there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_rows(path: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
+    """Wait until a driver's file holds so many rows; it must not have ended."""
+    deadline = time.monotonic() + 1200
+    while rows_in(path) < count:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def workers_here() -> list[psutil.Process]:
+    """Return the worker processes of the clusters that this process has started."""
+    found = psutil.Process().children(recursive=True)
+    return [one for one in found if any("ray::Worker" in word for word in one.cmdline()[:1])]
+
+
+@pytest.mark.slow
+def test_smollm2_on_64_samples_whatever_dies(tmp_path: Path) -> None:
+    # Oracle: the same command in one process. A worker is killed, a node leaves, another comes, the driver is killed.
+    from ray.cluster_utils import Cluster as Nodes
+
+    sizes = [f"--{split}.size={size}" for split, size in (("train", 64), ("validation", 8), ("test", 8))]
+    data(["prepare", "--task=arc_easy", "--source=wheel", f"--out={tmp_path / 'data'}", *sizes])
+    settings = {"data": tmp_path / "data", "splits": "[train]", "model": "smollm2-135m-instruct", "dtype": "float32"}
+    settings |= {"first_editable": 12, "batch_samples": 4, "search.simulations": 8}
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    search([*words, f"--out={tmp_path / 'one'}"])
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    others = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    partial = tmp_path / "many" / "train.partial.jsonl"
+    command = [sys.executable, "-m", "search", *words, f"--out={tmp_path / 'many'}", f"--cluster={nodes.address}"]
+    try:
+        driver = subprocess.Popen(command)
+        wait_for_rows(partial, 4, driver)
+        before = workers_here()
+        assert len(before) == 3
+        before[0].kill()
+        wait_for_rows(partial, 16, driver)
+        nodes.remove_node(others[0], allow_graceful=False)
+        nodes.add_node(num_cpus=1)
+        wait_for_rows(partial, 36, driver)
+        assert len({one.pid for one in workers_here()} - {one.pid for one in before}) == 2
+        driver.kill()
+        driver.wait()
+        assert not psutil.wait_procs(workers_here(), timeout=60)[1]
+        kept = partial.read_bytes()
+        assert 36 <= kept.count(b"\n") < 64
+        subprocess.run(command, check=True)
+    finally:
+        nodes.shutdown()
+    whole = (tmp_path / "many" / "train.jsonl").read_bytes()
+    assert whole == (tmp_path / "one" / "train.jsonl").read_bytes()
+    assert set(kept.splitlines()) <= set(whole.splitlines())
