@@ -8,6 +8,7 @@ breaks.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ PIECE_BYTES = 64 * 2**20
 """Bytes of hidden states that travel at once; one sample's states of one layer are never cut."""
 LOOK_SECONDS = 1.0
 """Time between two looks for new machines while nothing else happens."""
+TOKEN_HINT = "; where it asks for a token, set RAY_AUTH_MODE=token"
 CONNECT_SECONDS = 10.0
 """Time in which a cluster must answer."""
 PATIENCE_SECONDS = 30.0
@@ -182,9 +184,11 @@ class Cluster:
         for worker in self._staff:
             worker.loaded = False
             fate.running[worker.actor.open.remote(payload)] = worker, None
-        waiting = Waiting()
+        waiting, looked = Waiting(), float("-inf")
         while fate.busy:
-            self._hire(payload, fate)
+            if not self._staff or time.monotonic() - looked >= LOOK_SECONDS:
+                self._hire(payload, fate)
+                looked = time.monotonic()
             self._hand_out(fate)
             waiting.look(len(fate.running), [one for one in self._staff if one.loaded])
             done = [
@@ -369,17 +373,22 @@ def open_cluster(workers: int, address: str | None) -> Iterator[Cluster]:
     Raises:
         InputError: where there is no cluster at that address.
     """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        ray.init(address="local", num_cpus=workers, **options)
+        # Else Ray writes a token into the user's home, and every cluster started there later wants it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
     else:
+        hint = ""
         try:
             if address != "auto":  # Ray itself asks for half a minute, and then ends the process
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-            ray.init(address=address, **{name: options[name] for name in ("log_to_driver", "logging_level")})
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"cluster: expected a running Ray cluster, got {address!r} ({one_line(error)})") from error
+            hint = "" if "RAY_AUTH_MODE" in os.environ else TOKEN_HINT
+            ray.init(address=address, **quiet)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            got = f"got {address!r} ({one_line(error)}){hint}"
+            raise InputError(f"cluster: expected a running Ray cluster, {got}") from error
     pool = Cluster(workers, Share.of(workers) if address is None else None)
     try:
         yield pool

@@ -275,6 +275,7 @@ def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_pat
     with (tmp_path / "error.txt").open("w") as error:
         process = subprocess.Popen(
             command,
+            env=os.environ | {"HOME": str(tmp_path)},
             start_new_session=True,
             stderr=error,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test in the background ignores it
@@ -294,6 +295,7 @@ def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_pat
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
     assert not (tmp_path / "two" / "train.jsonl").exists()
+    assert not (tmp_path / ".ray").exists()  # a token there would lock all clusters that are started later
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     search(arguments(project, tmp_path / "one", **words))
     assert (tmp_path / "two" / "train.jsonl").read_bytes() == (tmp_path / "one" / "train.jsonl").read_bytes()

@@ -13,5 +13,9 @@ set -euo pipefail
 
 address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):6379"
 export RAY_USAGE_STATS_ENABLED=0
+# Who can reach a Ray cluster can run code on it: this job's wants a token, which srun hands to its nodes.
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN="$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')"
+export RAY_AUTH_TOKEN
 exec srun --nodes "$SLURM_JOB_NUM_NODES" --ntasks-per-node 1 \
   ray symmetric-run --address "$address" -- "$@" --cluster "$address"
