@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,8 @@ from typing import Any
 import ray
 import torch
 from ray import cloudpickle
-from ray.exceptions import RayError, RayTaskError
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # what `ray symmetric-run` asks too; nothing public answers in bounded time
+from ray.exceptions import ActorDiedError, AuthenticationError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
@@ -42,11 +44,15 @@ PIECE_BYTES = 64 * 2**20
 """Bytes of hidden states that travel at once; one sample's states of one layer are never cut."""
 LOOK_SECONDS = 1.0
 """Time between two looks for new machines while nothing else happens."""
-TOKEN_HINT = "; where it asks for a token, set RAY_AUTH_MODE=token"
+TOKEN_HINT = "; it asks for a token: set RAY_AUTH_MODE=token"
 CONNECT_SECONDS = 10.0
 """Time in which a cluster must answer."""
 PATIENCE_SECONDS = 30.0
 """Time without any worker after which the user is told that the run waits."""
+UNSURE_SECONDS = 30.0
+"""Time after which Ray knows whether a node is gone; until then a silent worker's batch waits."""
+START_SECONDS = 10.0
+"""Time after which a worker that could not start, as its place is taken, no longer counts as one of `workers`."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +82,29 @@ class Worker:
             torch.set_num_threads(threads)
         self._task: Task[Any, Any] | None = None
 
+    def here(self) -> None:
+        """Return as soon as the process runs."""
+
     def open(self, payload: bytes) -> str | None:
         """Load a task and with it the base model; return why it cannot be done, None where it can."""
         try:
             self._task = cloudpickle.loads(payload)
-        except Exception as error:  # whatever it is, the driver tells it, with the node's name
-            return (
-                f"{one_line(error)}" if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
-            )
+        except (InputError, ImportError) as error:  # no other worker of this machine would fare better
+            return one_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
         return None
 
     def run(self, batch: Batch[Any]) -> Reply:
-        """Run a batch."""
+        """Run a batch; what it raises can be read by the driver."""
+        try:
+            return self._run(batch)
+        except Exception as error:
+            try:
+                cloudpickle.loads(cloudpickle.dumps(error))
+            except Exception:  # of a class that only its own module could make again
+                raise RuntimeError(f"{type(error).__name__}: {one_line(error)}") from None
+            raise
+
+    def _run(self, batch: Batch[Any]) -> Reply:
         assert self._task is not None
         scorer, began = self._task.scorer, time.monotonic()
         pieces: list[ray.ObjectRef] = []
@@ -124,13 +141,39 @@ class Hired:
         actor: handle of the process.
         node: id of its node.
         place: its number on that node.
+        asked: when it was asked for (`time.monotonic`).
+        begun: ready as soon as its process runs.
         loaded: whether it has loaded the task that runs now.
     """
 
     actor: Any
     node: str
     place: int
+    asked: float
+    begun: ray.ObjectRef
     loaded: bool = False
+
+    @property
+    def started(self) -> bool:
+        """Whether its process runs."""
+        return self.loaded or bool(ray.wait([self.begun], timeout=0)[0])
+
+
+@dataclass(frozen=True)
+class Unsure:
+    """A worker that fell silent: by its batch, or with its whole node.
+
+    Attributes:
+        batch: what it did; None: it loaded.
+        node: id of its node.
+        reason: what Ray says.
+        since: when it was noticed (`time.monotonic`).
+    """
+
+    batch: Batch[Any] | None
+    node: str
+    reason: str
+    since: float
 
 
 @dataclass
@@ -141,7 +184,8 @@ class Fate:
         queue: batches that wait, the next one last.
         running: what each worker does now: a batch, or None where it loads.
         deaths: why workers died of a batch, by its name.
-        failed: workers that died while they loaded, by node.
+        failed: workers that died while they loaded, by node, since one could.
+        unsure: workers that fell silent; their batches wait until it is known why.
         aside: batches that are not tried any more.
     """
 
@@ -149,12 +193,14 @@ class Fate:
     running: dict[ray.ObjectRef, tuple[Hired, Batch[Any] | None]] = field(default_factory=dict)
     deaths: dict[str, list[str]] = field(default_factory=dict)
     failed: Counter[str] = field(default_factory=Counter)
+    unsure: list[Unsure] = field(default_factory=list)
     aside: list[Batch[Any]] = field(default_factory=list)
 
     @property
     def busy(self) -> bool:
         """Whether a batch waits or runs."""
-        return bool(self.queue) or any(batch is not None for _, batch in self.running.values())
+        waiting = self.queue or any(one.batch is not None for one in self.unsure)
+        return bool(waiting) or any(batch is not None for _, batch in self.running.values())
 
 
 class Cluster:
@@ -187,7 +233,9 @@ class Cluster:
         waiting, looked = Waiting(), float("-inf")
         while fate.busy:
             if not self._staff or time.monotonic() - looked >= LOOK_SECONDS:
-                self._hire(payload, fate)
+                nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+                self._settle(nodes, fate)
+                self._hire(nodes, payload, fate)
                 looked = time.monotonic()
             self._hand_out(fate)
             waiting.look(len(fate.running), [one for one in self._staff if one.loaded])
@@ -202,25 +250,44 @@ class Cluster:
         if fate.aside:
             raise UnfinishedError("; ".join(_told(batch, fate.deaths[batch.name]) for batch in fate.aside))
 
-    def _hire(self, payload: ray.ObjectRef, fate: Fate) -> None:
+    def _hire(self, nodes: dict[str, Any], payload: ray.ObjectRef, fate: Fate) -> None:
         """Start a worker at each place that has none.
 
         Raises:
             InputError: where no node can load the model.
         """
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         self._staff = [one for one in self._staff if one.node in nodes]
+        places = list(self._places(nodes))
         taken = {(one.node, one.place) for one in self._staff}
-        for node, place, options in self._places(nodes):
-            if (node, place) in taken or node in self._refused or 0 < self._limit <= len(self._staff):
+        free = self._free(fate)
+        for node, place, options in places:
+            if (node, place) in taken or node in self._refused or not free:
                 continue
+            free -= 1
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
             threads = options.pop("threads", None)
-            worker = Hired(self._actor.options(**options).remote(threads), node, place)
+            actor = self._actor.options(**options).remote(threads)
+            worker = Hired(actor, node, place, time.monotonic(), actor.here.remote())
             self._staff.append(worker)
             fate.running[worker.actor.open.remote(payload)] = worker, None
-        if not self._staff and self._refused and nodes.keys() <= self._refused.keys():
+        if places and not self._staff and all(node in self._refused for node, _, _ in places):
             raise InputError(f"workers: expected one that can load the model, got {next(iter(self._refused.values()))}")
+
+    def _free(self, fate: Fate) -> int:
+        """Return how many more workers may be asked for; workers too many, whose places are taken, are let go."""
+        if not self._limit:
+            return sys.maxsize
+        started = [one for one in self._staff if one.started]
+        if len(started) >= self._limit:
+            busy = {worker for worker, batch in fate.running.values() if batch is not None}
+            idle = sorted((one for one in self._staff if one not in busy), key=lambda one: one.started)
+            for worker in idle[: len(self._staff) - self._limit]:
+                fate.running = {ref: doing for ref, doing in fate.running.items() if doing[0] is not worker}
+                self._dismiss(worker)
+            return 0
+        now = time.monotonic()
+        young = sum(1 for one in self._staff if now - one.asked < START_SECONDS and not one.started)
+        return max(0, self._limit - len(started) - young)
 
     def _places(self, nodes: dict[str, Any]) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """Give node, number and Ray's options of each place where a worker can be."""
@@ -258,35 +325,53 @@ class Cluster:
                 worker.loaded = reply is None
                 if reply is not None:
                     self._refuse(worker, reply)
+                else:
+                    fate.failed.pop(worker.node, None)
                 return None
             for number, piece in enumerate(reply.pieces):
                 task.keep(f"{batch.name}-{number}", ray.get(piece))
         except RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise InputError(str(error.cause)) from error
-            if not isinstance(error.cause, LOST):
-                raise
+            if batch is not None and not isinstance(error.cause, LOST):
+                raise error.cause from error
             self._lose(worker, batch, f"{type(error.cause).__name__}: {one_line(error.cause)}", fate)
             return None
-        except RayError as error:
+        except ActorDiedError as error:
             self._lose(worker, batch, one_line(error), fate)
+            return None
+        except RayError as error:  # silent, or what it sent is lost
+            self._dismiss(worker)
+            fate.unsure.append(Unsure(batch, worker.node, one_line(error), time.monotonic()))
             return None
         if task.scorer is not None:
             task.scorer.unjudged += reply.unjudged
         return Done(batch, reply.lines, reply.seconds)
 
+    def _settle(self, nodes: dict[str, Any], fate: Fate) -> None:
+        """Decide what silent workers died of: of their node, which costs the batch nothing, or of their batch."""
+        unsure, fate.unsure = fate.unsure, []
+        for one in unsure:
+            if one.node not in nodes:
+                if one.batch is not None:
+                    fate.queue.append(one.batch)
+            elif time.monotonic() - one.since < UNSURE_SECONDS:
+                fate.unsure.append(one)
+            else:
+                self._blame(one.node, one.batch, one.reason, fate)
+
     def _lose(self, worker: Hired, batch: Batch[Any] | None, reason: str, fate: Fate) -> None:
         """Dismiss a worker that died; its batch runs elsewhere, unless it has killed too many."""
         self._dismiss(worker)
-        node = next((one for one in ray.nodes() if one["NodeID"] == worker.node), None)
-        if node is None or not node["Alive"]:  # that was not the batch's doing
-            if batch is not None:
-                fate.queue.append(batch)
-            return
+        if any(node["NodeID"] == worker.node and node["Alive"] for node in ray.nodes()):
+            self._blame(worker.node, batch, reason, fate)
+        elif batch is not None:  # that was not the batch's doing
+            fate.queue.append(batch)
+
+    def _blame(self, node: str, batch: Batch[Any] | None, reason: str, fate: Fate) -> None:
+        """Count a death against the batch, or against the node where a worker died while it loaded."""
         if batch is None:
-            fate.failed[worker.node] += 1
-            if fate.failed[worker.node] >= FATAL:
-                self._refuse(worker, f"{FATAL} workers died while they loaded: {reason}")
+            fate.failed[node] += 1
+            if fate.failed[node] >= FATAL:
+                self._give_up(node, f"{FATAL} workers died while they loaded: {reason}")
             return
         died = fate.deaths.setdefault(batch.name, [])
         died.append(reason)
@@ -296,12 +381,16 @@ class Cluster:
             fate.aside.append(batch)
 
     def _refuse(self, worker: Hired, reason: str) -> None:
-        """Give a node up, and say so once."""
+        """Dismiss a worker that cannot load the model, and give its node up."""
         self._dismiss(worker)
-        name = next((one["NodeManagerAddress"] for one in ray.nodes() if one["NodeID"] == worker.node), worker.node)
-        if worker.node not in self._refused:
-            self._refused[worker.node] = f"node {name}: {reason}"
-            tqdm.write(f"no worker on {self._refused[worker.node]}", file=sys.stderr)
+        self._give_up(worker.node, reason)
+
+    def _give_up(self, node: str, reason: str) -> None:
+        """Hire nobody on a node any more, and say so once."""
+        name = next((one["NodeManagerAddress"] for one in ray.nodes() if one["NodeID"] == node), node)
+        if node not in self._refused:
+            self._refused[node] = f"node {name}: {reason}"
+            tqdm.write(f"no worker on {self._refused[node]}", file=sys.stderr)
 
     def _dismiss(self, worker: Hired) -> None:
         """Take a worker off the list and end its process."""
@@ -343,7 +432,9 @@ class Waiting:
 
     def look(self, asked: int, loaded: Sequence[Hired]) -> None:
         """Look whether it is time."""
-        if not self._told and not loaded and time.monotonic() - self._began > PATIENCE_SECONDS:
+        if loaded:
+            self._began = time.monotonic()
+        elif not self._told and time.monotonic() - self._began > PATIENCE_SECONDS:
             self._told = True
             tqdm.write(f"no worker is ready yet: {asked} asked for, waiting for the cluster", file=sys.stderr)
 
@@ -373,25 +464,72 @@ def open_cluster(workers: int, address: str | None) -> Iterator[Cluster]:
     Raises:
         InputError: where there is no cluster at that address.
     """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        # Else Ray writes a token into the user's home, and every cluster started there later wants it.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-    else:
-        hint = ""
-        try:
-            if address != "auto":  # Ray itself asks for half a minute, and then ends the process
-                host, _, port = address.rpartition(":")
-                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-            hint = "" if "RAY_AUTH_MODE" in os.environ else TOKEN_HINT
-            ray.init(address=address, **quiet)
-        except (OSError, RuntimeError, ValueError, RayError) as error:
-            got = f"got {address!r} ({one_line(error)}){hint}"
-            raise InputError(f"cluster: expected a running Ray cluster, {got}") from error
+    with _own_sigterm():
+        _start(workers) if address is None else _join(address)
     pool = Cluster(workers, Share.of(workers) if address is None else None)
     try:
         yield pool
     finally:
         pool.close()
         ray.shutdown()
+
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+def _start(workers: int) -> None:
+    """Start Ray on this machine alone."""
+    # Else Ray writes a token into the user's home, and every cluster that is started there later wants it.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, **QUIET)
+    except (RuntimeError, RayError) as error:
+        raise InputError(f"workers: expected Ray to start on this machine, got {one_line(error)}") from error
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster; one that does not answer is refused in bounded time."""
+    try:
+        if address != "auto":  # Ray itself asks for minutes, and then ends the process
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            _ask(address)
+        ray.init(address=address, **QUIET)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        hint = TOKEN_HINT if isinstance(error, AuthenticationError) and "RAY_AUTH_MODE" not in os.environ else ""
+        got = f"got {address!r} ({one_line(error) or type(error).__name__}){hint}"
+        raise InputError(f"cluster: expected a running Ray cluster, {got}") from error
+
+
+def _ask(address: str) -> None:
+    """Ask whether Ray answers at an address.
+
+    Raises:
+        RayError, TimeoutError: where it does not.
+    """
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            GcsClient(address=address).check_alive([], timeout=CONNECT_SECONDS)
+        except BaseException as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)  # to something else than Ray it goes on asking
+    asking.start()
+    asking.join(CONNECT_SECONDS)
+    if failed:
+        raise failed[0]
+    if asking.is_alive():
+        raise TimeoutError(f"no answer of Ray within {CONNECT_SECONDS:g} s")
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which Ray replaces by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

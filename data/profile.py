@@ -171,7 +171,7 @@ def observe(
         items = tuple(encoded[i] for i in places)
         batches.append(Batch(sha256_json(keys)[:16], items, keys, len(places) * (1 + len(skips))))
     store = Store(out / ANSWERS_FILE, Observed, identity, _key_of)
-    there = read_states([folder], origin, ids, layers[0])
+    there = set.intersection(*(set(read_states([folder], origin, ids, e)) for e in layers))
     for batch in batches:
         if any(key in store and key not in there for key in batch.keys):
             work(batch, Report(lambda _: None, partial(keep, batch.name)))  # the states were deleted or damaged

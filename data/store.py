@@ -57,7 +57,7 @@ class Store(Generic[RowT]):
         self.key, self._kind, self._num_layers = key, kind, num_layers
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._log: JsonLog | None = None
-        meta = _read_meta(path)
+        meta = read_meta(path)
         if meta is None and (path.exists() or self._partial.exists()):
             raise InputError(f"out: expected {meta_path(path)} beside {path.name}, got none; {self._remedy}")
         self._require_identity(meta)
@@ -209,7 +209,7 @@ def read_finished(path: Path, setting: str) -> Iterator[tuple[str, dict[str, Any
         raise InputError(f"{setting}: expected a finished {path}, got one that still grows; run its command again")
     if not path.is_file():
         raise InputError(f"{setting}: expected an existing file, got {str(path)!r}")
-    meta = _read_meta(path)
+    meta = read_meta(path)
     if meta is None:
         raise InputError(f"{setting}: expected {meta_path(path)} beside {path.name}, got none")
     _require_sealed(path, meta)
@@ -227,7 +227,12 @@ def meta_path(path: Path) -> Path:
     return path.with_suffix(".meta.json")
 
 
-def _read_meta(path: Path) -> dict[str, Any] | None:
+def read_meta(path: Path) -> dict[str, Any] | None:
+    """Return what the meta file of a finished file says; None: there is none.
+
+    Raises:
+        InputError: where it says less than it should.
+    """
     where = meta_path(path)
     if not where.exists():
         return None

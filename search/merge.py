@@ -17,9 +17,9 @@ from pydantic.dataclasses import dataclass
 
 from data.records import SearchRecord
 from data.sample import Split, read_samples
-from data.store import Store, differences, meta_path
+from data.store import Store, differences, meta_path, read_meta
 from router.command import parse_settings
-from router.files import read_json, read_json_lines, require_directory, require_file, writable_directory
+from router.files import read_json_lines, require_directory, require_file, writable_directory
 from router.validation import SETTINGS, InputError
 from search.run import key_of, write_verification
 from search.summary import Summary
@@ -73,20 +73,23 @@ def merge(parts: Sequence[Path], order: Sequence[str], out: Path) -> int:
     Raises:
         InputError: where a part is missing, not finished, or of another search.
     """
-    metas = [read_json(meta_path(path)) for path in parts]
-    identity = _common_identity(parts, [meta["identity"] for meta in metas])
-    num_layers = next((int(first["num_layers"]) for path in parts for _, first in read_json_lines(path)), 0)
+    metas = [_meta(path) for path in parts]
+    identity, of = _common_identity(parts, [meta["identity"] for meta in metas])
+    num_layers = next((_layers(first, path) for path in parts for _, first in read_json_lines(path)), 0)
+    stores = [
+        Store(path, SearchRecord, meta["identity"], key_of, num_layers=num_layers)
+        for path, meta in zip(parts, metas, strict=True)
+    ]
+    owner = _owners(stores)
+    if of is not None and len(owner) != of["samples"]:
+        raise InputError(f"parts: expected {of['samples']} records in all of them, got {len(owner)}")
+    if strange := owner.keys() - set(order):
+        raise InputError(f"data: expected the samples of the parts, got none with the id {min(strange)}")
     whole: Store[SearchRecord] = Store(out / parts[0].name, SearchRecord, identity, key_of, num_layers=num_layers)
-    owner: dict[str, Path] = {}
+    if more := [key for key in whole.keys if key not in owner]:
+        raise InputError(f"out: expected records of these parts in {whole.path}, got sample {more[0]}")
     with whole:
-        for path, meta in zip(parts, metas, strict=True):
-            part: Store[SearchRecord] = Store(path, SearchRecord, meta["identity"], key_of, num_layers=num_layers)
-            if not part.finished:
-                raise InputError(f"parts: expected a finished {path}, got one that still grows")
-            for key in part.keys:
-                if key in owner:
-                    raise InputError(f"parts: expected each sample once, got {key} in {owner[key]} and {path}")
-                owner[key] = path
+        for part, meta in zip(stores, metas, strict=True):
             missing = part.rows([key for key in part.keys if key not in whole])
             while rows := list(itertools.islice(missing, ROWS_AT_ONCE)):
                 whole.append(rows)
@@ -97,16 +100,46 @@ def merge(parts: Sequence[Path], order: Sequence[str], out: Path) -> int:
             folder = (out / path.name).with_suffix(".states")
             folder.mkdir(exist_ok=True)
             shutil.copy(file, folder)
-    strange = owner.keys() - set(order)
-    if strange:
-        raise InputError(f"data: expected the samples of the parts, got none with the id {min(strange)}")
     whole.finish([key for key in order if key in owner])
     write_verification(whole.path, Summary(whole.rows(), frozenset()))
     return len(owner)
 
 
-def _common_identity(parts: Sequence[Path], identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what all parts are of; refuse parts of different searches, and a set of parts that is not whole."""
+def _meta(path: Path) -> dict[str, Any]:
+    meta = read_meta(path)
+    if meta is None:
+        raise InputError(f"parts: expected {meta_path(path)} beside {path.name}, got none")
+    return meta
+
+
+def _layers(record: dict[str, Any], path: Path) -> int:
+    found = record.get("num_layers")
+    if not isinstance(found, int):
+        raise InputError(f"{path}, line 1: expected num_layers, got {found!r}")
+    return found
+
+
+def _owners(stores: Sequence[Store[SearchRecord]]) -> dict[str, Path]:
+    """Return the part that has each sample; refuse parts that still grow, and samples in two of them."""
+    owner: dict[str, Path] = {}
+    for part in stores:
+        if not part.finished:
+            raise InputError(f"parts: expected a finished {part.path}, got one that still grows")
+        for key in part.keys:
+            if key in owner:
+                raise InputError(f"parts: expected each sample once, got {key} in {owner[key]} and {part.path}")
+            owner[key] = part.path
+    return owner
+
+
+def _common_identity(
+    parts: Sequence[Path], identities: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what all parts are of, and how their batches were cut (None: there is one part).
+
+    Raises:
+        InputError: where they are of different searches, or some are missing.
+    """
     common = {name: value for name, value in identities[0].items() if name != "part"}
     found = []
     for path, identity in zip(parts, identities, strict=True):
@@ -119,4 +152,4 @@ def _common_identity(parts: Sequence[Path], identities: Sequence[dict[str, Any]]
     wanted = [f"{number}/{total}" for number in range(1, total + 1)]
     if sorted(found) != sorted(wanted):
         raise InputError(f"parts: expected {', '.join(wanted)}, got {', '.join(found)}")
-    return common
+    return {name: value for name, value in common.items() if name != "of"}, common.get("of")

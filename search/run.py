@@ -241,7 +241,10 @@ class SplitSearch:
         self._samples = {sample.id: sample for sample in samples[:limit]}
         self._batch_samples, self._out = batch_samples, out
         self._number, self._parts = map(int, part.split("/"))
+        whole = {}
         if self._parts > 1:
+            partition = sha256_json([batch.keys for batch in self.partition])
+            whole = {"part": part, "of": {"samples": len(self._samples), "batches": partition}}
             own = {key for batch in self.batches for key in batch.keys}
             if not own:
                 raise InputError(f"part: expected one with a batch of the {name} split, got {part!r}; fewer parts do")
@@ -251,7 +254,7 @@ class SplitSearch:
             **search.decides,
             "fingerprints": asdict(scorer.fingerprints),
             "targets": sha256_json(self._targets),
-        } | ({"part": part} if self._parts > 1 else {})
+        } | whole
         self.store = Store(out / f"{name}.jsonl", SearchRecord, identity, key_of, num_layers=scorer.num_layers)
         strange = [key for key in self.store.keys if key not in self._samples]
         if strange:
@@ -274,10 +277,8 @@ class SplitSearch:
         return [batch for batch in self.batches if any(key not in self.store for key in batch.keys)]
 
     @cached_property
-    def batches(self) -> list[Batch[EncodedSample]]:
-        """The partition into batches. It does not hang on what is finished, so a sample always has the same company."""
-        if self._parts == 1 and all(key in self.store for key in self._samples):
-            return []
+    def partition(self) -> list[Batch[EncodedSample]]:
+        """All samples in batches. It does not hang on what is finished, so a sample always has the same company."""
         encoded = self.search.scorer.encode_all(self._samples.values(), self._targets)
         made = [
             [encoded[i] for i in batch]
@@ -286,11 +287,17 @@ class SplitSearch:
         ids = [tuple(one.sample.id for one in batch) for batch in made]
         name = sha256_json(ids)[:8]
         units = self.search.settings.simulations
-        every = [
+        return [
             Batch(f"{name}-{number}", tuple(batch), keys, units * len(batch))
             for number, (batch, keys) in enumerate(zip(made, ids, strict=True))
         ]
-        return every[self._number - 1 :: self._parts]
+
+    @cached_property
+    def batches(self) -> list[Batch[EncodedSample]]:
+        """The batches of this part of the search; none where all are finished."""
+        if self._parts == 1 and all(key in self.store for key in self._samples):
+            return []
+        return self.partition[self._number - 1 :: self._parts]
 
     def run(self, provenance: Mapping[str, Any], cost: Cost, pool: Pool | None = None) -> None:
         """Search every sample that has no record, then put the records in order, and say what they are worth.

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -128,6 +129,60 @@ def test_memory_that_runs_out_counts_as_a_death_and_other_errors_end_the_run(poo
     with pytest.raises(ZeroDivisionError):
         run(pool, tmp_path / "wrong", "a", Task(wrong, name_of))
     assert [row.name for row in run(pool, tmp_path / "again", "ab", Task(plain, name_of))] == ["a", "b"]
+
+
+class OddError(Exception):
+    """An error that cannot be made again from its text."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def test_an_error_that_does_not_travel_ends_the_run_with_its_text(pool: Cluster, tmp_path: Path) -> None:
+    def odd(batch: Batch[str], report: Report) -> list[Row]:
+        raise OddError("cannot", "travel")
+
+    with pytest.raises(RuntimeError, match=r"^OddError: cannot travel$"):
+        run(pool, tmp_path, "a", Task(odd, name_of))
+
+
+def test_a_node_that_is_gone_is_not_the_batchs_doing_nor_a_taken_place_the_end(tmp_path: Path) -> None:
+    # A head without cores, as where it only drives; two nodes, of which one vanishes as if its power failed.
+    from ray.cluster_utils import Cluster as Nodes
+
+    script = tmp_path / "drive.py"
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    lost = nodes.add_node(num_cpus=1)
+    script.write_text(DRIVE.format(address=nodes.address, folder=str(tmp_path)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    driver = subprocess.Popen([sys.executable, str(script)], env=environment)
+    try:
+        wait_for_rows(tmp_path / "rows.partial.jsonl", 1, driver)
+        family = [*psutil.Process(lost.all_processes["raylet"][0].process.pid).children(recursive=True)]
+        for process in [psutil.Process(lost.all_processes["raylet"][0].process.pid), *family]:
+            process.kill()
+        nodes.add_node(num_cpus=1)
+        assert driver.wait(timeout=120) == 0
+    finally:
+        driver.kill()
+        nodes.shutdown()
+    assert rows_in(tmp_path / "rows.partial.jsonl") == 12
+
+
+DRIVE = """
+from pathlib import Path
+from data.cluster import Fate, open_cluster
+from data.pool import Task, run_batches
+from tests.test_data_cluster import batches_of, name_of, plain, store_in
+
+with open_cluster(1, "{address}") as pool:
+    blamed = []
+    pool._blame = lambda *what: blamed.append(what)
+    names = [str(number) for number in range(12)]
+    store = store_in(Path("{folder}"))
+    run_batches(store, batches_of(*names), Task(plain, name_of), label="test", unit="row", pool=pool)
+    assert not blamed, blamed
+"""
 
 
 class NowhereElse:
@@ -268,7 +323,25 @@ def test_no_cluster_at_an_address_is_one_line(
     assert ended.stderr.splitlines()[-1].startswith("error: cluster: expected a running Ray cluster, got '127.0.0.1:1'")
 
 
-def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_path: Path) -> None:
+def test_what_answers_at_an_address_but_is_not_ray_is_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.cluster.CONNECT_SECONDS", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        began = time.monotonic()
+        refused = pytest.raises(
+            InputError, match=rf"expected a running Ray cluster, got '127.0.0.1:{port}' \(no answer"
+        )
+        with refused, open_cluster(0, f"127.0.0.1:{port}"):
+            pass
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_all_workers_and_the_next_run_goes_on(
+    project: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     # Oracle: the same command in one process, unbroken. Ctrl-C reaches the whole group, as on a terminal.
     words = {"search__simulations": 200, "splits": "[train]", "read_layers": "[]"}
     command = [sys.executable, "-m", "search", *arguments(project, tmp_path / "two", workers=2, **words)]
@@ -288,7 +361,7 @@ def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_pat
         time.sleep(0.05)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) > 3
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     process.wait(timeout=20)  # two to four seconds where nothing else runs
     assert process.returncode == 130
     assert "interrupted: finished work is saved" in (tmp_path / "error.txt").read_text()
@@ -296,6 +369,8 @@ def test_ctrl_c_ends_all_workers_and_the_next_run_goes_on(project: Path, tmp_pat
     assert not alive
     assert not (tmp_path / "two" / "train.jsonl").exists()
     assert not (tmp_path / ".ray").exists()  # a token there would lock all clusters that are started later
+    if number == signal.SIGTERM:
+        return
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     search(arguments(project, tmp_path / "one", **words))
     assert (tmp_path / "two" / "train.jsonl").read_bytes() == (tmp_path / "one" / "train.jsonl").read_bytes()

@@ -65,17 +65,39 @@ def test_merged_parts_are_the_file_of_one_search(project: Path, parts: Path, tmp
         (["1", "2", "2"], "parts: expected 1/3, 2/3, 3/3, got 1/3, 2/3, 2/3"),
         (["1", "2", "other"], "to be of the same search as"),
         (["1", "2", "nowhere"], "parts: expected an existing directory"),
+        (["1", "2", "cut otherwise"], "same search as"),
+        (["1", "2", "of fewer"], "same search as"),
+        (["1", "2", "damaged"], "expected schema 1 with identity, count, sha256 and runs, got another"),
     ],
 )
 def test_parts_that_are_no_whole_are_refused(
     project: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], folders: list[str], message: str
 ) -> None:
-    if "other" in folders:
-        main(arguments(project, tmp_path / "other", part="3/3", **{"search__simulations": 5}))
-    where = [tmp_path / name if name == "other" else parts / name for name in folders]
+    changes: dict[str, dict[str, object]] = {"other": {"search__simulations": 5}, "cut otherwise": {"batch_samples": 1}}
+    changes |= {"of fewer": {"limit": 6}, "damaged": {}}
+    made = folders[-1] if folders[-1] in changes else None
+    if made:
+        main(arguments(project, tmp_path / made, part="3/3", **changes[made]))
+    if made == "damaged":
+        (tmp_path / made / "train.meta.json").write_text("{}")
+    where = [tmp_path / name if name == made else parts / name for name in folders]
     assert run_command(main, merging(project, where, tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+def test_a_merge_does_not_cut_down_what_is_there(
+    project: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(project, tmp_path / "out"))
+    before = (tmp_path / "out" / "train.jsonl").read_bytes()
+    fewer = [tmp_path / "1", tmp_path / "2"]
+    for number, folder in enumerate(fewer, start=1):
+        main(arguments(project, folder, part=f"{number}/2", limit=4))
+    assert run_command(main, merging(project, fewer, tmp_path / "out")) == 2
+    assert "out: expected records of these parts in" in capsys.readouterr().err
+    assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
+    assert not (tmp_path / "out" / "train.partial.jsonl").exists()
 
 
 @pytest.mark.parametrize(

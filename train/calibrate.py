@@ -156,7 +156,7 @@ def _key(settings: CalibrateSettings) -> str:
     if settings.static is not None:
         files |= {f"static/{split}": settings.static / f"{split}.jsonl" for split in TABLES}
     hashes = {name: sha256_file(require_file(path, name)) for name, path in files.items()}
-    places = ("router", "data", "out", "device", "static")
+    places = ("router", "data", "out", "device", "static", "workers", "cluster")
     decisive = {name: value for name, value in plain_values(settings).items() if name not in places}
     return sha256_json({"settings": decisive, "files": hashes})
 

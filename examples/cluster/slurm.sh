@@ -6,6 +6,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
+#SBATCH --no-kill
 #SBATCH --time=24:00:00
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -17,5 +18,6 @@ export RAY_USAGE_STATS_ENABLED=0
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN="$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')"
 export RAY_AUTH_TOKEN
-exec srun --nodes "$SLURM_JOB_NUM_NODES" --ntasks-per-node 1 \
+# A node that is lost costs its batches, not the job.
+exec srun --no-kill --kill-on-bad-exit=0 --nodes "$SLURM_JOB_NUM_NODES" --ntasks-per-node 1 \
   ray symmetric-run --address "$address" -- "$@" --cluster "$address"
