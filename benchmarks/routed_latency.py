@@ -39,8 +39,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from data.flops import count_forward
 from router.chain import Chain
+from router.engine.copies import with_contiguous_head
 from router.engine.load import load_model
-from router.engine.view import chain_view, with_contiguous_head
+from router.engine.view import chain_view
 from router.files import write_json
 from router.fingerprint import Fingerprints
 from router.heads.budget import BudgetPoint

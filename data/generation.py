@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from router.chain import Chain
+from router.engine.copies import with_contiguous_head
 from router.engine.load import left_padded, padding_token
-from router.engine.view import chain_view, with_contiguous_head
+from router.engine.view import chain_view
 
 
 @dataclass(frozen=True)

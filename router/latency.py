@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from router.chain import Chain
-from router.engine.view import chain_view, with_contiguous_head
+from router.engine.copies import with_contiguous_head
+from router.engine.view import chain_view
 from router.files import read_json
 from router.fingerprint import Fingerprints
 from router.storage import Router

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from router.chain import Chain
+from router.engine.copies import with_contiguous_head
 from router.engine.decoder import find_decoder
-from router.engine.view import chain_view, with_contiguous_head
+from router.engine.view import chain_view
 from tests.families_table import README, with_table
 from tests.tiny import EACH, NUM_LAYERS, VARIANTS, tiny_model
 

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from router.engine.copies import NoHead, replace_head, shallow_copy, with_layers
 from router.engine.decoder import Decoder
-from router.engine.view import install_output_hooks, replace_head, shallow_copy, with_layers
 
 Axes = dict[int, str]
 """Which dimension of a tensor counts rows ("batch") or tokens ("tokens")."""
@@ -74,7 +74,6 @@ class LayerCapture:
         self._model = model
         self._decoder = decoder
         self.device = _input_device(model)
-        install_output_hooks(decoder)
         self.attention = getattr(decoder.config, "_attn_implementation", None)
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         self.spans = _spans(decoder.config, model.config)
@@ -87,7 +86,7 @@ class LayerCapture:
         self._returns_tuple = self._layers_return_tuples()
         recorders = [self._recorder(layer) for layer in decoder.layers]
         recording = with_layers(model, decoder, recorders, range(decoder.num_layers))
-        self._recording = replace_head(recording, lambda _: nn.Identity())
+        self._recording = replace_head(recording, NoHead)
         self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
         self._axes = self._learn_axes()
         self._cache_slots = self._learn_cache_slots()

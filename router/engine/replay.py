@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from router.chain import Chain
+from router.engine.copies import NoHead, replace_head, shallow_copy, with_contiguous_head
 from router.engine.decoder import find_decoder
-from router.engine.view import chain_view, replace_head, shallow_copy, with_contiguous_head
+from router.engine.view import chain_view
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Prefix:
         self._positions = "position_ids" in inspect.signature(type(model).forward).parameters
         self._local = threading.local()
         first = Chain(tuple(range(layers)), decoder.num_layers)
-        self._view = replace_head(chain_view(model, first, fresh=True), lambda _: nn.Identity())
+        self._view = replace_head(chain_view(model, first, fresh=True), NoHead)
         find_decoder(self._view).layers[-1].register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:

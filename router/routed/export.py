@@ -39,10 +39,11 @@ from transformers import (
 from router.assets.wheels import TOKENIZER_PLACES, forget_quantisation
 from router.chain import Chain
 from router.command import one_line
+from router.engine.copies import PLACES
 from router.engine.decoder import find_decoder
 from router.engine.layer_config import chain_config, changed_on_loading
 from router.engine.load import DTYPES, context_of, padding_token
-from router.engine.view import PLACES, chain_view
+from router.engine.view import chain_view
 from router.files import fsync, read_json, settle, writable_directory, write_json, write_text
 from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel

@@ -28,9 +28,10 @@ from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
+from router.engine.copies import shallow_copy
 from router.engine.load import load_model, padding_token
 from router.engine.replay import Prefix, PrefixRun
-from router.engine.view import CACHED_VIEWS, shallow_copy
+from router.engine.view import CACHED_VIEWS
 from router.files import read_json
 from router.fingerprint import model_fingerprint, tokenizer_fingerprint
 from router.heads.head import Decision

@@ -20,8 +20,8 @@ from pydantic.dataclasses import dataclass
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from router.chain import Chain
+from router.engine.copies import shallow_copy
 from router.engine.load import context_of, left_padded, padding_token
-from router.engine.view import shallow_copy
 from router.routed import RoutedModel
 from router.routed.model import Reading, by_chain
 from router.serving.protocol import ApiError, internal

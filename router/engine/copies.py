@@ -1,0 +1,184 @@
+"""Copies of a model's modules: registries of their own, parameters and buffers those of the model.
+
+What is done to a copy (hooks, adapters, another child, training mode) does not reach the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.engine.decoder import Decoder
+from router.engine.layer_config import write_entries
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+REGISTRIES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""What torch keeps by name in a module."""
+PLACES = ("layer_idx", "layer_id")
+"""What a module calls the place of its layer, which is its cache slot (GPT-Neo: layer_id)."""
+_OF_ONE_DEPTH = ("_cache", "_compiled_call", "_last_compile_config")
+"""What generation leaves in a model: a static cache, and a compiled call of the model itself."""
+
+
+def shallow_copy(module: ModuleT) -> ModuleT:
+    """Return a copy of a module that shares parameters, buffers and children, with registries of its own.
+
+    A compiled module's copy is not compiled, for what was compiled runs the module itself.
+    """
+    module = _uncompiled(module)
+    clone = module.__class__.__new__(module.__class__)
+    own = clone.__dict__
+    own.update(module.__dict__)
+    own.pop("_compiled_call_impl", None)
+    for name in REGISTRIES:
+        if name in own:
+            own[name] = own[name].copy()
+    if "forward" in own or "_old_forward" in own:
+        _rebind_forward(module, clone)
+    return clone
+
+
+def _uncompiled(module: ModuleT) -> ModuleT:
+    """Return the module that `torch.compile(module)` wraps."""
+    while type(module).__name__ == "OptimizedModule":  # its class is not imported: that takes seconds
+        inner = module._modules["_orig_mod"]
+        assert inner is not None
+        module = inner  # type: ignore[assignment]
+    return module
+
+
+def _rebind_forward(module: nn.Module, clone: nn.Module) -> None:
+    """Make instance-level `forward`s (accelerate's dispatch hooks, compiled ones) call the copy, not the original."""
+    for name in ("forward", "_old_forward"):
+        method = clone.__dict__.get(name)
+        if method is not None:
+            clone.__dict__[name] = _rebound(method, module, clone)
+
+
+def _rebound(method: Callable[..., Any], module: nn.Module, clone: nn.Module) -> Callable[..., Any]:
+    while (compiled := getattr(method, "_torchdynamo_orig_callable", None)) is not None:
+        method = compiled
+    if isinstance(method, types.MethodType) and method.__self__ is module:
+        return types.MethodType(method.__func__, clone)
+    if isinstance(method, functools.partial):
+        args = tuple(clone if argument is module else argument for argument in method.args)
+        partial = functools.partial(method.func, *args, **method.keywords)
+        return functools.update_wrapper(partial, getattr(method, "__wrapped__", method))
+    return method
+
+
+def deep_copy(module: ModuleT, memo: dict[int, nn.Module], place: int | None = None) -> ModuleT:
+    """Return a copy of a module and of all modules in it; parameters and buffers are shared.
+
+    Args:
+        module: the module.
+        memo: copies by the id of their original, so that what stands in two places stays one.
+        place: what the copies call the place of their layer; None: what the originals say.
+    """
+    if (known := memo.get(id(module))) is not None:
+        return known  # type: ignore[return-value]
+    clone = memo[id(module)] = shallow_copy(module)
+    own = clone.__dict__
+    for name, child in own["_modules"].items():
+        if child is not None:
+            own["_modules"][name] = deep_copy(child, memo, place)
+    if place is not None:
+        for name in PLACES:
+            if name in own:
+                own[name] = place
+    return clone
+
+
+def with_layers(
+    model: PreTrainedModel, decoder: Decoder, layers: Sequence[nn.Module], sources: Sequence[int]
+) -> PreTrainedModel:
+    """Return a shallow copy of `model` whose decoder runs `layers`; entry i stands for original layer `sources[i]`."""
+    memo: dict[int, Any] = {}
+    copy.deepcopy(model.config, memo)
+    configs = {id(model.config): memo[id(model.config)]}
+    text = memo.get(id(decoder.config)) or copy.deepcopy(decoder.config, memo)
+    write_entries(text, Chain(tuple(sources), decoder.num_layers))
+
+    root = shallow_copy(model)
+    module: nn.Module = root
+    chain_of_owners = [module]
+    for name in decoder.path:
+        child = shallow_copy(module.get_submodule(name))
+        module._modules[name] = child
+        module = child
+        chain_of_owners.append(child)
+    module._modules[decoder.name] = nn.ModuleList(layers)
+    for owner in chain_of_owners:
+        old = owner.__dict__.get("config")
+        if old is not None:
+            owner.__dict__["config"] = memo.get(id(old)) or configs.get(id(old)) or copy.deepcopy(old, memo)
+    if "generation_config" in root.__dict__:
+        root.__dict__["generation_config"] = copy.deepcopy(root.__dict__["generation_config"])
+    for name in _OF_ONE_DEPTH:
+        root.__dict__.pop(name, None)
+    return root
+
+
+def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
+    """Give a view of one's own (`fresh`) another output embedding; a model that keeps it deeper down stays as it is.
+
+    Args:
+        view: the view, whose own registry of modules is changed; the original's is not.
+        replace: makes the new module of the present one.
+    """
+    head = view.get_output_embeddings()
+    for name, module in view._modules.items():
+        if module is not None and module is head:
+            view._modules[name] = replace(module)
+    return view
+
+
+class NoHead(nn.Module):
+    """Stands for an output embedding whose logits nobody reads; some families ask for its weight's dtype."""
+
+    def __init__(self, head: nn.Module) -> None:
+        """Take the place of a head."""
+        super().__init__()
+        self.weight = getattr(head, "weight", None)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what is given."""
+        return hidden
+
+
+def with_contiguous_head(view: PreTrainedModel) -> PreTrainedModel:
+    """Give a view of one's own (`fresh`) an output embedding, parameters shared, that reads contiguous states.
+
+    After a prompt the library passes it a slice of each row's last token. With strides of its own it is no matrix
+    to torch's CPU kernels: they multiply row by row and copy the embedding for each (30 GB for 64 rows of a
+    vocabulary of 152k, or a fall back to a kernel that takes a minute; half of a short prompt's time with one row).
+    """
+    return replace_head(view, _contiguous)
+
+
+def _contiguous(head: nn.Module) -> nn.Module:
+    clone = shallow_copy(head)
+    # One row counts as contiguous whatever its strides, so `contiguous` would leave it as it is.
+    whole = torch.contiguous_format
+    clone.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(memory_format=whole), *inputs[1:]))
+    return clone
