@@ -1,4 +1,4 @@
-"""Copies of a model's modules: registries of their own, parameters and buffers those of the model.
+"""Copies of a model's modules, and views made of them: registries of their own, parameters those of the model.
 
 What is done to a copy (hooks, adapters, another child, training mode) does not reach the model.
 """
@@ -9,17 +9,18 @@ import copy
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from router.chain import Chain
-from router.engine.decoder import Decoder
+from router.engine.decoder import Decoder, find_decoder
 from router.engine.layer_config import write_entries
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_classes: dict[type[Any], type[Any]] = {}
 
 REGISTRIES = (
     "_parameters",
@@ -182,3 +183,88 @@ def _contiguous(head: nn.Module) -> nn.Module:
     whole = torch.contiguous_format
     clone.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(memory_format=whole), *inputs[1:]))
     return clone
+
+
+class ViewOfModel(nn.Module):
+    """What a view's class adds to the model's own: what would reach the original through shared weights is refused."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Allow what leaves every weight where it is (`to` its own device and dtype), and refuse the rest.
+
+        Raises:
+            ValueError: where a weight would be moved or cast.
+        """
+        for tensor in (*self.parameters(recurse), *self.buffers(recurse)):
+            changed = fn(tensor.new_empty(0))
+            if (changed.device, changed.dtype) != (tensor.device, tensor.dtype):
+                raise ValueError(
+                    f"view: expected its weights to stay {tensor.dtype} on {tensor.device}, for they are the original "
+                    f"model's; got {changed.dtype} on {changed.device}: move or cast the original, then make the view"
+                )
+        return self
+
+    def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Module:
+        """Refuse, for the embeddings are the original's.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "view: expected its embeddings to stay as they are, for they are the original model's; "
+            "resize the original, then make the view"
+        )
+
+
+def _view_class(base: type[Any]) -> type[Any]:
+    """Return the class of views of a model, of the model's own name: the library knows models by it."""
+    if issubclass(base, ViewOfModel):
+        return base
+    if base not in _classes:
+        _classes[base] = type(base.__name__, (ViewOfModel, base), {"__module__": base.__module__})
+    return _classes[base]
+
+
+def make_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
+    """Return a view of a chain (`router.engine.view.chain_view`), whether or not the model runs chains rightly."""
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"model: expected a transformers model, got {type(model).__name__}; pass the model that was compiled or "
+            "wrapped, as it was before"
+        )
+    decoder = find_decoder(model)
+    if chain.num_layers != decoder.num_layers:
+        raise ValueError(f"chain: expected num_layers={decoder.num_layers} as in the model, got {chain.num_layers}")
+    _check_attention(decoder, chain)
+    layers = [deep_copy(decoder.layers[layer], {}, position) for position, layer in enumerate(chain.layers)]
+    view = with_layers(model, decoder, layers, chain.layers)
+    _own_the_rest(view, decoder)
+    view.__class__ = _view_class(type(model))
+    return view
+
+
+def _own_the_rest(view: PreTrainedModel, decoder: Decoder) -> None:
+    """Copy what stands beside the layers, and let the layers read the view's configuration, not the model's."""
+    memo: dict[int, nn.Module] = {}
+    owner: nn.Module = view
+    for name in (*decoder.path, decoder.name):
+        for other, child in owner._modules.items():
+            if child is not None and other != name:
+                owner._modules[other] = deep_copy(child, memo)
+        if name != decoder.name:
+            owner = owner.get_submodule(name)
+    config = owner.__dict__.get("config")
+    for module in owner.get_submodule(decoder.name).modules():
+        if module.__dict__.get("config") is decoder.config:
+            module.__dict__["config"] = config
+
+
+def _check_attention(decoder: Decoder, chain: Chain) -> None:
+    """Refuse chains of a hybrid model without any attention layer: its cache counts tokens in those alone."""
+    types = getattr(decoder.config, "layer_types", None)
+    if not types:
+        return
+    counting = {i for i, kind in enumerate(types) if kind.endswith("attention") and kind != "linear_attention"}
+    if counting and not counting & set(chain.layers):
+        raise ValueError(
+            f"chain {chain}: expected at least one attention layer (of {sorted(counting)}), the cache needs its length"
+        )

@@ -1,0 +1,57 @@
+"""What a model is made of at a moment, so that what was made of it can be told from what would be made of it now."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import nn
+
+from router.engine.copies import REGISTRIES
+
+
+class Makeup:
+    """What a model is made of at a moment: its modules, parameters, hooks, settings, each as an object.
+
+    Two are equal where nothing was replaced, added, removed or switched in between; what is changed in place is shared
+    with the views, which follow it.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, model: nn.Module) -> None:
+        """Look at a model."""
+        parts = [tuple(vars(settings).values()) for settings in _settings(model)]
+        stack, seen = [model], set[int]()
+        while stack:
+            module = stack.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            own = module.__dict__
+            parts.append(tuple(own.values()))
+            parts += [tuple(own[name].values()) for name in REGISTRIES if own.get(name)]
+            stack.extend(child for child in own["_modules"].values() if child is not None)
+        self._parts = parts
+
+    def __eq__(self, other: object) -> bool:
+        """Whether nothing was changed between the two moments."""
+        if not isinstance(other, Makeup) or len(self._parts) != len(other._parts):
+            return False
+        pairs = zip(self._parts, other._parts, strict=True)
+        return all(len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _settings(model: nn.Module) -> list[Any]:
+    """Return a model's configuration, those inside it, and its generation settings."""
+    found = []
+    waiting = [getattr(model, "config", None)]
+    while waiting:
+        config = waiting.pop()
+        if config is not None:
+            found.append(config)
+            waiting += [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]
+    generation = getattr(model, "generation_config", None)
+    return found if generation is None else [*found, generation]
