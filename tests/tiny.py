@@ -3,147 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
-from transformers import (
-    AutoModelForCausalLM,
-    FalconConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoConfig,
-    GPTNeoXConfig,
-    GraniteSWAConfig,
-    Lfm2Config,
-    LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
-    OlmoeConfig,
-    OPTConfig,
-    Phi3Config,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2MoeConfig,
-    Qwen3Config,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, write_tasks
 from router.storage import Router, RouterConfig
+from tests.families import ALL, NUM_LAYERS, VOCABULARY, Family
 
-NUM_LAYERS = 5
-VOCABULARY = 300
-_COMMON = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-
-
-@dataclass(frozen=True)
-class Family:
-    """An architecture, small and random.
-
-    Attributes:
-        config: makes its configuration.
-        attentions: attention implementations that the library offers for it.
-        packs: whether several choices can share a row: false with ALiBi (a bias by place in the row) and with layers
-            that mix neighbouring tokens without a mask (convolutions).
-        note: what is special about the configuration, for the README's table.
-    """
-
-    config: Callable[[], PreTrainedConfig]
-    attentions: tuple[str, ...] = ("sdpa", "eager")
-    packs: bool = True
-    note: str = ""
-
-
-# A family is one line here. The sliding windows (4 tokens) are shorter than every prompt of the tests.
-_WIDTH = {name: _COMMON[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
-_IDS = {name: _COMMON[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-_ALTERNATING = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
-FAMILIES: dict[str, Family] = {
-    "llama": Family(lambda: LlamaConfig(**_COMMON)),
-    "mistral": Family(lambda: MistralConfig(**_COMMON, sliding_window=4), note=" (sliding window)"),
-    "qwen2": Family(
-        lambda: Qwen2Config(**_COMMON, use_sliding_window=True, sliding_window=4, max_window_layers=2),
-        note=" (sliding window in some layers)",
-    ),
-    "qwen3": Family(lambda: Qwen3Config(**_COMMON)),
-    "gemma2": Family(
-        lambda: Gemma2Config(**_COMMON, sliding_window=4, layer_types=_ALTERNATING, query_pre_attn_scalar=8),
-        attentions=("eager",),
-        note=" (sliding window in some layers)",
-    ),
-    "gemma3": Family(
-        lambda: Gemma3TextConfig(**_COMMON, sliding_window=4, layer_types=_ALTERNATING),
-        note=" (sliding window in some layers)",
-    ),
-    "phi3": Family(
-        lambda: Phi3Config(**{**_COMMON, "num_key_value_heads": 4}, sliding_window=4), note=" (sliding window)"
-    ),
-    "olmo2": Family(lambda: Olmo2Config(**_COMMON)),
-    "olmoe": Family(lambda: OlmoeConfig(**_COMMON, **_EXPERTS), note=" (mixture of experts)"),
-    "qwen2_moe": Family(
-        lambda: Qwen2MoeConfig(**_COMMON, **_EXPERTS, moe_intermediate_size=16, shared_expert_intermediate_size=16),
-        note=" (mixture of experts)",
-    ),
-    "gpt2": Family(
-        lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=512, **_IDS)
-    ),
-    "gpt_neo": Family(
-        lambda: GPTNeoConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_layers=NUM_LAYERS,
-            num_heads=4,
-            intermediate_size=48,
-            attention_types=[[["global", "local"], 2], [["global"], 1]],
-            window_size=4,
-            max_position_embeddings=512,
-            **_IDS,
-        ),
-        attentions=("eager",),
-        packs=False,
-        note=" (sliding window in some layers)",
-    ),
-    "gpt_neox": Family(lambda: GPTNeoXConfig(**_WIDTH, intermediate_size=48, max_position_embeddings=512, **_IDS)),
-    "opt": Family(lambda: OPTConfig(**_WIDTH, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=512, **_IDS)),
-    "granite_swa": Family(
-        lambda: GraniteSWAConfig(
-            **_COMMON, sliding_window=4, layer_types=_ALTERNATING, layer_rope_theta=[1e4, 1e2, 1e3, 0, 50.0]
-        ),
-        attentions=("eager",),
-        note=" (sliding window and rotary base by layer)",
-    ),
-    "falcon": Family(lambda: FalconConfig(**_WIDTH, alibi=False, **_IDS)),
-    "falcon_alibi": Family(
-        lambda: FalconConfig(**_WIDTH, alibi=True, multi_query=False, **_IDS), packs=False, note=" (ALiBi)"
-    ),
-    "lfm2": Family(
-        lambda: Lfm2Config(**_COMMON, layer_types=["conv", "full_attention", "conv", "full_attention", "conv"]),
-        packs=False,
-        note=" (convolutions and attention)",
-    ),
-}
+FAMILIES: dict[str, Family] = {name: family for name, family in ALL.items() if family.quick}
 VARIANTS = [(name, attention) for name, family in FAMILIES.items() for attention in family.attentions]
 EACH = [(name, family.attentions[i % len(family.attentions)]) for i, (name, family) in enumerate(FAMILIES.items())]
 """Every family once, its attentions in turn: for what does not hang on how attention is computed."""
@@ -152,9 +26,7 @@ EACH = [(name, family.attentions[i % len(family.attentions)]) for i, (name, fami
 def tiny_model(family: str, attention: str | None = None, seed: int = 0) -> PreTrainedModel:
     """Return a random model of a family in float32; weights wide enough that predictions differ between chains."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
-        FAMILIES[family].config(), attn_implementation=attention or FAMILIES[family].attentions[0]
-    ).eval()
+    model = ALL[family].model(attention or ALL[family].attentions[0]).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim == 2:

@@ -1,0 +1,393 @@
+"""The survey of families: every configuration of tests/families.py, under each attention, against what it should do.
+
+python -m tests.families_survey [NAME ...]      # a line for each configuration and attention, then the counts
+
+A configuration is right, refused (one line before anything ran), wrong (what differs and by how much) or crashes. Each
+runs in a process of its own, with a limit of time, so that none ends the survey. What the stock model itself does
+otherwise (with a cache, in a batch) is not held against a chain: it is told as a note.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.utils import logging
+
+import router
+from router.chain import Chain
+from router.engine.decoder import find_decoder
+from router.engine.executor import ChainExecutor, Job
+from router.engine.replay import Prefix
+from router.engine.rows import pack_row, plain_row, separate_rows
+from router.engine.view import chain_view
+from tests.families import ALL
+from tests.tiny import tiny_model
+
+SECONDS = 120
+"""Limit of time for one configuration under one attention."""
+ATOL = 5e-5
+"""Largest difference of two logits that count as equal, in float32."""
+ORDER = ("crash", "wrong", "refused", "right")
+PROMPT = [(37 * i * i + 11 * i) % 190 + 5 for i in range(24)]
+"""Tokens of the prompts; longer than every window, and long enough to be shared between rows."""
+LENGTH = 11
+"""Tokens of a prompt where nothing is shared."""
+
+
+class DifferenceError(Exception):
+    """Two ways to compute the same thing that do not agree."""
+
+
+@dataclass
+class Outcome:
+    """What the survey saw of one configuration.
+
+    Attributes:
+        parts: for each check its outcome and, unless it is right, what was seen.
+        notes: what the stock model does otherwise.
+    """
+
+    parts: dict[str, tuple[str, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def word(self) -> str:
+        """The worst of its checks."""
+        return next((word for word in ORDER if word in {one for one, _ in self.parts.values()}), "crash")
+
+    def __str__(self) -> str:
+        """Return what is not right, in one line."""
+        by_text: dict[str, list[str]] = {}
+        for name, (word, text) in self.parts.items():
+            if word != "right":
+                by_text.setdefault(f"{word}: {text}", []).append(name)
+        told = [f"[{', '.join(names)}] {text}" for text, names in by_text.items()]
+        return " | ".join([self.word, *told, *(f"note: {note}" for note in self.notes)])
+
+
+class Survey:
+    """The checks of one model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take a model, which is not changed."""
+        self.model = model
+        self.outcome = Outcome()
+        self.stock_differs: set[str] = set()
+
+    def run(self) -> Outcome:
+        """Run every check and return what was seen."""
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+        # A stock model that fails has no chains to compare.
+        self.model(torch.tensor([PROMPT]))
+        self._baseline("with a cache", self._cache_of(self.model))
+        self._baseline("in a padded batch", self._padding_of(self.model))
+        before = _digest(self.model)
+        for name, check in self._checks():
+            self.outcome.parts[name] = _judged(check)
+        changed = _digest(self.model) != before
+        self.outcome.parts["original"] = ("wrong", "the original changed") if changed else ("right", "")
+        return self.outcome
+
+    def _baseline(self, what: str, check: Callable[[], None]) -> None:
+        """Note where the stock model fails a check, which its chains are then spared."""
+        try:
+            check()
+        except DifferenceError as error:
+            self.stock_differs.add(what)
+            self.outcome.notes.append(f"the stock model differs {what} ({error})")
+        except Exception as error:
+            self.stock_differs.add(what)
+            self.outcome.notes.append(f"the stock model fails {what} ({_one_line(error)})")
+
+    def _checks(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        yield "full view", self.full_view
+        yield "full executor", self.full_executor
+        yield "nasty view", self.nasty_view
+        if "with a cache" not in self.stock_differs:
+            yield "cache", lambda: self._cache_of(chain_view(self.model, self.nasty()))()
+        if "in a padded batch" not in self.stock_differs:
+            yield "padding", lambda: self._padding_of(chain_view(self.model, self.nasty()))()
+        yield "executor", self.executor
+        yield "packed", self.packed
+        yield "replay", self.replay
+
+    def depth(self) -> int:
+        """Return the number of layers."""
+        return find_decoder(self.model).num_layers
+
+    def nasty(self) -> Chain:
+        """Return the chain n-1..0, then n-1, 0."""
+        n = self.depth()
+        return Chain((*reversed(range(n)), n - 1, 0), n)
+
+    def full_view(self) -> None:
+        """Oracle: the stock forward."""
+        ids = torch.tensor([PROMPT[:LENGTH]])
+        _same(_logits(chain_view(self.model, Chain.full(self.depth())), ids), _logits(self.model, ids))
+
+    def full_executor(self) -> None:
+        """Oracle: the stock forward, a row alone."""
+        rows = [PROMPT[:LENGTH], PROMPT[3 : LENGTH - 2]]
+        executor = ChainExecutor(self.model)
+        block = executor.load([plain_row(row) for row in rows])
+        full = Chain.full(self.depth())
+        for row, logits in zip(rows, executor.logits(block, [Job(i, full) for i in range(2)]), strict=True):
+            _same(logits, _logits(self.model, torch.tensor([row]))[0])
+
+    def nasty_view(self) -> None:
+        """Oracle: the layers called by hand, each with what the stock forward hands it; each is called once."""
+        view, ids = chain_view(self.model, self.nasty()), torch.tensor([PROMPT[:LENGTH]])
+        calls: list[int] = []
+        layers = find_decoder(view).layers
+        handles = [layer.register_forward_hook(lambda *_, i=i: calls.append(i)) for i, layer in enumerate(layers)]
+        try:
+            got = _logits(view, ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if calls != list(range(len(layers))):
+            raise DifferenceError(f"calls of the view's layers: {calls}")
+        _same(got, by_hand(self.model, self.nasty(), ids))
+
+    def executor(self) -> None:
+        """Oracle: the view, a row alone; rows of two lengths, tokens shared in front and not."""
+        rows = [PROMPT, PROMPT[:18] + PROMPT[2:5], PROMPT[4:9]]
+        executor = ChainExecutor(self.model)
+        chains = [self.nasty(), Chain.full(self.depth()).skip(1, 1)]
+        for share in (False, True):
+            block = executor.load([plain_row(row) for row in rows], share=share)
+            jobs = [Job(i, chain) for i in range(len(rows)) for chain in chains]
+            for job, logits in zip(jobs, executor.logits(block, jobs), strict=True):
+                _same(logits, _logits(chain_view(self.model, job.chain), torch.tensor([rows[job.row]]))[0])
+
+    def packed(self) -> None:
+        """Oracle: each continuation after its prompt in a row of its own."""
+        executor = ChainExecutor(self.model)
+        prompt, continuations = PROMPT[:9], [PROMPT[9:14], PROMPT[14:15], PROMPT[15:18]]
+        if not executor.can_pack:
+            return
+        nasty = self.nasty()
+        (packed,) = executor.target_logprobs(executor.load([pack_row(prompt, continuations)]), [Job(0, nasty)])
+        block = executor.load(separate_rows(prompt, continuations))
+        _same(packed, torch.cat(executor.target_logprobs(block, [Job(i, nasty) for i in range(3)])))
+
+    def replay(self) -> None:
+        """Oracle: the view of the same chain, which runs its first layers again; a row padded on the left."""
+        prefix = self.first_prefix()
+        chain = Chain((*range(prefix.layers), *self.nasty().layers), self.depth())
+        ids, mask = _padded()
+        view, run = prefix.view(chain), prefix.run(ids, mask)
+        options = {"attention_mask": mask}
+        with prefix.given(run):
+            got = _generated(view, ids, **options)
+        _same(got, _generated(chain_view(self.model, chain), ids, **options))
+
+    def first_prefix(self) -> Prefix:
+        """Return the first two layers or, of a hybrid that needs an attention layer for its cache, so many more."""
+        for layers in range(2, self.depth()):
+            try:
+                return Prefix(self.model, layers)
+            except ValueError as error:
+                if "attention layer" not in str(error):
+                    raise
+        return Prefix(self.model, self.depth())
+
+    def _cache_of(self, model: PreTrainedModel) -> Callable[[], None]:
+        """Oracle: the same generation without a cache."""
+
+        def check() -> None:
+            ids = torch.tensor([PROMPT[:LENGTH]])
+            _same(_generated(model, ids, use_cache=True), _generated(model, ids, use_cache=False))
+
+        return check
+
+    def _padding_of(self, model: PreTrainedModel) -> Callable[[], None]:
+        """Oracle: each row alone."""
+
+        def check() -> None:
+            ids, mask = _padded()
+            together = _generated(model, ids, attention_mask=mask)
+            for i, row in enumerate((ids[0], ids[1, 4:])):
+                _same(together[i], _generated(model, row[None])[0])
+
+        return check
+
+
+def _padded() -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([PROMPT[:LENGTH], [0] * 4 + PROMPT[5 : LENGTH + 1]])
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    return ids, mask
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    offered = inspect.signature(type(model).forward).parameters
+    options = {"use_cache": False} if "use_cache" in offered else {}
+    result: Tensor = model(ids, **options).logits
+    return result
+
+
+def _generated(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
+    """Return the logits of each generated token, `[batch, tokens, vocabulary]`."""
+    with torch.no_grad():
+        made = model.generate(
+            ids,
+            do_sample=False,
+            max_new_tokens=5,
+            min_new_tokens=5,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+    return torch.stack(made.logits, 1)
+
+
+def by_hand(model: PreTrainedModel, chain: Chain, ids: Tensor) -> Tensor:
+    """Return a chain's logits: layers called one by one with the arguments of the stock forward, then the stock's end.
+
+    Raises:
+        DifferenceError: where the stock forward does not call each layer once and in order.
+    """
+    layers = find_decoder(model).layers
+    seen: list[tuple[int, tuple[Any, ...], dict[str, Any]]] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, a, k, i=i: seen.append((i, a, dict(k))), with_kwargs=True)
+        for i, layer in enumerate(layers)
+    ]
+    try:
+        _logits(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if [i for i, _, _ in seen] != list(range(len(layers))):
+        raise DifferenceError(f"the stock forward calls layers {[i for i, _, _ in seen]}, so a chain has no meaning")
+    hidden = seen[0][1][0] if seen[0][1] else seen[0][2]["hidden_states"]
+    with torch.no_grad():
+        for i in chain.layers:
+            args, kwargs = (_without_cache(part) for part in seen[i][1:])
+            if args:
+                output = layers[i](hidden, *args[1:], **kwargs)
+            else:
+                output = layers[i](**{**kwargs, "hidden_states": hidden})
+            hidden = output[0] if isinstance(output, (tuple, list)) else output
+
+    def inject(_: nn.Module, __: Any, output: Any) -> Any:
+        return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden
+
+    handle = layers[-1].register_forward_hook(inject)
+    try:
+        return _logits(model, ids)
+    finally:
+        handle.remove()
+
+
+def _without_cache(part: Any) -> Any:
+    """Return arguments without the cache that some families make though none is asked for."""
+    if isinstance(part, dict):
+        return {key: None if isinstance(value, Cache) else value for key, value in part.items()}
+    return tuple(None if isinstance(value, Cache) else value for value in part)
+
+
+def _same(got: Tensor, wanted: Tensor) -> None:
+    """Raise where two tensors differ, with their largest difference."""
+    if got.shape != wanted.shape:
+        raise DifferenceError(f"shapes {tuple(got.shape)} and {tuple(wanted.shape)}")
+    gap = float((got - wanted).abs().nan_to_num(nan=float("inf")).max())
+    if gap > ATOL * max(1.0, float(wanted.abs().max())):
+        raise DifferenceError(f"off by {gap:.2g}")
+
+
+def _judged(check: Callable[[], None]) -> tuple[str, str]:
+    """Run a check; returns its outcome and what was seen."""
+    try:
+        check()
+    except DifferenceError as error:
+        return "wrong", str(error)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = Path(router.__file__).parent in Path(frames[-1].filename).parents
+        if isinstance(error, ValueError) and ours and "\n" not in str(error):
+            return "refused", str(error)
+        return "crash", f"{_one_line(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
+    return "right", ""
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """Return what a model holds: configuration, weights by identity and sum, modules and their places."""
+    state = [repr(model.config.to_dict())]
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        state.append(f"{name} {id(tensor)} {tensor.double().sum()}")
+    for name, module in model.named_modules():
+        places = {key: value for key, value in vars(module).items() if key in ("layer_idx", "layer_id")}
+        state.append(f"{name} {id(module)} {places}")
+    return "\n".join(state)
+
+
+def examine(name: str, attention: str) -> Outcome:
+    """Survey one configuration in this process; a model that cannot be made or run is a crash."""
+    torch.set_num_threads(1)
+    try:
+        return Survey(tiny_model(name, attention)).run()
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return Outcome({"stock": ("crash", f"{_one_line(error)} ({Path(frame.filename).name}:{frame.lineno})")})
+
+
+def outcome_of(name: str, attention: str, seconds: float = SECONDS) -> Outcome:
+    """Survey one configuration in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, name, attention))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return Outcome({"all": ("crash", f"not done after {seconds:.0f} s")})
+        outcome: Outcome = receiver.recv()
+        return outcome
+    except EOFError:
+        process.join()
+        return Outcome({"all": ("crash", f"the process ended with {process.exitcode}")})
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(sender: Connection, name: str, attention: str) -> None:
+    sender.send(examine(name, attention))
+
+
+def main(names: list[str]) -> None:
+    """Print a line for each configuration and attention, then how many came out how."""
+    counts: Counter[str] = Counter()
+    for name in names or ALL:
+        for attention in ALL[name].attentions:
+            outcome = outcome_of(name, attention)
+            counts[outcome.word] += 1
+            print(f"{name} {attention}: {outcome}", flush=True)
+    print(", ".join(f"{counts[word]} {word}" for word in reversed(ORDER)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
