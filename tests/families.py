@@ -65,7 +65,7 @@ COMMON: dict[str, Any] = {
     "v_head_dim": 8,
     "index_head_dim": 16,
     "index_n_heads": 2,
-    "index_topk": 4,
+    "index_topk": 64,  # more than any prompt of the tests has
     # A state along the row: linear attention and state-space layers.
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,
@@ -125,11 +125,42 @@ def small_config(kind: type[PreTrainedConfig], settings: Mapping[str, Any]) -> P
     """Return a configuration with `COMMON` wherever the class has a field for it, and the settings above that."""
     fields, renamed = set(inspect.signature(kind.__init__).parameters), kind.attribute_map
     common = {renamed.get(name, name): value for name, value in COMMON.items() if {name, renamed.get(name)} & fields}
-    return kind(**{**common, **settings})
+    inner = {
+        name: small_config(CONFIG_MAPPING[part["model_type"]] if "model_type" in part else kind.sub_configs[name], part)
+        for name, part in settings.items()
+        if part is not None and name in kind.sub_configs
+    }
+    return kind(**{**common, **settings, **inner})
 
 
 EAGER = ("eager",)
+_LATENT = {"num_key_value_heads": 4}  # each head has keys and values of its own
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+_FULL_LAST = ["sliding_attention", "full_attention"] * 2 + ["full_attention"]
+_LINEAR = ["linear_attention", "full_attention"] * 2 + ["linear_attention"]
+_GEMMA3N = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "laurel_rank": 8}
+_GEMMA4 = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "global_head_dim": 8}
+_GEMMA4_IDS = {
+    "image_token_id": 295,
+    "video_token_id": 296,
+    "audio_token_id": 297,
+    "boi_token_id": 291,
+    "eoi_token_id": 292,
+    "boa_token_id": 293,
+    "eoa_token_index": 294,
+}
+_SHARED_KINDS = ["sliding_attention", "full_attention", "full_attention", "sliding_attention", "full_attention"]
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+_PATCHES = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "hidden_size": 16}
+_QWEN_TEXT = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+_QWEN_IDS = {"image_token_id": 296, "video_token_id": 297, "vision_start_token_id": 298, "vision_end_token_id": 299}
 ALL: dict[str, Family] = {
     "llama": Family("LlamaConfig", quick=True),
     "mistral": Family("MistralConfig", note=" (sliding window)", quick=True),
@@ -187,10 +218,10 @@ ALL: dict[str, Family] = {
     "apertus": Family("ApertusConfig"),
     "arcee": Family("ArceeConfig"),
     "aria_text": Family("AriaTextConfig"),
-    "axk1": Family("AXK1Config"),
-    "axk2": Family("AXK2Config"),
-    "bailing_hybrid": Family("BailingHybridConfig"),
-    "bamba": Family("BambaConfig"),
+    "axk1": Family("AXK1Config", _LATENT),
+    "axk2": Family("AXK2Config", _LATENT),
+    "bailing_hybrid": Family("BailingHybridConfig", {**_LATENT, "layer_types": _LINEAR, "num_expert_group": 1}),
+    "bamba": Family("BambaConfig", {"attn_layer_indices": [1, 3]}),
     "bart": Family("BartConfig"),
     "beam": Family("BeamConfig"),
     "bert": Family("BertConfig"),
@@ -203,17 +234,17 @@ ALL: dict[str, Family] = {
     "blenderbot_small": Family("BlenderbotSmallConfig"),
     "bloom": Family("BloomConfig", attentions=EAGER),
     "camembert": Family("CamembertConfig"),
-    "codegen": Family("CodeGenConfig", attentions=EAGER),
+    "codegen": Family("CodeGenConfig", {"rotary_dim": 4}, EAGER),
     "cohere": Family("CohereConfig"),
     "cohere2": Family("Cohere2Config"),
     "cohere2_moe": Family("Cohere2MoeConfig"),
-    "ctrl": Family("CTRLConfig"),
+    "ctrl": Family("CTRLConfig", {"dff": 48}),
     "cwm": Family("CwmConfig"),
     "data2vec_text": Family("Data2VecTextConfig"),
-    "deepseek_v2": Family("DeepseekV2Config"),
-    "deepseek_v3": Family("DeepseekV3Config"),
-    "deepseek_v32": Family("DeepseekV32Config"),
-    "deepseek_v4": Family("DeepseekV4Config", attentions=EAGER),
+    "deepseek_v2": Family("DeepseekV2Config", _LATENT),
+    "deepseek_v3": Family("DeepseekV3Config", _LATENT),
+    "deepseek_v32": Family("DeepseekV32Config", _LATENT),
+    "deepseek_v4": Family("DeepseekV4Config", {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8}, EAGER),
     "diffllama": Family("DiffLlamaConfig"),
     "doge": Family("DogeConfig"),
     "dots1": Family("Dots1Config"),
@@ -231,16 +262,16 @@ ALL: dict[str, Family] = {
     "glm": Family("GlmConfig"),
     "glm4": Family("Glm4Config"),
     "glm4_moe": Family("Glm4MoeConfig"),
-    "glm4_moe_lite": Family("Glm4MoeLiteConfig"),
-    "glm_moe_dsa": Family("GlmMoeDsaConfig"),
+    "glm4_moe_lite": Family("Glm4MoeLiteConfig", _LATENT),
+    "glm_moe_dsa": Family("GlmMoeDsaConfig", _LATENT),
     "gpt_bigcode": Family("GPTBigCodeConfig"),
     "gpt_neox_japanese": Family("GPTNeoXJapaneseConfig", attentions=EAGER),
     "gpt_oss": Family("GptOssConfig", attentions=EAGER),
-    "gptj": Family("GPTJConfig", attentions=EAGER),
+    "gptj": Family("GPTJConfig", {"rotary_dim": 4}, EAGER),
     "granite": Family("GraniteConfig"),
     "granitemoe": Family("GraniteMoeConfig"),
     "granitemoe_swa": Family("GraniteMoeSWAConfig", attentions=EAGER),
-    "granitemoehybrid": Family("GraniteMoeHybridConfig"),
+    "granitemoehybrid": Family("GraniteMoeHybridConfig", {"layer_types": _LINEAR}),
     "granitemoeshared": Family("GraniteMoeSharedConfig"),
     "helium": Family("HeliumConfig"),
     "hrm_text": Family("HrmTextConfig"),
@@ -252,20 +283,24 @@ ALL: dict[str, Family] = {
     "internlm3": Family("InternLM3Config"),
     "iquestcoder": Family("IQuestCoderConfig"),
     "jais2": Family("Jais2Config"),
-    "jamba": Family("JambaConfig"),
+    "jamba": Family("JambaConfig", {"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family("JetMoeConfig"),
     "kolibri1": Family("Kolibri1Config"),
     "laguna": Family("LagunaConfig"),
     "lfm3": Family("Lfm3Config"),
-    "llama4_text": Family("Llama4TextConfig"),
-    "longcat_flash": Family("LongcatFlashConfig"),
+    "llama4_text": Family(
+        "Llama4TextConfig", {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "num_experts_per_tok": 1}
+    ),
+    "longcat_flash": Family(
+        "LongcatFlashConfig", {**_LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2}
+    ),
     "mamba": Family("MambaConfig", attentions=EAGER),
     "marian": Family("MarianConfig"),
     "mbart": Family("MBartConfig"),
     "megatron_bert": Family("MegatronBertConfig", attentions=EAGER),
     "mellum": Family("MellumConfig"),
     "mimo_v2_flash": Family("MiMoV2FlashConfig", attentions=EAGER),
-    "minicpm3": Family("MiniCPM3Config"),
+    "minicpm3": Family("MiniCPM3Config", _LATENT),
     "minimax": Family("MiniMaxConfig"),
     "minimax_m2": Family("MiniMaxM2Config"),
     "minimax_m3_vl_text": Family("MiniMaxM3VLTextConfig"),
@@ -288,7 +323,16 @@ ALL: dict[str, Family] = {
     "phi": Family("PhiConfig"),
     "phimoe": Family("PhimoeConfig"),
     "plbart": Family("PLBartConfig"),
-    "prophetnet": Family("ProphetNetConfig", attentions=EAGER),
+    "prophetnet": Family(
+        "ProphetNetConfig",
+        {
+            "num_decoder_layers": NUM_LAYERS,
+            "num_decoder_attention_heads": 4,
+            "num_encoder_layers": NUM_LAYERS,
+            "num_encoder_attention_heads": 4,
+        },
+        EAGER,
+    ),
     "qwen3_5_moe_text": Family("Qwen3_5MoeTextConfig"),
     "qwen3_5_text": Family("Qwen3_5TextConfig"),
     "qwen3_moe": Family("Qwen3MoeConfig"),
@@ -298,7 +342,7 @@ ALL: dict[str, Family] = {
     "roberta": Family("RobertaConfig"),
     "roberta_prelayernorm": Family("RobertaPreLayerNormConfig"),
     "roformer": Family("RoFormerConfig", attentions=EAGER),
-    "rwkv": Family("RwkvConfig", attentions=EAGER),
+    "rwkv": Family("RwkvConfig", {"attention_hidden_size": 32}, EAGER),
     "seed_oss": Family("SeedOssConfig"),
     "smollm3": Family("SmolLM3Config"),
     "solar_open": Family("SolarOpenConfig"),
@@ -311,8 +355,420 @@ ALL: dict[str, Family] = {
     "xlm": Family("XLMConfig", attentions=EAGER),
     "xlm_roberta": Family("XLMRobertaConfig"),
     "xlm_roberta_xl": Family("XLMRobertaXLConfig"),
-    "xlnet": Family("XLNetConfig", attentions=EAGER),
-    "xlstm": Family("xLSTMConfig", attentions=EAGER),
-    "xmod": Family("XmodConfig"),
-    "youtu": Family("YoutuConfig"),
+    "xlnet": Family("XLNetConfig", {"n_layer": NUM_LAYERS, "n_head": 4, "d_inner": 48}, EAGER),
+    "xlstm": Family("xLSTMConfig", {"hidden_size": 128, "num_heads": 4, "num_blocks": NUM_LAYERS}, EAGER),
+    "xmod": Family("XmodConfig", {"default_language": "en_XX"}),
+    "youtu": Family("YoutuConfig", _LATENT),
+    "kimi_linear": Family(
+        "KimiLinearConfig", {**_LATENT, "layer_types": _LINEAR, "linear_head_dim": 8, "linear_num_heads": 4}
+    ),
+    "cpmant": Family("CpmAntConfig", {"dim_head": 8, "dim_ff": 48}, EAGER),
+    "dbrx": Family(
+        "DbrxConfig",
+        {
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+            "ffn_config": {"ffn_hidden_size": 48, "moe_top_k": 2},
+        },
+    ),
+    "dots3_note_text": Family("Dots3NoteTextConfig", {**_LATENT, "use_sliding_window": False, "layer_types": None}),
+    "gemma4_text": Family(
+        "Gemma4TextConfig",
+        {
+            "layer_types": _FULL_LAST,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 8,
+            "global_head_dim": 8,
+        },
+    ),
+    "lfm2_moe": Family("Lfm2MoeConfig", {"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"]}),
+    "mamba2": Family("Mamba2Config", {"num_heads": 8, "n_groups": 2}, EAGER),
+    "reformer": Family(
+        "ReformerConfig",
+        {
+            "attn_layers": ["local", "lsh", "local", "lsh", "local"],
+            "axial_pos_embds_dim": (8, 24),
+            "axial_pos_shape": (16, 32),
+            "attention_head_size": 8,
+            "local_attn_chunk_length": 4,
+            "lsh_attn_chunk_length": 4,
+            "num_buckets": 2,
+            "hash_seed": 0,
+            "feed_forward_size": 48,
+        },
+        EAGER,
+    ),
+    "roc_bert": Family(
+        "RoCBertConfig",
+        {
+            "shape_vocab_size": 300,
+            "pronunciation_vocab_size": 300,
+            "shape_embed_dim": 16,
+            "pronunciation_embed_dim": 16,
+        },
+    ),
+    "zamba": Family(
+        "ZambaConfig",
+        {
+            "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid", "hybrid"],
+            "attention_head_dim": 16,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "zamba2": Family(
+        "Zamba2Config",
+        {
+            "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid", "hybrid"],
+            "num_key_value_heads": 4,
+            "adapter_rank": 4,
+            "num_mem_blocks": 2,
+            "mamba_ngroups": 1,
+        },
+    ),
+    "zaya": Family("ZayaConfig", {"num_experts_per_tok": 1, "router_hidden_size": 16}),
+    "cohere_compass_text": Family(
+        "CohereCompassTextConfig",
+        {
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
+            },
+            "layer_types": _ALTERNATING,
+        },
+    ),
+    "qwen4_exp_text": Family(
+        "Qwen4ExpTextConfig",
+        {
+            "layer_types": ["linear_attention", "indexed_attention"] * 2 + ["linear_attention"],
+            "hc_lowrank": 8,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 4,
+            "indexer_compress_ratio": 2,
+            "output_gate_type": "silu",
+        },
+    ),
+    "inkling_text": Family(
+        "InklingTextConfig",
+        {
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 8,
+            "sliding_window_size": 4,
+            "layer_types": ["hybrid_sliding", "hybrid"] * 2 + ["hybrid_sliding"],
+        },
+    ),
+    "inkling2_text": Family(
+        "Inkling2TextConfig",
+        {
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 8,
+            "sliding_window_size": 4,
+            "unpadded_vocab_size": VOCABULARY,
+            "layer_types": ["hybrid_sliding", "hybrid"] * 2 + ["hybrid_sliding"],
+        },
+        EAGER,
+    ),
+    # Models that take images as well.
+    "llava": Family(
+        "LlavaConfig",
+        {
+            "text_config": {"model_type": "llama"},
+            "vision_config": {"model_type": "clip_vision_model", **_VISION, "num_hidden_layers": NUM_LAYERS},
+            "image_token_index": 299,
+        },
+        images=True,
+        stands_for="a vision tower as deep as the decoder",
+    ),
+    "llava_next": Family(
+        "LlavaNextConfig",
+        {
+            "text_config": {"model_type": "mistral"},
+            "vision_config": {"model_type": "clip_vision_model", **_VISION},
+            "image_token_index": 299,
+        },
+        images=True,
+    ),
+    "llava_onevision": Family(
+        "LlavaOnevisionConfig",
+        {
+            "text_config": {"model_type": "qwen2"},
+            "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+            "image_token_index": 299,
+            "video_token_index": 298,
+        },
+        images=True,
+    ),
+    "qwen2_vl": Family(
+        "Qwen2VLConfig",
+        {"text_config": _QWEN_TEXT, "vision_config": {**_PATCHES, "embed_dim": 16, "hidden_size": 32}, **_QWEN_IDS},
+        images=True,
+    ),
+    "qwen2_5_vl": Family(
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": _QWEN_TEXT,
+            "vision_config": {
+                **_PATCHES,
+                "intermediate_size": 24,
+                "out_hidden_size": 32,
+                "fullatt_block_indexes": [1],
+                "window_size": 8,
+            },
+            **_QWEN_IDS,
+        },
+        images=True,
+    ),
+    "qwen3_vl": Family(
+        "Qwen3VLConfig",
+        {
+            "text_config": _QWEN_TEXT,
+            "vision_config": {
+                **_PATCHES,
+                "intermediate_size": 24,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            **_QWEN_IDS,
+        },
+        images=True,
+    ),
+    "qwen3_vl_moe": Family(
+        "Qwen3VLMoeConfig",
+        {
+            "text_config": _QWEN_TEXT,
+            "vision_config": {
+                **_PATCHES,
+                "intermediate_size": 24,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            **_QWEN_IDS,
+        },
+        images=True,
+    ),
+    "qwen3_5": Family(
+        "Qwen3_5Config",
+        {
+            "text_config": {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                    "mrope_section": [2, 1, 1],
+                },
+                "layer_types": _LINEAR,
+            },
+            "vision_config": {
+                **_PATCHES,
+                "intermediate_size": 24,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+            },
+            **_QWEN_IDS,
+        },
+        images=True,
+        packs=False,
+    ),
+    "gemma3_vision": Family(
+        "Gemma3Config",
+        {
+            "text_config": {"layer_types": _ALTERNATING},
+            "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 297,
+            "eoi_token_index": 298,
+            "image_token_index": 299,
+        },
+        images=True,
+    ),
+    "paligemma": Family(
+        "PaliGemmaConfig",
+        {
+            "text_config": {"model_type": "gemma"},
+            "vision_config": {"model_type": "siglip_vision_model", **_VISION, "projection_dim": 32},
+            "projection_dim": 32,
+            "image_token_index": 299,
+        },
+        images=True,
+        stands_for="positions that begin at 1",
+    ),
+    "idefics3": Family(
+        "Idefics3Config",
+        {"text_config": {"model_type": "llama"}, "vision_config": _VISION, "image_token_id": 299},
+        images=True,
+    ),
+    "smolvlm": Family(
+        "SmolVLMConfig",
+        {"text_config": {"model_type": "llama"}, "vision_config": _VISION, "image_token_id": 299},
+        images=True,
+    ),
+    "internvl": Family(
+        "InternVLConfig",
+        {
+            "text_config": {"model_type": "qwen2"},
+            "vision_config": {**_VISION, "image_size": [16, 16], "patch_size": [4, 4]},
+            "image_token_id": 299,
+        },
+        images=True,
+    ),
+    "mistral3": Family(
+        "Mistral3Config",
+        {
+            "text_config": {"model_type": "mistral"},
+            "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 8},
+            "image_token_index": 299,
+        },
+        images=True,
+    ),
+    "mllama": Family(
+        "MllamaConfig",
+        {
+            "text_config": {"cross_attention_layers": [1, 3]},
+            "vision_config": {
+                **_VISION,
+                "attention_heads": 2,
+                "num_global_layers": 1,
+                "intermediate_layers_indices": [0],
+                "vision_output_dim": 32,
+                "max_num_tiles": 2,
+                "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+            },
+            "image_token_index": 299,
+        },
+        images=True,
+        stands_for="layers named by number for attention to the image",
+    ),
+    "llama4": Family(
+        "Llama4Config",
+        {
+            "text_config": {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "num_experts_per_tok": 1},
+            "vision_config": {
+                **_VISION,
+                "vision_output_dim": 16,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+            },
+            "image_token_index": 299,
+            "boi_token_index": 297,
+            "eoi_token_index": 298,
+        },
+        images=True,
+    ),
+    "gemma4": Family(
+        "Gemma4Config",
+        {
+            "text_config": {
+                "layer_types": _FULL_LAST,
+                "vocab_size_per_layer_input": VOCABULARY,
+                "hidden_size_per_layer_input": 8,
+                "global_head_dim": 8,
+            },
+            "vision_config": None,
+            "audio_config": None,
+            **_GEMMA4_IDS,
+        },
+        images=True,
+    ),
+    "gemma4_unified": Family(
+        "Gemma4UnifiedConfig",
+        {
+            "text_config": {"layer_types": _FULL_LAST, "global_head_dim": 8},
+            "vision_config": None,
+            "audio_config": None,
+            **_GEMMA4_IDS,
+        },
+        images=True,
+    ),
+    "lfm2_vl": Family(
+        "Lfm2VlConfig",
+        {
+            "text_config": {
+                "model_type": "lfm2",
+                "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
+            },
+            "vision_config": {"model_type": "siglip2_vision_model", **_VISION, "num_patches": 16},
+            "image_token_id": 299,
+        },
+        images=True,
+        packs=False,
+    ),
+    "fuyu": Family("FuyuConfig", {"text_config": {"model_type": "persimmon"}, "image_token_id": 299}, images=True),
+    "git": Family("GitConfig", {"vision_config": _VISION}, EAGER),
+    # Further configurations of classes above.
+    "llama_dynamic": Family(
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "max_position_embeddings": 16},
+        stands_for="rotary embeddings that grow with the batch",
+    ),
+    "phi3_longrope": Family(
+        "Phi3Config",
+        {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 64,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+            },
+        },
+        stands_for="rotary embeddings for long rows",
+    ),
+    "qwen3_windows": Family("Qwen3Config", {"use_sliding_window": True, "max_window_layers": 2}),
+    "deepseek_v32_sparse": Family(
+        "DeepseekV32Config", {**_LATENT, "index_topk": 4}, stands_for="attention to a few keys, chosen by an indexer"
+    ),
+    "glm_moe_dsa_shared": Family(
+        "GlmMoeDsaConfig",
+        {**_LATENT, "indexer_types": ["full", "shared", "full", "shared", "shared"]},
+        stands_for="layers that take their keys' choice from the layer before",
+    ),
+    "gemma3n_shared": Family(
+        "Gemma3nTextConfig",
+        {"num_kv_shared_layers": 2, "layer_types": _SHARED_KINDS, **_GEMMA3N},
+        expected="refused: num_kv_shared_layers",
+        stands_for="layers that use the keys and values of others",
+    ),
+    "gemma4_shared": Family(
+        "Gemma4TextConfig",
+        {"num_kv_shared_layers": 2, "layer_types": _SHARED_KINDS, **_GEMMA4},
+        expected="refused: num_kv_shared_layers",
+    ),
+    "gemma4_experts": Family(
+        "Gemma4TextConfig",
+        {
+            "layer_types": _FULL_LAST,
+            "enable_moe_block": True,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 8,
+        },
+    ),
+    "zamba2_adapters": Family(
+        "Zamba2Config",
+        {
+            "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid", "hybrid"],
+            "num_key_value_heads": 4,
+            "adapter_rank": 4,
+            "num_mem_blocks": 2,
+            "mamba_ngroups": 1,
+            "use_shared_attention_adapter": True,
+        },
+    ),
+    "bamba_all_mamba": Family("BambaConfig", {"attn_layer_indices": [4]}),
+    "gpt_bigcode_mha": Family("GPTBigCodeConfig", {"multi_query": False}),
+    "minimax_full": Family("MiniMaxConfig", {"layer_types": ["full_attention"] * 5}),
+    "qwen3_moe_steps": Family("Qwen3MoeConfig", {"decoder_sparse_step": 2, "mlp_only_layers": [3]}),
+    "ernie4_5_moe_range": Family("Ernie4_5_MoeConfig", {"moe_layer_start_index": 1, "moe_layer_end_index": 3}),
+    "cohere2_nope": Family("Cohere2Config", {"layer_types": _ALTERNATING}),
+    "smollm3_nope": Family("SmolLM3Config", {"no_rope_layers": [1, 0, 1, 0, 1]}),
+    "llama4_dense": Family(
+        "Llama4TextConfig",
+        {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "moe_layers": [1, 3], "num_experts_per_tok": 1},
+    ),
+    "mpt_rotary": Family("MptConfig", {"attn_config": {"alibi": False}}, EAGER),
 }

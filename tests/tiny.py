@@ -15,7 +15,7 @@ from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, write_tasks
 from router.storage import Router, RouterConfig
-from tests.families import ALL, NUM_LAYERS, VOCABULARY, Family
+from tests.families import ALL, NUM_LAYERS, Family
 
 FAMILIES: dict[str, Family] = {name: family for name, family in ALL.items() if family.quick}
 VARIANTS = [(name, attention) for name, family in FAMILIES.items() for attention in family.attentions]
