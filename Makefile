@@ -3,6 +3,7 @@
 # make test   set up, then run the test suite
 # make test-gpu   the same invariants on a GPU
 # make test-slow   set up, then run the tests with larger models (270M and 1.5B: 7 GiB of memory; downloads 1.3 GB once)
+# make test-families   every family of tests/families.py, tiny, under each attention (10 minutes)
 # make lint   set up, then check style and types
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-qwen test test-slow test-gpu lint clean-demo
+.PHONY: setup demo demo-qwen test test-slow test-families test-gpu lint clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -42,10 +43,13 @@ demo-qwen: $(READY)
 	$(PY) -m eval --config configs/eval/qwen.yaml
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not families"
 
 test-slow: $(READY)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow --durations=0
+
+test-families: $(READY)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 -m families
 
 # The invariants of views and executor on a GPU, where there is one.
 test-gpu: $(READY)

@@ -289,7 +289,9 @@ ALL: dict[str, Family] = {
     "laguna": Family("LagunaConfig"),
     "lfm3": Family("Lfm3Config"),
     "llama4_text": Family(
-        "Llama4TextConfig", {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "num_experts_per_tok": 1}
+        "Llama4TextConfig",
+        {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "num_experts_per_tok": 1, "floor_scale": 2},
+        stands_for="chunks, and attention that is scaled by the place in the row",
     ),
     "longcat_flash": Family(
         "LongcatFlashConfig", {**_LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2}
@@ -406,6 +408,8 @@ ALL: dict[str, Family] = {
             "pronunciation_embed_dim": 16,
         },
     ),
+    "falcon_h1": Family("FalconH1Config", {"mamba_d_ssm": 64}),
+    "gemma3n_text": Family("Gemma3nTextConfig", {"num_kv_shared_layers": 0, "layer_types": _ALTERNATING, **_GEMMA3N}),
     "zamba": Family(
         "ZambaConfig",
         {
@@ -743,6 +747,7 @@ ALL: dict[str, Family] = {
         {
             "layer_types": _FULL_LAST,
             "enable_moe_block": True,
+            "top_k_experts": 2,
             "attention_k_eq_v": True,
             "hidden_size_per_layer_input": 0,
             "global_head_dim": 8,
@@ -759,7 +764,7 @@ ALL: dict[str, Family] = {
             "use_shared_attention_adapter": True,
         },
     ),
-    "bamba_all_mamba": Family("BambaConfig", {"attn_layer_indices": [4]}),
+    "doge_experts": Family("DogeConfig", {"is_moe": True}, stands_for="experts that depend on the other rows"),
     "gpt_bigcode_mha": Family("GPTBigCodeConfig", {"multi_query": False}),
     "minimax_full": Family("MiniMaxConfig", {"layer_types": ["full_attention"] * 5}),
     "qwen3_moe_steps": Family("Qwen3MoeConfig", {"decoder_sparse_step": 2, "mlp_only_layers": [3]}),
@@ -770,5 +775,5 @@ ALL: dict[str, Family] = {
         "Llama4TextConfig",
         {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "moe_layers": [1, 3], "num_experts_per_tok": 1},
     ),
-    "mpt_rotary": Family("MptConfig", {"attn_config": {"alibi": False}}, EAGER),
+    "mpt_no_positions": Family("MptConfig", {"attn_config": {"alibi": False}}, EAGER),
 }

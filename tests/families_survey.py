@@ -16,11 +16,12 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from router.engine.executor import ChainExecutor, Job
 from router.engine.replay import Prefix
 from router.engine.rows import pack_row, plain_row, separate_rows
 from router.engine.view import chain_view
+from router.routed.export import export_chain
 from tests.families import ALL
 from tests.tiny import tiny_model
 
@@ -43,6 +45,10 @@ SECONDS = 120
 """Limit of time for one configuration under one attention."""
 ATOL = 5e-5
 """Largest difference of two logits that count as equal, in float32."""
+MAY_REFUSE = ("export", "few layers")
+"""Checks in which a refusal is as right as an answer, whatever the others say."""
+CACHED, LEFT, RIGHT = "with a cache", "in a batch padded on the left", "in a batch padded on the right"
+"""What a stock model may itself be wrong in: then chains are not held to it."""
 ORDER = ("crash", "wrong", "refused", "right")
 PROMPT = [(37 * i * i + 11 * i) % 190 + 5 for i in range(24)]
 """Tokens of the prompts; longer than every window, and long enough to be shared between rows."""
@@ -69,7 +75,8 @@ class Outcome:
     @property
     def word(self) -> str:
         """The worst of its checks."""
-        return next((word for word in ORDER if word in {one for one, _ in self.parts.values()}), "crash")
+        seen = {word for name, (word, _) in self.parts.items() if (name in MAY_REFUSE, word) != (True, "refused")}
+        return next((word for word in ORDER if word in seen), "crash")
 
     def __str__(self) -> str:
         """Return what is not right, in one line."""
@@ -88,43 +95,47 @@ class Survey:
         """Take a model, which is not changed."""
         self.model = model
         self.outcome = Outcome()
-        self.stock_differs: set[str] = set()
+        self.stock: dict[str, str] = {}
 
     def run(self) -> Outcome:
         """Run every check and return what was seen."""
         # A stock model that fails has no chains to compare.
         self.model(torch.tensor([PROMPT]))
-        self._baseline("with a cache", self._cache_of(self.model))
-        self._baseline("in a padded batch", self._padding_of(self.model))
+        for what, check in (
+            (CACHED, self._cache_of(self.model)),
+            (LEFT, self._padding_of(self.model)),
+            (RIGHT, self._batch),
+        ):
+            word, text = _judged(check)
+            if word != "right":
+                self.stock[what] = word
+                verb = "differs" if word == "wrong" else "fails"
+                self.outcome.notes.append(f"the stock model {verb} {what}: {text}")
         before = _digest(self.model)
-        for name, check in self._checks():
-            self.outcome.parts[name] = _judged(check)
+        for name, (check, needs) in self._checks().items():
+            if self.stock.get(needs, "right") not in ("right", "wrong"):
+                continue  # what the stock model cannot do, no chain can
+            word, text = _judged(check)
+            if word != "wrong" or needs not in self.stock:
+                self.outcome.parts[name] = word, text
         changed = _digest(self.model) != before
         self.outcome.parts["original"] = ("wrong", "the original changed") if changed else ("right", "")
         return self.outcome
 
-    def _baseline(self, what: str, check: Callable[[], None]) -> None:
-        """Note where the stock model fails a check, which its chains are then spared."""
-        try:
-            check()
-        except DifferenceError as error:
-            self.stock_differs.add(what)
-            self.outcome.notes.append(f"the stock model differs {what} ({error})")
-        except Exception as error:
-            self.stock_differs.add(what)
-            self.outcome.notes.append(f"the stock model fails {what} ({_one_line(error)})")
-
-    def _checks(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        yield "full view", self.full_view
-        yield "full executor", self.full_executor
-        yield "nasty view", self.nasty_view
-        if "with a cache" not in self.stock_differs:
-            yield "cache", lambda: self._cache_of(chain_view(self.model, self.nasty()))()
-        if "in a padded batch" not in self.stock_differs:
-            yield "padding", lambda: self._padding_of(chain_view(self.model, self.nasty()))()
-        yield "executor", self.executor
-        yield "packed", self.packed
-        yield "replay", self.replay
+    def _checks(self) -> dict[str, tuple[Callable[[], None], str]]:
+        """Return each check with what the stock model must be right in for its answer to count."""
+        return {
+            "full view": (self.full_view, ""),
+            "nasty view": (self.nasty_view, ""),
+            "cache": (lambda: self._cache_of(chain_view(self.model, self.nasty()))(), CACHED),
+            "few layers": (self.few_layers, CACHED),
+            "padding": (lambda: self._padding_of(chain_view(self.model, self.nasty()))(), LEFT),
+            "full executor": (self.full_executor, RIGHT),
+            "executor": (self.executor, RIGHT),
+            "packed": (self.packed, RIGHT),
+            "replay": (self.replay, ""),
+            "export": (self.export, ""),
+        }
 
     def depth(self) -> int:
         """Return the number of layers."""
@@ -203,6 +214,28 @@ class Survey:
             got = _generated(view, ids, **options)
         _same(got, _generated(chain_view(self.model, chain), ids, **options))
 
+    def few_layers(self) -> None:
+        """Oracle: the same generation without a cache; chains of one kind of layer, for hybrids, may be refused."""
+        refused = None
+        for layer in (0, 1):
+            try:
+                view = chain_view(self.model, Chain((layer, layer), self.depth()))
+            except ValueError as error:
+                refused = error
+                continue
+            self._cache_of(view)()
+        if refused is not None:
+            raise refused
+
+    def export(self) -> None:
+        """Oracle: the view; a chain that the family's configuration cannot say may be refused."""
+        with TemporaryDirectory() as folder:
+            path = export_chain(self.model, None, self.nasty(), Path(folder) / "chain")
+            attention = self.model.config.get_text_config(decoder=True)._attn_implementation
+            loaded = type(self.model).from_pretrained(path, attn_implementation=attention)
+            ids = torch.tensor([PROMPT[:LENGTH]])
+            _same(_logits(loaded, ids), _logits(chain_view(self.model, self.nasty()), ids))
+
     def first_prefix(self) -> Prefix:
         """Return the first two layers or, of a hybrid that needs an attention layer for its cache, so many more."""
         for layers in range(2, self.depth()):
@@ -221,6 +254,16 @@ class Survey:
             _same(_generated(model, ids, use_cache=True), _generated(model, ids, use_cache=False))
 
         return check
+
+    @torch.no_grad()
+    def _batch(self) -> None:
+        """Oracle: each row alone; rows longer and shorter than what a configuration may treat as long."""
+        rows = [PROMPT, PROMPT[:18] + PROMPT[2:5], PROMPT[4:9]]
+        ids = torch.tensor([row + [0] * (1 + len(PROMPT) - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (1 + len(PROMPT) - len(row)) for row in rows])
+        together = self.model(ids, attention_mask=mask, **_without_use_cache(self.model)).logits
+        for i, row in enumerate(rows):
+            _same(together[i, : len(row)], _logits(self.model, torch.tensor([row]))[0])
 
     def _padding_of(self, model: PreTrainedModel) -> Callable[[], None]:
         """Oracle: each row alone."""
@@ -243,10 +286,12 @@ def _padded() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    offered = inspect.signature(type(model).forward).parameters
-    options = {"use_cache": False} if "use_cache" in offered else {}
-    result: Tensor = model(ids, **options).logits
+    result: Tensor = model(ids, **_without_use_cache(model)).logits
     return result
+
+
+def _without_use_cache(model: PreTrainedModel) -> dict[str, bool]:
+    return {"use_cache": False} if "use_cache" in inspect.signature(type(model).forward).parameters else {}
 
 
 def _generated(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
@@ -392,6 +437,7 @@ def examine(name: str, attention: str) -> Outcome:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         return Survey(tiny_model(name, attention)).run()
     except Exception as error:
