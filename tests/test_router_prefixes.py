@@ -156,7 +156,7 @@ def test_a_layer_that_uses_its_cache_otherwise_runs_whole(manner: str) -> None:
         return forward(*args, **kwargs)
 
     attention.forward = other
-    executor = ChainExecutor(model)
+    executor = ChainExecutor(model, verify=False)  # a trial would refuse it: with a cache it runs otherwise
     assert not executor.can_share
     for one, target in zip(executor.target_logprobs(executor.load(rows), jobs), wanted, strict=True):
         torch.testing.assert_close(one, target, **TOLERANCE)

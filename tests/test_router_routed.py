@@ -92,20 +92,18 @@ def test_full_depth_for_all_is_the_stock_model(variant: tuple[str, str]) -> None
             torch.testing.assert_close(ours, stock)
 
 
-def test_the_first_layers_run_once_over_the_prompt(model: PreTrainedModel, routed: RoutedModel) -> None:
-    # Oracle: tokens that go through each layer's feed-forward part, which all views share.
-    ids, mask = prompts(1)
+def test_the_first_layers_run_once_over_the_prompt() -> None:
+    # Oracle: tokens that go through each layer's feed-forward part, whose hooks the views have too.
+    model, (ids, mask) = tiny_model("llama"), prompts(1)
     tokens = [0] * NUM_LAYERS
-    (chosen,) = routed.route(ids, mask)
-    hooks = [
+    for i, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(
             lambda _module, inputs, _output, i=i: tokens.__setitem__(i, tokens[i] + inputs[0].shape[-2])
         )
-        for i, layer in enumerate(model.model.layers)
-    ]
+    routed = RoutedModel.join(model, router_for(model), budget=4.0)
+    (chosen,) = routed.route(ids, mask)
+    tokens[:] = [0] * NUM_LAYERS
     routed.generate(input_ids=ids, attention_mask=mask, **GREEDY)
-    for hook in hooks:
-        hook.remove()
     length = ids.shape[1] + GREEDY["max_new_tokens"] - 1
     assert tokens == [length * chosen.chain.layers.count(layer) for layer in range(NUM_LAYERS)]
 

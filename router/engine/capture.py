@@ -21,7 +21,9 @@ from router.engine.copies import NoHead, replace_head, shallow_copy, with_layers
 from router.engine.decoder import Decoder
 
 Axes = dict[int, str]
-"""Which dimension of a tensor counts rows ("batch") or tokens ("tokens")."""
+"""Which dimension of a tensor counts rows ("batch"; "batch*4": so many entries a row) or tokens ("tokens")."""
+MOST_OFFSET = 4
+"""Positions at which a text may begin at most."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class LayerCapture:
         device: device of the token embeddings.
         vocabulary: size of the vocabulary.
         attention: name of the attention implementation.
+        position_offset: position of a text's first token as the model itself counts (PaliGemma: 1).
         has_own_masks: whether layers keep masks of their own, by place in the row (GPT-Neo).
         spans: lengths in the configuration at which attention may begin to do something else (windows, chunks), tokens.
     """
@@ -83,11 +86,13 @@ class LayerCapture:
         offered = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._few_logits = {"logits_to_keep": 1} if offered else {}
         self._local = threading.local()
-        self._returns_tuple = self._layers_return_tuples()
+        self.position_offset = 0
+        self._extras = self._learn_extras()
         recorders = [self._recorder(layer) for layer in decoder.layers]
         recording = with_layers(model, decoder, recorders, range(decoder.num_layers))
         self._recording = replace_head(recording, NoHead)
         self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
+        self.position_offset = self._learn_position_offset()
         self._axes = self._learn_axes()
         self._cache_slots = self._learn_cache_slots()
 
@@ -126,7 +131,7 @@ class LayerCapture:
             output = module(*call.args, hidden_states=hidden, **call.kwargs)
         else:
             output = module(hidden, *call.args, **call.kwargs)
-        result: Tensor = output[0] if self._returns_tuple else output
+        result: Tensor = output if isinstance(output, Tensor) else output[0]
         return result
 
     def axes(self, layer: int) -> list[Axes]:
@@ -155,10 +160,11 @@ class LayerCapture:
 
     def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor, **options: int) -> Any:
         options = {"use_cache": False, "return_dict": True} | options
-        return view(input_ids=tokens, attention_mask=mask, position_ids=positions, **options)
+        counted = positions + self.position_offset
+        return view(input_ids=tokens, attention_mask=mask, position_ids=counted, **options)
 
     def _recorder(self, layer: nn.Module) -> nn.Module:
-        local, returns_tuple = self._local, self._returns_tuple
+        local, extras = self._local, self._extras
 
         def record(*args: Any, **kwargs: Any) -> Any:
             hidden_keyword = not args
@@ -166,27 +172,54 @@ class LayerCapture:
             if local.hidden is None:
                 local.hidden = hidden
             local.calls.append(LayerCall(args[1:], kwargs, hidden_keyword))
-            return (hidden,) if returns_tuple else hidden
+            return with_extras(hidden, extras)
 
         return _with_forward(layer, record)
 
     def _injector(self, layer: nn.Module) -> nn.Module:
-        local, returns_tuple = self._local, self._returns_tuple
+        local, extras = self._local, self._extras
 
         def inject(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
-            return (local.inject,) if returns_tuple else local.inject
+            return with_extras(local.inject, extras)
 
         return _with_forward(layer, inject)
 
-    def _layers_return_tuples(self) -> bool:
-        seen: list[bool] = []
+    def _learn_extras(self) -> int | None:
+        seen: list[int | None] = []
         probe = shallow_copy(self._decoder.layers[0])
-        probe.register_forward_hook(lambda _module, _args, output: seen.append(isinstance(output, tuple)))
+        probe.register_forward_hook(lambda _module, _args, output: seen.append(extras_of(output)))
         view = with_layers(self._model, self._decoder, [probe], [0])
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         with torch.inference_mode():
             self._call(view, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens))
         return seen[0]
+
+    def _learn_position_offset(self) -> int:
+        """Compare what layers get where the model counts positions itself with what they get for given ones."""
+        tokens = (5 + 7 * torch.arange(4, device=self.device)[None]) % self.vocabulary
+        mask = torch.ones_like(tokens)
+
+        def handed(**options: Any) -> list[Tensor]:
+            self._local.hidden, self._local.calls = None, []
+            with torch.inference_mode():
+                self._recording(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    use_cache=False,
+                    return_dict=True,
+                    **options,
+                    **self._few_logits,
+                )
+            found = [self._local.hidden, *(tensor for call in self._local.calls for tensor in tensors_of(call))]
+            return [tensor for tensor in found if tensor.ndim != 4]  # masks may be left out in one of the two
+
+        own = handed()
+        for offset in range(MOST_OFFSET + 1):
+            given = handed(position_ids=offset + torch.arange(4, device=self.device)[None])
+            same = len(own) == len(given) and all(map(torch.equal, own, given))
+            if same:
+                return offset
+        return 0
 
     def _learn_axes(self) -> list[list[Axes]]:
         """Compare the shapes of two batches that differ in rows and tokens."""
@@ -245,6 +278,7 @@ def _is_mask(buffer: Tensor) -> bool:
 def _compare(first: torch.Size, second: torch.Size) -> Axes:
     kinds = {(2, 3): "batch", (5, 7): "tokens"}
     pairs = list(zip(first, second, strict=True))
+    kinds |= {(one, other): f"batch*{one // 2}" for one, other in pairs if one > 2 and 3 * one == 2 * other}
     if any(one != other and (one, other) not in kinds for one, other in pairs):
         raise ValueError(
             "model: expected layers whose arguments have rows and tokens as dimensions of their own, "
@@ -261,6 +295,16 @@ def _with_forward(layer: nn.Module, forward: Any) -> nn.Module:
             registry.clear()
     clone.__dict__["forward"] = forward
     return clone
+
+
+def extras_of(output: Any) -> int | None:
+    """Return how many things a layer returns besides the hidden states; None where it returns these alone."""
+    return None if isinstance(output, Tensor) else len(output) - 1
+
+
+def with_extras(hidden: Tensor, extras: int | None) -> Any:
+    """Return what a layer returns whose output is `hidden`, nothing besides."""
+    return hidden if extras is None else (hidden, *[None] * extras)
 
 
 def tensors_of(call: LayerCall) -> list[Tensor]:
@@ -316,6 +360,9 @@ def _cut(tensor: Tensor, axes: Axes, rows: Int[Tensor, " rows"], start: int, sto
     for axis, kind in axes.items():
         if kind == "batch":
             tensor = tensor.index_select(axis, rows)
+        elif kind.startswith("batch*"):  # ALiBi of Bloom: a row's heads side by side
+            split: Tensor = tensor.unflatten(axis, (-1, int(kind.removeprefix("batch*"))))  # type: ignore[no-untyped-call]
+            tensor = split.index_select(axis, rows).flatten(axis, axis + 1)
     return tensor
 
 

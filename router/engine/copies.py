@@ -39,6 +39,8 @@ PLACES = ("layer_idx", "layer_id")
 """What a module calls the place of its layer, which is its cache slot (GPT-Neo: layer_id)."""
 _OF_ONE_DEPTH = ("_cache", "_compiled_call", "_last_compile_config")
 """What generation leaves in a model: a static cache, and a compiled call of the model itself."""
+_FIRST_SHARED = ("first_kv_shared_layer_idx",)
+"""Where an owner of layers keeps the first one that would use another's keys and values (Gemma4)."""
 
 
 def shallow_copy(module: ModuleT) -> ModuleT:
@@ -118,7 +120,8 @@ def with_layers(
     copy.deepcopy(model.config, memo)
     configs = {id(model.config): memo[id(model.config)]}
     text = memo.get(id(decoder.config)) or copy.deepcopy(decoder.config, memo)
-    write_entries(text, Chain(tuple(sources), decoder.num_layers))
+    wanted = write_entries(text, Chain(tuple(sources), decoder.num_layers))
+    _write_computed(text, wanted)
 
     root = shallow_copy(model)
     module: nn.Module = root
@@ -129,6 +132,9 @@ def with_layers(
         module = child
         chain_of_owners.append(child)
     module._modules[decoder.name] = nn.ModuleList(layers)
+    for name in _FIRST_SHARED:
+        if name in module.__dict__:
+            module.__dict__[name] = len(layers)  # no layer uses another's keys and values (`find_decoder`)
     for owner in chain_of_owners:
         old = owner.__dict__.get("config")
         if old is not None:
@@ -138,6 +144,17 @@ def with_layers(
     for name in _OF_ONE_DEPTH:
         root.__dict__.pop(name, None)
     return root
+
+
+def _write_computed(text: Any, wanted: dict[str, Any]) -> None:
+    """Let a copied configuration say of the chain what it computes from settings without words for it (Jamba)."""
+    computed = {name: value for name, value in wanted.items() if _plain(getattr(text, name)) != value}
+    if computed:
+        text.__class__ = type(type(text).__name__, (type(text),), computed | {"__module__": type(text).__module__})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
@@ -224,8 +241,17 @@ def _view_class(base: type[Any]) -> type[Any]:
     return _classes[base]
 
 
-def make_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
-    """Return a view of a chain (`router.engine.view.chain_view`), whether or not the model runs chains rightly."""
+def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> PreTrainedModel:
+    """Return a view of a chain (`router.engine.view.chain_view`), whether or not the model runs chains rightly.
+
+    Args:
+        model: the model.
+        chain: the chain.
+        cached: whether it may run with a cache.
+
+    Raises:
+        ValueError: as in `chain_view`, but for what a trial finds.
+    """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"model: expected a transformers model, got {type(model).__name__}; pass the model that was compiled or "
@@ -234,7 +260,8 @@ def make_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
     decoder = find_decoder(model)
     if chain.num_layers != decoder.num_layers:
         raise ValueError(f"chain: expected num_layers={decoder.num_layers} as in the model, got {chain.num_layers}")
-    _check_attention(decoder, chain)
+    if cached:
+        _check_attention(decoder, chain)
     layers = [deep_copy(decoder.layers[layer], {}, position) for position, layer in enumerate(chain.layers)]
     view = with_layers(model, decoder, layers, chain.layers)
     _own_the_rest(view, decoder)

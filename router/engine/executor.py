@@ -23,9 +23,11 @@ from router.chain import Chain
 from router.engine.block import Block, MaskRules, StateCache, StateNode
 from router.engine.capture import LayerCapture
 from router.engine.decoder import find_decoder
+from router.engine.makeup import Makeup
 from router.engine.readout import ExecutorStatistics, HeadReader, free_accelerator_memory
-from router.engine.rows import Row
-from router.engine.sharing import SharedLayers, stacked
+from router.engine.rows import Row, pack_row, separate_rows
+from router.engine.sharing import REFUSALS, SharedLayers, stacked
+from router.engine.trial import bound_of, difference, nasty_chain, require_chains
 
 KEYS = 8
 """Keys in one call of a layer, those of shared tokens included, in times `batch_tokens`."""
@@ -59,6 +61,7 @@ class ChainExecutor:
         *,
         batch_tokens: int = 2048,
         state_bytes: int = 2**30,
+        verify: bool = True,
     ) -> None:
         """Prepare a model, which is not changed. Not safe for use by several threads at once.
 
@@ -66,22 +69,49 @@ class ChainExecutor:
             model: a decoder-only model in evaluation mode.
             batch_tokens: tokens in one call of a layer at most (a longer row still runs alone).
             state_bytes: bytes of computed states, keys and values kept for reuse.
+            verify: try an edited chain on the model first (`router.engine.trial`).
 
         Raises:
-            ValueError: where the layers are not found, the model is in training mode or a bound is not positive.
+            ValueError: where the layers are not found, the model is in training mode, a bound is not positive, or the
+                model cannot run edited chains.
         """
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
-        decoder = find_decoder(model)
-        self.num_layers = decoder.num_layers
         self.statistics = ExecutorStatistics()
-        self._capture = LayerCapture(model, decoder)
+        self._model, self._verify = model, verify
+        self._cache = StateCache(state_bytes)
+        self._batch_tokens = batch_tokens
+        self._prepare(Makeup(model))
+
+    def _prepare(self, now: Makeup) -> None:
+        """Learn how the model, as it is now, runs its layers."""
+        decoder = find_decoder(self._model)
+        if self._verify:
+            require_chains(self._model, now)
+        self._capture = LayerCapture(self._model, decoder)
+        self._made, self.num_layers = now, decoder.num_layers
         with torch.inference_mode():
             self._rules = MaskRules(self._capture, decoder.num_layers)
             self._layers = SharedLayers(self._capture, decoder.num_layers)
-        self._cache = StateCache(state_bytes)
-        self._batch_tokens = batch_tokens
         self._head = HeadReader(self._capture, self.statistics)
+        self._rules.can_pack = self._rules.can_pack and self._packs()
+
+    def _packs(self) -> bool:
+        """Whether a packed row gives what separate rows give: not where layers carry a state along the row."""
+        prompt, *ends = [[(start + 7 * i) % self._capture.vocabulary for i in range(3)] for start in (5, 30, 60)]
+        chain = nasty_chain(self.num_layers)
+        try:
+            packed = self.logits(self._block([pack_row(prompt, ends)], share=False), [Job(0, chain)])[0]
+            alone = self.logits(self._block(separate_rows(prompt, ends), share=False), [Job(0, chain), Job(1, chain)])
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS:
+            return False
+        finally:
+            self._cache.clear()
+            self.statistics.clear()
+        own = [slice(3, 5), slice(5, 7)]
+        return all(difference(packed[at], one[3:]) <= bound_of(self._model) for at, one in zip(own, alone, strict=True))
 
     @property
     def can_pack(self) -> bool:
@@ -106,6 +136,11 @@ class ChainExecutor:
             share: whether tokens that many rows begin with run once for all of them, where that is possible and pays.
         """
         self._cache.clear()
+        if (now := Makeup(self._model)) != self._made:
+            self._prepare(now)
+        return self._block(rows, share=share)
+
+    def _block(self, rows: Sequence[Row], *, share: bool) -> Block:
         with torch.inference_mode():
             share = share and self._layers.may_share(max(len(row.tokens) for row in rows))
             return Block(self._capture, self._rules, rows, share=share)

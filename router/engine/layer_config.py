@@ -35,6 +35,7 @@ LAYER_NUMBERS = (
     "moe_layers",  # Llama 4: layers with experts
     "attn_layer_indices",  # Bamba
     "full_attn_idxs",  # LFM2
+    "cross_attention_layers",  # Mllama
 )
 """Settings that list layers by number."""
 LEADING_DENSE = ("first_k_dense_replace", "num_dense_layers")

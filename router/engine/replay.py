@@ -18,12 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from router.chain import Chain
-from router.engine.copies import NoHead, replace_head, shallow_copy, with_contiguous_head
+from router.engine.capture import LayerCapture, extras_of, with_extras
+from router.engine.copies import NoHead, make_view, replace_head, shallow_copy, with_contiguous_head
 from router.engine.decoder import find_decoder
-from router.engine.view import chain_view
+from router.engine.makeup import Makeup
+from router.engine.sharing import REFUSALS
+from router.engine.trial import require_chains
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PrefixRun:
         keys: keys of each layer, `[rows, heads, tokens, width]`; empty where they cannot be replayed.
         values: its values, alike.
         mask: 1 for tokens, 0 for padding, `[rows, tokens]`.
-        tuples: whether the layers return tuples.
+        extras: how many things the layers return besides the hidden states; None where they return these alone.
     """
 
     ids: Int[Tensor, "rows tokens"]
@@ -44,7 +47,7 @@ class PrefixRun:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     mask: Int[Tensor, "rows tokens"]
-    tuples: bool
+    extras: int | None
 
     def rows(self) -> list[Float[Tensor, "_ d_model"]]:
         """Return each row's states without padding."""
@@ -56,7 +59,7 @@ class PrefixRun:
             return self
         index = torch.tensor(rows, device=self.states.device)
         keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))
-        return PrefixRun(self.ids[index], self.states[index], keys, values, self.mask[index], self.tuples)
+        return PrefixRun(self.ids[index], self.states[index], keys, values, self.mask[index], self.extras)
 
 
 class Prefix:
@@ -66,24 +69,72 @@ class Prefix:
         layers: how many.
         num_layers: layers of the model.
         can_replay: whether their keys and values can be given to a chain's prefill; otherwise they run again there
-            (models with recurrent or convolutional layers).
+            (models with recurrent or convolutional layers, or with a cache of their own kind).
+        made: what the model was made of when this was prepared; `run` prepares it anew where it was changed.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int) -> None:
-        """Prepare a model, which is not changed."""
-        decoder = find_decoder(model)
-        kinds = getattr(decoder.config, "layer_types", None) or []
-        self.layers, self.num_layers = layers, decoder.num_layers
-        self.can_replay = all(str(kind).endswith("attention") and kind != "linear_attention" for kind in kinds)
-        self._model = model
-        self._positions = "position_ids" in inspect.signature(type(model).forward).parameters
+    def __init__(self, model: PreTrainedModel, layers: int, *, verify: bool = True) -> None:
+        """Prepare a model, which is not changed.
+
+        Args:
+            model: a decoder-only model.
+            layers: how many of its layers.
+            verify: try an edited chain on the model first.
+
+        Raises:
+            ValueError: where the layers are not found, or the model cannot run edited chains.
+        """
+        self.layers, self._model, self._verify = layers, model, verify
         self._local = threading.local()
-        first = Chain(tuple(range(layers)), decoder.num_layers)
-        self._view = replace_head(chain_view(model, first, fresh=True), NoHead)
+        self._prepare(Makeup(model))
+
+    def _prepare(self, now: Makeup) -> None:
+        """Make what hangs on what the model is now."""
+        if self._verify:
+            require_chains(self._model, now)
+        self.made, decoder = now, find_decoder(self._model)
+        kinds = getattr(decoder.config, "layer_types", None) or []
+        attentions = all(str(kind).endswith("attention") and kind != "linear_attention" for kind in kinds)
+        self.num_layers = decoder.num_layers
+        positions = "position_ids" in inspect.signature(type(self._model).forward).parameters
+        self._offset = LayerCapture(self._model, decoder).position_offset if positions else None
+        first = Chain(tuple(range(self.layers)), decoder.num_layers)
+        self._view = replace_head(make_view(self._model, first, cached=attentions), NoHead)
         find_decoder(self._view).layers[-1].register_forward_hook(self._keep)
+        self.can_replay = attentions and self._suits_a_plain_cache()
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._local.output = output
+
+    @torch.no_grad()
+    def _suits_a_plain_cache(self) -> bool:
+        """Whether the layers put keys and values alone into a cache, those that they put into their own."""
+        device = self._view.get_input_embeddings().weight.device
+        ids = (5 + 7 * torch.arange(6, device=device)[None]) % self._view.config.get_text_config(
+            decoder=True
+        ).vocab_size
+        mask = torch.ones_like(ids)
+        try:
+            own = self._view(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True).past_key_values
+            states = self._local.output
+            run = self._read(ids, mask, DynamicCache())
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS:
+            return False
+        if not all(isinstance(layer, DynamicLayer) for layer in getattr(own, "layers", [own])):
+            return False
+        states = states if run.extras is None else states[0]
+        kept = [(layer.keys, layer.values) for layer in own.layers]
+        return (
+            len(kept) == len(run.keys)
+            and all(
+                _agree(one, other[..., -one.shape[-2] :, :])  # a window keeps the last tokens
+                for pair, given in zip(kept, zip(run.keys, run.values, strict=True), strict=True)
+                for one, other in zip(pair, given, strict=True)
+            )
+            and _agree(states, run.states)
+        )
 
     @torch.no_grad()
     def run(self, ids: Int[Tensor, "rows tokens"], mask: Int[Tensor, "rows tokens"]) -> PrefixRun:
@@ -93,19 +144,24 @@ class Prefix:
             ids: token ids.
             mask: 1 for tokens, 0 for padding.
         """
+        if (now := Makeup(self._model)) != self.made:
+            self._prepare(now)
         # Without a configuration the cache keeps all tokens of every layer, whatever its window.
-        cache = DynamicCache() if self.can_replay else None
+        return self._read(ids, mask, DynamicCache() if self.can_replay else None)
+
+    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> PrefixRun:
         options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache, "return_dict": True}
-        if self._positions:
-            options["position_ids"] = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+        if self._offset is not None:
+            options["position_ids"] = self._offset + (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
         self._view(input_ids=ids, attention_mask=mask, **options)
         output, self._local.output = self._local.output, None
         keys, values = [], []
         for layer in [] if cache is None else cache.layers:
             keys.append(layer.keys)
             values.append(layer.values)
-        tuples = isinstance(output, tuple)
-        return PrefixRun(ids, output[0] if tuples else output, tuple(keys), tuple(values), mask, tuples)
+        extras = extras_of(output)
+        states = output if extras is None else output[0]
+        return PrefixRun(ids, states, tuple(keys), tuple(values), mask, extras)
 
     def view(self, chain: Chain) -> PreTrainedModel:
         """Return a view of a chain that begins with these layers; its prefill takes what `given` gives.
@@ -115,7 +171,7 @@ class Prefix:
         """
         if chain.layers[: self.layers] != tuple(range(self.layers)):
             raise ValueError(f"chain: expected one that begins with the first {self.layers} layers, got {chain}")
-        view = with_contiguous_head(chain_view(self._model, chain, fresh=True))
+        view = with_contiguous_head(make_view(self._model, chain))
         layers = find_decoder(view).layers
         for position in range(self.layers if self.can_replay else 0):
             layers[position] = self._replaying(layers[position], position)
@@ -145,7 +201,7 @@ class Prefix:
             if cache is not None:
                 cache.update(_times(run.keys[position], times), _times(run.values[position], times), position)
             output = _times(run.states, times) if last else hidden
-            return (output,) if run.tuples else output
+            return with_extras(output, run.extras)
 
         clone.__dict__["forward"] = replay
         return clone
@@ -155,6 +211,12 @@ def _is_prefill(run: PrefixRun, hidden: Tensor, cache: Cache | None, position: i
     """Whether a layer is called for the whole prompts that were given, and for nothing before them."""
     fits = hidden.shape[1] == run.states.shape[1] and len(hidden) % len(run.states) == 0
     return fits and (cache is None or int(cache.get_seq_length(position)) == 0)
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding."""
+    bound = 1e-3 if one.dtype == torch.float32 else 0.05
+    return one.shape == other.shape and bool((one - other).norm() <= bound * other.norm())
 
 
 def _times(tensor: Tensor, times: int) -> Tensor:

@@ -38,6 +38,8 @@ _lock = threading.Lock()
 def require_chains(model: PreTrainedModel, now: Makeup | None = None) -> None:
     """Refuse a model that cannot run edited chains; it is tried once, and again after it was changed.
 
+    In training mode nothing is tried: dropout alone makes two runs differ.
+
     Args:
         model: a decoder-only model.
         now: what it is made of now, where that is known.
@@ -45,6 +47,8 @@ def require_chains(model: PreTrainedModel, now: Makeup | None = None) -> None:
     Raises:
         ValueError: what differs, or fails.
     """
+    if model.training:
+        return
     now = Makeup(model) if now is None else now
     with _lock:
         made, refusal = _known.get(model, (None, None))
@@ -74,7 +78,7 @@ def _refusal(model: PreTrainedModel) -> str | None:
 
 
 def _difference(model: PreTrainedModel) -> str | None:
-    decoder, bound = find_decoder(model), BOUNDS.get(model.dtype, COARSE)
+    decoder, bound = find_decoder(model), bound_of(model)
     chain = nasty_chain(decoder.num_layers)
     capture = LayerCapture(model, decoder)
     tokens = 5 + 7 * torch.arange(PROMPT, device=capture.device)[None]
@@ -91,9 +95,9 @@ def _difference(model: PreTrainedModel) -> str | None:
     if [calls[position] for position in range(chain.depth)] != [1] * chain.depth:
         return "its forward does not call each layer of a chain once"
     by_hand = _by_hand(capture, chain, tokens)
-    if (error := _error(whole, by_hand, bound)) is not None:
+    if (error := difference(whole, by_hand)) > bound:
         return f"a chain run as a model and its layers called one by one differ by {error:.2g} of the logits' spread"
-    if cached is not None and (error := _error(cached, whole[-len(cached) :], bound)) is not None:
+    if cached is not None and (error := difference(cached, whole[-len(cached) :])) > bound:
         return f"a chain with and without a cache differs by {error:.2g} of the logits' spread"
     return None
 
@@ -129,9 +133,13 @@ def _by_hand(
     return capture.head(hidden[0])
 
 
-def _error(one: Tensor, other: Tensor, bound: float) -> float | None:
-    """Return the mean difference of two ways' logits, as a share of their spread; None: rounding explains it."""
+def bound_of(model: PreTrainedModel) -> float:
+    """Return the `difference` that rounding explains in a model of its dtype."""
+    return BOUNDS.get(model.dtype, COARSE)
+
+
+def difference(one: Float[Tensor, "tokens vocabulary"], other: Float[Tensor, "tokens vocabulary"]) -> float:
+    """Return the mean difference of two ways' logits at a token, as a share of their spread."""
     one, other = one.float(), other.float()
     spread = (other - other.mean(dim=-1, keepdim=True)).norm(dim=-1).clamp_min(1e-12)
-    error = float(((one - other).norm(dim=-1) / spread).mean())
-    return None if error <= bound else error
+    return float(((one - other).norm(dim=-1) / spread).nan_to_num(nan=torch.inf).mean())
