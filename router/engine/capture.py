@@ -185,14 +185,28 @@ class LayerCapture:
         return _with_forward(layer, inject)
 
     def _learn_extras(self) -> int | None:
-        seen: list[int | None] = []
+        """Look what a layer returns besides hidden states.
+
+        Raises:
+            ValueError: where the model hands that to the next layer: then layers cannot be run one by one.
+        """
+        seen: list[Any] = []
         probe = shallow_copy(self._decoder.layers[0])
-        probe.register_forward_hook(lambda _module, _args, output: seen.append(extras_of(output)))
-        view = with_layers(self._model, self._decoder, [probe], [0])
+        probe.register_forward_hook(lambda _module, _args, output: seen.append(output))
+
+        def follow(*args: Any, **kwargs: Any) -> Any:
+            extras = [] if isinstance(seen[0], Tensor) else seen[0][1:]
+            given = tensors_of(LayerCall(args, kwargs, False))
+            if any(extra is one for extra in extras for one in given):
+                raise ValueError("model: expected layers that hand each other hidden states alone, got more")
+            return seen[0]
+
+        following = _with_forward(self._decoder.layers[-1], follow)
+        view = with_layers(self._model, self._decoder, [probe, following], [0, self._decoder.num_layers - 1])
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         with torch.inference_mode():
             self._call(view, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens))
-        return seen[0]
+        return extras_of(seen[0])
 
     def _learn_position_offset(self) -> int:
         """Compare what layers get where the model counts positions itself with what they get for given ones."""

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from router.chain import Chain
 from router.engine.decoder import Decoder, find_decoder
@@ -241,6 +241,19 @@ def _view_class(base: type[Any]) -> type[Any]:
     return _classes[base]
 
 
+def require_model(model: nn.Module) -> None:
+    """Refuse what wraps a model (compiled, adapted, parallel): a view needs the model inside.
+
+    Raises:
+        ValueError: naming what was given.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"model: expected a transformers model, got {type(model).__name__}; pass the model that was compiled or "
+            "wrapped, as it was before"
+        )
+
+
 def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> PreTrainedModel:
     """Return a view of a chain (`router.engine.view.chain_view`), whether or not the model runs chains rightly.
 
@@ -252,11 +265,7 @@ def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> P
     Raises:
         ValueError: as in `chain_view`, but for what a trial finds.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"model: expected a transformers model, got {type(model).__name__}; pass the model that was compiled or "
-            "wrapped, as it was before"
-        )
+    require_model(model)
     decoder = find_decoder(model)
     if chain.num_layers != decoder.num_layers:
         raise ValueError(f"chain: expected num_layers={decoder.num_layers} as in the model, got {chain.num_layers}")
@@ -287,10 +296,10 @@ def _own_the_rest(view: PreTrainedModel, decoder: Decoder) -> None:
 
 def _check_attention(decoder: Decoder, chain: Chain) -> None:
     """Refuse chains of a hybrid model without any attention layer: its cache counts tokens in those alone."""
-    types = getattr(decoder.config, "layer_types", None)
-    if not types:
+    if not getattr(decoder.config, "layer_types", None):
         return
-    counting = {i for i, kind in enumerate(types) if kind.endswith("attention") and kind != "linear_attention"}
+    slots = DynamicCache(config=decoder.config).layers
+    counting = {i for i, slot in enumerate(slots) if hasattr(slot, "get_seq_length")}
     if counting and not counting & set(chain.layers):
         raise ValueError(
             f"chain {chain}: expected at least one attention layer (of {sorted(counting)}), the cache needs its length"

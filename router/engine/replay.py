@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from router.chain import Chain
 from router.engine.capture import LayerCapture, extras_of, with_extras
@@ -27,6 +27,9 @@ from router.engine.decoder import find_decoder
 from router.engine.makeup import Makeup
 from router.engine.sharing import REFUSALS
 from router.engine.trial import require_chains
+
+PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""What a cache has for a layer that keeps its keys and values, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Prefix:
             raise
         except REFUSALS:
             return False
-        if not all(isinstance(layer, DynamicLayer) for layer in getattr(own, "layers", [own])):
+        if not all(type(layer) in PLAIN_LAYERS for layer in getattr(own, "layers", [own])):
             return False
         states = states if run.extras is None else states[0]
         kept = [(layer.keys, layer.values) for layer in own.layers]

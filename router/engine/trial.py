@@ -20,15 +20,16 @@ from transformers import GenerationConfig, PreTrainedModel
 from router.chain import Chain
 from router.command import one_line
 from router.engine.capture import Arguments, LayerCapture
-from router.engine.copies import make_view
+from router.engine.copies import make_view, require_model
 from router.engine.decoder import find_decoder
 from router.engine.makeup import Makeup
 from router.engine.sharing import REFUSALS
 
 PROMPT = 6
 """Tokens of the trial's prompt."""
-BOUNDS = {torch.float32: 2e-3, torch.float64: 2e-3}
-"""Difference of two ways' logits that rounding explains, as a share of their spread, by the model's dtype."""
+BOUNDS = {torch.float32: 5e-5, torch.float64: 5e-5}
+"""Difference of two ways' logits that rounding explains, as a share of their spread, by the model's dtype (SmolLM2 in
+float32: at most 4e-6)."""
 COARSE = 0.1
 """The same for all other dtypes (SmolLM2 and Qwen2.5-Coder-1.5B in bfloat16: at most 0.013)."""
 _known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Makeup, str | None]] = weakref.WeakKeyDictionary()
@@ -45,8 +46,9 @@ def require_chains(model: PreTrainedModel, now: Makeup | None = None) -> None:
         now: what it is made of now, where that is known.
 
     Raises:
-        ValueError: what differs, or fails.
+        ValueError: what differs, or fails; or where it is no model of the library.
     """
+    require_model(model)
     if model.training:
         return
     now = Makeup(model) if now is None else now

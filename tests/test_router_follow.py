@@ -1,0 +1,243 @@
+"""Views, the executor and routed models are made of what the model is now, and never change it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.engine.decoder import find_decoder
+from router.engine.executor import ChainExecutor, Job
+from router.engine.rows import plain_row
+from router.engine.view import chain_view
+from tests.tiny import NUM_LAYERS, tiny_model
+
+CHAIN = Chain.full(NUM_LAYERS).repeat(1, 2, 1).skip(0, 1)
+IDS = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(1))
+LORA = LoraConfig(target_modules=["q_proj", "v_proj", "up_proj"], r=4, init_lora_weights=False)
+
+
+def stock(model: PreTrainedModel, chain: Chain = CHAIN) -> torch.Tensor:
+    """Return a chain's logits from a stock model with deep copies of the layers: nothing of ours has a part in it."""
+    whole = copy.deepcopy(model)
+    decoder = find_decoder(whole)
+    layers = [copy.deepcopy(decoder.layers[layer]) for layer in chain.layers]
+    for position, layer in enumerate(layers):
+        layer.self_attn.layer_idx = position
+    decoder.owner._modules[decoder.name] = nn.ModuleList(layers)
+    whole.config.num_hidden_layers = chain.depth
+    return whole(IDS, use_cache=False).logits
+
+
+def logits(model: PreTrainedModel, chain: Chain = CHAIN) -> torch.Tensor:
+    return chain_view(model, chain)(IDS, use_cache=False).logits
+
+
+def state(model: PreTrainedModel) -> dict[str, object]:
+    """Return all that a model holds, by name: weights with their identity, modes, hooks and settings."""
+    found: dict[str, object] = {"config": repr(model.config), "generation": repr(model.generation_config)}
+    for name, module in model.named_modules():
+        own = vars(module)
+        found[name] = (id(module), module.training, sorted(own), [len(own[key]) for key in own if "hooks" in key])
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found[name] = (id(tensor), tensor.dtype, tensor.requires_grad, tensor.double().sum().item())
+    return found
+
+
+def add_adapter(model: PreTrainedModel) -> None:
+    torch.manual_seed(3)
+    model.add_adapter(LORA)
+    model.eval()
+
+
+def replace_layer(model: PreTrainedModel) -> None:
+    model.model.layers[2] = tiny_model("llama", seed=5).model.layers[2]
+
+
+def set_hook(model: PreTrainedModel) -> None:
+    model.model.layers[1].mlp.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+
+
+def resize(model: PreTrainedModel) -> None:
+    torch.manual_seed(4)
+    model.resize_token_embeddings(320)
+
+
+def halve_in_place(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+
+
+def quantise(model: PreTrainedModel) -> None:
+    """Put another module in the place of each linear one, as quantisers do."""
+    for layer in model.model.layers:
+        linear = layer.mlp.down_proj
+        rounded = nn.Linear(linear.in_features, linear.out_features, bias=False)
+        rounded.weight = nn.Parameter((linear.weight * 8).round() / 8, requires_grad=False)
+        layer.mlp.down_proj = rounded
+
+
+@pytest.mark.parametrize("change", [add_adapter, replace_layer, set_hook, resize, halve_in_place, quantise])
+def test_a_view_and_the_executor_follow_a_changed_model(change: Callable[[PreTrainedModel], None]) -> None:
+    # Oracle: a stock model with deep copies of the layers, made after the change.
+    model = tiny_model("llama")
+    before, executor = logits(model), ChainExecutor(model)
+    row = plain_row(IDS[0].tolist())
+    executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    change(model)
+    wanted = stock(model)
+    assert wanted.shape != before.shape or not torch.allclose(wanted, before, atol=1e-3)
+    torch.testing.assert_close(logits(model), wanted, rtol=0, atol=2e-5)
+    (found,) = executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    torch.testing.assert_close(found, wanted[0], rtol=0, atol=5e-5)
+
+
+def test_an_adapter_that_is_taken_off_leaves_the_views_too() -> None:
+    model = tiny_model("llama")
+    plain = logits(model)
+    add_adapter(model)
+    adapted = logits(model)
+    model.disable_adapters()
+    assert torch.equal(logits(model), plain)
+    model.enable_adapters()
+    assert torch.equal(logits(model), adapted)
+    model.delete_adapter("default")
+    torch.testing.assert_close(logits(model), plain)
+    assert not torch.allclose(plain, adapted, atol=1e-2)
+
+
+def test_generation_settings_that_are_changed_later_count() -> None:
+    model = tiny_model("llama")
+    assert chain_view(model, CHAIN).generate(IDS, max_new_tokens=4, pad_token_id=0).shape[1] <= IDS.shape[1] + 4
+    model.generation_config.max_new_tokens = 7
+    model.generation_config.min_new_tokens = 7
+    assert chain_view(model, CHAIN).generate(IDS, pad_token_id=0).shape[1] == IDS.shape[1] + 7
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_attention_that_is_switched_later_is_switched_in_masks_and_kernels(family: str) -> None:
+    # Oracle: views of a model that had the attention from the start; eager attention alone gives attentions.
+    model, eager = tiny_model(family, "sdpa"), tiny_model(family, "eager")
+    chain_view(model, CHAIN)
+    executor = ChainExecutor(model)
+    left = torch.ones_like(IDS)
+    left[0, :3] = 0
+    options = {"attention_mask": left, "do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
+    wanted = chain_view(eager, CHAIN).generate(IDS, **options)
+    view = chain_view(model, CHAIN, fresh=True)
+    view.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "sdpa"
+    attentions = view(IDS, output_attentions=True).attentions
+    assert [one.shape[-2:] for one in attentions] == [(9, 9)] * CHAIN.depth
+    assert torch.equal(view.generate(IDS, **options), wanted)
+    model.set_attn_implementation("eager")
+    assert torch.equal(chain_view(model, CHAIN).generate(IDS, **options), wanted)
+    assert chain_view(model, CHAIN)(IDS, output_attentions=True).attentions[0] is not None
+    row = plain_row(IDS[0].tolist())
+    (found,) = executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    torch.testing.assert_close(found, chain_view(eager, CHAIN)(IDS).logits[0], rtol=0, atol=5e-5)
+
+
+def compile_whole(model: PreTrainedModel) -> None:
+    model.compile(backend="eager")
+
+
+def compile_forward(model: PreTrainedModel) -> None:
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+def compile_decoder_forward(model: PreTrainedModel) -> None:
+    model.model.forward = torch.compile(model.model.forward, backend="eager")
+
+
+def compile_a_layer(model: PreTrainedModel) -> None:
+    model.model.layers[1].compile(backend="eager")
+
+
+def wrap_a_layer(model: PreTrainedModel) -> None:
+    model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+
+
+@pytest.mark.parametrize(
+    "change", [compile_whole, compile_forward, compile_decoder_forward, compile_a_layer, wrap_a_layer]
+)
+def test_a_view_of_a_compiled_model_runs_its_chain(change: Callable[[PreTrainedModel], None]) -> None:
+    # Oracle: the same views before the model was compiled.
+    model = tiny_model("llama")
+    wanted, executor = logits(model), ChainExecutor(model)
+    change(model)
+    model(IDS)
+    torch.testing.assert_close(logits(model), wanted)
+    row = plain_row(IDS[0].tolist())
+    (found,) = executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    torch.testing.assert_close(found, wanted[0], rtol=0, atol=5e-5)
+
+
+def test_what_cannot_be_followed_is_refused() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=r"^model: expected a transformers model, got OptimizedModule; pass the model"):
+        chain_view(torch.compile(model, backend="eager"), CHAIN)
+    inner = model.model.forward
+    model.model.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+    with pytest.raises(ValueError, match=r"^LlamaForCausalLM: expected a model whose layers run in any order, got one"):
+        chain_view(model, CHAIN)
+    with pytest.raises(ValueError, match=r"^LlamaForCausalLM: expected a model whose layers run in any order, got one"):
+        ChainExecutor(model)
+
+
+def use_training_mode(view: PreTrainedModel) -> None:
+    view.train()
+
+
+def put_an_adapter_on(view: PreTrainedModel) -> None:
+    get_peft_model(view, LORA)
+
+
+def record_states(view: PreTrainedModel) -> None:
+    view(IDS, output_hidden_states=True)
+
+
+def stay(view: PreTrainedModel) -> None:
+    view.to("cpu").to(torch.float32)
+
+
+def set_attention(view: PreTrainedModel) -> None:
+    view.set_attn_implementation("eager")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's
+@pytest.mark.parametrize("change", [use_training_mode, put_an_adapter_on, record_states, stay, set_attention])
+def test_what_is_done_to_a_view_does_not_reach_the_model(change: Callable[[PreTrainedModel], None]) -> None:
+    # Oracle: all that the model holds, and its logits, before and after.
+    model = tiny_model("llama")
+    wanted, before = model(IDS).logits, state(model)
+    change(chain_view(model, CHAIN, fresh=True))
+    assert state(model) == before
+    assert torch.equal(model(IDS).logits, wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, wanted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda view: view.to(torch.bfloat16),
+        lambda view: view.half(),
+        lambda view: view.to("meta"),
+        lambda view: view.resize_token_embeddings(320),
+    ],
+    ids=["to", "half", "meta", "resize"],
+)
+def test_what_would_reach_the_model_through_its_weights_is_refused(change: Callable[[PreTrainedModel], object]) -> None:
+    model = tiny_model("llama")
+    before = state(model)
+    with pytest.raises(ValueError, match=r"^view: expected its (weights|embeddings) to stay .* the original model's"):
+        change(chain_view(model, CHAIN, fresh=True))
+    assert state(model) == before
