@@ -49,7 +49,7 @@ test-slow: $(READY)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow --durations=0
 
 test-families: $(READY)
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 -m families
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 tests/test_families.py
 
 # The invariants of views and executor on a GPU, where there is one.
 test-gpu: $(READY)

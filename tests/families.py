@@ -2,7 +2,7 @@
 
 `COMMON` holds the sizes that all of them share, under every name that configurations have for them. A configuration
 class takes from it what it has a field for; a row's own settings stand above that. `tests/tiny.py` makes the models,
-`python -m tests.families_survey` runs every row, and the rows marked `quick` are those of `make test`.
+`python -m tests.families_survey` runs every row, and `make test` those that are marked.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Family:
             that mix neighbouring tokens without a mask (convolutions).
         note: what is special about the configuration, for the README's table.
         expected: "right", or "refused: " and words that the refusal holds.
-        quick: whether `make test` runs it.
-        stands_for: the kind of model or of fault that it stands for, where another row would not show it.
+        quick: whether `make test` runs every test of a family on it.
+        stands_for: the kind of model for which `make test` surveys it; "" where `make test-families` alone does.
         images: whether it takes images as well; only text is given to it here.
     """
 
@@ -221,8 +221,8 @@ ALL: dict[str, Family] = {
     "axk1": Family("AXK1Config", _LATENT),
     "axk2": Family("AXK2Config", _LATENT),
     "bailing_hybrid": Family("BailingHybridConfig", {**_LATENT, "layer_types": _LINEAR, "num_expert_group": 1}),
-    "bamba": Family("BambaConfig", {"attn_layer_indices": [1, 3]}),
-    "bart": Family("BartConfig"),
+    "bamba": Family("BambaConfig", {"attn_layer_indices": [1, 3]}, stands_for="layers that return two things"),
+    "bart": Family("BartConfig", stands_for="positions counted by place in the row"),
     "beam": Family("BeamConfig"),
     "bert": Family("BertConfig"),
     "bert_generation": Family("BertGenerationConfig"),
@@ -232,7 +232,7 @@ ALL: dict[str, Family] = {
     "bitnet": Family("BitNetConfig"),
     "blenderbot": Family("BlenderbotConfig"),
     "blenderbot_small": Family("BlenderbotSmallConfig"),
-    "bloom": Family("BloomConfig", attentions=EAGER),
+    "bloom": Family("BloomConfig", attentions=EAGER, stands_for="a bias with an entry for each row and head"),
     "camembert": Family("CamembertConfig"),
     "codegen": Family("CodeGenConfig", {"rotary_dim": 4}, EAGER),
     "cohere": Family("CohereConfig"),
@@ -243,7 +243,7 @@ ALL: dict[str, Family] = {
     "data2vec_text": Family("Data2VecTextConfig"),
     "deepseek_v2": Family("DeepseekV2Config", _LATENT),
     "deepseek_v3": Family("DeepseekV3Config", _LATENT),
-    "deepseek_v32": Family("DeepseekV32Config", _LATENT),
+    "deepseek_v32": Family("DeepseekV32Config", _LATENT, stands_for="caches that need the configuration"),
     "deepseek_v4": Family("DeepseekV4Config", {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 8}, EAGER),
     "diffllama": Family("DiffLlamaConfig"),
     "doge": Family("DogeConfig"),
@@ -258,12 +258,14 @@ ALL: dict[str, Family] = {
     "flex_olmo": Family("FlexOlmoConfig"),
     "flint": Family("FlintConfig", attentions=EAGER),
     "gemma": Family("GemmaConfig"),
-    "gemma4_unified_text": Family("Gemma4UnifiedTextConfig"),
+    "gemma4_unified_text": Family(
+        "Gemma4UnifiedTextConfig", stands_for="settings of the decoder that count layers of the whole model"
+    ),
     "glm": Family("GlmConfig"),
     "glm4": Family("Glm4Config"),
     "glm4_moe": Family("Glm4MoeConfig"),
     "glm4_moe_lite": Family("Glm4MoeLiteConfig", _LATENT),
-    "glm_moe_dsa": Family("GlmMoeDsaConfig", _LATENT),
+    "glm_moe_dsa": Family("GlmMoeDsaConfig", _LATENT, expected="refused"),
     "gpt_bigcode": Family("GPTBigCodeConfig"),
     "gpt_neox_japanese": Family("GPTNeoXJapaneseConfig", attentions=EAGER),
     "gpt_oss": Family("GptOssConfig", attentions=EAGER),
@@ -274,16 +276,20 @@ ALL: dict[str, Family] = {
     "granitemoehybrid": Family("GraniteMoeHybridConfig", {"layer_types": _LINEAR}),
     "granitemoeshared": Family("GraniteMoeSharedConfig"),
     "helium": Family("HeliumConfig"),
-    "hrm_text": Family("HrmTextConfig"),
+    "hrm_text": Family("HrmTextConfig", expected="refused: ModuleList"),
     "hunyuan_v1_dense": Family("HunYuanDenseV1Config"),
     "hunyuan_v1_moe": Family("HunYuanMoEV1Config"),
     "hy_v3": Family("HYV3Config"),
-    "hy_v4": Family("HYV4Config", attentions=EAGER),
+    "hy_v4": Family("HYV4Config", attentions=EAGER, expected="refused"),
     "hyperclovax": Family("HyperCLOVAXConfig"),
     "internlm3": Family("InternLM3Config"),
     "iquestcoder": Family("IQuestCoderConfig"),
     "jais2": Family("Jais2Config"),
-    "jamba": Family("JambaConfig", {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    "jamba": Family(
+        "JambaConfig",
+        {"attn_layer_period": 2, "attn_layer_offset": 1},
+        stands_for="kinds of layers that the configuration computes",
+    ),
     "jetmoe": Family("JetMoeConfig"),
     "kolibri1": Family("Kolibri1Config"),
     "laguna": Family("LagunaConfig"),
@@ -291,12 +297,13 @@ ALL: dict[str, Family] = {
     "llama4_text": Family(
         "Llama4TextConfig",
         {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "num_experts_per_tok": 1, "floor_scale": 2},
-        stands_for="chunks, and attention that is scaled by the place in the row",
     ),
     "longcat_flash": Family(
-        "LongcatFlashConfig", {**_LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2}
+        "LongcatFlashConfig",
+        {**_LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2},
+        expected="refused: ModuleList",
     ),
-    "mamba": Family("MambaConfig", attentions=EAGER),
+    "mamba": Family("MambaConfig", attentions=EAGER, stands_for="a head whose weight is read by the model"),
     "marian": Family("MarianConfig"),
     "mbart": Family("MBartConfig"),
     "megatron_bert": Family("MegatronBertConfig", attentions=EAGER),
@@ -319,7 +326,7 @@ ALL: dict[str, Family] = {
     "olmo": Family("OlmoConfig"),
     "olmo3": Family("Olmo3Config"),
     "olmo_hybrid": Family("OlmoHybridConfig"),
-    "openai_gpt": Family("OpenAIGPTConfig", attentions=EAGER),
+    "openai_gpt": Family("OpenAIGPTConfig", attentions=EAGER, stands_for="layers that return lists"),
     "pegasus": Family("PegasusConfig"),
     "persimmon": Family("PersimmonConfig"),
     "phi": Family("PhiConfig"),
@@ -334,6 +341,7 @@ ALL: dict[str, Family] = {
             "num_encoder_attention_heads": 4,
         },
         EAGER,
+        expected="refused",
     ),
     "qwen3_5_moe_text": Family("Qwen3_5MoeTextConfig"),
     "qwen3_5_text": Family("Qwen3_5TextConfig"),
@@ -341,10 +349,10 @@ ALL: dict[str, Family] = {
     "qwen3_next": Family("Qwen3NextConfig"),
     "recurrent_gemma": Family("RecurrentGemmaConfig"),
     "rembert": Family("RemBertConfig", attentions=EAGER),
-    "roberta": Family("RobertaConfig"),
+    "roberta": Family("RobertaConfig", stands_for="positions that begin after the padding token"),
     "roberta_prelayernorm": Family("RobertaPreLayerNormConfig"),
     "roformer": Family("RoFormerConfig", attentions=EAGER),
-    "rwkv": Family("RwkvConfig", {"attention_hidden_size": 32}, EAGER),
+    "rwkv": Family("RwkvConfig", {"attention_hidden_size": 32}, EAGER, expected="refused"),
     "seed_oss": Family("SeedOssConfig"),
     "smollm3": Family("SmolLM3Config"),
     "solar_open": Family("SolarOpenConfig"),
@@ -354,10 +362,10 @@ ALL: dict[str, Family] = {
     "vaultgemma": Family("VaultGemmaConfig", attentions=EAGER),
     "whisper": Family("WhisperConfig"),
     "xglm": Family("XGLMConfig", attentions=EAGER),
-    "xlm": Family("XLMConfig", attentions=EAGER),
+    "xlm": Family("XLMConfig", attentions=EAGER, expected="refused: ModuleList"),
     "xlm_roberta": Family("XLMRobertaConfig"),
     "xlm_roberta_xl": Family("XLMRobertaXLConfig"),
-    "xlnet": Family("XLNetConfig", {"n_layer": NUM_LAYERS, "n_head": 4, "d_inner": 48}, EAGER),
+    "xlnet": Family("XLNetConfig", {"n_layer": NUM_LAYERS, "n_head": 4, "d_inner": 48}, EAGER, expected="refused"),
     "xlstm": Family("xLSTMConfig", {"hidden_size": 128, "num_heads": 4, "num_blocks": NUM_LAYERS}, EAGER),
     "xmod": Family("XmodConfig", {"default_language": "en_XX"}),
     "youtu": Family("YoutuConfig", _LATENT),
@@ -398,6 +406,7 @@ ALL: dict[str, Family] = {
             "feed_forward_size": 48,
         },
         EAGER,
+        expected="refused",
     ),
     "roc_bert": Family(
         "RoCBertConfig",
@@ -408,8 +417,14 @@ ALL: dict[str, Family] = {
             "pronunciation_embed_dim": 16,
         },
     ),
-    "falcon_h1": Family("FalconH1Config", {"mamba_d_ssm": 64}),
-    "gemma3n_text": Family("Gemma3nTextConfig", {"num_kv_shared_layers": 0, "layer_types": _ALTERNATING, **_GEMMA3N}),
+    "falcon_h1": Family(
+        "FalconH1Config", {"mamba_d_ssm": 64}, stands_for="a state along the row beside attention in each layer"
+    ),
+    "gemma3n_text": Family(
+        "Gemma3nTextConfig",
+        {"num_kv_shared_layers": 0, "layer_types": _ALTERNATING, **_GEMMA3N},
+        stands_for="inputs of each layer, indexed by its place",
+    ),
     "zamba": Family(
         "ZambaConfig",
         {
@@ -427,8 +442,14 @@ ALL: dict[str, Family] = {
             "num_mem_blocks": 2,
             "mamba_ngroups": 1,
         },
+        stands_for="a hybrid whose layers are numbered",
     ),
-    "zaya": Family("ZayaConfig", {"num_experts_per_tok": 1, "router_hidden_size": 16}),
+    "zaya": Family(
+        "ZayaConfig",
+        {"num_experts_per_tok": 1, "router_hidden_size": 16},
+        expected="refused",
+        stands_for="layers that hand on more than hidden states",
+    ),
     "cohere_compass_text": Family(
         "CohereCompassTextConfig",
         {
@@ -472,6 +493,7 @@ ALL: dict[str, Family] = {
             "layer_types": ["hybrid_sliding", "hybrid"] * 2 + ["hybrid_sliding"],
         },
         EAGER,
+        expected="refused",
     ),
     # Models that take images as well.
     "llava": Family(
@@ -482,7 +504,6 @@ ALL: dict[str, Family] = {
             "image_token_index": 299,
         },
         images=True,
-        stands_for="a vision tower as deep as the decoder",
     ),
     "llava_next": Family(
         "LlavaNextConfig",
@@ -643,7 +664,7 @@ ALL: dict[str, Family] = {
             "image_token_index": 299,
         },
         images=True,
-        stands_for="layers named by number for attention to the image",
+        stands_for="layers named by number in the configuration",
     ),
     "llama4": Family(
         "Llama4Config",
@@ -705,7 +726,7 @@ ALL: dict[str, Family] = {
     "llama_dynamic": Family(
         "LlamaConfig",
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "max_position_embeddings": 16},
-        stands_for="rotary embeddings that grow with the batch",
+        stands_for="rotary embeddings that depend on the batch: the stock model itself differs",
     ),
     "phi3_longrope": Family(
         "Phi3Config",
@@ -720,27 +741,24 @@ ALL: dict[str, Family] = {
                 "long_factor": [2.0] * 4,
             },
         },
-        stands_for="rotary embeddings for long rows",
     ),
     "qwen3_windows": Family("Qwen3Config", {"use_sliding_window": True, "max_window_layers": 2}),
-    "deepseek_v32_sparse": Family(
-        "DeepseekV32Config", {**_LATENT, "index_topk": 4}, stands_for="attention to a few keys, chosen by an indexer"
-    ),
+    "deepseek_v32_sparse": Family("DeepseekV32Config", {**_LATENT, "index_topk": 4}),
     "glm_moe_dsa_shared": Family(
         "GlmMoeDsaConfig",
         {**_LATENT, "indexer_types": ["full", "shared", "full", "shared", "shared"]},
-        stands_for="layers that take their keys' choice from the layer before",
+        expected="refused",
     ),
     "gemma3n_shared": Family(
         "Gemma3nTextConfig",
         {"num_kv_shared_layers": 2, "layer_types": _SHARED_KINDS, **_GEMMA3N},
         expected="refused: num_kv_shared_layers",
-        stands_for="layers that use the keys and values of others",
     ),
     "gemma4_shared": Family(
         "Gemma4TextConfig",
         {"num_kv_shared_layers": 2, "layer_types": _SHARED_KINDS, **_GEMMA4},
         expected="refused: num_kv_shared_layers",
+        stands_for="layers that use the keys and values of others",
     ),
     "gemma4_experts": Family(
         "Gemma4TextConfig",
@@ -764,7 +782,7 @@ ALL: dict[str, Family] = {
             "use_shared_attention_adapter": True,
         },
     ),
-    "doge_experts": Family("DogeConfig", {"is_moe": True}, stands_for="experts that depend on the other rows"),
+    "doge_experts": Family("DogeConfig", {"is_moe": True}),
     "gpt_bigcode_mha": Family("GPTBigCodeConfig", {"multi_query": False}),
     "minimax_full": Family("MiniMaxConfig", {"layer_types": ["full_attention"] * 5}),
     "qwen3_moe_steps": Family("Qwen3MoeConfig", {"decoder_sparse_step": 2, "mlp_only_layers": [3]}),

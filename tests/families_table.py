@@ -1,6 +1,6 @@
-"""The README's table of architectures, made from the test parametrisation.
+"""The README's table of architectures, and the names of the other families, made from the test parametrisation.
 
-python -m tests.families_table      # rewrites the table in README.md
+python -m tests.families_table      # rewrites them in README.md
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from router.files import write_text
+from tests.families import ALL, Family
 from tests.tiny import FAMILIES
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -18,10 +19,28 @@ def table() -> str:
     """Return the table as Markdown, one line an architecture."""
     lines = ["| architecture | attention | choices of a question in one row |", "|---|---|---|"]
     for family in FAMILIES.values():
-        name = type(family.config()).__name__.removesuffix("Config").removesuffix("Text")
         packed = "yes" if family.packs else "no, one row each"
-        lines.append(f"| {name}{family.note} | {', '.join(family.attentions)} | {packed} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {class_name(family)}{family.note} | {', '.join(family.attentions)} | {packed} |")
+    return "\n".join(lines) + "\n\n" + others()
+
+
+def others() -> str:
+    """Return what `make test-families` says of each model class: right, or refused in one line."""
+    right: dict[str, None] = {}
+    refused: dict[str, None] = {}
+    for family in ALL.values():
+        (right if family.expected == "right" else refused)[class_name(family)] = None
+    only_refused = [name for name in refused if name not in right]
+    return (
+        f"`make test-families` tries {len(ALL)} configurations of {len(right) + len(only_refused)} kinds. "
+        f"Right: {', '.join(sorted(right, key=str.lower))}. "
+        f"Refused in one line, in some part at least: {', '.join(sorted(refused, key=str.lower))}.\n"
+    )
+
+
+def class_name(family: Family) -> str:
+    """Return the name of a family's model without what all names share."""
+    return family.config_class.removesuffix("Config").removesuffix("Text")
 
 
 def with_table(text: str) -> str:
