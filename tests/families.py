@@ -161,6 +161,31 @@ _VISION = {
 _PATCHES = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "hidden_size": 16}
 _QWEN_TEXT = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 _QWEN_IDS = {"image_token_id": 296, "video_token_id": 297, "vision_start_token_id": 298, "vision_end_token_id": 299}
+_MLLAMA = {
+    "text_config": {"cross_attention_layers": [1, 3]},
+    "vision_config": {
+        **_VISION,
+        "attention_heads": 2,
+        "num_global_layers": 1,
+        "intermediate_layers_indices": [0],
+        "vision_output_dim": 32,
+        "max_num_tiles": 2,
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+    },
+    "image_token_index": 299,
+}
+_LLAMA4 = {
+    "text_config": {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "num_experts_per_tok": 1},
+    "vision_config": {
+        **_VISION,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+    },
+    "image_token_index": 299,
+    "boi_token_index": 297,
+    "eoi_token_index": 298,
+}
 ALL: dict[str, Family] = {
     "llama": Family("LlamaConfig", quick=True),
     "mistral": Family("MistralConfig", note=" (sliding window)", quick=True),
@@ -595,7 +620,6 @@ ALL: dict[str, Family] = {
             **_QWEN_IDS,
         },
         images=True,
-        packs=False,
     ),
     "gemma3_vision": Family(
         "Gemma3Config",
@@ -650,36 +674,13 @@ ALL: dict[str, Family] = {
     ),
     "mllama": Family(
         "MllamaConfig",
-        {
-            "text_config": {"cross_attention_layers": [1, 3]},
-            "vision_config": {
-                **_VISION,
-                "attention_heads": 2,
-                "num_global_layers": 1,
-                "intermediate_layers_indices": [0],
-                "vision_output_dim": 32,
-                "max_num_tiles": 2,
-                "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
-            },
-            "image_token_index": 299,
-        },
+        _MLLAMA,
         images=True,
         stands_for="layers named by number in the configuration",
     ),
     "llama4": Family(
         "Llama4Config",
-        {
-            "text_config": {"intermediate_size_mlp": 48, "attention_chunk_size": 4, "num_experts_per_tok": 1},
-            "vision_config": {
-                **_VISION,
-                "vision_output_dim": 16,
-                "projector_input_dim": 16,
-                "projector_output_dim": 16,
-            },
-            "image_token_index": 299,
-            "boi_token_index": 297,
-            "eoi_token_index": 298,
-        },
+        _LLAMA4,
         images=True,
     ),
     "gemma4": Family(
@@ -718,10 +719,109 @@ ALL: dict[str, Family] = {
             "image_token_id": 299,
         },
         images=True,
-        packs=False,
     ),
     "fuyu": Family("FuyuConfig", {"text_config": {"model_type": "persimmon"}, "image_token_id": 299}, images=True),
     "git": Family("GitConfig", {"vision_config": _VISION}, EAGER),
+    "emu3": Family(
+        "Emu3Config",
+        {
+            "text_config": {},
+            "vq_config": {
+                "codebook_size": 16,
+                "embed_dim": 8,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [4],
+            },
+            "vocabulary_map": {"<|image|>": 299},
+        },
+    ),
+    "got_ocr2": Family(
+        "GotOcr2Config",
+        {
+            "text_config": {"model_type": "qwen2"},
+            "vision_config": {
+                **_VISION,
+                "output_channels": 16,
+                "mlp_dim": 24,
+                "global_attn_indexes": [1],
+                "window_size": 2,
+            },
+            "image_token_index": 299,
+        },
+        EAGER,
+        images=True,
+    ),
+    "phi4_multimodal": Family(
+        "Phi4MultimodalConfig",
+        {
+            "num_key_value_heads": 4,
+            "vision_config": {**_VISION, "feature_layer": -1, "crop_size": 16},
+            "audio_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_blocks": 1,
+                "num_attention_heads": 2,
+                "nemo_conv_channels": 16,
+                "ext_pw_out_channel": 16,
+            },
+        },
+    ),
+    "aya_vision": Family(
+        "AyaVisionConfig",
+        {
+            "text_config": {"model_type": "cohere2"},
+            "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+            "image_token_index": 299,
+        },
+        images=True,
+    ),
+    "glm4v": Family(
+        "Glm4vConfig",
+        {
+            "text_config": _QWEN_TEXT,
+            "vision_config": {**_PATCHES, "image_size": 16, "intermediate_size": 24, "out_hidden_size": 32},
+            "image_token_id": 296,
+            "video_token_id": 297,
+        },
+        images=True,
+    ),
+    "mllama_lm": Family("MllamaConfig", _MLLAMA),
+    "llama4_lm": Family("Llama4Config", _LLAMA4),
+    "idefics2": Family(
+        "Idefics2Config",
+        {
+            "text_config": {"model_type": "mistral"},
+            "vision_config": _VISION,
+            "perceiver_config": {
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 2,
+                "resampler_head_dim": 8,
+                "num_key_value_heads": 1,
+                "hidden_size": 32,
+            },
+            "image_token_id": 299,
+        },
+        images=True,
+    ),
+    "chameleon": Family(
+        "ChameleonConfig",
+        {
+            "vq_config": {
+                "num_embeddings": 16,
+                "embed_dim": 8,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+            },
+            "vocabulary_map": {"<image>": 299},
+        },
+        images=True,
+    ),
     # Further configurations of classes above.
     "llama_dynamic": Family(
         "LlamaConfig",
