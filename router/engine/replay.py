@@ -178,7 +178,15 @@ class Prefix:
         layers = find_decoder(view).layers
         for position in range(self.layers if self.can_replay else 0):
             layers[position] = self._replaying(layers[position], position)
+        view.register_forward_pre_hook(self._recognise, with_kwargs=True)
         return view
+
+    def _recognise(self, _view: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Replay what was given to the prompts that were read alone: others may be as long (a negative prompt)."""
+        run: PrefixRun | None = getattr(self._local, "run", None)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        same = run is not None and ids is not None and _is_repeated(ids, run.ids)
+        self._local.replayed = run if same else None
 
     @contextmanager
     def given(self, run: PrefixRun) -> Iterator[None]:
@@ -187,7 +195,7 @@ class Prefix:
         try:
             yield
         finally:
-            self._local.run = None
+            self._local.run = self._local.replayed = None
 
     def _replaying(self, layer: nn.Module, position: int) -> nn.Module:
         """Return a copy of a layer that takes its part of a prefill from what was given."""
@@ -195,7 +203,7 @@ class Prefix:
         last = position == self.layers - 1
 
         def replay(*args: Any, **kwargs: Any) -> Any:
-            run: PrefixRun | None = getattr(local, "run", None)
+            run: PrefixRun | None = getattr(local, "replayed", None)
             hidden = args[0] if args else kwargs["hidden_states"]
             cache = next((one for one in (*args, *kwargs.values()) if isinstance(one, Cache)), None)
             if run is None or not _is_prefill(run, hidden, cache, position):
@@ -220,6 +228,12 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same but for rounding."""
     bound = 1e-3 if one.dtype == torch.float32 else 0.05
     return one.shape == other.shape and bool((one - other).norm() <= bound * other.norm())
+
+
+def _is_repeated(ids: Tensor, own: Tensor) -> bool:
+    """Whether token ids are those that were read, each row once or several times."""
+    times, more = divmod(len(ids), len(own))
+    return not more and ids.shape[1] == own.shape[1] and torch.equal(ids.to(own.device), _times(own, times))
 
 
 def _times(tensor: Tensor, times: int) -> Tensor:
