@@ -42,6 +42,8 @@ def chain_view(model: PreTrainedModel, chain: Chain, *, fresh: bool = False, ver
         ValueError: where the chain is for another number of layers, the layers are not found, a hybrid model would be
             left without any attention layer, or the model cannot run edited chains.
     """
+    if (plain := getattr(model, "plain_model", None)) is not None:
+        model = plain()  # a routed model: one that generates by itself, with chains of its own
     now = Makeup(model)
     if verify and chain != Chain.full(chain.num_layers):
         require_chains(model, now)

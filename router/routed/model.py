@@ -10,20 +10,23 @@ chain generate together in the library's own `generate`, whose prefill goes on f
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, NoReturn, Self, cast, overload
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
@@ -39,6 +42,27 @@ from router.routed.card import model_card
 from router.routed.hub import push_router, router_folder, write_router_folder
 from router.storage import Operation, Router, load_router
 from router.validation import InputError
+
+CHAIN_OF_CACHE = "cola_chain"
+"""Attribute of a key/value cache: the chain that filled it. Copies of the cache have it too."""
+ALIKE_FOR_ALL_ROWS = frozenset(
+    {
+        "MinLengthLogitsProcessor",
+        "MinNewTokensLengthLogitsProcessor",
+        "NoBadWordsLogitsProcessor",
+        "NoRepeatNGramLogitsProcessor",
+        "SequenceBiasLogitsProcessor",
+        "SuppressTokensLogitsProcessor",
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "MinPLogitsWarper",
+        "EosTokenCriteria",
+        "MaxTimeCriteria",
+        "StopStringCriteria",
+    }
+)
+"""The library's logits processors and stopping criteria that do the same to a row wherever it stands in the batch."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,20 @@ class Reading:
         return Reading(self.run.select(rows))
 
 
+@dataclass(frozen=True)
+class _View:
+    """A chain's model, twice.
+
+    Attributes:
+        model: as the caller gets it.
+        runner: what `generate_as` runs. It has no generation settings of its own: every call brings all of its own, so
+            that threads with different ones do not meet in it.
+    """
+
+    model: PreTrainedModel
+    runner: PreTrainedModel
+
+
 class RoutedModel(GenerationMixin):  # type: ignore[misc]
     """A base model that a router picks the layers of, row by row; made by `from_pretrained` or `join`.
 
@@ -69,6 +107,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         guaranteed: take the certified operating point instead of a budget (`python -m train calibrate`).
         tokenizer: the base model's tokenizer; None where none was given.
         router_folder: where the router was read from; None where it was made here.
+        plain_model: returns the base model.
     """
 
     router: Router
@@ -76,8 +115,9 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
     guaranteed: bool
     tokenizer: PreTrainedTokenizerBase | None
     router_folder: Path | None
+    plain_model: Callable[[], PreTrainedModel]
     _prefix: Prefix
-    _views: OrderedDict[Chain, PreTrainedModel]
+    _views: OrderedDict[Chain, _View]
     _lock: threading.Lock
     _make_scorer: Callable[[], ChoiceScorer]
 
@@ -164,20 +204,72 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
                 is no guarantee.
         """
         router.require(Operation(budget=budget, guaranteed=guaranteed))
-        prefix = Prefix(model, router.config.read_layer)
-        if prefix.num_layers != router.config.num_layers:
-            raise ValueError(
-                f"model: expected {router.config.num_layers} layers, as the router has it, got {prefix.num_layers}"
-            )
         made = shallow_copy(model)
         made.__class__ = _routed_class(type(model))
         routed = cast(RoutedModel, made)
         routed.router, routed.budget, routed.guaranteed = router, budget, guaranteed
         routed.tokenizer, routed.router_folder = tokenizer, None
-        routed._prefix, routed._views, routed._lock = prefix, OrderedDict(), threading.Lock()
         # A function and no attribute: torch would take a model in an attribute for a part of this one.
-        routed._make_scorer = functools.cache(lambda: ChoiceScorer(model, router.config.read_layer))
+        routed.plain_model = lambda: model
+        routed._lock = threading.Lock()
+        routed._prepare()
         return routed
+
+    def _prepare(self) -> None:
+        """Make what runs the layers, of the base model as it is now.
+
+        Raises:
+            ValueError: where the model has another number of layers than the router was made for.
+        """
+        model, config = self.plain_model(), self.router.config
+        self._prefix, self._views = Prefix(model, config.read_layer), OrderedDict()
+        self._make_scorer = functools.cache(lambda: ChoiceScorer(model, config.read_layer))
+        if self._prefix.num_layers != config.num_layers:
+            raise ValueError(
+                f"model: expected {config.num_layers} layers, as the router has it, got {self._prefix.num_layers}"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle base model and router, which are joined anew: views and locks cannot be copied."""
+        kept = ("budget", "guaranteed", "tokenizer", "router_folder", "generation_config")
+        return _joined, (self.plain_model(), self.router, {name: getattr(self, name) for name in kept})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the parameters, the base model's with them, as `to` and `half` do; views are made anew."""
+        super()._apply(fn, recurse)
+        self._prepare()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set evaluation mode; there is no other.
+
+        Raises:
+            ValueError: where training mode is asked for.
+        """
+        if mode:
+            raise ValueError(
+                "train: expected a model that can be trained, got a routed one; train its base model and join them anew"
+            )
+        return super().train(False)  # type: ignore[no-any-return]
+
+    def resize_token_embeddings(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse what would change one part of the base model and not the other."""
+        raise ValueError(
+            "resize_token_embeddings: expected a base model, got a routed one; resize the base model and join them anew"
+        )
+
+    def init_continuous_batching(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse continuous batching, also that of `generate_batch`: it runs one model for all rows.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "generate_batch: expected a model of one chain, such as view(chain), for continuous batching, got a routed "
+            "one; its generate takes batches"
+        )
+
+    generate_batch = init_continuous_batching
 
     def route(
         self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
@@ -202,6 +294,11 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             ValueError: where prompts are padded on the right.
         """
         mask = mask_of(input_ids, self.generation_config) if attention_mask is None else attention_mask
+        if mask.shape != input_ids.shape or not input_ids.numel():
+            raise ValueError(
+                f"attention_mask: expected the shape of input_ids, [rows, tokens], with a token at least, got "
+                f"{list(mask.shape)} for {list(input_ids.shape)}"
+            )
         if not bool(mask[:, -1].all()):
             raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
         return Reading(self._prefix.run(input_ids, mask))
@@ -238,7 +335,8 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
 
         Rows of different chains run one group after another. Their sequences are padded at the end to the longest, as
         the library pads rows that end early. What belongs to a whole batch (a streamer, beams, a result as a
-        dictionary) needs rows of one chain. Sampling draws group by group.
+        dictionary, a caller's own logits processor) needs rows of one chain. Sampling draws group by group, and
+        `max_time` is shared among the groups. A cache of an earlier turn is used where its chain is the present one.
 
         Args:
             inputs: token ids, `[rows, tokens]`, padded on the left; or `input_ids` by name.
@@ -249,41 +347,73 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             Token ids, prompts included, `[rows * sequences, tokens]`, or what the library returns for one group.
 
         Raises:
-            ValueError: where there are no token ids, or rows of several chains were asked for what belongs to one.
+            ValueError: where there are no token ids, an option has no meaning for a routed model, or rows of several
+                chains were asked for what belongs to one.
         """
+        began = time.monotonic()
         ids = kwargs.pop("input_ids", inputs)
-        if ids is None or kwargs.get("inputs_embeds") is not None:
-            raise ValueError("generate: expected input_ids, which the router reads; got none, or inputs_embeds")
-        settings = generation_config or self.generation_config
-        if generation_config is not None:
-            kwargs["generation_config"] = generation_config
-        mask = kwargs.pop("attention_mask", None)
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or kwargs.get("inputs_embeds") is not None:
+            got = f"shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            got = got if kwargs.get("inputs_embeds") is None else "inputs_embeds"
+            raise ValueError(f"generate: expected input_ids [rows, tokens], which the router reads, got {got}")
+        settings, options = self._settings(generation_config, kwargs)
+        check_routable(settings, options)
+        mask = options.pop("attention_mask", None)
         reading = self.read(ids, mask_of(ids, settings) if mask is None else mask)
         groups = by_chain([one.chain for one in self.decide(reading)])
         if len(groups) > 1:
-            check_one_chain(settings, kwargs, len(groups))
+            check_one_chain(settings, options, len(groups))
         parts = []
-        for chain, rows in groups.items():
+        limit, allowed = settings.max_time, options.pop("prefix_allowed_tokens_fn", None)
+        for done, (chain, rows) in enumerate(groups.items()):
             index = torch.tensor(rows, device=ids.device)
-            options = {name: rows_of_option(value, index, len(ids)) for name, value in kwargs.items()}
-            out = self.generate_as(chain, reading.select(rows), **options)
+            own = {name: rows_of_option(value, index, len(ids)) for name, value in options.items()}
+            if allowed is not None:
+                own["prefix_allowed_tokens_fn"] = _numbered(allowed, rows, settings)
+            if limit is not None:
+                settings.max_time = max(0.0, (limit - (time.monotonic() - began)) / (len(groups) - done))
+            out = self.generate_as(chain, reading.select(rows), generation_config=settings, **own)
             if len(groups) == 1:
                 return out
             parts.append((rows, out))
-        ends = kwargs.get("eos_token_id", settings.eos_token_id)
-        padding = padding_token(kwargs.get("pad_token_id", settings.pad_token_id), ends)
-        return joined(parts, padding)
+        return joined(parts, padding_token(settings.pad_token_id, settings.eos_token_id))
+
+    def _settings(
+        self, given: GenerationConfig | None, kwargs: Mapping[str, Any]
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Return a call's settings, as the library puts them together, and its other options.
+
+        Keywords go before a configuration that is given, and that before this model's own.
+        """
+        settings = GenerationConfig() if given is None else copy.deepcopy(given)
+        settings.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
+        options = settings.update(**kwargs)
+        for name in ("pad_token_id", "eos_token_id"):
+            if isinstance(value := getattr(settings, name), Tensor):
+                setattr(settings, name, value.tolist())
+        return settings, options
 
     def generate_as(self, chain: Chain, reading: Reading, **options: Any) -> Any:
         """Generate under one chain for all rows of a reading; `options`: what the library's `generate` takes.
 
         Raises:
-            ValueError: where the chain does not begin with the layers that were read.
+            ValueError: where the chain does not begin with the layers that were read, or a cache is given that no
+                routed model has filled.
         """
-        view = self.view(chain)
-        view.generation_config = self.generation_config  # what the caller has set on this model counts
-        with torch.no_grad(), self._prefix.given(reading.run):
-            return view.generate(input_ids=reading.run.ids, attention_mask=reading.run.mask, **options)
+        settings, options = self._settings(options.pop("generation_config", None), options)
+        if (cache := options.pop("past_key_values", None)) is not None:
+            options["past_key_values"] = cache = usable_cache(cache, chain, reading.run.ids.shape[1])
+        # Layers that are replayed compute no attention, and their states are not all kept.
+        run_again = settings.output_hidden_states or settings.output_attentions
+        runner = self._view(chain).runner
+        with torch.no_grad(), nullcontext() if run_again else self._prefix.given(reading.run):
+            out = runner.generate(
+                input_ids=reading.run.ids, attention_mask=reading.run.mask, generation_config=settings, **options
+            )
+        for held in (cache, getattr(out, "past_key_values", None)):
+            if isinstance(held, Cache):
+                setattr(held, CHAIN_OF_CACHE, chain)
+        return out
 
     def view(self, chain: Chain) -> PreTrainedModel:
         """Return a plain model that runs a chain, for all that a model does; the last views are kept.
@@ -291,10 +421,16 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         Raises:
             ValueError: where the chain does not begin with the layers that the router reads.
         """
+        return self._view(chain).model
+
+    def _view(self, chain: Chain) -> _View:
         with self._lock:
             view = self._views.get(chain)
             if view is None:
-                view = self._views[chain] = self._prefix.view(chain)
+                model = self._prefix.view(chain)
+                runner = shallow_copy(model)
+                runner.generation_config = GenerationConfig()
+                view = self._views[chain] = _View(model, runner)
                 if len(self._views) > CACHED_VIEWS:
                     self._views.popitem(last=False)
             self._views.move_to_end(chain)
@@ -419,6 +555,14 @@ def require_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rou
     made_for.require(given, what)
 
 
+def _joined(model: PreTrainedModel, router: Router, kept: Mapping[str, Any]) -> RoutedModel:
+    """Return a routed model from what `RoutedModel.__reduce__` kept of one."""
+    routed = RoutedModel.join(model, router)
+    for name, value in kept.items():
+        setattr(routed, name, value)
+    return routed
+
+
 _classes: dict[type[Any], type[Any]] = {}
 
 
@@ -437,23 +581,87 @@ def by_chain(chains: Sequence[Chain]) -> dict[Chain, list[int]]:
     return groups
 
 
-def check_one_chain(settings: GenerationConfig, kwargs: Mapping[str, Any], chains: int) -> None:
+def check_routable(settings: GenerationConfig, options: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning where each prompt takes a chain of its own.
+
+    Raises:
+        ValueError: at the first such option.
+    """
+    if settings.is_assistant:
+        raise ValueError(
+            "assistant_model: expected a model of one chain, such as view(chain), got a routed one, whose chain may "
+            "change from draft to draft"
+        )
+    if settings.cache_implementation == "paged":
+        raise ValueError("cache_implementation: expected a cache of generate's own, got 'paged' (continuous batching)")
+    if options.get("synced_gpus"):
+        raise ValueError("synced_gpus: expected one process, got several, whose rows would run different layers")
+
+
+def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chains: int) -> None:
     """Refuse what belongs to a whole batch where its rows have several chains.
 
     Raises:
-        ValueError: where a streamer, beams, a dictionary or a given cache is asked for.
+        ValueError: where a streamer, beams, a dictionary, a given cache, an assistant or code of the caller's own that
+            sees the rows is asked for.
     """
     asked = {
-        "streamer": kwargs.get("streamer") is not None,
-        "num_beams": (kwargs.get("num_beams", settings.num_beams) or 1) > 1,
-        "return_dict_in_generate": bool(kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)),
-        "past_key_values": kwargs.get("past_key_values") is not None,
+        "streamer": options.get("streamer") is not None,
+        "num_beams": (settings.num_beams or 1) > 1,
+        "return_dict_in_generate": bool(settings.return_dict_in_generate),
+        "past_key_values": options.get("past_key_values") is not None,
+        "assistant_model": options.get("assistant_model") is not None,
+        "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens is not None,
+        "custom_generate": options.get("custom_generate") is not None,
+        "logits_processor": _sees_rows(options.get("logits_processor")),
+        "stopping_criteria": _sees_rows(options.get("stopping_criteria")),
     }
     if wrong := [name for name, given in asked.items() if given]:
         raise ValueError(
             f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
             "them by what route() returns"
         )
+
+
+def _sees_rows(given: Sequence[Any] | None) -> bool:
+    """Whether any of several logits processors or stopping criteria may tell rows apart by their place in the batch."""
+    return any(type(one).__name__ not in ALIKE_FOR_ALL_ROWS for one in given or [])
+
+
+def _numbered(
+    allowed: Callable[[int, Tensor], list[int]], rows: Sequence[int], settings: GenerationConfig
+) -> Callable[[int, Tensor], list[int]]:
+    """Return `prefix_allowed_tokens_fn` of a group, called with each row's number in the whole batch.
+
+    With beams the library counts prompts, without them sequences, of which a prompt may have several.
+    """
+    times = 1 if (settings.num_beams or 1) > 1 else settings.num_return_sequences or 1
+    return lambda place, ids: allowed(rows[place // times] * times + place % times, ids)
+
+
+def usable_cache(cache: object, chain: Chain, tokens: int) -> Cache | None:
+    """Return a cache that the caller gave where it is new or holds what the same chain computed; None: another chain's.
+
+    Args:
+        cache: what was given as `past_key_values`.
+        chain: the chain that the whole text takes now.
+        tokens: tokens of the whole text.
+
+    Raises:
+        ValueError: where it is no such cache, or holds the whole text already.
+    """
+    made_by = getattr(cache, CHAIN_OF_CACHE, None)
+    if not isinstance(cache, Cache) or (made_by is None and cache.layers):
+        raise ValueError(
+            "past_key_values: expected a new DynamicCache(), or one that this model's generate has filled, got "
+            f"another {type(cache).__name__}; cache_implementation names other kinds"
+        )
+    if made_by is not None and int(cache.get_seq_length()) >= tokens:
+        raise ValueError(
+            f"input_ids: expected the whole text, longer than the {int(cache.get_seq_length())} tokens in "
+            f"past_key_values, got {tokens} tokens"
+        )
+    return cache if made_by in (None, chain) else None
 
 
 def mask_of(ids: Tensor, settings: GenerationConfig) -> Tensor:
