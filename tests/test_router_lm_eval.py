@@ -41,6 +41,7 @@ from tests.harness import (
     values,
     write_tasks,
 )
+from tests.routed_folders import write_routed
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 ROUTED = ("tiny_choice", "tiny_blank", "tiny_written")
@@ -256,6 +257,34 @@ def test_what_lm_eval_refuses_ends_in_one_line(
     assert run_command(main, ["lm-eval", "--include_path", str(project / "tasks"), *words]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert sys.argv == kept
+
+
+@pytest.mark.parametrize(
+    ("templates", "words", "message"),
+    [
+        (None, [], "apply_chat_template: expected a tokenizer with a chat template, got one without"),
+        (
+            {"one": "{{ messages[0].content }}"},
+            [],
+            "apply_chat_template: This model has multiple chat templates",
+        ),
+        (
+            {"one": "{{ messages[0].content }}"},
+            ["two"],
+            "apply_chat_template: The specified chat template 'two'",
+        ),
+    ],
+)
+def test_a_chat_template_that_is_not_there_ends_in_one_line(
+    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str], templates: Any, words: list[str], message: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = templates
+    router = write_routed(tmp_path, tokenizer)
+    given = ["--model_args", f"router={router},verify=False", "--tasks", "tiny_choice"]
+    command = ["lm-eval", "--include_path", str(project / "tasks"), *given, "--apply_chat_template", *words]
+    assert run_command(main, command) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
 def test_several_processes_and_a_missing_package_are_refused(

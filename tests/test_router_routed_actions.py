@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,10 @@ from transformers import (
 from router.chain import Chain
 from router.engine.view import chain_view, shallow_copy
 from router.routed import RoutedModel
-from tests.routed_folders import GREEDY, prompts, router_for
+from router.routed.model import require_pair
+from router.storage import load_router
+from router.validation import InputError
+from tests.routed_folders import GREEDY, prompts, router_for, write_routed
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 EDITED = Chain((0, 1, 3, 3, 4), NUM_LAYERS)
@@ -384,3 +388,35 @@ def test_a_pipeline_takes_several_prompts(model: PreTrainedModel, routed: Routed
         ids = tokenizer(text, return_tensors="pt").input_ids
         view = chain_view(model, chains_of(routed, ids, torch.ones_like(ids))[0])
         assert answers == pipeline("text-generation", model=view, tokenizer=tokenizer)(text, **options)
+
+
+class FewOperations(Tensor):
+    """A tensor that can do next to nothing."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> FewOperations:
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), _kwargs: Any = None) -> FewOperations:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise NotImplementedError(f"unimplemented operation {func}")
+
+
+def test_quantised_weights_are_refused_in_one_line_and_taken_without_verification(tmp_path: Path) -> None:
+    # Oracle: tensors that know few operations, as torchao's; int8 weights under a configuration that says so.
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    router = load_router(write_routed(tmp_path))
+    require_pair(model, tokenizer, router, "router")
+    weight = model.model.layers[0].mlp.up_proj.weight
+    few = FewOperations(weight.data)
+    for tensor, config in ((few, None), (few, {"quant_method": "torchao"}), (weight.to(torch.int8), {"bits": 8})):
+        model.config.quantization_config = config
+        model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(tensor, requires_grad=False)
+        with pytest.raises(InputError, match=r"^router: expected [^\n]*quantised by [^\n]*verify=False") as caught:
+            require_pair(model, tokenizer, router, "router")
+        assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,3 +194,20 @@ def test_a_contiguous_head_gets_a_matrix_and_says_the_same(rows: int) -> None:
     width = model.config.hidden_size
     assert seen == [(width, width, 1)]
     assert not model.lm_head._forward_pre_hooks
+
+
+def test_a_view_with_repeats_is_not_saved_and_one_without_is(tmp_path: Path) -> None:
+    # Oracle: the folder; the view's own logits.
+    model = tiny_model("llama")
+    for view in (chain_view(model, Chain((0, 1, 1, 4), 5)), chain_view(model, Chain((0, 0), 5), fresh=True)):
+        for save in (view.save_pretrained, view.push_to_hub):
+            with pytest.raises(ValueError, match=r"^save_pretrained: expected [^\n]*python -m router export") as caught:
+                save(str(tmp_path / "repeats"))
+            assert "\n" not in str(caught.value)
+    assert not (tmp_path / "repeats").exists()
+    ids = torch.arange(3, 12)[None]
+    shallow = chain_view(model, Chain((0, 2, 4), 5))
+    shallow.save_pretrained(tmp_path / "shallow")
+    again = type(model).from_pretrained(tmp_path / "shallow")
+    assert torch.equal(again(input_ids=ids).logits, shallow(input_ids=ids).logits)
+    assert type(model).save_pretrained is type(shallow).save_pretrained

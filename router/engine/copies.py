@@ -205,6 +205,8 @@ def _contiguous(head: nn.Module) -> nn.Module:
 class ViewOfModel(nn.Module):
     """What a view's class adds to the model's own: what would reach the original through shared weights is refused."""
 
+    _chain: Chain
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Allow what leaves every weight where it is (`to` its own device and dtype), and refuse the rest.
 
@@ -219,6 +221,28 @@ class ViewOfModel(nn.Module):
                     f"model's; got {changed.dtype} on {changed.device}: move or cast the original, then make the view"
                 )
         return self
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save a view of a chain without repeats as the library does; of one with repeats files know no aliases.
+
+        Raises:
+            ValueError: where the chain runs a layer twice.
+        """
+        layers = self._chain.layers
+        if len(set(layers)) < len(layers):
+            raise ValueError(
+                "save_pretrained: expected a chain that runs no layer twice, got one with repeats, which share their "
+                "weights; python -m router export (or router.routed.export.export_chain) writes it with weights of "
+                "their own"
+            )
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Push as `save_pretrained` saves; errors alike, before anything is asked of the hub."""
+        layers = self._chain.layers
+        if len(set(layers)) < len(layers):
+            self.save_pretrained()
+        return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
 
     def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Module:
         """Refuse, for the embeddings are the original's.
@@ -275,6 +299,7 @@ def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> P
     view = with_layers(model, decoder, layers, chain.layers)
     _own_the_rest(view, decoder)
     view.__class__ = _view_class(type(model))
+    view._chain = chain
     return view
 
 

@@ -30,7 +30,7 @@ from router.files import read_json, read_json_lines, require_file
 from router.heads.head import Decision
 from router.heads.menu import MenuHead
 from router.latency import budget_for
-from router.routed.export import export_chain, free_folder
+from router.routed.export import check_weights, export_chain, free_folder
 from router.routed.hub import router_folder
 from router.routed.model import RoutedModel, by_chain, require_pair
 from router.storage import Router, load_router
@@ -460,6 +460,7 @@ def export(argv: Sequence[str]) -> None:
         num_layers, dtype = router.config.num_layers, settings.dtype or router.config.dtype
     chain = read_chain(settings, num_layers)
     model, tokenizer = load_model(name, dtype=dtype, device=settings.device, revision=revision)
+    check_weights(model)
     if router is not None:
         require_pair(model, tokenizer, router, f"router {settings.router!r}")
     folder = export_chain(model, tokenizer, chain, settings.out, base_model=name, revision=revision)

@@ -48,6 +48,7 @@ from router.files import fsync, read_json, settle, writable_directory, write_jso
 from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel
 from router.routed.card import place_of, plain_text
+from router.routed.model import quantisation_of
 from router.strip import MEANING, draw_lines
 from router.validation import InputError
 
@@ -135,12 +136,13 @@ def export_chain(
     """
     folder = free_folder(folder)
     stock = _stock_model(model)
-    _check_weights(model)
+    check_weights(model)
     exported = _exported(model, chain, stock)
     with _aside(folder) as aside:
         try:
             weights = _separate_weights(exported)
-            exported.written.save_pretrained(aside, state_dict=weights, max_shard_size=max_shard_size)
+            # The class's own: a view with repeats refuses, for without `weights` it could not be written.
+            stock.kind.save_pretrained(exported.written, aside, state_dict=weights, max_shard_size=max_shard_size)
             del weights
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, aside)
@@ -193,16 +195,14 @@ def _stock_model(model: PreTrainedModel) -> StockModel:
     )
 
 
-def _check_weights(model: PreTrainedModel) -> None:
+def check_weights(model: PreTrainedModel) -> None:
     """Refuse weights that cannot be written as they are.
 
     Raises:
         InputError: where they are quantised, adapters, on several devices, not loaded, or the model is in training.
     """
-    quantised = getattr(model.config, "quantization_config", None)
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-    method = getattr(method, "value", method)
-    if (quantised is not None or getattr(model, "hf_quantizer", None) is not None) and method != "gguf":
+    method = quantisation_of(model)
+    if method not in (None, "gguf"):
         raise InputError(f"model: expected weights that are not quantised, got quantisation by {method}")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise InputError("model: expected adapters merged into the weights, got a model with adapters beside them")

@@ -258,6 +258,20 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         """
         raise InputError("use_cache: expected none with a routed model, whose answers are no request's alone, got one")
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Return the tokenizer's chat template where one is asked for (`--apply_chat_template`).
+
+        Raises:
+            InputError: where the tokenizer has none, or none of that name.
+        """
+        if chat_template and self.tokenizer.chat_template is None:
+            raise InputError("apply_chat_template: expected a tokenizer with a chat template, got one without")
+        try:
+            found: str | None = super().chat_template(chat_template)
+        except ValueError as error:
+            raise InputError(f"apply_chat_template: {one_line(error)}") from error
+        return found
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score continuations, all of a document under one chain; see `question_of_requests` for what the router reads.
 

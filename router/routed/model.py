@@ -546,13 +546,32 @@ def require_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rou
     """Check that a router was trained for a model and a tokenizer.
 
     Raises:
-        InputError: where it was trained for others, or the model's weights are not there to be compared.
+        InputError: where it was trained for others, or the model's weights are not there to be compared, or quantised
+            so that they cannot be.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise InputError(f"{what}: expected weights in memory to compare, got some on disk (verify=False trusts them)")
-    made_for = router.config.fingerprints
-    given = replace(made_for, model=model_fingerprint(model), tokenizer=tokenizer_fingerprint(tokenizer))
+    made_for, method = router.config.fingerprints, quantisation_of(model)
+    try:
+        found = model_fingerprint(model)
+    except NotImplementedError:  # some quantised tensors know no other operation than their product
+        found, method = "", method or "an unknown method"
+    if method is not None and found != made_for.model:
+        raise InputError(
+            f"{what}: expected the weights that it was made for, got weights quantised by {method}, which cannot be "
+            "compared with them (verify=False trusts them)"
+        )
+    given = replace(made_for, model=found, tokenizer=tokenizer_fingerprint(tokenizer))
     made_for.require(given, what)
+
+
+def quantisation_of(model: PreTrainedModel) -> str | None:
+    """Return by what a model's weights are quantised; None: by nothing."""
+    given = getattr(model.config, "quantization_config", None)
+    if given is None and getattr(model, "hf_quantizer", None) is None:
+        return None
+    method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
+    return str(getattr(method, "value", method))
 
 
 def _joined(model: PreTrainedModel, router: Router, kept: Mapping[str, Any]) -> RoutedModel:
