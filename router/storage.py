@@ -22,7 +22,7 @@ from router.chain import Chain
 from router.command import one_line
 from router.files import read_json, replacing, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
-from router.heads.budget import BudgetPoint
+from router.heads.budget import BudgetPoint, Measured
 from router.heads.head import Decision, Head, Pooling, pad_states
 from router.heads.layerwise import LayerwiseHead
 from router.heads.menu import MenuHead
@@ -208,6 +208,29 @@ class Router:
         if operation.guaranteed and self.guarantee is None:
             raise ValueError("guaranteed: expected a router with a guarantee (python -m train calibrate), got none")
         self.head.offset_for(operation.budget)
+
+    def measured(self, budget: float | None = None) -> Measured | None:
+        """Return how right the router was on its validation split; None: the training did not measure it.
+
+        Args:
+            budget: mean depth, layers, of which the nearest measured one counts; None: the router's own choice.
+        """
+        known = self.config.training.get("validation")
+        names = [one.name for one in dataclasses.fields(Measured)]
+        if not isinstance(known, dict) or not all(isinstance(known.get(name), int | float) for name in names):
+            return None
+        own = Measured(**{name: known[name] for name in names})
+        if budget is None:
+            return own
+        points = [
+            (abs(one.mean_depth - budget), one.mean_depth, one.accuracy)
+            for one in self.config.budget_points
+            if one.accuracy is not None
+        ]
+        if not points:
+            return None
+        _, depth, accuracy = min(points)
+        return dataclasses.replace(own, mean_depth=depth, accuracy=accuracy)
 
     @torch.inference_mode()
     def decide(

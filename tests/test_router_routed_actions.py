@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 import sys
 import threading
 import time
@@ -26,11 +28,14 @@ from transformers import (
     pipeline,
 )
 
+from router.__main__ import main
 from router.chain import Chain
+from router.command import run_command
 from router.engine.view import chain_view, shallow_copy
 from router.routed import RoutedModel
+from router.routed.commands import require_above_chance
 from router.routed.model import require_pair
-from router.storage import load_router
+from router.storage import load_router, save_router
 from router.validation import InputError
 from tests.routed_folders import GREEDY, prompts, router_for, write_routed
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
@@ -420,3 +425,58 @@ def test_quantised_weights_are_refused_in_one_line_and_taken_without_verificatio
         with pytest.raises(InputError, match=r"^router: expected [^\n]*quantised by [^\n]*verify=False") as caught:
             require_pair(model, tokenizer, router, "router")
         assert "\n" not in str(caught.value)
+
+
+def measured_router(folder: Path, figures: dict[str, float], accuracies: dict[float, float]) -> Path:
+    """A router that was measured on validation: at its own choice, and at the points nearest to some depths."""
+    made = load_router(path := write_routed(folder))
+    points = list(made.config.budget_points)
+    for depth, accuracy in accuracies.items():
+        nearest = min(points, key=lambda point: abs(point.mean_depth - depth))
+        points[points.index(nearest)] = dataclasses.replace(nearest, accuracy=accuracy)
+    config = dataclasses.replace(made.config, budget_points=tuple(points), training={"validation": figures})
+    save_router(path, dataclasses.replace(made, config=config))
+    return path
+
+
+GUESSES = {"mean_depth": 2.4, "accuracy": 0.31, "full_accuracy": 0.62, "chance_accuracy": 0.25, "samples": 100.0}
+BY_DEPTH = {3.0: 0.2, 4.0: 0.5, 4.8: 0.6}
+
+
+def test_text_at_chance_is_refused_with_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    router = str(measured_router(tmp_path, GUESSES, BY_DEPTH))
+    prompt = ["--prompt", "Which?", "--max_new_tokens", "3"]
+    figures = r"2.4 of 5 layers: right on 0.310 of 100 validation samples \(guessing 0.250, full depth 0.620\)"
+    low = r"a budget of 3.1 layers, [0-9.]+ of 5 layers: right on 0.200"
+    advice = r"a budget in 3\.[0-9]+\.\.7\.[0-9]+ is above it \(at_chance=true runs it nevertheless\)"
+    for words, wanted in (
+        (["generate", router, *prompt], f"got its own choice, {figures}; {advice}"),
+        (["generate", router, *prompt, "--budget", "3.1"], f"got {low}"),
+        (["serve", router, "--port", "0"], f"got its own choice, {figures}; {advice}"),
+        (["serve", router, "--port", "0", "--budget", "4.5", "--busy_budget", "3.1"], f"got {low}"),
+    ):
+        assert run_command(main, words) == 2
+        (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+        assert re.match(f"error: budget: expected an operating point of the router above chance, {wanted}", line)
+    for more in (["--budget", "4"], ["--at_chance", "true"]):
+        assert not run_command(main, ["generate", router, *prompt, *more])
+    assert not run_command(main, ["route", router, "--prompt", "Which?"])
+    routed = RoutedModel.from_pretrained(router)
+    with pytest.raises(InputError, match="above chance"):
+        require_above_chance(routed, [None])
+    routed.guaranteed = True  # what calibration has certified is no operating point of these
+    require_above_chance(routed, [None])
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},  # trained before accuracy was measured
+        GUESSES | {"accuracy": 0.33},  # above what guessing exceeds one time in twenty
+        GUESSES | {"full_accuracy": 0.3},  # the base model guesses too
+        GUESSES | {"chance_accuracy": 0.0, "accuracy": 0.01},  # free answers
+    ],
+)
+def test_text_of_routers_that_do_not_guess_is_written(tmp_path: Path, figures: dict[str, float]) -> None:
+    router = str(measured_router(tmp_path, figures, {}))
+    assert not run_command(main, ["generate", router, "--prompt", "Which?", "--max_new_tokens", "3"])

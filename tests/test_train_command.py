@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
-from data.sample import read_samples
+from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
 from data.states import compute_states
 from data.tasks import TaskSet, load_task, write_tasks
@@ -20,7 +20,7 @@ from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
 from router.fingerprint import Fingerprints
-from router.storage import load_router
+from router.storage import OperatingPoint, Operation, load_router
 from search.__main__ import main as search
 from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments
@@ -77,6 +77,41 @@ def test_the_router_of_the_best_epoch_is_written_and_routes(project: Path) -> No
     }
     assert seen == hashes["train"] | hashes["validation"]
     assert not seen & hashes["test"]
+
+
+def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(project: Path) -> None:
+    # Oracle: every sample alone under the chain that the written router picks; full depth as the records have it.
+    router = load_router(project / "router")
+    records = read_records(project / "records" / "validation.jsonl")
+    samples = read_samples(project / "data" / "validation.jsonl")
+    model, tokenizer = load_model(str(project / "model"), dtype=records[0].dtype)
+    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    made = compute_states(scorer, samples, 2, "states")
+    states = [made[sample.id] for sample in samples]
+    by_id = {record.sample_id: record for record in records}
+
+    def right(sample: Sample, chain: Chain) -> bool:
+        known = {one.chain: one.stands for one in by_id[sample.id].results}
+        block = scorer.load([scorer.encode(sample)])
+        return known[chain] if chain in known else scorer.score(block, [(0, chain)])[0].stands
+
+    def accuracy(operation: Operation) -> float:
+        chosen = router.decide(states, operation)
+        return sum(right(sample, one.chain) for sample, one in zip(samples, chosen, strict=True)) / len(samples)
+
+    own = router.measured()
+    assert own is not None
+    assert own.accuracy == accuracy(Operation())
+    assert own.full_accuracy == sum(record.full.stands for record in records) / len(records)
+    assert own.chance_accuracy == pytest.approx(sum(1 / len(sample.choices) for sample in samples) / len(samples))
+    assert own.samples == len(samples) == 20
+    measured = [point for point in router.config.budget_points if point.accuracy is not None]
+    assert len(measured) >= min(8, len(router.config.budget_points))
+    for point in measured:
+        assert point.accuracy == accuracy(Operation(point=OperatingPoint(point.offset)))
+        near = router.measured(point.mean_depth)
+        assert near is not None
+        assert near.accuracy == point.accuracy
 
 
 def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:

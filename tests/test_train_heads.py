@@ -20,7 +20,7 @@ from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
-from router.storage import Operation, Router, load_router
+from router.storage import OperatingPoint, Operation, Router, load_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import write_records
@@ -99,6 +99,18 @@ def test_a_head_is_trained_on_a_table_at_a_later_read_layer(
     names = {"auc_correct", "auc_agree", "accuracy", "full_accuracy"}
     assert told.keys() >= names | {"full_share", "distinct_chains", "mean_depth", "head_mflops"}
     assert all(0 <= told[name] <= 1 for name in names)
+    # Every operating point's accuracy is in the table: nothing had to be run for it.
+    table = {record.sample_id: record for record in read_records(project / "records" / "validation.jsonl")}
+    samples = read_samples(project / "data" / "validation.jsonl")
+    model, tokenizer = load_model(str(project / "model"), dtype="float32")
+    read = compute_states(ChainScorer(model, tokenizer, load_task("arc_easy")), samples, READ, "validation")
+    for point in router.config.budget_points:
+        chosen = router.decide(list(read.values()), Operation(point=OperatingPoint(point.offset)))
+        judged = [
+            next(result.stands for result in table[name].results if result.chain == one.chain)
+            for name, one in zip(read, chosen, strict=True)
+        ]
+        assert point.accuracy == sum(judged) / len(judged)
 
 
 def test_the_same_seed_gives_the_same_router(project: Path, states: dict[str, dict[str, torch.Tensor]]) -> None:

@@ -35,6 +35,7 @@ from router.validation import SETTINGS, Count, InputError
 from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
 from train.module import HeadSettings, RouterModule
+from train.operating import measure_accuracy
 
 DONE_FILE = "train.json"
 TRAINER = {"max_epochs": 100, "accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False}
@@ -216,6 +217,8 @@ def _finish(
         raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
     head.calibrate(output)
     final = module.measures(output, torch.stack(validation.targets))
+    figures, head.budget_points = measure_accuracy(head, data)
+    final |= figures
     flops = head.forward_flops(validation.tokens)
     final["head_mflops"] = flops / 1e6
     # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.

@@ -119,6 +119,7 @@ class RouterData(LightningDataModule):
         self.model: str
         self.tasks: TaskSet
         self.origin: SearchRecord
+        self.validation: list[tuple[SearchRecord, Sample]] = []
         self.d_model: int
         self.layer_parameters: int
         self.examples: dict[str, Examples] = {}
@@ -139,6 +140,7 @@ class RouterData(LightningDataModule):
         require_directory(self._settings.records, "records")
         self.tasks = read_tasks(self._settings.data)
         pairs = {split: self._read(split) for split in SPLITS}
+        self.validation = pairs["validation"]
         if self._settings.limit is not None:
             pairs["train"] = pairs["train"][: self._settings.limit]
         self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
@@ -152,19 +154,19 @@ class RouterData(LightningDataModule):
             if not kept:
                 raise InputError(f"records: expected a sample with a right chain in {split}, got none")
             samples = [sample for sample, _ in kept]
-            states = self._states(split, samples)
+            states = self.states(split, samples)
             self.examples[split] = Examples(states, [target for _, target in kept])
         self.d_model = self.examples["train"].states[0].shape[1]
         self._loaded = True
         self._scorer = None
 
-    def _states(self, split: str, samples: list[Sample]) -> list[Tensor]:
+    def states(self, split: str, samples: list[Sample]) -> list[Tensor]:
         """Return the samples' states at the read layer: kept by the search, kept here, or from the model."""
         origin = StatesOrigin(self.origin.fingerprints, self.origin.dtype)
         records, layer = self._settings.records, self.read_layer
         kept = [records / f"{split}.states"]
         folder = self._settings.states or records / "states"
-        return states_of(folder, origin, samples, layer, self._open_scorer, kept=kept, label=f"states {split}")
+        return states_of(folder, origin, samples, layer, self.open_scorer, kept=kept, label=f"states {split}")
 
     def pool(self, encoder: StateEncoder) -> None:
         """Pool the states once for the whole training; see `Examples.pool`."""
@@ -221,11 +223,12 @@ class RouterData(LightningDataModule):
 
     def _check_model(self, origin: SearchRecord) -> None:
         self.model = self._settings.model or model_of(self.files()["records/train"]) or DEFAULT_MODEL
-        scorer = self._open_scorer(origin.dtype)
+        scorer = self.open_scorer(origin.dtype)
         self.layer_parameters = scorer.layer_parameters
         origin.fingerprints.require(scorer.fingerprints, f"records in {self._settings.records}")
 
-    def _open_scorer(self, dtype: str | None = None) -> ChainScorer:
+    def open_scorer(self, dtype: str | None = None) -> ChainScorer:
+        """Return a scorer of the base model, which is loaded now; None: in the records' dtype."""
         if self._scorer is None:
             settings = self._settings
             model, tokenizer = load_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +12,12 @@ from jaxtyping import Float, Int
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from router.validation import STORED, NotNegative
+from router.validation import STORED, NotNegative, Share
 
 POINTS = 64
 """Operating points kept by calibration, about."""
+GUESSING = 1.645
+"""Standard deviations above chance that guessing exceeds one time in twenty."""
 
 
 @dataclass(frozen=True, config=STORED)
@@ -24,10 +27,38 @@ class BudgetPoint:
     Attributes:
         mean_depth: mean depth that the offset gave, layers.
         offset: the price of a layer, in units of the head's values; a layerwise head adds it to its skip logits.
+        accuracy: share of right answers there; None: not measured.
     """
 
     mean_depth: NotNegative
     offset: float
+    accuracy: Share | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How right a router was on the validation split at an operating point.
+
+    Attributes:
+        mean_depth: mean depth there, layers.
+        accuracy: share of right answers there.
+        full_accuracy: share of right answers at full depth.
+        chance_accuracy: share that guessing is expected to get.
+        samples: validation samples.
+    """
+
+    mean_depth: float
+    accuracy: float
+    full_accuracy: float
+    chance_accuracy: float
+    samples: float
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether it could have come of guessing (one-sided, 5 %), which full depth's accuracy could not."""
+        spread = math.sqrt(self.chance_accuracy * (1 - self.chance_accuracy) / self.samples)
+        reached = self.chance_accuracy + GUESSING * spread
+        return self.accuracy <= reached < self.full_accuracy
 
 
 def offset_for(points: Sequence[BudgetPoint], budget: float | None) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,6 +122,36 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from error
     return routed
+
+
+def require_above_chance(routed: RoutedModel, budgets: Sequence[float | None]) -> None:
+    """Refuse to write text at an operating point that was no better than guessing where the router was validated.
+
+    Args:
+        routed: the routed model.
+        budgets: mean depths that it is to run at, layers; None: its own choice.
+
+    Raises:
+        InputError: at the first such operating point; names its accuracy and budgets that are better.
+    """
+    router = routed.router
+    for budget in [] if routed.guaranteed else budgets:
+        found = router.measured(budget)
+        if found is None or not found.at_chance:
+            continue
+        better = itertools.takewhile(
+            lambda depth: (point := router.measured(depth)) is not None and not point.at_chance,
+            sorted((point.mean_depth for point in router.config.budget_points), reverse=True),
+        )
+        depths = list(better)
+        advice = f"a budget in {math.ceil(depths[-1] * 100) / 100:g}..{depths[0]:g} is" if depths else "no budget is"
+        point = "its own choice" if budget is None else f"a budget of {budget:g} layers"
+        raise InputError(
+            f"budget: expected an operating point of the router above chance, got {point}, {found.mean_depth:.1f} of "
+            f"{router.config.num_layers} layers: right on {found.accuracy:.3f} of {found.samples:.0f} validation "
+            f"samples (guessing {found.chance_accuracy:.3f}, full depth {found.full_accuracy:.3f}); {advice} above it "
+            "(at_chance=true runs it nevertheless)"
+        )
 
 
 def depth_for(profile: Path, routed: RoutedModel) -> Callable[[float], float]:
@@ -359,12 +391,14 @@ class GenerateSettings(PromptSettings):
         temperature: of sampling; 0: the most probable token each time.
         top_p: share of probability that sampling draws from.
         seed: seed of sampling.
+        at_chance: run also where the router was no better than guessing on its validation split.
     """
 
     max_new_tokens: Positive = 64
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int = 0
+    at_chance: bool = False
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -377,6 +411,8 @@ def generate(argv: Sequence[str]) -> None:
     settings, _ = parse_settings(GenerateSettings, first_word(argv, "router"), "router generate", description)
     prompts = read_prompts(settings)
     routed = load_routed(settings)
+    if not settings.at_chance:
+        require_above_chance(routed, [routed.budget])
     set_seed(settings.seed)
     for texts, ids, mask in encode_prompts(routed, prompts, settings, settings.max_new_tokens):
         for text, (answer, one) in zip(texts, _answers(routed, ids, mask, settings), strict=True):

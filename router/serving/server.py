@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from router.command import first_word, parse_settings
 from router.routed import RoutedModel
-from router.routed.commands import RoutedSettings, depth_for, load_routed
+from router.routed.commands import RoutedSettings, depth_for, load_routed, require_above_chance
 from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
 from router.validation import SETTINGS, InputError, Positive, explain
@@ -152,6 +152,7 @@ class ServeSettings(RoutedSettings):
         max_body_bytes: largest body of a request.
         request_timeout: longest that a request may take, seconds.
         shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
+        at_chance: serve also where the router was no better than guessing on its validation split.
     """
 
     busy_budget: float | None = None
@@ -167,6 +168,7 @@ class ServeSettings(RoutedSettings):
     max_body_bytes: Positive = 2**20
     request_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 300.0
     shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
+    at_chance: bool = False
 
     @model_validator(mode="after")
     def _falls_from_a_budget(self) -> ServeSettings:
@@ -191,7 +193,12 @@ def main(argv: Sequence[str]) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        run(settings, load_routed(settings), bound, key)
+        routed = load_routed(settings)
+        if not settings.at_chance:
+            require_above_chance(
+                routed, [routed.budget, *([] if settings.busy_budget is None else [settings.busy_budget])]
+            )
+        run(settings, routed, bound, key)
 
 
 def run(settings: ServeSettings, routed: RoutedModel, bound: socket.socket, key: str | None) -> None:

@@ -1,0 +1,93 @@
+"""How right a trained router is on the validation split: at its own choice, and at some of its budgets.
+
+What the search's records hold of a sample's chains is taken from them. Of a menu that is everything; a layerwise head
+picks chains that no search has run, and those are run here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.sample import Sample
+from data.scoring import ChainScorer, batches_by_length, in_parts
+from data.states import BATCH_SAMPLES
+from router.chain import Chain
+from router.heads.budget import BudgetPoint
+from router.heads.head import Head, pad_states
+from train.datamodule import RouterData
+
+POINTS = 8
+"""Operating points that are measured where chains have to be run for it, about."""
+Job = tuple[int, Chain]
+"""A sample's place, and a chain for it."""
+
+
+@torch.inference_mode()
+def measure_accuracy(head: Head, data: RouterData) -> tuple[dict[str, float], tuple[BudgetPoint, ...]]:
+    """Return how right a head is at its own choice, and its operating points with their accuracy where it is measured.
+
+    Args:
+        head: the trained and calibrated head, on the CPU, in evaluation mode.
+        data: the data, set up.
+
+    Returns:
+        `accuracy`, `full_accuracy` (full depth's), `chance_accuracy` (guessing's) and `samples`, of all validation
+        samples; and the points.
+    """
+    records, samples = zip(*data.validation, strict=True)
+    states = data.states("validation", list(samples))
+    parts = [states[start : start + BATCH_SAMPLES] for start in range(0, len(states), BATCH_SAMPLES)]
+    output = torch.cat([head(*pad_states(part)) for part in parts])
+    judged = {(i, one.chain): one.stands for i, record in enumerate(records) for one in record.results}
+    own = _chosen(head, output, 0.0)
+    by_point = {point: _chosen(head, output, point.offset) for point in head.budget_points}
+    spread = head.budget_points[:: max(1, (len(head.budget_points) + POINTS - 1) // POINTS)]
+    wanted = {*own, *(one for point in spread for one in by_point[point])}
+    judged |= _run(data.open_scorer, samples, sorted(wanted - judged.keys(), key=lambda job: (job[0], job[1].layers)))
+    points = tuple(
+        dataclasses.replace(
+            point, accuracy=_mean(judged[one] for one in chosen) if judged.keys() >= {*chosen} else None
+        )
+        for point, chosen in by_point.items()
+    )
+    figures = {
+        "accuracy": _mean(judged[one] for one in own),
+        "full_accuracy": _mean(record.full.stands for record in records),
+        "chance_accuracy": _mean(1 / len(sample.choices) if sample.choices else 0.0 for sample in samples),
+        "samples": float(len(samples)),
+    }
+    return figures, points
+
+
+def _chosen(head: Head, output: Tensor, offset: float) -> list[Job]:
+    """Return each sample's place with its chain at an operating point."""
+    return [(i, ranked[0].chain) for i, ranked in enumerate(head.decode_at(output, offset))]
+
+
+def _run(open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Sequence[Job]) -> dict[Job, bool]:
+    """Return whether chains are right that the records do not have, judged in the samples' own scoring mode."""
+    if not jobs:
+        return {}
+    scorer = open_scorer()
+    encoded = scorer.encode_all(samples)
+    judged: dict[Job, bool] = {}
+    with tqdm(total=len(jobs), desc="accuracy on validation", unit="chain") as progress:
+        for batch in batches_by_length([one.length for one in encoded], BATCH_SAMPLES):
+            places = {place: i for i, place in enumerate(batch)}
+            own = sorted(
+                ((places[i], chain) for i, chain in jobs if i in places), key=lambda job: (job[0], job[1].layers)
+            )
+            block = scorer.load([encoded[i] for i in batch])
+            results = in_parts(scorer.score, block, own, progress.update)
+            judged |= {(batch[i], chain): result.stands for (i, chain), result in results.items()}
+    return judged
+
+
+def _mean(values: Iterable[float]) -> float:
+    every = [float(value) for value in values]
+    return sum(every) / len(every)
