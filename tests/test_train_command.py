@@ -26,6 +26,7 @@ from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments
 from tests.tiny import NUM_LAYERS, save_tiny, write_project
 from train.__main__ import main
+from train.operating import POINTS
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(proje
     assert own.chance_accuracy == pytest.approx(sum(1 / len(sample.choices) for sample in samples) / len(samples))
     assert own.samples == len(samples) == 20
     measured = [point for point in router.config.budget_points if point.accuracy is not None]
-    assert len(measured) >= min(8, len(router.config.budget_points))
+    assert len(measured) >= min(POINTS, len(router.config.budget_points))
     for point in measured:
         assert point.accuracy == accuracy(Operation(point=OperatingPoint(point.offset)))
         near = router.measured(point.mean_depth)

@@ -21,8 +21,8 @@ from router.heads.budget import BudgetPoint
 from router.heads.head import Head, pad_states
 from train.datamodule import RouterData
 
-POINTS = 8
-"""Operating points that are measured where chains have to be run for it, about."""
+POINTS = 4
+"""Operating points that are measured where chains have to be run for it, about: each runs all samples once."""
 Job = tuple[int, Chain]
 """A sample's place, and a chain for it."""
 
@@ -46,7 +46,7 @@ def measure_accuracy(head: Head, data: RouterData) -> tuple[dict[str, float], tu
     judged = {(i, one.chain): one.stands for i, record in enumerate(records) for one in record.results}
     own = _chosen(head, output, 0.0)
     by_point = {point: _chosen(head, output, point.offset) for point in head.budget_points}
-    spread = head.budget_points[:: max(1, (len(head.budget_points) + POINTS - 1) // POINTS)]
+    spread = {*head.budget_points[:: max(1, len(head.budget_points) // POINTS)], head.budget_points[-1]}
     wanted = {*own, *(one for point in spread for one in by_point[point])}
     judged |= _run(data.open_scorer, samples, sorted(wanted - judged.keys(), key=lambda job: (job[0], job[1].layers)))
     points = tuple(
