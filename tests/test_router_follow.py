@@ -17,6 +17,8 @@ from router.engine.decoder import find_decoder
 from router.engine.executor import ChainExecutor, Job
 from router.engine.rows import plain_row
 from router.engine.view import chain_view
+from router.routed.model import RoutedModel
+from tests.routed_folders import router_for
 from tests.tiny import NUM_LAYERS, tiny_model
 
 CHAIN = Chain.full(NUM_LAYERS).repeat(1, 2, 1).skip(0, 1)
@@ -241,3 +243,29 @@ def test_what_would_reach_the_model_through_its_weights_is_refused(change: Calla
     with pytest.raises(ValueError, match=r"^view: expected its (weights|embeddings) to stay .* the original model's"):
         change(chain_view(model, CHAIN, fresh=True))
     assert state(model) == before
+
+
+def switch_attention(model: PreTrainedModel) -> None:
+    model.set_attn_implementation("eager")
+
+
+def put_an_adapter_off(model: PreTrainedModel) -> None:
+    add_adapter(model)
+    model.disable_adapters()
+
+
+@pytest.mark.parametrize(
+    "change", [add_adapter, put_an_adapter_off, replace_layer, set_hook, halve_in_place, quantise, switch_attention]
+)
+def test_a_routed_model_follows_its_base_model(change: Callable[[PreTrainedModel], None]) -> None:
+    # Oracle: one that is joined after the change.
+    model = tiny_model("llama")
+    router = router_for(model)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    routed = RoutedModel.join(model, router, budget=4.0)
+    routed.generate(input_ids=IDS, attention_mask=mask, **options)
+    change(model)
+    wanted = RoutedModel.join(model, router, budget=4.0).generate(input_ids=IDS, attention_mask=mask, **options)
+    assert torch.equal(routed.generate(input_ids=IDS, attention_mask=mask, **options), wanted)

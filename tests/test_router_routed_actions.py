@@ -31,7 +31,8 @@ from transformers import (
 from router.__main__ import main
 from router.chain import Chain
 from router.command import run_command
-from router.engine.view import chain_view, shallow_copy
+from router.engine.copies import shallow_copy
+from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.routed.commands import require_above_chance
 from router.routed.model import require_pair

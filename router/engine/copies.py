@@ -228,21 +228,21 @@ class ViewOfModel(nn.Module):
         Raises:
             ValueError: where the chain runs a layer twice.
         """
-        layers = self._chain.layers
-        if len(set(layers)) < len(layers):
+        self._require_no_repeats()
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Push as `save_pretrained` saves; errors alike, before anything is asked of the hub."""
+        self._require_no_repeats()
+        return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
+
+    def _require_no_repeats(self) -> None:
+        if len(set(self._chain.layers)) < self._chain.depth:
             raise ValueError(
                 "save_pretrained: expected a chain that runs no layer twice, got one with repeats, which share their "
                 "weights; python -m router export (or router.routed.export.export_chain) writes it with weights of "
                 "their own"
             )
-        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Push as `save_pretrained` saves; errors alike, before anything is asked of the hub."""
-        layers = self._chain.layers
-        if len(set(layers)) < len(layers):
-            self.save_pretrained()
-        return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
 
     def resize_token_embeddings(self, *_: Any, **__: Any) -> nn.Module:
         """Refuse, for the embeddings are the original's.

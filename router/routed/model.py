@@ -222,12 +222,19 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             ValueError: where the model has another number of layers than the router was made for.
         """
         model, config = self.plain_model(), self.router.config
-        self._prefix, self._views = Prefix(model, config.read_layer), OrderedDict()
-        self._make_scorer = functools.cache(lambda: ChoiceScorer(model, config.read_layer))
+        self._prefix = Prefix(model, config.read_layer)
+        self._renew()
         if self._prefix.num_layers != config.num_layers:
             raise ValueError(
                 f"model: expected {config.num_layers} layers, as the router has it, got {self._prefix.num_layers}"
             )
+
+    def _renew(self) -> None:
+        """Drop what was made of the base model as it was."""
+        model, read_layer = self.plain_model(), self.router.config.read_layer
+        with self._lock:
+            self._views = OrderedDict()
+            self._make_scorer = functools.cache(lambda: ChoiceScorer(model, read_layer))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle base model and router, which are joined anew: views and locks cannot be copied."""
@@ -301,7 +308,11 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             )
         if not bool(mask[:, -1].all()):
             raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
-        return Reading(self._prefix.run(input_ids, mask))
+        made = self._prefix.made
+        run = self._prefix.run(input_ids, mask)
+        if self._prefix.made is not made:  # the base model was changed: an adapter, another attention, a hook
+            self._renew()
+        return Reading(run)
 
     def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[Decision]:
         """Return the chain of each row, with its score.
