@@ -215,7 +215,7 @@ def set_attention(view: PreTrainedModel) -> None:
     view.set_attn_implementation("eager")
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning", "ignore:The PEFT config")  # peft's
 @pytest.mark.parametrize("change", [use_training_mode, put_an_adapter_on, record_states, stay, set_attention])
 def test_what_is_done_to_a_view_does_not_reach_the_model(change: Callable[[PreTrainedModel], None]) -> None:
     # Oracle: all that the model holds, and its logits, before and after.
