@@ -52,9 +52,10 @@ from router.routed.commands import export as main
 from router.routed.export import Exported, check_checkpoint, export_chain
 from router.storage import Router, save_router
 from router.validation import InputError
+from tests.families import VOCABULARY
 from tests.test_router_vision import MODELS as IMAGE_MODELS
 from tests.test_router_vision import inputs as image_inputs
-from tests.tiny import EACH, NUM_LAYERS, VOCABULARY, random_router, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import EACH, NUM_LAYERS, random_router, save_tiny, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
 CHAINS = {
