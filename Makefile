@@ -4,6 +4,7 @@
 # make test-gpu   the same invariants on a GPU
 # make test-slow   set up, then run the tests with larger models (270M and 1.5B: 7 GiB of memory; downloads 1.3 GB once)
 # make test-families   every family of tests/families.py, tiny, under each attention (10 minutes)
+# make test-versions   the suite with the newest transformers that is allowed
 # make lint   set up, then check style and types
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-qwen test test-slow test-families test-gpu lint clean-demo
+.PHONY: setup demo demo-qwen test test-slow test-families test-versions test-gpu lint clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -56,6 +57,14 @@ test-gpu: $(READY)
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(PY) -m pytest tests/gpu_checks.py; \
 	else echo "test-gpu: skipped, torch sees no CUDA device here"; fi
+
+# The suite with the newest transformers that is allowed; constraints.txt pins the oldest one.
+NEWEST := .versions/newest
+test-versions: $(READY)
+	rm -rf $(NEWEST)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $(NEWEST) 'peft>=0.21' 'transformers>=5.23,<6'
+	$(PY) -c 'import sys; sys.path.insert(0, "$(NEWEST)"); import transformers; print("transformers", transformers.__version__)'
+	PYTHONPATH=$(CURDIR)/$(NEWEST) HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

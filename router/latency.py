@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from router.chain import Chain
 from router.engine.copies import with_contiguous_head
+from router.engine.decoder import cache_argument
 from router.engine.view import chain_view
 from router.files import read_json
 from router.fingerprint import Fingerprints
@@ -208,7 +209,8 @@ def _time_once(view: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> tup
     middle = _now(cuda)
     for _ in range(new_tokens):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        output = view(input_ids=token, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True)
+        held = {cache_argument(view): output.past_key_values}
+        output = view(input_ids=token, attention_mask=mask, use_cache=True, **held)
         token = output.logits[:, -1:].argmax(-1)
     end = _now(cuda)
     peak = torch.cuda.max_memory_allocated(ids.device) if cuda else None

@@ -55,7 +55,12 @@ def state(model: PreTrainedModel) -> dict[str, object]:
 
 def add_adapter(model: PreTrainedModel) -> None:
     torch.manual_seed(3)
-    model.add_adapter(LORA)
+    try:
+        model.add_adapter(LORA)
+    except ValueError as error:
+        if "PEFT" in str(error):
+            pytest.skip(str(error))  # a release of transformers that wants a newer one than there is
+        raise
     model.eval()
 
 

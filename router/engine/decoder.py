@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,3 +78,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     assert isinstance(layers, nn.ModuleList)
     owner = model.get_submodule(".".join(path))
     return Decoder(tuple(path), owner, name, layers, getattr(owner, "config", config))
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return what a model's `forward` calls its cache: "cache" since transformers 5.24, "past_key_values" before."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"

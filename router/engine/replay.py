@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from router.chain import Chain
 from router.engine.capture import LayerCapture, extras_of, with_extras
 from router.engine.copies import NoHead, make_view, replace_head, shallow_copy, with_contiguous_head
-from router.engine.decoder import find_decoder
+from router.engine.decoder import cache_argument, find_decoder
 from router.engine.makeup import Makeup
 from router.engine.sharing import REFUSALS
 from router.engine.trial import require_chains
@@ -153,7 +153,8 @@ class Prefix:
         return self._read(ids, mask, DynamicCache() if self.can_replay else None)
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> PrefixRun:
-        options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache, "return_dict": True}
+        options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+        options[cache_argument(self._model)] = cache
         if self._offset is not None:
             options["position_ids"] = self._offset + (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
         self._view(input_ids=ids, attention_mask=mask, **options)
