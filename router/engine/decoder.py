@@ -80,6 +80,11 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     return Decoder(tuple(path), owner, name, layers, getattr(owner, "config", config))
 
 
-def cache_argument(model: PreTrainedModel) -> str:
-    """Return what a model's `forward` calls its cache: "cache" since transformers 5.24, "past_key_values" before."""
-    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What `forward` and `generate` call the cache: since transformers 5.24, and before."""
+
+
+def cache_argument(model: nn.Module) -> str:
+    """Return what a model's `forward` calls its cache."""
+    new, old = CACHE_ARGUMENTS
+    return new if new in inspect.signature(type(model).forward).parameters else old

@@ -32,6 +32,7 @@ from transformers.generation.utils import GenerationMixin
 from router.chain import Chain
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
 from router.engine.copies import shallow_copy
+from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
 from router.engine.load import load_model, padding_token
 from router.engine.replay import Prefix, PrefixRun
 from router.engine.view import CACHED_VIEWS
@@ -412,8 +413,10 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
                 routed model has filled.
         """
         settings, options = self._settings(options.pop("generation_config", None), options)
-        if (cache := options.pop("past_key_values", None)) is not None:
-            options["past_key_values"] = cache = usable_cache(cache, chain, reading.run.ids.shape[1])
+        if (cache := _given_cache(options)) is not None:
+            cache = usable_cache(cache, chain, reading.run.ids.shape[1])
+            options = {name: value for name, value in options.items() if name not in CACHE_ARGUMENTS}
+            options[cache_argument(self)] = cache
         # Layers that are replayed compute no attention, and their states are not all kept.
         run_again = settings.output_hidden_states or settings.output_attentions
         runner = self._view(chain).runner
@@ -639,7 +642,7 @@ def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chai
         "streamer": options.get("streamer") is not None,
         "num_beams": (settings.num_beams or 1) > 1,
         "return_dict_in_generate": bool(settings.return_dict_in_generate),
-        "past_key_values": options.get("past_key_values") is not None,
+        "past_key_values": _given_cache(options) is not None,
         "assistant_model": options.get("assistant_model") is not None,
         "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens is not None,
         "custom_generate": options.get("custom_generate") is not None,
@@ -667,6 +670,11 @@ def _numbered(
     """
     times = 1 if (settings.num_beams or 1) > 1 else settings.num_return_sequences or 1
     return lambda place, ids: allowed(rows[place // times] * times + place % times, ids)
+
+
+def _given_cache(options: Mapping[str, Any]) -> Any:
+    """Return the cache among a call's options, by either of its names; None: none is given."""
+    return next((options[name] for name in CACHE_ARGUMENTS if options.get(name) is not None), None)
 
 
 def usable_cache(cache: object, chain: Chain, tokens: int) -> Cache | None:
