@@ -24,9 +24,11 @@ from typing import Any, NoReturn, Self, cast, overload
 
 import torch
 from jaxtyping import Int
+from packaging.version import Version
 from torch import Tensor
 from torch.nn import functional
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
@@ -64,6 +66,9 @@ ALIKE_FOR_ALL_ROWS = frozenset(
     }
 )
 """The library's logits processors and stopping criteria that do the same to a row wherever it stands in the batch."""
+
+COUNTS_PROMPTS = Version(transformers_version) >= Version("5.24")
+"""Whether `prefix_allowed_tokens_fn` is told the number of the prompt, also where a prompt has several sequences."""
 
 
 @dataclass(frozen=True)
@@ -413,10 +418,10 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
                 routed model has filled.
         """
         settings, options = self._settings(options.pop("generation_config", None), options)
-        if (cache := _given_cache(options)) is not None:
-            cache = usable_cache(cache, chain, reading.run.ids.shape[1])
-            options = {name: value for name, value in options.items() if name not in CACHE_ARGUMENTS}
-            options[cache_argument(self)] = cache
+        cache = _given_cache(options)
+        options = {name: value for name, value in options.items() if name not in CACHE_ARGUMENTS}
+        if cache is not None:
+            options[cache_argument(self)] = cache = usable_cache(cache, chain, reading.run.ids.shape[1])
         # Layers that are replayed compute no attention, and their states are not all kept.
         run_again = settings.output_hidden_states or settings.output_attentions
         runner = self._view(chain).runner
@@ -666,9 +671,10 @@ def _numbered(
 ) -> Callable[[int, Tensor], list[int]]:
     """Return `prefix_allowed_tokens_fn` of a group, called with each row's number in the whole batch.
 
-    With beams the library counts prompts, without them sequences, of which a prompt may have several.
+    The library counts prompts; without beams, before its release 5.24, sequences, of which a prompt may have several.
     """
-    times = 1 if (settings.num_beams or 1) > 1 else settings.num_return_sequences or 1
+    by_prompt = COUNTS_PROMPTS or (settings.num_beams or 1) > 1
+    times = 1 if by_prompt else settings.num_return_sequences or 1
     return lambda place, ids: allowed(rows[place // times] * times + place % times, ids)
 
 
