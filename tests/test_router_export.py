@@ -143,6 +143,14 @@ def test_what_a_family_says_by_layer_number_follows_the_chain(tmp_path: Path, fa
         require_equal(load(export_chain(model, None, CHAINS[name], tmp_path / name)), chain_view(model, CHAINS[name]))
 
 
+@pytest.mark.parametrize("family", ["gpt_neox_japanese", "minimax"])
+def test_what_a_layer_notes_of_its_place_is_no_difference(tmp_path: Path, family: str) -> None:
+    # Oracle: the chain view. Layers of these two keep their number, or the model's number of layers.
+    model = tiny_model(family)
+    for name in ("layer 0 skipped", "skip", "repeat"):
+        require_equal(load(export_chain(model, None, CHAINS[name], tmp_path / name)), chain_view(model, CHAINS[name]))
+
+
 def test_no_package_of_ours_is_needed(tmp_path: Path) -> None:
     # Oracle: the chain view. Another process may round the last bit otherwise, so logits are compared to 1e-5.
     model, chain = tiny_model("qwen2"), CHAINS["everything"]

@@ -71,6 +71,8 @@ LIBRARY_ERRORS = (
 """What transformers raises at a model that it cannot save, load or run."""
 _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
+_OF_THE_PLACE = ("training", "num_hidden_layers", "layer_number", *PLACES)
+"""Attributes of layers that a checkpoint has of its own depth and places."""
 
 
 @dataclass(frozen=True)
@@ -436,11 +438,8 @@ def _settings_that_differ(exported: Exported, loaded: PreTrainedModel) -> Iterat
 
 def _plain_values(module: nn.Module) -> dict[str, Any]:
     """Return a module's own numbers, words and flags: how wide its window is, what it scales by."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name not in ("training", *PLACES) and isinstance(value, _PLAIN)
-    }
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: value for name, value in own.items() if name not in _OF_THE_PLACE and isinstance(value, _PLAIN)}
 
 
 def _unequal(ours: Mapping[str, Any], theirs: Mapping[str, Any], place: str) -> Iterator[str]:
