@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from router.chain import Chain
 from router.engine.decoder import find_decoder
@@ -274,3 +274,16 @@ def test_a_routed_model_follows_its_base_model(change: Callable[[PreTrainedModel
     change(model)
     wanted = RoutedModel.join(model, router, budget=4.0).generate(input_ids=IDS, attention_mask=mask, **options)
     assert torch.equal(routed.generate(input_ids=IDS, attention_mask=mask, **options), wanted)
+
+
+def test_continuous_batching_of_a_view_with_another_attention_is_its_generate() -> None:
+    # Oracle: the view's own `generate`, each prompt alone. The library's manager switches the attention of what it runs.
+    model, prompts = tiny_model("llama", "eager"), [[5, 6, 7, 8, 9], [10, 11, 12]]
+    view = chain_view(model, CHAIN, fresh=True)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    wanted = [
+        view.generate(torch.tensor([one]), min_new_tokens=6, **options)[0, len(one) :].tolist() for one in prompts
+    ]
+    found = view.generate_batch(inputs=prompts, generation_config=GenerationConfig(eos_token_id=-1, **options))
+    assert [one.generated_tokens for one in found.values()] == wanted
+    assert model.config._attn_implementation == "eager"
