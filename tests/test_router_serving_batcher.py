@@ -129,6 +129,8 @@ def test_rows_of_one_chain_generate_together_and_equal_prompts_are_read_once() -
     shapes: list[tuple[int, ...]] = []
     routed.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     with working(routed) as batcher:
+        routed.read(torch.tensor([first]))  # the hook is a change, after which the model is tried anew
+        shapes.clear()
         serve(batcher, asked)
     for one in asked:
         one.check()
@@ -139,11 +141,15 @@ def test_rows_of_one_chain_generate_together_and_equal_prompts_are_read_once() -
 def fail_on(routed: RoutedModel, fails: Any, error: BaseException) -> None:
     """Make the model fail at some batches of token ids."""
 
+    armed: list[bool] = []
+
     def check(_: object, inputs: tuple[Tensor, ...]) -> None:
-        if fails(inputs[0]):
+        if armed and fails(inputs[0]):
             raise error
 
     routed.get_input_embeddings().register_forward_pre_hook(check)
+    routed.read(torch.tensor([[90]]))  # the hook is a change, after which the model is tried anew
+    armed.append(True)
 
 
 def test_a_row_that_fails_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -36,6 +36,7 @@ from router.engine.choices import ChoiceScorer, Question, ScoredChoices, questio
 from router.engine.copies import shallow_copy
 from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
 from router.engine.load import load_model, padding_token
+from router.engine.makeup import Makeup
 from router.engine.replay import Prefix, PrefixRun
 from router.engine.view import CACHED_VIEWS
 from router.files import read_json
@@ -123,6 +124,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
     router_folder: Path | None
     plain_model: Callable[[], PreTrainedModel]
     _prefix: Prefix
+    _made: Makeup
     _views: OrderedDict[Chain, _View]
     _lock: threading.Lock
     _make_scorer: Callable[[], ChoiceScorer]
@@ -239,7 +241,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         """Drop what was made of the base model as it was."""
         model, read_layer = self.plain_model(), self.router.config.read_layer
         with self._lock:
-            self._views = OrderedDict()
+            self._made, self._views = self._prefix.made, OrderedDict()
             self._make_scorer = functools.cache(lambda: ChoiceScorer(model, read_layer))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -314,9 +316,8 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             )
         if not bool(mask[:, -1].all()):
             raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
-        made = self._prefix.made
         run = self._prefix.run(input_ids, mask)
-        if self._prefix.made is not made:  # the base model was changed: an adapter, another attention, a hook
+        if self._prefix.made is not self._made:  # the base model was changed: an adapter, another attention, a hook
             self._renew()
         return Reading(run)
 
