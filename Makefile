@@ -64,7 +64,7 @@ test-versions: $(READY)
 	rm -rf $(NEWEST)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $(NEWEST) 'peft>=0.21' 'transformers>=5.23,<6'
 	$(PY) -c 'import sys; sys.path.insert(0, "$(NEWEST)"); import transformers; print("transformers", transformers.__version__)'
-	PYTHONPATH=$(CURDIR)/$(NEWEST) HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	PYTHONPATH=$(CURDIR)/$(NEWEST) HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not families"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -296,7 +296,7 @@ ALL: dict[str, Family] = {
     "glm4": Family("Glm4Config"),
     "glm4_moe": Family("Glm4MoeConfig"),
     "glm4_moe_lite": Family("Glm4MoeLiteConfig", _LATENT),
-    "glm_moe_dsa": Family("GlmMoeDsaConfig", _LATENT),
+    "glm_moe_dsa": Family("GlmMoeDsaConfig", _LATENT, expected="refused: hidden states alone"),
     "gpt_bigcode": Family("GPTBigCodeConfig"),
     "gpt_neox_japanese": Family("GPTNeoXJapaneseConfig", attentions=EAGER),
     "gpt_oss": Family("GptOssConfig", attentions=EAGER),

@@ -472,8 +472,8 @@ def test_a_folder_that_holds_something_is_left_alone_and_an_empty_one_is_filled(
 def test_an_export_that_is_stopped_in_its_check_leaves_nothing(tmp_path: Path, model: PreTrainedModel) -> None:
     # Oracle: the folder's parent before. The check runs the base model's own modules, so a hook there stops it.
     def stop(module: nn.Module, given: object) -> None:
-        assert list(tmp_path.glob(".chain.*.partial/model.safetensors"))  # it is written by now
-        raise KeyboardInterrupt
+        if list(tmp_path.glob(".chain.*.partial/model.safetensors")):  # it is written by now
+            raise KeyboardInterrupt
 
     hook = model.model.layers[2].mlp.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):

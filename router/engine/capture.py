@@ -50,7 +50,7 @@ class Captured:
         calls: the arguments of each layer, in order.
     """
 
-    hidden: Float[Tensor, "batch tokens d_model"]
+    hidden: Float[Tensor, "batch tokens ..."]
     calls: list[LayerCall]
 
 
@@ -114,7 +114,7 @@ class LayerCapture:
         assert self._local.hidden is not None
         return Captured(self._local.hidden, self._local.calls)
 
-    def head(self, hidden: Float[Tensor, "count d_model"]) -> Float[Tensor, "count vocabulary"]:
+    def head(self, hidden: Float[Tensor, count * d_model]) -> Float[Tensor, "count vocabulary"]:
         """Return the logits of the last layer's outputs: final norm, output embedding and whatever follows."""
         self._local.inject = hidden[:, None]
         # Each state stands alone in a row of its own, so masks and positions cannot matter.
@@ -124,7 +124,7 @@ class LayerCapture:
         result: Tensor = logits[:, 0]
         return result
 
-    def run_layer(self, layer: int, hidden: Float[Tensor, "batch tokens d_model"], call: LayerCall) -> Tensor:
+    def run_layer(self, layer: int, hidden: Float[Tensor, "batch tokens ..."], call: LayerCall) -> Tensor:
         """Run one layer of the original model; returns its output `[batch, tokens, d_model]`."""
         module = self._decoder.layers[layer]
         if call.hidden_keyword:

@@ -94,6 +94,8 @@ def _difference(model: PreTrainedModel) -> str | None:
         tokens, cached = _generated(view, tokens)
     calls.clear()
     whole = view(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, return_dict=True).logits[0]
+    if not bool(torch.isfinite(whole).all()):
+        return None  # weights that are not finite, or a dtype that is too narrow for such a chain: nothing can be told
     if [calls[position] for position in range(chain.depth)] != [1] * chain.depth:
         return "its forward does not call each layer of a chain once"
     by_hand = _by_hand(capture, chain, tokens)
