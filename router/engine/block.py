@@ -202,7 +202,7 @@ class StateNode:
         self,
         parent: StateNode | None,
         layer: int,
-        state: Float[Tensor, tokens * d_model] | None,
+        state: Float[Tensor, "tokens ..."] | None,
         shared: StateNode | None = None,
     ) -> None:
         """Make a node without children."""

@@ -114,7 +114,7 @@ class LayerCapture:
         assert self._local.hidden is not None
         return Captured(self._local.hidden, self._local.calls)
 
-    def head(self, hidden: Float[Tensor, count * d_model]) -> Float[Tensor, "count vocabulary"]:
+    def head(self, hidden: Float[Tensor, "count ..."]) -> Float[Tensor, "count vocabulary"]:
         """Return the logits of the last layer's outputs: final norm, output embedding and whatever follows."""
         self._local.inject = hidden[:, None]
         # Each state stands alone in a row of its own, so masks and positions cannot matter.

@@ -146,7 +146,7 @@ class ChainExecutor:
             return Block(self._capture, self._rules, rows, share=share)
 
     @torch.inference_mode()
-    def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, _ * d_model]]:
+    def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ ..."]]:
         """Return the output of each job's last layer, before the final norm; one tensor a job."""
         plan, ends = self._run(block, jobs, whole=True)
         states = []

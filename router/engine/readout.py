@@ -79,7 +79,7 @@ class HeadReader:
         self._logits = HEAD_LOGITS
 
     def read(
-        self, hidden: Float[Tensor, states * d_model], pairs: Int[Tensor, "pairs 2"], *, compare: bool
+        self, hidden: Float[Tensor, "states ..."], pairs: Int[Tensor, "pairs 2"], *, compare: bool
     ) -> Float[Tensor, "pairs 3"]:
         """Return what `ChainExecutor.target_readings` says of token `pairs[i, 1]` after state `pairs[i, 0]`.
 
