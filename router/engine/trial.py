@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from router.chain import Chain
 from router.command import one_line
 from router.engine.capture import Arguments, LayerCapture
-from router.engine.copies import make_view, require_model
+from router.engine.copies import make_view, require_model, with_contiguous_head
 from router.engine.decoder import find_decoder
 from router.engine.makeup import Makeup
 from router.engine.sharing import REFUSALS
@@ -85,7 +85,7 @@ def _difference(model: PreTrainedModel) -> str | None:
     capture = LayerCapture(model, decoder)
     tokens = 5 + 7 * torch.arange(PROMPT, device=capture.device)[None]
     tokens %= capture.vocabulary
-    view = make_view(model, chain)
+    view = with_contiguous_head(make_view(model, chain))
     calls = Counter[int]()
     for position, layer in enumerate(find_decoder(view).layers):
         layer.register_forward_pre_hook(lambda *_, position=position: calls.update([position]))
