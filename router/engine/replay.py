@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from router.chain import Chain
 from router.engine.capture import LayerCapture, extras_of, with_extras
 from router.engine.copies import NoHead, make_view, replace_head, shallow_copy, with_contiguous_head
 from router.engine.decoder import cache_argument, find_decoder
+from router.engine.inputs import prefill
 from router.engine.makeup import Makeup
 from router.engine.sharing import REFUSALS
 from router.engine.trial import require_chains
@@ -120,7 +121,7 @@ class Prefix:
         try:
             own = self._view(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True).past_key_values
             states = self._local.output
-            run = self._read(ids, mask, DynamicCache())
+            run = self._read(ids, mask, DynamicCache(), {})
         except torch.OutOfMemoryError:
             raise
         except REFUSALS:
@@ -140,24 +141,33 @@ class Prefix:
         )
 
     @torch.no_grad()
-    def run(self, ids: Int[Tensor, "rows tokens"], mask: Int[Tensor, "rows tokens"]) -> PrefixRun:
+    def run(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Int[Tensor, "rows tokens"],
+        inputs: Mapping[str, Any] | None = None,
+    ) -> PrefixRun:
         """Run the layers over a batch of prompts.
 
         Args:
             ids: token ids.
             mask: 1 for tokens, 0 for padding.
+            inputs: what the model takes besides, such as `pixel_values`, prepared as its `generate` prepares it.
         """
         if (now := Makeup(self._model)) != self.made:
             self._prepare(now)
         # Without a configuration the cache keeps all tokens of every layer, whatever its window.
-        return self._read(ids, mask, DynamicCache() if self.can_replay else None)
+        return self._read(ids, mask, DynamicCache() if self.can_replay else None, inputs or {})
 
-    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> PrefixRun:
-        options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
-        options[cache_argument(self._model)] = cache
-        if self._offset is not None:
-            options["position_ids"] = self._offset + (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-        self._view(input_ids=ids, attention_mask=mask, **options)
+    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None, inputs: Mapping[str, Any]) -> PrefixRun:
+        if inputs:
+            prefill(self._view, ids, mask, inputs, cache)
+        else:
+            options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+            options[cache_argument(self._model)] = cache
+            if self._offset is not None:
+                options["position_ids"] = self._offset + (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+            self._view(input_ids=ids, attention_mask=mask, **options)
         output, self._local.output = self._local.output, None
         keys, values = [], []
         for layer in [] if cache is None else cache.layers:

@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, Self, cast, overload
 
@@ -35,6 +35,7 @@ from router.chain import Chain
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
 from router.engine.copies import shallow_copy
 from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
+from router.engine.inputs import OF_GENERATE, ModelInputs, has_placeholders
 from router.engine.load import load_model, padding_token
 from router.engine.makeup import Makeup
 from router.engine.replay import Prefix, PrefixRun
@@ -78,13 +79,15 @@ class Reading:
 
     Attributes:
         run: what the first layers computed; the router reads its `rows()`.
+        inputs: what the model was given besides tokens.
     """
 
     run: PrefixRun
+    inputs: ModelInputs = field(default_factory=ModelInputs)
 
     def select(self, rows: Sequence[int]) -> Reading:
         """Return the same of some rows."""
-        return Reading(self.run.select(rows))
+        return Reading(self.run.select(rows), self.inputs.select(rows))
 
 
 @dataclass(frozen=True)
@@ -287,26 +290,34 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
     generate_batch = init_continuous_batching
 
     def route(
-        self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        attention_mask: Int[Tensor, "rows tokens"] | None = None,
+        **inputs: Any,
     ) -> list[Decision]:
         """Return the chain of each row's prompt, with its score.
 
         Args:
             input_ids: token ids, padded on the left where rows differ in length.
             attention_mask: 1 for tokens, 0 for padding; None: told from padding tokens, as in `generate`.
+            inputs: what the model takes besides, such as `pixel_values`: all that its processor returns.
 
         Raises:
-            ValueError: where the budget lies outside what was measured in training.
+            ValueError: where the budget lies outside what was measured in training, or as in `read`.
         """
-        return self.decide(self.read(input_ids, attention_mask))
+        return self.decide(self.read(input_ids, attention_mask, **inputs))
 
     def read(
-        self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"] | None = None
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        attention_mask: Int[Tensor, "rows tokens"] | None = None,
+        **inputs: Any,
     ) -> Reading:
         """Run the layers that the router reads over a batch of prompts; arguments as in `route`.
 
         Raises:
-            ValueError: where prompts are padded on the right.
+            ValueError: where prompts are padded on the right, or several rows are given with an input of which it
+                cannot be told what belongs to which row.
         """
         mask = mask_of(input_ids, self.generation_config) if attention_mask is None else attention_mask
         if mask.shape != input_ids.shape or not input_ids.numel():
@@ -316,10 +327,11 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             )
         if not bool(mask[:, -1].all()):
             raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
-        run = self._prefix.run(input_ids, mask)
+        given = ModelInputs.of(self.plain_model(), input_ids, inputs)
+        run = self._prefix.run(input_ids, mask, given.values)
         if self._prefix.made is not self._made:  # the base model was changed: an adapter, another attention, a hook
             self._renew()
-        return Reading(run)
+        return Reading(run, given)
 
     def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[Decision]:
         """Return the chain of each row, with its score.
@@ -377,7 +389,10 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         settings, options = self._settings(generation_config, kwargs)
         check_routable(settings, options)
         mask = options.pop("attention_mask", None)
-        reading = self.read(ids, mask_of(ids, settings) if mask is None else mask)
+        inputs = {name: options.pop(name) for name in list(options) if name not in OF_GENERATE}
+        if inputs or has_placeholders(self.plain_model(), ids):
+            check_no_turn_before(options.get("past_key_values"))
+        reading = self.read(ids, mask_of(ids, settings) if mask is None else mask, **inputs)
         groups = by_chain([one.chain for one in self.decide(reading)])
         if len(groups) > 1:
             check_one_chain(settings, options, len(groups))
@@ -428,7 +443,11 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         runner = self._view(chain).runner
         with torch.no_grad(), nullcontext() if run_again else self._prefix.given(reading.run):
             out = runner.generate(
-                input_ids=reading.run.ids, attention_mask=reading.run.mask, generation_config=settings, **options
+                input_ids=reading.run.ids,
+                attention_mask=reading.run.mask,
+                generation_config=settings,
+                **reading.inputs.values,
+                **options,
             )
         for held in (cache, getattr(out, "past_key_values", None)):
             if isinstance(held, Cache):
@@ -682,6 +701,20 @@ def _numbered(
 def _given_cache(options: Mapping[str, Any]) -> Any:
     """Return the cache among a call's options, by either of its names; None: none is given."""
     return next((options[name] for name in CACHE_ARGUMENTS if options.get(name) is not None), None)
+
+
+def check_no_turn_before(cache: object) -> None:
+    """Refuse the cache of an earlier turn beside inputs other than tokens.
+
+    Raises:
+        ValueError: where there is one: the router reads the whole text with all its pictures, and the library's
+            `generate` then wants the new ones alone.
+    """
+    if isinstance(cache, Cache) and cache.get_seq_length():
+        raise ValueError(
+            "past_key_values: expected none, or an empty cache, with pictures or other inputs besides tokens, got "
+            f"{int(cache.get_seq_length())} tokens; give the whole text with all its inputs"
+        )
 
 
 def usable_cache(cache: object, chain: Chain, tokens: int) -> Cache | None:
