@@ -1,0 +1,113 @@
+"""A routed model of an image-text family: read, routed and generated with each row's own pictures."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from router.engine.view import chain_view
+from router.routed import RoutedModel
+from tests.pictures import PICTURED, pictured_prompts, row_of
+from tests.routed_folders import GREEDY, PREFIX, prompts, router_for
+from tests.tiny import tiny_model
+
+ATTENTION = {"paligemma": "eager"}
+"""Where the usual one is refused: PaliGemma's own answers to text alone hang on whether a mask is built under SDPA."""
+
+
+def routed_of(family: str) -> tuple[PreTrainedModel, RoutedModel]:
+    model = tiny_model(family, ATTENTION.get(family))
+    return model, RoutedModel.join(model, router_for(model), budget=4.0)
+
+
+def each_as_alone(family: str, pictures: tuple[int, ...]) -> None:
+    """Oracle: the view of the row's chain, the row alone with its own pictures and without padding."""
+    model, routed = routed_of(family)
+    batch = pictured_prompts(model, family, pictures)
+    chains = [one.chain for one in routed.route(**batch)]
+    got = routed.generate(**batch, **GREEDY)
+    for row, chain in enumerate(chains):
+        alone = row_of(batch, row, pictures)
+        assert routed.route(**alone)[0].chain == chain
+        start = int((batch["attention_mask"][row] == 0).sum())
+        assert torch.equal(got[row][start:], chain_view(model, chain).generate(**alone, **GREEDY)[0])
+
+
+@pytest.mark.parametrize("family", PICTURED)
+def test_each_row_is_what_its_chains_view_generates_with_its_picture(family: str) -> None:
+    each_as_alone(family, (1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3_vision"])
+def test_rows_may_have_several_pictures_or_none(family: str) -> None:
+    each_as_alone(family, (2, 0, 1, 0))
+
+
+@pytest.mark.parametrize("family", PICTURED)
+def test_the_router_reads_the_stock_models_states_and_another_picture_changes_them(family: str) -> None:
+    # Oracle: the stock model's hidden states.
+    model, routed = routed_of(family)
+    batch, other = (pictured_prompts(model, family, seed=seed) for seed in (2, 5))
+    hidden = model(**batch, output_hidden_states=True).hidden_states[PREFIX]
+    read, changed = routed.read(**batch).run.rows(), routed.read(**other).run.rows()
+    for row, mask in enumerate(batch["attention_mask"].bool()):
+        torch.testing.assert_close(read[row], hidden[row][mask], atol=1e-4, rtol=1e-4)
+        assert float((read[row] - changed[row]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "idefics3"])
+def test_sequences_and_beams_of_a_prompt_have_its_picture(family: str) -> None:
+    # Oracle: the view of the chain with the same options.
+    model, routed = routed_of(family)
+    batch = pictured_prompts(model, family, (1,))
+    (chosen,) = routed.route(**batch)
+    for more in ({"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"output_hidden_states": True}):
+        options = GREEDY | more
+        want = chain_view(model, chosen.chain).generate(**batch, **options)
+        assert torch.equal(routed.generate(**batch, **options), want)
+
+
+def test_a_callers_positions_count() -> None:
+    # Oracle: the view of the row's chain, the row alone with its own positions.
+    model, routed = routed_of("llama")
+    ids, mask = prompts()
+    positions = (mask.cumsum(-1) - 1).clamp_min(0) * 3 + 5 * torch.arange(len(ids))[:, None]
+    chains = [one.chain for one in routed.route(ids, mask, position_ids=positions)]
+    assert len(set(chains)) > 1
+    got = routed.generate(ids, attention_mask=mask, position_ids=positions, **GREEDY)
+    assert not torch.equal(got, routed.generate(ids, attention_mask=mask, **GREEDY))
+    for row, chain in enumerate(chains):
+        own = mask[row].bool()
+        alone = {"input_ids": ids[row][own][None], "position_ids": positions[row][own][None]}
+        want = chain_view(model, chain).generate(**alone, attention_mask=mask[row][own][None], **GREEDY)
+        assert torch.equal(got[row][own.logical_not().sum() :], want[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "pictures"), [("idefics3", (1, 0)), ("mistral3", (2, 0)), ("llava", (1, 1)), ("qwen2_vl", (2, 1))]
+)
+def test_pictures_that_cannot_be_told_apart_are_refused(family: str, pictures: tuple[int, ...]) -> None:
+    model, routed = routed_of(family)
+    batch = pictured_prompts(model, family, pictures)
+    if family == "idefics3":  # pictures of no row in particular
+        batch["pixel_values"] = batch["pixel_values"].repeat(2, 1, 1, 1, 1)
+    if family == "llava":
+        batch["vision_inputs_of_its_own"] = torch.zeros(2)
+    if family == "qwen2_vl":
+        batch["image_grid_thw"][0, 1] = 2
+    with pytest.raises(ValueError, match=re.escape("expected rows one by one")):
+        routed.generate(**batch, **GREEDY)
+
+
+def test_a_cache_of_an_earlier_turn_is_refused_with_pictures() -> None:
+    model, routed = routed_of("llava")
+    batch, cache = pictured_prompts(model, "llava", (1,)), DynamicCache()
+    out = routed.generate(**batch, past_key_values=cache, **GREEDY)
+    assert torch.equal(out, routed.generate(**batch, **GREEDY))
+    pixels = batch["pixel_values"]
+    for more in ({"pixel_values": pixels}, {}):  # without them the text's pictures would be read as tokens
+        with pytest.raises(ValueError, match="past_key_values: expected none, or an empty cache, with pictures"):
+            routed.generate(out, past_key_values=cache, **more, **GREEDY)
