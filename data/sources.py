@@ -24,6 +24,7 @@ from pydantic.dataclasses import dataclass
 from data.answers import clean_number, last_boxed
 from data.prompts import LETTERS, NotEmpty
 from data.sample import SPLITS
+from data.shapes import ShapesSource, shape_rows
 from router.assets.wheels import fetch, read_catalogue
 from router.command import one_line
 from router.files import require_file, sha256_file
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 AnswerKind = Literal["label", "index", "text", "boolean", "boxed"]
 """What an answer column holds (`Task.answer_kind`)."""
-SourceKind = Literal["wheel", "hub", "local", "reasoning_gym"]
+SourceKind = Literal["wheel", "hub", "local", "reasoning_gym", "shapes"]
 """Where rows come from."""
 UNCONDITIONAL = 1_000_000
 """Requests from this document on score an answer without its question; they repeat the others."""
@@ -133,6 +134,8 @@ class Columns:
         labels: column of the choices' labels; None: A, B, ... or 1, 2, ...
         id: column of the row's id in its data set; None: it has none.
         context: column of the text that the question is about; None: none.
+        image: column of the picture, or list of pictures, that the question is about (of a local file: their paths);
+            None: none.
         metadata: columns, or parts of columns, kept with the sample, by their name there, such as `difficulty: level`.
     """
 
@@ -142,13 +145,14 @@ class Columns:
     labels: NotEmpty | None = None
     id: NotEmpty | None = None
     context: NotEmpty | None = None
+    image: NotEmpty | None = None
     metadata: dict[str, NotEmpty | PartOfColumn] = field(default_factory=dict, hash=False)
 
     def names(self) -> set[str]:
         """Return the columns that are read of a row."""
         choices = (self.choices,) if isinstance(self.choices, str) else self.choices or ()
         kept = [value.column if isinstance(value, PartOfColumn) else value for value in self.metadata.values()]
-        named = [self.question, self.answer, self.labels, self.id, self.context, *choices, *kept]
+        named = [self.question, self.answer, self.labels, self.id, self.context, self.image, *choices, *kept]
         return {name for name in named if name is not None}
 
     def kept_metadata(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,12 +268,14 @@ class Row(NamedTuple):
         values: the row, in the hub's columns.
         problem: why it is no row; empty: it is one.
         part: part of the source within which the rows' ids differ.
+        folder: folder of the file that the row stands in; None: it stands in none.
     """
 
     where: str
     values: dict[str, Any]
     problem: str = ""
     part: str = ""
+    folder: Path | None = None
 
 
 def source_of(task: Task, source: str | None, path: Path | None) -> str:
@@ -279,10 +285,10 @@ def source_of(task: Task, source: str | None, path: Path | None) -> str:
         InputError: where `path` and `source` contradict each other, or the task names no source.
     """
     if source is None:
-        named = [name for name in ("wheel", "reasoning_gym", "hub") if getattr(task, name) is not None]
+        named = [name for name in ("wheel", "reasoning_gym", "shapes", "hub") if getattr(task, name) is not None]
         source = "local" if path is not None else next(iter(named), None)
     if source is None:
-        raise InputError(f"path: expected it for {task.name}, which names no hub, wheel or reasoning_gym, got none")
+        raise InputError(f"path: expected it for {task.name}, which names no hub, wheel or generator, got none")
     if (path is not None) != (source == "local"):
         raise InputError(f"path: expected it with source local only, got {path} with source {source}")
     return source
@@ -304,6 +310,8 @@ def content_of(task: Task, source: str, splits: Sequence[str], path: Path | None
             return metadata.version("reasoning-gym")
         except metadata.PackageNotFoundError:
             return None
+    if source == "shapes":
+        return metadata.version("pillow")
     return task.hub.revision if task.hub is not None else None
 
 
@@ -329,6 +337,9 @@ def read_rows(task: Task, source: str, split: str, path: Path | None = None) -> 
             return _wheel_rows(task, wheel, split)
         case ReasoningGymSource() as gym:
             return _generated_rows(gym, split)
+        case ShapesSource() as shapes:
+            name = f"shapes, split {_require_split(split, source)}"
+            return (Row(f"{name}, row {i}", values) for i, values in enumerate(shape_rows(shapes, split), start=1))
     raise InputError(f"source: expected a task with the key {source}, got {task.name!r} without it")
 
 
@@ -352,7 +363,7 @@ def _local_rows(file: Path) -> Iterator[Row]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield Row(f"{file}, line {number}", *_parsed(line.rstrip(b"\r\n")))
+                yield Row(f"{file}, line {number}", *_parsed(line.rstrip(b"\r\n")), folder=file.parent)
 
 
 def _parsed(line: bytes) -> tuple[dict[str, Any], str]:
@@ -393,10 +404,20 @@ def _hub_rows(hub: HubSource, columns: Columns, split: str) -> Iterator[Row]:
             yield Row(f"{name}, row {number}", values, part=subset or "")
 
 
+def _require_split(split: str, source: str) -> str:
+    """Return a generator's split, which is one of ours.
+
+    Raises:
+        InputError: where it is another.
+    """
+    if split not in SPLITS:
+        raise InputError(f"source_split: expected one of {', '.join(SPLITS)} with source {source}, got {split!r}")
+    return split
+
+
 def _generated_rows(gym: ReasoningGymSource, split: str) -> Iterator[Row]:
     """Yield the questions of a reasoning-gym generator, each with its difficulty."""
-    if split not in SPLITS:
-        raise InputError(f"source_split: expected one of {', '.join(SPLITS)} with source reasoning_gym, got {split!r}")
+    _require_split(split, "reasoning_gym")
     try:
         import reasoning_gym
     except ImportError as error:

@@ -20,6 +20,7 @@ from data.answers import until_closed, until_text
 from data.manifest import require_as_prepared
 from data.prompts import AUTO, LETTERS, Prompt, Query
 from data.sample import Mode, Sample, Text
+from data.shapes import ShapesSource
 from data.sources import (
     AnswerKind,
     Columns,
@@ -78,6 +79,7 @@ class Task:
         hub: the data set on the hub; None: not there.
         wheel: the data set inside a wheel; None: in none.
         reasoning_gym: the generator of reasoning-gym that makes the rows; None: none.
+        shapes: the generator of questions about drawn pictures that makes the rows; None: it does not.
     """
 
     name: Text
@@ -102,6 +104,7 @@ class Task:
     hub: HubSource | None = None
     wheel: WheelSource | None = field(default=None, hash=False)
     reasoning_gym: ReasoningGymSource | None = field(default=None, hash=False)
+    shapes: ShapesSource | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -136,6 +139,8 @@ class Task:
             raise ValueError("fixed_choices: expected none beside columns.choices, got some")
         if self.shuffle and not (self.has_choices and self.list_choices):
             raise ValueError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {self.shuffle}")
+        if self.examples and self.columns.image is not None:
+            raise ValueError(f"shots: expected 0 for {self.name}, whose questions have pictures, got some")
         if any(example.task != self.name for example in self.examples):
             raise ValueError(f"examples: expected samples of the task {self.name}, got others")
         return self
@@ -150,8 +155,8 @@ class Task:
         """The mode of evaluation and verification."""
         return self.real_mode or ("generate" if self.mode == "exact" else self.mode)
 
-    def sample(self, row: Mapping[str, Any], split: str) -> Sample:
-        """Make a sample of a row.
+    def sample(self, row: Mapping[str, Any], split: str, images: tuple[str, ...] = ()) -> Sample:
+        """Make a sample of a row; `images`: the names of its pictures, as they were stored.
 
         Raises:
             ValueError: where a column is missing or holds something else; the message names it.
@@ -175,6 +180,7 @@ class Task:
                 answer=answer,
                 metadata=kept,
                 context=context,
+                images=images,
             )
         except ValidationError as error:
             raise InputError(explain(error)) from error
@@ -295,6 +301,8 @@ class Task:
             probe = dataclasses.replace(probe, choices=(), answer="4")
         query = dataclasses.asdict(self.query(dataclasses.replace(probe, task="probe")))
         settings = {key: getattr(self, key) for key in keys} | {"end": self.end}
+        if self.columns.image is not None:
+            settings["pictures"] = "in front of what is asked"
         return sha256_json({**settings, "prompt": dataclasses.asdict(self.prompt), "probe": query})
 
 
@@ -304,9 +312,11 @@ class TaskSet:
 
     Attributes:
         tasks: the tasks, by name.
+        folder: the samples' folder, where their pictures are; None: they stand in none.
     """
 
     tasks: Mapping[str, Task]
+    folder: Path | None = None
 
     @classmethod
     def of(cls, tasks: Task | TaskSet | Iterable[Task]) -> TaskSet:
@@ -358,7 +368,8 @@ class TaskSet:
         if not listing:
             raise InputError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {shuffle}")
         return TaskSet(
-            {n: dataclasses.replace(t, shuffle=shuffle) if n in listing else t for n, t in self.tasks.items()}
+            {n: dataclasses.replace(t, shuffle=shuffle) if n in listing else t for n, t in self.tasks.items()},
+            self.folder,
         )
 
     def prompt_hash(self) -> str:
@@ -427,4 +438,5 @@ def read_tasks(folder: Path) -> TaskSet:
     if value.get("schema") != SCHEMA or not isinstance(value.get("tasks"), dict):
         raise InputError(f"{path}: expected the tasks of python -m data prepare, schema {SCHEMA}")
     require_as_prepared(path, "a file")
-    return TaskSet.of([from_plain(Task, task, str(path)) for task in value["tasks"].values()])
+    tasks = TaskSet.of([from_plain(Task, task, str(path)) for task in value["tasks"].values()])
+    return dataclasses.replace(tasks, folder=folder)

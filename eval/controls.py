@@ -327,7 +327,8 @@ def run_controls(
     again = [one for one in samples if one.id in set(plan.reshuffled)]
     written = [one for one in samples if one.id in set(plan.generated)]
     for shuffle in plan.shuffles:
-        tasks = TaskSet.of([scorer.tasks[name] for name in sorted({one.task for one in again})])
+        listing = {name: scorer.tasks[name] for name in sorted({one.task for one in again})}
+        tasks = dataclasses.replace(scorer.tasks, tasks=listing)
         reshuffled = scorer.with_tasks(tasks.shuffled(shuffle))
         run_arms(
             [KnownArm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],

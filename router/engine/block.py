@@ -13,7 +13,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from router.engine.capture import Arguments, Axes, LayerCall, LayerCapture, map_tensors, tensors_of
+from router.engine.capture import (
+    Arguments,
+    Axes,
+    Captured,
+    LayerCall,
+    LayerCapture,
+    joined_captures,
+    map_tensors,
+    tensors_of,
+)
+from router.engine.inputs import widened
 from router.engine.rows import Row, SharedPrefix, shared_prefixes
 from router.engine.sharing import KeyValues
 
@@ -50,6 +60,7 @@ class Block:
         roots: for each part the root of its tree of computed states (the first layer's input).
         executed: for each row, layers run so far; those of shared tokens are not counted again.
         arguments: the layers' arguments.
+        additions: what the model adds to the input of the layer at a place of a chain, `[rows, tokens, d_model]`.
     """
 
     def __init__(self, capture: LayerCapture, rules: MaskRules, rows: Sequence[Row], *, share: bool = False) -> None:
@@ -62,7 +73,8 @@ class Block:
             share: whether tokens that rows begin with are to be run once for all of them.
 
         Raises:
-            ValueError: where a row is packed and the model's masks cannot be rebuilt (`rules.can_pack`).
+            ValueError: where a row is packed and the model's masks cannot be rebuilt (`rules.can_pack`), or stands
+                beside a row with pictures; or where the model hands pictures to its layers in a way of its own.
         """
         self.rows = list(rows)
         self.executed = [0] * len(rows)
@@ -72,17 +84,20 @@ class Block:
             raise ValueError(
                 "rows: expected plain rows, this model's attention masks cannot be rebuilt for packed ones"
             )
+        prepared = any(row.inputs for row in rows)
+        if self._packed and prepared:
+            raise ValueError("rows: expected plain rows beside those with pictures, got packed ones")
         # One column of padding more than the longest row: so the model always builds explicit masks. Without padding it
         # leaves them out or not as lengths and windows fall, and its arguments would change their number.
         width = max(len(row.tokens) for row in rows) + 1
         tokens = _padded([row.tokens for row in rows], width, capture.device)
         positions = _padded([row.positions for row in rows], width, capture.device)
         mask = _padded([[1] * len(row.tokens) for row in rows], width, capture.device)
-        captured = capture.capture(tokens, positions, mask)
-        calls = captured.calls
+        captured = self._prepared(tokens, mask) if prepared else capture.capture(tokens, positions, mask)
+        calls, self.additions = captured.calls, captured.additions
         if self._packed:
             calls = self._with_packed_masks(calls, rules, positions, captured.hidden.dtype)
-        self.arguments = Arguments(calls, capture)
+        self.arguments = Arguments(calls, capture, prepared=prepared)
         self.parts = _parts(self.rows, shared_prefixes(rows) if share else [])
         self.roots: list[StateNode] = []
         for part in reversed(self.parts):  # shared ones first
@@ -90,6 +105,21 @@ class Block:
             state = captured.hidden[part.row, part.start : part.stop].clone()
             self.roots.append(StateNode(None, -1, state, shared))
         self.roots.reverse()
+
+    def _prepared(self, tokens: Tensor, mask: Tensor) -> Captured:
+        """Capture rows one by one with their own inputs: pictures of several sizes have no common tensor."""
+        width = tokens.shape[1]
+        captured = [
+            self._capture.capture_prepared(tokens[i : i + 1], mask[i : i + 1], widened(row.inputs, width))
+            for i, row in enumerate(self.rows)
+        ]
+        return joined_captures(captured, self._capture)
+
+    def incoming(self, part: int, node: StateNode) -> Float[Tensor, "tokens d_model"]:
+        """Return a node's state as the next layer, or the head, gets it: with what the model itself adds there."""
+        assert node.state is not None
+        added, own = self.additions.get(node.depth), self.parts[part]
+        return node.state if added is None else node.state + added[own.row, own.start : own.stop]
 
     def _with_packed_masks(
         self, captured: Sequence[LayerCall], rules: MaskRules, positions: Tensor, dtype: torch.dtype
@@ -194,9 +224,10 @@ class StateNode:
         memory: keys and values that the layer made of the part's tokens (no batch dimension), or None; only those of
             shared tokens are held.
         children: nodes one layer longer, by layer.
+        depth: layers of the prefix, 0 at the root.
     """
 
-    __slots__ = ("children", "layer", "memory", "parent", "shared", "state")
+    __slots__ = ("children", "depth", "layer", "memory", "parent", "shared", "state")
 
     def __init__(
         self,
@@ -207,6 +238,7 @@ class StateNode:
     ) -> None:
         """Make a node without children."""
         self.parent = parent
+        self.depth = 0 if parent is None else parent.depth + 1
         self.layer = layer
         self.shared = shared
         self.state = state

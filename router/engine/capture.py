@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 
 from router.engine.copies import NoHead, replace_head, shallow_copy, with_layers
 from router.engine.decoder import Decoder
+from router.engine.inputs import prefill
 
 Axes = dict[int, str]
 """Which dimension of a tensor counts rows ("batch"; "batch*4": so many entries a row) or tokens ("tokens")."""
@@ -48,10 +49,13 @@ class Captured:
     Attributes:
         hidden: input of the first layer, `[batch, tokens, d_model]`.
         calls: the arguments of each layer, in order.
+        additions: what the model itself adds to the input of the layer at a place of the chain, by the place
+            (Qwen3-VL: features of the pictures); mostly none.
     """
 
     hidden: Float[Tensor, "batch tokens ..."]
     calls: list[LayerCall]
+    additions: dict[int, Float[Tensor, "batch tokens d_model"]] = field(default_factory=dict)
 
 
 class LayerCapture:
@@ -93,7 +97,8 @@ class LayerCapture:
         self._recording = replace_head(recording, NoHead)
         self._tail = with_layers(model, decoder, [self._injector(decoder.layers[0])], [0])
         self.position_offset = self._learn_position_offset()
-        self._axes = self._learn_axes()
+        self._axes = self._learn_axes(prepared=False)
+        self._prepared_axes: list[list[Axes]] | None = None
         self._cache_slots = self._learn_cache_slots()
 
     def capture(
@@ -109,10 +114,26 @@ class LayerCapture:
             positions: position of each token.
             mask: 1 for tokens, 0 for padding.
         """
-        self._local.hidden, self._local.calls = None, []
+        self._local.hidden, self._local.calls, self._local.additions = None, [], None
         self._call(self._recording, tokens, positions, mask, **self._few_logits)
         assert self._local.hidden is not None
         return Captured(self._local.hidden, self._local.calls)
+
+    def capture_prepared(
+        self, tokens: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"], inputs: Mapping[str, Any]
+    ) -> Captured:
+        """Do as `capture` does, with inputs besides tokens, prepared as the model's `generate` prepares them.
+
+        Args:
+            tokens: token ids.
+            mask: 1 for tokens, 0 for padding.
+            inputs: what the model takes besides, such as `pixel_values`.
+        """
+        self._local.hidden, self._local.calls, self._local.additions = None, [], {}
+        prefill(self._recording, tokens, mask, inputs)
+        assert self._local.hidden is not None
+        additions, self._local.additions = self._local.additions, None
+        return Captured(self._local.hidden, self._local.calls, additions)
 
     def head(self, hidden: Float[Tensor, "count ..."]) -> Float[Tensor, "count vocabulary"]:
         """Return the logits of the last layer's outputs: final norm, output embedding and whatever follows."""
@@ -134,12 +155,20 @@ class LayerCapture:
         result: Tensor = output if isinstance(output, Tensor) else output[0]
         return result
 
-    def axes(self, layer: int) -> list[Axes]:
+    def axes(self, layer: int, *, prepared: bool = False) -> list[Axes]:
         """Return the axes of each tensor among a layer's arguments, in the order of `tensors_of`.
 
         They hold for batches with padding: without any, a model may leave its mask out, or not, as lengths fall.
+
+        Args:
+            layer: the layer.
+            prepared: whether `capture_prepared` captured them.
         """
-        return self._axes[layer]
+        if not prepared:
+            return self._axes[layer]
+        if self._prepared_axes is None:
+            self._prepared_axes = self._learn_axes(prepared=True)
+        return self._prepared_axes[layer]
 
     @property
     def has_placement_hooks(self) -> bool:
@@ -172,7 +201,12 @@ class LayerCapture:
             if local.hidden is None:
                 local.hidden = hidden
             local.calls.append(LayerCall(args[1:], kwargs, hidden_keyword))
-            return with_extras(hidden, extras)
+            if getattr(local, "additions", None) is None:
+                return with_extras(hidden, extras)
+            # Zeros are handed on, so that what comes to the next layer is what the model added on the way.
+            if len(local.calls) > 1 and bool(hidden.any()):
+                local.additions[len(local.calls) - 1] = hidden
+            return with_extras(torch.zeros_like(hidden), extras)
 
         return _with_forward(layer, record)
 
@@ -235,8 +269,9 @@ class LayerCapture:
                 return offset
         return 0
 
-    def _learn_axes(self) -> list[list[Axes]]:
+    def _learn_axes(self, *, prepared: bool) -> list[list[Axes]]:
         """Compare the shapes of two batches that differ in rows and tokens."""
+        captures = [self.capture, lambda tokens, _, mask: self.capture_prepared(tokens, mask, {})]
         shapes = []
         for rows, length in ((2, 5), (3, 7)):
             tokens = torch.zeros(rows, length, dtype=torch.long, device=self.device)
@@ -244,7 +279,7 @@ class LayerCapture:
             mask = torch.ones_like(tokens)
             mask[:, -1] = 0
             with torch.inference_mode():
-                captured = self.capture(tokens, positions, mask)
+                captured = captures[prepared](tokens, positions, mask)
             shapes.append([[tensor.shape for tensor in tensors_of(call)] for call in captured.calls])
         return [
             [_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)
@@ -352,16 +387,56 @@ class Arguments:
     (keys).
     """
 
-    def __init__(self, calls: Sequence[LayerCall], capture: LayerCapture) -> None:
-        """Take each layer's arguments for all rows, and what captured them."""
+    def __init__(self, calls: Sequence[LayerCall], capture: LayerCapture, *, prepared: bool = False) -> None:
+        """Take each layer's arguments for all rows, and what captured them (`capture_prepared`: prepared)."""
         self._calls = calls
-        self._capture = capture
+        self._capture, self._prepared = capture, prepared
 
     def tokens(self, layer: int, rows: Sequence[int], start: int, stop: int) -> LayerCall:
         """Return a layer's arguments for tokens start..stop-1 of some rows, which see those before them too."""
-        axes = iter(self._capture.axes(layer))
+        axes = iter(self._capture.axes(layer, prepared=self._prepared))
         index = torch.tensor(rows, device=self._capture.device)
         return map_tensors(self._calls[layer], lambda tensor: _cut(tensor, next(axes), index, start, stop))
+
+
+def joined_captures(captured: Sequence[Captured], capture: LayerCapture) -> Captured:
+    """Return what `capture_prepared` captured of single rows of one width as one batch.
+
+    Raises:
+        ValueError: where a layer's arguments of several rows cannot stand in one batch.
+    """
+    made: dict[tuple[int, ...], Tensor] = {}
+
+    def join(layer: int) -> LayerCall:
+        axes = capture.axes(layer, prepared=True)
+        rows = [tensors_of(one.calls[layer]) for one in captured]
+        if any([tensor.ndim for tensor in row] != [tensor.ndim for tensor in rows[0]] for row in rows) or any(
+            axis >= tensor.ndim for row in rows for tensor, own in zip(row, axes, strict=True) for axis in own
+        ):
+            raise ValueError("model: expected layers that get pictures in their hidden states alone, got more")
+        tensors = zip(*rows, strict=True)
+        one = iter([_joined(made, list(parts), own) for parts, own in zip(tensors, axes, strict=True)])
+        return map_tensors(captured[0].calls[layer], lambda _: next(one))
+
+    calls = [join(layer) for layer in range(len(captured[0].calls))]
+    places = sorted({place for one in captured for place in one.additions})
+    none = [torch.zeros_like(one.hidden) for one in captured]
+    additions = {
+        place: torch.cat([one.additions.get(place, zero) for one, zero in zip(captured, none, strict=True)])
+        for place in places
+    }
+    return Captured(torch.cat([one.hidden for one in captured]), calls, additions)
+
+
+def _joined(made: dict[tuple[int, ...], Tensor], parts: list[Tensor], axes: Axes) -> Tensor:
+    """Return one argument of several rows; layers that share it go on sharing it (`made`)."""
+    key = tuple(map(id, parts))
+    if key not in made:
+        batch = next((axis for axis, kind in axes.items() if kind.startswith("batch")), None)
+        if batch is None and any(not torch.equal(part, parts[0]) for part in parts):
+            raise ValueError("model: expected layers whose arguments tell rows apart, got some for all rows at once")
+        made[key] = parts[0] if batch is None else torch.cat(parts, batch)
+    return made[key]
 
 
 def _cut(tensor: Tensor, axes: Axes, rows: Int[Tensor, " rows"], start: int, stop: int) -> Tensor:

@@ -22,7 +22,9 @@ from transformers import PreTrainedModel
 from router.chain import Chain
 from router.engine.block import Block, MaskRules, StateCache, StateNode
 from router.engine.capture import LayerCapture
+from router.engine.copies import make_view
 from router.engine.decoder import find_decoder
+from router.engine.inputs import prefill
 from router.engine.makeup import Makeup
 from router.engine.readout import ExecutorStatistics, HeadReader, free_accelerator_memory
 from router.engine.rows import Row, pack_row, separate_rows
@@ -88,7 +90,7 @@ class ChainExecutor:
         decoder = find_decoder(self._model)
         if self._verify:
             require_chains(self._model, now)
-        self._capture = LayerCapture(self._model, decoder)
+        self._capture, self._pictures_tried = LayerCapture(self._model, decoder), -1
         self._made, self.num_layers = now, decoder.num_layers
         with torch.inference_mode():
             self._rules = MaskRules(self._capture, decoder.num_layers)
@@ -134,11 +136,41 @@ class ChainExecutor:
         Args:
             rows: the rows.
             share: whether tokens that many rows begin with run once for all of them, where that is possible and pays.
+
+        Raises:
+            ValueError: where a row has pictures that the model hands to its layers in a way of its own.
         """
         self._cache.clear()
         if (now := Makeup(self._model)) != self._made:
             self._prepare(now)
-        return self._block(rows, share=share)
+        block = self._block(rows, share=share)
+        follows = {len(row.tokens) - 1 - _first_read(row): i for i, row in enumerate(rows) if row.inputs}
+        if follows and self._verify and min(1, most := max(follows)) > self._pictures_tried:
+            self._try_pictures(block, follows[most])
+            self._cache.clear()
+            self._pictures_tried = min(1, most)
+        return block
+
+    @torch.inference_mode()
+    def _try_pictures(self, block: Block, row: int) -> None:
+        """Compare an edited chain on a row with pictures with what the chain's view makes of its prompt.
+
+        Once for rows of a prompt alone, once where an answer's tokens follow, which the prompt must not see.
+
+        Raises:
+            ValueError: where they differ.
+        """
+        chain, own = nasty_chain(self.num_layers), block.rows[row]
+        last = _first_read(own)
+        (by_hand,) = self.logits(block, [Job(row, chain)], [last])
+        ids = torch.tensor([own.tokens[: last + 1]], device=self._capture.device)
+        whole = prefill(make_view(self._model, chain, cached=False), ids, torch.ones_like(ids), own.inputs)
+        if (error := difference(by_hand, whole)) > bound_of(self._model):
+            raise ValueError(
+                f"{type(self._model).__name__}: expected a model whose layers get pictures in their hidden states, got "
+                f"one where a chain run as a model and its layers called one by one differ by {error:.2g} of the "
+                "logits' spread"
+            )
 
     def _block(self, rows: Sequence[Row], *, share: bool) -> Block:
         with torch.inference_mode():
@@ -148,12 +180,17 @@ class ChainExecutor:
     @torch.inference_mode()
     def states(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ ..."]]:
         """Return the output of each job's last layer, before the final norm; one tensor a job."""
+        return self._states(block, jobs, for_head=False)
+
+    def _states(self, block: Block, jobs: Sequence[Job], *, for_head: bool) -> list[Tensor]:
+        """Return each job's output; `for_head`: as the head gets it, with what the model adds after the last layer."""
         plan, ends = self._run(block, jobs, whole=True)
         states = []
         try:
-            for end in ends:
-                parts = [node.state for node in (end.shared, end) if node is not None]
-                states.append(torch.cat([state for state in parts if state is not None]))
+            for job, end in zip(jobs, ends, strict=True):
+                last = block.incoming(job.row, end) if for_head else end.state
+                front = None if end.shared is None else end.shared.state
+                states.append(torch.cat([state for state in (front, last) if state is not None]))
         finally:
             plan.keep_ends()
         return states
@@ -163,7 +200,7 @@ class ChainExecutor:
         self, block: Block, jobs: Sequence[Job], tokens: Sequence[int] | None = None
     ) -> list[Float[Tensor, "_ vocabulary"]]:
         """Return the logits of each job at every token of its row, or at one token of each (one line)."""
-        states = self.states(block, jobs)
+        states = self._states(block, jobs, for_head=True)
         if tokens is not None:
             states = [state[token : token + 1] for state, token in zip(states, tokens, strict=True)]
         return [self._capture.head(state) for state in states]
@@ -188,8 +225,7 @@ class ChainExecutor:
         try:
             for job, end in zip(jobs, ends, strict=True):
                 row, part = block.rows[job.row], block.parts[job.row]
-                assert end.state is not None
-                hidden.append(end.state[[index - part.start for index in row.readout]])
+                hidden.append(block.incoming(job.row, end)[[index - part.start for index in row.readout]])
                 at = {index: offset + i for i, index in enumerate(row.readout)}
                 pairs += [(at[target.index], target.token) for target in row.targets]
                 counts.append(len(row.targets))
@@ -278,8 +314,8 @@ class ChainExecutor:
         lengths = [part.length for part in parts]
         start, shared = parts[0].start, _is_shared(block, batch[0])
         # Padding stands on the right, where no real token looks; zeros keep it finite.
-        inputs = [node.parent.state for node in nodes if node.parent is not None]
-        hidden = pad_sequence([state for state in inputs if state is not None], batch_first=True)
+        inputs = [block.incoming(step.part, step.node.parent) for step in batch if step.node.parent is not None]
+        hidden = pad_sequence(inputs, batch_first=True)
         call = block.arguments.tokens(layer, [part.row for part in parts], start, start + max(lengths))
         before = stacked([node.shared.memory for node in nodes if node.shared is not None])
         memory = None
@@ -296,6 +332,11 @@ class ChainExecutor:
             if not shared:
                 block.executed[step.part] += 1
         self.statistics.count(hidden.shape[0] * hidden.shape[1], sum(lengths))
+
+
+def _first_read(row: Row) -> int:
+    """Return the index of the first token that a target is read after; the last one's where there are no targets."""
+    return min(row.readout, default=len(row.tokens) - 1)
 
 
 def _is_shared(block: Block, step: Step) -> bool:

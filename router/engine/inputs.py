@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation.utils import GenerationMixin
 
@@ -37,7 +38,7 @@ def prefill(
     mask: Int[Tensor, "rows tokens"],
     inputs: Mapping[str, Any],
     cache: Cache | None = None,
-) -> None:
+) -> Float[Tensor, "rows vocabulary"]:
     """Run prompts through a model once, with all inputs prepared as the library's `generate` prepares them.
 
     Args:
@@ -46,11 +47,32 @@ def prefill(
         mask: 1 for tokens, 0 for padding.
         inputs: what the model takes besides.
         cache: an empty cache that the model fills; None: it runs without.
+
+    Returns:
+        The logits after each prompt's last token.
     """
     model.generation_config = GenerationConfig()
-    settings = GenerationConfig(max_new_tokens=1, do_sample=False, use_cache=cache is not None)
+    settings = GenerationConfig(
+        max_new_tokens=1,
+        do_sample=False,
+        use_cache=cache is not None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
     kept = {} if cache is None else {"past_key_values": cache}
-    model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **inputs, **kept)
+    done = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **inputs, **kept)
+    logits: Tensor = done.logits[0]
+    return logits
+
+
+def widened(inputs: Mapping[str, Any], tokens: int, *, left: bool = False) -> dict[str, Any]:
+    """Return a row's inputs for more tokens than its prompt has: zeros follow, or stand before (`left`)."""
+
+    def padded(value: Tensor) -> Tensor:
+        more = tokens - value.shape[-1]
+        return functional.pad(value, (more, 0) if left else (0, more))
+
+    return {name: padded(value) if name in OF_TOKENS else value for name, value in inputs.items()}
 
 
 @dataclass(frozen=True)

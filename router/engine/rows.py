@@ -6,8 +6,9 @@ A row is plain, or packed: several continuations after one prompt in one row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Row:
         positions: position of each token in the text that it belongs to.
         segments: 0 for the prompt, 1.. for continuations.
         targets: the tokens to score.
+        inputs: what the model takes besides tokens, such as `pixel_values`, of this row alone; empty: nothing.
     """
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     segments: tuple[int, ...]
     targets: tuple[Target, ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse rows whose parts do not fit each other."""
@@ -165,7 +168,9 @@ def _common(one: Row, other: Row) -> int:
 
 
 def _shareable(row: Row) -> int:
-    """Return how many of a row's first tokens are plain prompt that nothing is read from."""
+    """Return how many of a row's first tokens are plain prompt that nothing is read from; none beside pictures."""
+    if row.inputs:
+        return 0
     most = min([len(row.tokens) - 1, *row.readout])
     plain = zip(row.positions[:most], row.segments[:most], strict=True)
     return next((i for i, (position, segment) in enumerate(plain) if position != i or segment), most)
