@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,14 @@ class Request:
         chain: the chain that generates.
         max_new_tokens: longest answer, tokens.
         before_end: what stands before the end of the text generated so far; None: go on, its end has not come.
+        inputs: what the model takes besides tokens, such as pictures; prompts with any run alone.
     """
 
     prompt: tuple[int, ...]
     chain: Chain
     max_new_tokens: int
     before_end: Callable[[str], str | None]
+    inputs: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Generator:
         for i in order:
             last = batches[-1] if batches else []
             same = bool(last) and requests[last[0]].chain == requests[i].chain
+            same = same and not (requests[last[0]].inputs or requests[i].inputs)
             if same and size(i) * (len(last) + 1) <= self._batch_tokens:
                 last.append(i)
             else:
@@ -101,12 +104,14 @@ class Generator:
         limits = [request.max_new_tokens for request in batch]
         view = with_contiguous_head(chain_view(self._model, batch[0].chain, fresh=True))
         view.generation_config = self._plain_greedy(max(limits))  # the library fills gaps from this one
+        inputs = batch[0].inputs  # whoever has any is alone
         stop = _Finished(self._text, [request.before_end for request in batch], limits, width)
         output = view.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=self._plain_greedy(max(limits)),
             stopping_criteria=StoppingCriteriaList([stop]),
+            **inputs,
         )
         new = [tokens[width : width + length].tolist() for tokens, length in zip(output, stop.lengths, strict=True)]
         return [self._answer(tokens, request) for tokens, request in zip(new, batch, strict=True)]

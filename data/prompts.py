@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as validated
@@ -111,25 +111,41 @@ class Prompt:
             return None
         return "\n\n" if examples else "\n"
 
-    def text(self, query: Query, tokenizer: PreTrainedTokenizerBase) -> str:
+    def text(
+        self,
+        query: Query,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pictures: Sequence[str] = (),
+        template: str | None = None,
+    ) -> str:
         """Return the whole prompt up to the answer; in a chat with the template's special tokens written out.
+
+        Args:
+            query: what is asked.
+            tokenizer: the model's tokenizer.
+            pictures: what stands for each picture in style base; pictures stand in front of what is asked.
+            template: chat template instead of the tokenizer's own.
 
         Raises:
             InputError: where the tokenizer has no chat template, or it refuses the turns.
         """
         if self.style == "base":
             examples = [f"{asked}\n{answered}" for asked, answered in query.examples]
-            return "\n\n".join([*examples, f"{query.asked}\n{query.lead}"])
-        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+            shown = "".join(f"{picture}\n" for picture in pictures)
+            return "\n\n".join([*examples, f"{shown}{query.asked}\n{query.lead}"])
+        messages: list[dict[str, Any]] = []
+        if self.system is not None:
+            messages.append({"role": "system", "content": _content(self.system, pictures, 0)})
         for asked, answered in query.examples:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        messages.append({"role": "user", "content": query.asked})
-        if not tokenizer.chat_template:
+        messages.append({"role": "user", "content": _content(query.asked, pictures, len(pictures))})
+        if not (template or tokenizer.chat_template):
             raise InputError("prompt.style: expected base for a tokenizer without a chat template, got chat")
         try:
             rendered = tokenizer.apply_chat_template(
                 messages,
-                chat_template=_FIXED_CLOCK + tokenizer.get_chat_template(),
+                chat_template=_FIXED_CLOCK + (template or tokenizer.get_chat_template()),
                 tokenize=False,
                 add_generation_prompt=True,
                 date_string=CHAT_DATE,
@@ -137,6 +153,11 @@ class Prompt:
         except Exception as error:  # templates are programs of the model's makers; jinja2 raises what they raise
             raise InputError(f"prompt.style: expected turns that the chat template takes: {one_line(error)}") from error
         return f"{rendered}{query.lead}"
+
+
+def _content(text: str, pictures: Sequence[str], shown: int) -> str | list[dict[str, str]]:
+    """Return a turn's content: text, or in a chat with pictures the list that their templates take, `shown` in it."""
+    return [*[{"type": "image"}] * shown, {"type": "text", "text": text}] if pictures else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ class Sample:
 
     @property
     def split_key(self) -> str:
-        """Normalised question text, and its pictures: samples that share it, in any task, stand on one side of a split."""
+        """Normalised question text and pictures: samples that share it, in any task, stand on one side of a split."""
         return " ".join([normalise_question(self.question), *self.images])
 
 

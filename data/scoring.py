@@ -14,22 +14,33 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from data.answers import final_answer, folded, parse_letter
 from data.generation import Answer, Generator, Request
 from data.grading import Grader
+from data.pictures import read_picture
 from data.prompts import Query
 from data.records import ChainResult
 from data.sample import Sample, Split, read_samples
 from data.statistics import greatest_probability
 from data.tasks import CHOICE_MODES, Task, TaskSet, read_tasks
 from router.chain import Chain
+from router.command import one_line
 from router.engine.block import Block
 from router.engine.choices import joined_states, rows_of
 from router.engine.decoder import find_decoder
 from router.engine.executor import ChainExecutor, Job
-from router.engine.load import DEFAULT_MODEL, ModelSettings, context_of, load_model, prompt_tokens, tokens_after
+from router.engine.inputs import widened
+from router.engine.load import (
+    DEFAULT_MODEL,
+    ModelSettings,
+    context_of,
+    load_model,
+    load_processor,
+    prompt_tokens,
+    tokens_after,
+)
 from router.engine.readout import ExecutorStatistics
 from router.engine.rows import Row
 from router.files import require_directory
@@ -51,6 +62,7 @@ class EncodedSample:
         target: the answer that counts as right (index of a choice, or text): the sample's own, but for a control
             another one.
         truncated: whether the prompt was too long and lost its start.
+        text: the prompt as text, in which a picture is one token; kept where there are pictures.
     """
 
     sample: Sample
@@ -60,6 +72,7 @@ class EncodedSample:
     continuations: tuple[tuple[int, ...], ...]
     target: int | str
     truncated: bool = False
+    text: str = ""
 
     @property
     def length(self) -> int:
@@ -76,9 +89,16 @@ class Encoder:
             reach it.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
-        """Prepare for a model's tokenizer and positions."""
-        self._tokenizer, self._tasks = tokenizer, tasks
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tasks: TaskSet,
+        processor: ProcessorMixin | None = None,
+    ) -> None:
+        """Prepare for a model's tokenizer and positions; `processor`: for samples with pictures."""
+        self._tokenizer, self._tasks, self._processor = tokenizer, tasks, processor
+        self._device, self._dtype = model.device, model.dtype
         self._positions = context_of(model)
         self.truncated: set[str] = set()
         self.unreachable: set[str] = set()
@@ -104,10 +124,12 @@ class Encoder:
         asked, truncated = sample, False
         while True:
             query = task.query(sample, gold, asked)
-            text = task.prompt.text(query, self._tokenizer)
+            text = self._text(query, sample, task)
             prompt = self._opened(text, task)
             follows = f"\n\n{query.asked}" if query.examples and task.prompt.style == "base" else ""
             continuations = tuple(self._continuation(text, prompt, one, follows, task) for one in query.continuations)
+            if sample.images:
+                prompt, _ = self._pictured(text, sample, task)
             excess = self._excess(task, prompt, continuations)
             if excess <= 0:
                 break
@@ -117,7 +139,46 @@ class Encoder:
         if truncated:
             self.truncated.add(sample.id)
         self._check_answer(sample, task, prompt, continuations)
-        return EncodedSample(sample, task, query, prompt, continuations, wanted, truncated)
+        return EncodedSample(
+            sample, task, query, prompt, continuations, wanted, truncated, text if sample.images else ""
+        )
+
+    def inputs(self, encoded: EncodedSample) -> dict[str, Tensor]:
+        """Return what the model takes of a sample besides tokens: nothing, or its pictures as they are now on the disk.
+
+        Raises:
+            InputError: where a picture is missing or another.
+        """
+        if not encoded.sample.images:
+            return {}
+        return self._pictured(encoded.text, encoded.sample, encoded.task)[1]
+
+    def _text(self, query: Query, sample: Sample, task: Task) -> str:
+        if not sample.images:
+            return task.prompt.text(query, self._tokenizer)
+        token = getattr(self._processor, "image_token", None)
+        if self._processor is None or not isinstance(token, str):
+            raise InputError("data: expected a model with a processor for samples with pictures, got none")
+        template = self._processor.chat_template
+        template = template if isinstance(template, str) else None
+        return task.prompt.text(query, self._tokenizer, pictures=[token] * len(sample.images), template=template)
+
+    def _pictured(self, text: str, sample: Sample, task: Task) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+        """Return a prompt's tokens, with all that stand for its pictures, and the model's other inputs."""
+        assert self._processor is not None
+        if self._tasks.folder is None:
+            raise InputError("data: expected a folder with the samples' pictures, got samples that stand in none")
+        pictures = [read_picture(self._tasks.folder, name) for name in sample.images]
+        try:
+            made = self._processor(images=pictures, text=text, add_special_tokens=False, return_tensors="pt")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"expected pictures and a text that the processor takes: {one_line(error)}") from error
+        plain = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        opened = self._opened(text, task)
+        front = opened[: len(opened) - len(plain)]  # BOS, as before every other prompt
+        prompt = (*front, *made.pop("input_ids")[0].tolist())
+        made.pop("attention_mask", None)
+        return prompt, widened(made.to(self._device, self._dtype), len(prompt), left=True)
 
     def _continuation(
         self, text: str, prompt: tuple[int, ...], added: str, follows: str, task: Task
@@ -240,6 +301,7 @@ class ChainScorer:
         state_bytes: int = 2**30,
         packed: bool = True,
         origin: ModelSettings | None = None,
+        processor: ProcessorMixin | None = None,
     ) -> None:
         """Prepare a model for its tasks.
 
@@ -251,11 +313,13 @@ class ChainScorer:
             state_bytes: bytes of computed states kept for reuse.
             packed: whether the choices of a sample share one row where the model allows it.
             origin: where the model comes from, for another process that is to load it too; None: only this one has it.
+            processor: the model's processor, for tasks with pictures.
         """
         self.tasks = TaskSet.of(tasks)
         self.model, self.tokenizer = model, tokenizer
         self._origin, self._state_bytes = origin, state_bytes
-        self._encoder = Encoder(model, tokenizer, self.tasks)
+        self._processor = processor
+        self._encoder = Encoder(model, tokenizer, self.tasks, processor)
         self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=state_bytes)
         self._generator = Generator(model, tokenizer, batch_tokens=4 * batch_tokens)
         self._grader = Grader()
@@ -284,18 +348,27 @@ class ChainScorer:
         """Load a model for its tasks; workers in other processes can then load it too.
 
         Raises:
-            InputError: where the model or its device does not exist.
+            InputError: where the model, its device, or its processor for tasks with pictures does not exist.
         """
-        model, tokenizer = load_model(
-            origin.model or DEFAULT_MODEL, dtype=origin.dtype, device=origin.device, revision=origin.revision
-        )
+        name, tasks, processor = origin.model or DEFAULT_MODEL, TaskSet.of(tasks), None
+        if any(task.columns.image is not None for task in tasks.tasks.values()):
+            processor = load_processor(name, revision=origin.revision)
+        model, tokenizer = load_model(name, dtype=origin.dtype, device=origin.device, revision=origin.revision)
         sizes = {"batch_tokens": batch_tokens, "state_bytes": state_bytes}
-        return cls(model, tokenizer, tasks, **sizes, packed=packed, origin=origin)
+        return cls(model, tokenizer, tasks, **sizes, packed=packed, origin=origin, processor=processor)
 
     def with_tasks(self, tasks: TaskSet) -> ChainScorer:
         """Return a scorer of the same model for other tasks."""
         sizes = {"batch_tokens": self.batch_tokens, "state_bytes": self._state_bytes}
-        return ChainScorer(self.model, self.tokenizer, tasks, **sizes, packed=self._asked_packed, origin=self._origin)
+        return ChainScorer(
+            self.model,
+            self.tokenizer,
+            tasks,
+            **sizes,
+            packed=self._asked_packed,
+            origin=self._origin,
+            processor=self._processor,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process by name: the model is loaded there, and must be the same."""
@@ -361,12 +434,20 @@ class ChainScorer:
     def load(self, samples: Sequence[EncodedSample], *, share: bool = True) -> SampleBlock:
         """Load samples into the executor; a block loaded before loses its reusable states.
 
-        With `share`, tokens that many prompts begin with (examples, a system prompt) run once for all of them.
+        With `share`, tokens that many prompts begin with (examples, a system prompt) run once for all of them. Beside
+        samples with pictures each choice has a row of its own.
+
+        Raises:
+            InputError: where a picture is missing or another.
+            ValueError: where the model hands pictures to its layers in a way of its own.
         """
         rows: list[Row] = []
         owned: list[tuple[int, ...]] = []
+        packed = self._packed and not any(sample.sample.images for sample in samples)
         for sample in samples:
-            made = rows_of(sample.prompt, sample.continuations, packed=self._packed)
+            made = rows_of(sample.prompt, sample.continuations, packed=packed)
+            if inputs := self._encoder.inputs(sample):
+                made = [dataclasses.replace(row, inputs=inputs) for row in made]
             owned.append(tuple(range(len(rows), len(rows) + len(made))))
             rows += made
         return SampleBlock(tuple(samples), self._executor.load(rows, share=share), tuple(owned))
@@ -441,7 +522,8 @@ class ChainScorer:
         requests = []
         for index, chain in jobs:
             task = block.samples[index].task
-            requests.append(Request(block.samples[index].prompt, chain, task.max_new_tokens, task.before_end))
+            inputs = block.block.rows[block.rows[index][0]].inputs
+            requests.append(Request(block.samples[index].prompt, chain, task.max_new_tokens, task.before_end, inputs))
         results = []
         for (index, chain), answer in zip(jobs, self._generator.generate(requests), strict=True):
             one = block.samples[index]

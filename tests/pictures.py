@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedModel
 
 from router.engine.load import left_padded
+from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENS = {"llava": 16, "paligemma": 16}
 """Tokens of a picture of 16 x 16 pixels, where they are not 4."""
@@ -75,3 +77,29 @@ def row_of(batch: dict[str, Any], row: int, pictures: Sequence[int]) -> dict[str
             each = len(value) // sum(pictures)
             alone[name] = value[first * each : (first + count) * each]
     return alone
+
+
+CHAT = (
+    "{% for turn in messages %}{{ turn['role'] }}: {% for part in turn['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def save_pictured(folder: Path) -> Path:
+    """Write a tiny Llava, its tokenizer and its processor (pictures of 16 x 16 pixels, 16 tokens each) to a folder."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    model = tiny_model("llava")
+    model.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False)
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    ).save_pretrained(folder)
+    return folder

@@ -18,13 +18,13 @@ from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
 from data.states import StatesOrigin, states_of
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
-from router.engine.load import DEFAULT_MODEL, load_model
+from router.engine.load import DEFAULT_MODEL, ModelSettings
 from router.files import require_directory, sha256_file
 from router.fingerprint import Fingerprints
 from router.heads.head import Head, StateEncoder, pad_states
 from router.heads.menu import OUTCOMES, MenuHead
 from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
-from router.validation import SETTINGS, InputError, Positive
+from router.validation import SETTINGS, InputError, Positive, from_plain
 
 if TYPE_CHECKING:
     from train.objectives import Objective
@@ -231,10 +231,9 @@ class RouterData(LightningDataModule):
         """Return a scorer of the base model, which is loaded now; None: in the records' dtype."""
         if self._scorer is None:
             settings = self._settings
-            model, tokenizer = load_model(
-                self.model, dtype=dtype or self.origin.dtype, device=settings.device, revision=settings.revision
-            )
-            self._scorer = ChainScorer(model, tokenizer, self.tasks)
+            given = {"model": self.model, "revision": settings.revision, "device": settings.device}
+            origin = from_plain(ModelSettings, given | {"dtype": dtype or self.origin.dtype}, "records")
+            self._scorer = ChainScorer.open(origin, self.tasks)
         return self._scorer
 
     def train_dataloader(self) -> DataLoader[Example]:

@@ -238,7 +238,7 @@ class StateNode:
     ) -> None:
         """Make a node without children."""
         self.parent = parent
-        self.depth = 0 if parent is None else parent.depth + 1
+        self.depth: int = 0 if parent is None else parent.depth + 1
         self.layer = layer
         self.shared = shared
         self.state = state

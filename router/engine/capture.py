@@ -271,7 +271,6 @@ class LayerCapture:
 
     def _learn_axes(self, *, prepared: bool) -> list[list[Axes]]:
         """Compare the shapes of two batches that differ in rows and tokens."""
-        captures = [self.capture, lambda tokens, _, mask: self.capture_prepared(tokens, mask, {})]
         shapes = []
         for rows, length in ((2, 5), (3, 7)):
             tokens = torch.zeros(rows, length, dtype=torch.long, device=self.device)
@@ -279,7 +278,10 @@ class LayerCapture:
             mask = torch.ones_like(tokens)
             mask[:, -1] = 0
             with torch.inference_mode():
-                captured = captures[prepared](tokens, positions, mask)
+                if prepared:
+                    captured = self.capture_prepared(tokens, mask, {})
+                else:
+                    captured = self.capture(tokens, positions, mask)
             shapes.append([[tensor.shape for tensor in tensors_of(call)] for call in captured.calls])
         return [
             [_compare(a, b) for a, b in zip(first, second, strict=True)] for first, second in zip(*shapes, strict=True)

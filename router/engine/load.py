@@ -17,7 +17,19 @@ from jaxtyping import Int
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils import logging as transformers_logging
 
 from router.assets.wheels import model_directory, read_catalogue
@@ -87,13 +99,43 @@ def load_model(
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
     with _reading(name):
-        model = AutoModelForCausalLM.from_pretrained(
+        described = {name: options[name] for name in (*HUB_OPTIONS, "gguf_file") if name in options} | trusted
+        config = options.get("config") or AutoConfig.from_pretrained(source, revision=revision, **described)
+        model = auto_class(config).from_pretrained(
             source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options | trusted
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **where | trusted)
     if "device_map" not in options:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """Return what loads a model: as an image-text model where the library has it as nothing else, as text elsewhere."""
+    only_pictured = (
+        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    return AutoModelForImageTextToText if only_pictured else AutoModelForCausalLM
+
+
+def load_processor(name: str, *, revision: str | None = None, **options: Any) -> ProcessorMixin:
+    """Load the processor that makes a model's inputs of pictures and text.
+
+    Args:
+        name: as in `load_model`.
+        revision: hub revision.
+        options: passed on to `from_pretrained`.
+
+    Raises:
+        InputError: where there is no such model, or it has none.
+    """
+    source = _source(name)
+    trusted = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
+    with _reading(name):
+        processor = AutoProcessor.from_pretrained(source, revision=revision, **options | trusted)
+    if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+        raise InputError(f"model: expected one with a processor for pictures, got {name!r}, which has none")
+    return processor
 
 
 def layers_of(name: str, revision: str | None = None) -> int:
@@ -109,7 +151,7 @@ def layers_of(name: str, revision: str | None = None) -> int:
     source = _source(name)
     with _reading(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = auto_class(config).from_config(config, trust_remote_code=False)
         return find_decoder(model).num_layers
 
 

@@ -389,10 +389,10 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         settings, options = self._settings(generation_config, kwargs)
         check_routable(settings, options)
         mask = options.pop("attention_mask", None)
-        inputs = {name: options.pop(name) for name in list(options) if name not in OF_GENERATE}
-        if inputs or has_placeholders(self.plain_model(), ids):
+        given = {name: options.pop(name) for name in list(options) if name not in OF_GENERATE}
+        if given or has_placeholders(self.plain_model(), ids):
             check_no_turn_before(options.get("past_key_values"))
-        reading = self.read(ids, mask_of(ids, settings) if mask is None else mask, **inputs)
+        reading = self.read(ids, mask_of(ids, settings) if mask is None else mask, **given)
         groups = by_chain([one.chain for one in self.decide(reading)])
         if len(groups) > 1:
             check_one_chain(settings, options, len(groups))
