@@ -445,7 +445,9 @@ class ChainScorer:
         owned: list[tuple[int, ...]] = []
         packed = self._packed and not any(sample.sample.images for sample in samples)
         for sample in samples:
-            made = rows_of(sample.prompt, sample.continuations, packed=packed)
+            # Letters are predicted, never read: one plain row has them all.
+            letters = bool(sample.sample.images) and all(len(tokens) == 1 for tokens in sample.continuations)
+            made = rows_of(sample.prompt, sample.continuations, packed=packed or letters)
             if inputs := self._encoder.inputs(sample):
                 made = [dataclasses.replace(row, inputs=inputs) for row in made]
             owned.append(tuple(range(len(rows), len(rows) + len(made))))

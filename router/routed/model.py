@@ -27,7 +27,7 @@ from jaxtyping import Int
 from packaging.version import Version
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers import __version__ as transformers_version
 from transformers.generation.utils import GenerationMixin
 
@@ -36,7 +36,7 @@ from router.engine.choices import ChoiceScorer, Question, ScoredChoices, questio
 from router.engine.copies import shallow_copy
 from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
 from router.engine.inputs import OF_GENERATE, ModelInputs, has_placeholders
-from router.engine.load import load_model, padding_token
+from router.engine.load import HUB_OPTIONS, load_model, load_processor, padding_token
 from router.engine.makeup import Makeup
 from router.engine.replay import Prefix, PrefixRun
 from router.engine.view import CACHED_VIEWS
@@ -131,6 +131,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
     _views: OrderedDict[Chain, _View]
     _lock: threading.Lock
     _make_scorer: Callable[[], ChoiceScorer]
+    _load_processor: Callable[[], ProcessorMixin] | None
 
     @classmethod
     def from_pretrained(
@@ -189,6 +190,8 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         routed = cls.join(model, loaded, tokenizer=tokenizer, budget=budget, guaranteed=guaranteed)
         tokenizer.padding_side = "left"  # as generation needs it
         routed.router_folder = folder
+        where = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
+        routed._load_processor = functools.cache(lambda: _processor_of(name, revision=base_revision, **where))
         return routed
 
     @classmethod
@@ -219,12 +222,23 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         made.__class__ = _routed_class(type(model))
         routed = cast(RoutedModel, made)
         routed.router, routed.budget, routed.guaranteed = router, budget, guaranteed
-        routed.tokenizer, routed.router_folder = tokenizer, None
+        routed.tokenizer, routed.router_folder, routed._load_processor = tokenizer, None, None
         # A function and no attribute: torch would take a model in an attribute for a part of this one.
         routed.plain_model = lambda: model
         routed._lock = threading.Lock()
         routed._prepare()
         return routed
+
+    @property
+    def processor(self) -> ProcessorMixin:
+        """What makes inputs of pictures and text: the base model's processor, read when it is first asked for.
+
+        Raises:
+            InputError: where the base model has none, or was not loaded by `from_pretrained`.
+        """
+        if self._load_processor is None:
+            raise InputError("processor: expected a model of from_pretrained, got a joined one; load its own processor")
+        return self._load_processor()
 
     def _prepare(self) -> None:
         """Make what runs the layers, of the base model as it is now.
@@ -611,6 +625,12 @@ def quantisation_of(model: PreTrainedModel) -> str | None:
         return None
     method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
     return str(getattr(method, "value", method))
+
+
+def _processor_of(name: str, **options: Any) -> ProcessorMixin:
+    processor = load_processor(name, **options)
+    processor.tokenizer.padding_side = "left"  # as generation needs it
+    return processor
 
 
 def _joined(model: PreTrainedModel, router: Router, kept: Mapping[str, Any]) -> RoutedModel:
