@@ -219,12 +219,11 @@ def load_samples(
     split: str,
     path: Path | None = None,
     on_bad_row: str = "stop",
-    *,
-    out: Path,
+    out: Path | None = None,
 ) -> Loaded:
     """Return the samples of a source split, marked as samples of `split`; a bad row stops, or is counted ("skip").
 
-    Their pictures are written to `out`.
+    Their pictures are written to `out`; without it questions are read without them.
 
     Raises:
         InputError: where `read_rows` raises it, at a bad row (for "stop"; for "skip" where all are bad), or where no
@@ -244,7 +243,7 @@ def load_samples(
     return loaded
 
 
-def _converted(task: Task, rows: Iterable[Row], split: str, on_bad_row: str, out: Path) -> Loaded:
+def _converted(task: Task, rows: Iterable[Row], split: str, on_bad_row: str, out: Path | None) -> Loaded:
     loaded = Loaded()
     questions: set[str] = set()
     by_id: dict[tuple[str, str], tuple[str, str]] = {}
@@ -279,7 +278,7 @@ def _distinct_question(task: Task, row: Row) -> str | None:
     return question if isinstance(question, str) else None
 
 
-def _sample(task: Task, row: Row, split: str, out: Path) -> Sample:
+def _sample(task: Task, row: Row, split: str, out: Path | None) -> Sample:
     """Make a sample that can be asked and written; its pictures are written to `out`.
 
     Raises:
@@ -288,7 +287,7 @@ def _sample(task: Task, row: Row, split: str, out: Path) -> Sample:
     if row.problem:
         raise ValueError(row.problem)
     column, images = task.columns.image, list[str]()
-    if column is not None:
+    if column is not None and out is not None:
         images = [store_picture(out, one) for one in pictures_at(lookup(row.values, column), column, row.folder)]
     sample = task.sample(row.values, split, tuple(images))
     task.query(sample)
@@ -399,7 +398,7 @@ def _load(settings: PrepareSettings, parts: Mapping[str, _Part], out: Path) -> d
         for split, source_split in part.drawn_on.items():
             if (name, source_split) not in loaded:
                 loaded[name, source_split] = load_samples(
-                    part.task, part.source, source_split, split, part.settings.path, settings.on_bad_row, out=out
+                    part.task, part.source, source_split, split, part.settings.path, settings.on_bad_row, out
                 )
     return loaded
 

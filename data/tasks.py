@@ -316,7 +316,7 @@ class TaskSet:
     """
 
     tasks: Mapping[str, Task]
-    folder: Path | None = None
+    folder: Path | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, tasks: Task | TaskSet | Iterable[Task]) -> TaskSet:

@@ -34,6 +34,8 @@ _WORDS = [
     {"question": f"Spell backward: {word}", "answer": word[::-1], "difficulty": i, "metadata": {}}
     for i, word in enumerate(["moon", "river", "glasses"], start=1)
 ]
+_DRAWN = {"kind": "colour", "difficulty": 1}
+_SCHOOL = {"subject": "natural science", "topic": "matter", "grade": "grade 4"}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "arc_easy": _SCIENCE,
     "arc_challenge": _SCIENCE,
@@ -89,6 +91,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "basic_arithmetic": _SUMS,
     "products": _SUMS,
     "spell_backward": _WORDS,
+    "shapes": [
+        {"question": f"Which colour is the {shape}?", "choices": ["blue", "red"], "answer": "red", **_DRAWN}
+        for shape in ("bar", "cross", "square")
+    ],
+    "science_qa": [
+        {"question": question, "choices": ["ice", "oak", "tin"], "answer": answer, **_SCHOOL}
+        for answer, question in enumerate(["Which is frozen?", "Which grows?", "Which rings?"])
+    ],
 }
 """Three rows a task: a question, and two that serve as examples."""
 

@@ -55,7 +55,7 @@ def rendered() -> dict[str, dict[str, Any]]:
             for mode, changes in variants(name).items():
                 prompt = {**changes.get("prompt", {}), "style": style}
                 task = load_task(name, **{**changes, "prompt": prompt})
-                for shots in (0, 2):
+                for shots in (0, 2) if task.columns.image is None else (0,):
                     found[f"{name}, {style}, {shots} shots, {mode}"] = asked(task, shots)
     return found
 

@@ -205,21 +205,21 @@ def test_corrupt_requests_are_named(in_cache: Path) -> None:
 def test_a_task_without_that_source_is_refused() -> None:
     # Oracle: a task that names neither hub nor wheel nor generator.
     task = load_task("arc_easy", hub=None, wheel=None)
-    for source in ("hub", "wheel", "reasoning_gym"):
+    for source in ("hub", "wheel", "reasoning_gym", "shapes"):
         with pytest.raises(InputError, match=f"source: expected a task with the key {source}"):
             list(read_rows(task, source, "train"))
 
 
 def test_the_source_is_chosen_by_path_and_task(tmp_path: Path) -> None:
     # Oracle: a path means local; else wheel before generator before hub; contradictions are refused.
-    chosen = {name: source_of(load_task(name), None, None) for name in ("arc_easy", "gsm8k", "chain_sum")}
-    assert chosen == {"arc_easy": "wheel", "gsm8k": "hub", "chain_sum": "reasoning_gym"}
+    chosen = {name: source_of(load_task(name), None, None) for name in ("arc_easy", "gsm8k", "chain_sum", "shapes")}
+    assert chosen == {"arc_easy": "wheel", "gsm8k": "hub", "chain_sum": "reasoning_gym", "shapes": "shapes"}
     assert source_of(load_task("arc_easy"), None, tmp_path) == "local"
     assert source_of(load_task("arc_easy"), "hub", None) == "hub"
     for source, path in (("hub", tmp_path), ("local", None)):
         with pytest.raises(InputError, match="path: expected it with source local only"):
             source_of(load_task("arc_easy"), source, path)
-    with pytest.raises(InputError, match="path: expected it for gsm8k, which names no hub, wheel or reasoning_gym"):
+    with pytest.raises(InputError, match="path: expected it for gsm8k, which names no hub, wheel or generator"):
         source_of(load_task("gsm8k", hub=None), None, None)
 
 
