@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from router.chain import Chain
+from router.engine.executor import ChainExecutor, Job
+from router.engine.rows import Row, pack_row, plain_row, separate_rows
+from router.engine.trial import nasty_chain
 from router.engine.view import chain_view
 from router.routed import RoutedModel
 from tests.pictures import PICTURED, pictured_prompts, row_of
 from tests.routed_folders import GREEDY, PREFIX, prompts, router_for
-from tests.tiny import tiny_model
+from tests.tiny import NUM_LAYERS, tiny_model
 
+FULL = Chain.full(NUM_LAYERS)
+SEVERAL = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3_vision", "internvl")
+"""Families whose processors hand over any number of pictures a row in the same way."""
 ATTENTION = {"paligemma": "eager"}
 """Where the usual one is refused: PaliGemma's own answers to text alone hang on whether a mask is built under SDPA."""
 
@@ -41,7 +51,7 @@ def test_each_row_is_what_its_chains_view_generates_with_its_picture(family: str
     each_as_alone(family, (1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3_vision"])
+@pytest.mark.parametrize("family", SEVERAL)
 def test_rows_may_have_several_pictures_or_none(family: str) -> None:
     each_as_alone(family, (2, 0, 1, 0))
 
@@ -111,3 +121,89 @@ def test_a_cache_of_an_earlier_turn_is_refused_with_pictures() -> None:
     for more in ({"pixel_values": pixels}, {}):  # without them the text's pictures would be read as tokens
         with pytest.raises(ValueError, match="past_key_values: expected none, or an empty cache, with pictures"):
             routed.generate(out, past_key_values=cache, **more, **GREEDY)
+
+
+CHAINS = [FULL, nasty_chain(NUM_LAYERS), FULL.skip(1, 2), Chain((0,), NUM_LAYERS), Chain((1, 1), NUM_LAYERS)]
+
+
+def pictured_rows(model: PreTrainedModel, family: str, pictures: tuple[int, ...]) -> list[tuple[Row, dict[str, Any]]]:
+    """Rows of a batch for the executor, each with what the model is given for it alone."""
+    batch, found = pictured_prompts(model, family, pictures), []
+    for place in range(len(pictures)):
+        alone = row_of(batch, place, pictures)
+        inputs = {name: alone[name] for name in set(alone) - {"input_ids", "attention_mask"} if "pixel_values" in alone}
+        found.append((dataclasses.replace(plain_row(alone["input_ids"][0].tolist()), inputs=inputs), alone))
+    return found
+
+
+@pytest.mark.parametrize("family", PICTURED)
+def test_the_executor_runs_rows_with_their_pictures(family: str) -> None:
+    # Oracle: the chain's view, the row alone; what the router reads there is what the executor gives training.
+    model, routed = routed_of(family)
+    rows = pictured_rows(model, family, (1, 2, 0, 1) if family in SEVERAL else (1, 1, 1))
+    executor = ChainExecutor(model)
+    block = executor.load([row for row, _ in rows])
+    for chain in CHAINS:
+        jobs = [Job(i, chain) for i in range(len(rows))]
+        for (_, alone), logits in zip(rows, executor.logits(block, jobs), strict=True):
+            options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+            want = chain_view(model, chain).generate(**alone, **options).logits[0][0]
+            torch.testing.assert_close(logits[-1], want, atol=2e-4, rtol=1e-4)
+    prefix = Chain(tuple(range(PREFIX)), NUM_LAYERS)
+    for (_, alone), states in zip(
+        rows, executor.states(block, [Job(i, prefix) for i in range(len(rows))]), strict=True
+    ):
+        torch.testing.assert_close(states, routed.read(**alone).run.rows()[0], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", PICTURED)
+def test_answers_after_pictures_are_scored_or_refused(family: str) -> None:
+    # Oracle: the chain's view generating token after token; PaliGemma's prompt would see the answer that follows it.
+    model, chain = tiny_model(family, ATTENTION.get(family)), FULL.skip(1, 1).repeat(1, 2, 1)
+    ((row, alone),) = pictured_rows(model, family, (1,))
+    if family == "paligemma":
+        alone["token_type_ids"] = torch.zeros_like(alone["input_ids"])
+        row = dataclasses.replace(row, inputs={**row.inputs, "token_type_ids": alone["token_type_ids"]})
+    answers = [(9, 8, 7), (20, 21), (33,)]
+    rows = [dataclasses.replace(one, inputs=row.inputs) for one in separate_rows(row.tokens, answers)]
+    executor = ChainExecutor(model)
+    if family == "paligemma":
+        executor.load([row])
+        with pytest.raises(ValueError, match="expected a model whose layers get pictures in their hidden states"):
+            executor.load(rows)
+        return
+    block = executor.load(rows)
+    assert len(block.parts) == len(rows)  # nothing is shared: equal tokens may stand for other pictures
+    for answer, logprobs in zip(
+        answers, executor.target_logprobs(block, [Job(i, chain) for i in range(3)]), strict=True
+    ):
+        given, want = dict(alone), []
+        out = chain_view(model, chain).generate(
+            **given,
+            max_new_tokens=len(answer),
+            logits_processor=LogitsProcessorList([_Forced(answer, row)]),
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
+        want = [float(logits[0].log_softmax(-1)[token]) for logits, token in zip(out.logits, answer, strict=True)]
+        assert logprobs.tolist() == pytest.approx(want, abs=1e-3)
+
+
+class _Forced(LogitsProcessor):  # type: ignore[misc]
+    """Lets nothing but an answer follow a prompt."""
+
+    def __init__(self, answer: tuple[int, ...], row: Row) -> None:
+        self._answer, self._length = answer, len(row.tokens)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self._answer[input_ids.shape[1] - self._length]] = 0.0
+        return forced
+
+
+def test_packed_rows_beside_pictures_are_refused() -> None:
+    model = tiny_model("llava")
+    ((row, _),) = pictured_rows(model, "llava", (1,))
+    with pytest.raises(ValueError, match="rows: expected plain rows beside those with pictures, got packed ones"):
+        ChainExecutor(model).load([row, pack_row([5, 6, 7], [[8, 9], [10]])])
