@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from router.chain import Chain
+from router.engine.decoder import find_decoder
 from router.engine.view import chain_view
-from tests.tiny import FAMILIES, NUM_LAYERS
+from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model
 
 IMAGE_TOKEN = 299
 FULL = Chain.full(NUM_LAYERS)
@@ -84,3 +85,12 @@ def test_chains_of_the_text_decoder_generate_the_same_with_and_without_a_cache(
     assert view.config.text_config.num_hidden_layers == chain.depth
     assert model.config.text_config.num_hidden_layers == NUM_LAYERS
     assert view.config.vision_config.num_hidden_layers == 2
+
+
+def test_a_chain_as_deep_as_the_vision_tower_is_found_in_the_text_decoder() -> None:
+    # Oracle: the same chain without a cache; Llama4's two vision layers are as many as the chain's.
+    view = chain_view(tiny_model("llama4"), Chain((0, 3), NUM_LAYERS))
+    assert find_decoder(view).path[0] == "language_model"
+    ids = torch.tensor([[1, 5, 7, 8, 9, 10]])
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+    assert torch.equal(view.generate(ids, **options), view.generate(ids, use_cache=False, **options))
