@@ -60,8 +60,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     ]
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if isinstance(decoder, nn.Module):
-        for found in (decoder.children(), decoder.modules()):  # Llama4 names a module around the owner
-            inside = {id(module) for module in found}
+        for part in (decoder.children(), decoder.modules()):  # Llama4 names a module around the owner
+            inside = {id(module) for module in part}
             places = [(name, module) for name, module in places if id(module) in inside] or places
     if len(places) > 1:  # rotary embeddings by base, which have no weights, can be as many as a chain's layers
         places = [(name, module) for name, module in places if any(True for _ in module.parameters())]
