@@ -17,10 +17,12 @@ from torch.nn import functional
 from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation.utils import GenerationMixin
 
+from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
+
 OF_GENERATE = frozenset(inspect.signature(GenerationMixin.generate).parameters) | {
     "input_ids",
     "attention_mask",
-    "past_key_values",
+    *CACHE_ARGUMENTS,
     "tokenizer",
     "assistant_tokenizer",
     "assistant_early_exit",
@@ -59,7 +61,7 @@ def prefill(
         return_dict_in_generate=True,
         output_logits=True,
     )
-    kept = {} if cache is None else {"past_key_values": cache}
+    kept = {} if cache is None else {cache_argument(model): cache}
     done = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **inputs, **kept)
     logits: Tensor = done.logits[0]
     return logits
