@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from router.engine.copies import REGISTRIES
+REGISTRIES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+"""What decides what a module computes, by name in its registries."""
 
 
 class Makeup:
