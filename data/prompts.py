@@ -116,7 +116,7 @@ class Prompt:
         query: Query,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        pictures: Sequence[str] = (),
+        pictures: Sequence[str] | None = None,
         template: str | None = None,
     ) -> str:
         """Return the whole prompt up to the answer; in a chat with the template's special tokens written out.
@@ -124,7 +124,8 @@ class Prompt:
         Args:
             query: what is asked.
             tokenizer: the model's tokenizer.
-            pictures: what stands for each picture in style base; pictures stand in front of what is asked.
+            pictures: what stands for each picture in style base; pictures stand in front of what is asked. None: the
+                model takes none, and a chat's turns are plain texts.
             template: chat template instead of the tokenizer's own.
 
         Raises:
@@ -132,14 +133,14 @@ class Prompt:
         """
         if self.style == "base":
             examples = [f"{asked}\n{answered}" for asked, answered in query.examples]
-            shown = "".join(f"{picture}\n" for picture in pictures)
+            shown = "".join(f"{picture}\n" for picture in pictures or ())
             return "\n\n".join([*examples, f"{shown}{query.asked}\n{query.lead}"])
         messages: list[dict[str, Any]] = []
         if self.system is not None:
-            messages.append({"role": "system", "content": _content(self.system, pictures, 0)})
+            messages.append({"role": "system", "content": _content(self.system, None if pictures is None else 0)})
         for asked, answered in query.examples:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        messages.append({"role": "user", "content": _content(query.asked, pictures, len(pictures))})
+        messages.append({"role": "user", "content": _content(query.asked, None if pictures is None else len(pictures))})
         if not (template or tokenizer.chat_template):
             raise InputError("prompt.style: expected base for a tokenizer without a chat template, got chat")
         try:
@@ -152,12 +153,16 @@ class Prompt:
             )
         except Exception as error:  # templates are programs of the model's makers; jinja2 raises what they raise
             raise InputError(f"prompt.style: expected turns that the chat template takes: {one_line(error)}") from error
+        if "".join(query.asked.split()) not in "".join(rendered.split()):
+            raise InputError(
+                "prompt.style: expected a chat template that writes what is asked, got one that leaves it out"
+            )
         return f"{rendered}{query.lead}"
 
 
-def _content(text: str, pictures: Sequence[str], shown: int) -> str | list[dict[str, str]]:
-    """Return a turn's content: text, or in a chat with pictures the list that their templates take, `shown` in it."""
-    return [*[{"type": "image"}] * shown, {"type": "text", "text": text}] if pictures else text
+def _content(text: str, pictures: int | None) -> str | list[dict[str, str]]:
+    """Return a turn's content: so many pictures and the text, as templates for pictures take it; None: text alone."""
+    return text if pictures is None else [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,14 +154,14 @@ class Encoder:
         return self._pictured(encoded.text, encoded.sample, encoded.task)[1]
 
     def _text(self, query: Query, sample: Sample, task: Task) -> str:
-        if not sample.images:
-            return task.prompt.text(query, self._tokenizer)
-        token = getattr(self._processor, "image_token", None)
-        if self._processor is None or not isinstance(token, str):
+        processor = self._processor
+        if processor is None and sample.images:
             raise InputError("data: expected a model with a processor for samples with pictures, got none")
-        template = self._processor.chat_template
-        template = template if isinstance(template, str) else None
-        return task.prompt.text(query, self._tokenizer, pictures=[token] * len(sample.images), template=template)
+        if processor is None or task.columns.image is None:
+            return task.prompt.text(query, self._tokenizer)
+        template = processor.chat_template if isinstance(processor.chat_template, str) else None
+        pictures = [str(processor.image_token)] * len(sample.images)
+        return task.prompt.text(query, self._tokenizer, pictures=pictures, template=template)
 
     def _pictured(self, text: str, sample: Sample, task: Task) -> tuple[tuple[int, ...], dict[str, Tensor]]:
         """Return a prompt's tokens, with all that stand for its pictures, and the model's other inputs."""

@@ -31,7 +31,7 @@ from router.routed import RoutedModel
 from router.validation import InputError
 from search.__main__ import main as search
 from tests.pictures import save_pictured
-from tests.tiny import NUM_LAYERS, save_tiny
+from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples
 from train.__main__ import main as train
 
 FULL = Chain.full(NUM_LAYERS)
@@ -135,12 +135,11 @@ def test_scores_are_the_stock_models_with_its_processor(
         if style == "chat":
             pictures = [Image.open(project / "data" / FOLDER / name) for name in sample.images]
             parts = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": query.asked}]
-            rendered = processor.apply_chat_template(
-                [{"role": "user", "content": parts if pictures else query.asked}], add_generation_prompt=True
-            )
-            if not pictures:
-                continue  # this template takes lists alone
-            batch = processor(images=pictures, text=rendered, return_tensors="pt", add_special_tokens=False)
+            rendered = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+            if pictures:
+                batch = processor(images=pictures, text=rendered, return_tensors="pt", add_special_tokens=False)
+            else:
+                batch = processor.tokenizer(rendered, return_tensors="pt", add_special_tokens=False)
         for place, choice in enumerate(query.order):
             own = processor.tokenizer(query.continuations[place], add_special_tokens=False)["input_ids"]
             assert result.scores[choice] == pytest.approx(sum(logprobs(view, batch, own)), abs=1e-3)
@@ -321,3 +320,11 @@ def test_a_model_without_pictures_is_refused_before_it_is_loaded(tmp_path: Path,
     scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
     with pytest.raises(InputError, match="expected a model with a processor for samples with pictures, got none"):
         scorer.encode_all(read_samples(project / "data" / "test.jsonl"))
+
+
+def test_a_chat_template_that_leaves_out_what_is_asked_is_refused(project: Path) -> None:
+    # Oracle: the template takes lists alone; of a plain text, as models without pictures get it, it writes nothing.
+    model, tokenizer = load_model(str(project / "model"))
+    task = load_task("arc_easy", prompt={"style": "chat"})
+    with pytest.raises(InputError, match="expected a chat template that writes what is asked, got one that leaves it"):
+        ChainScorer(model, tokenizer, task).encode_all(tiny_samples("test", 1))
