@@ -80,6 +80,27 @@ def test_sequences_and_beams_of_a_prompt_have_its_picture(family: str) -> None:
         assert torch.equal(routed.generate(**batch, **options), want)
 
 
+@pytest.mark.parametrize("family", PICTURED)
+def test_pictures_are_looked_at_once(family: str) -> None:
+    # Oracle: calls of the first module that sees pixels, counted; rows of several chains are looked at once more.
+    model, routed = routed_of(family)
+    calls: list[int] = []
+    tower = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d))
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    batch, other = (pictured_prompts(model, family, (1,), seed=seed) for seed in (2, 5))
+    routed.generate(**batch, **GREEDY)  # the hook makes it another model, which is tried
+    calls.clear()
+    first, second = routed.generate(**batch, **GREEDY), routed.generate(**other, **GREEDY)
+    assert len(calls) == 2
+    for given, out in ((batch, first), (other, second)):
+        (chosen,) = routed.route(**given)
+        assert torch.equal(out, chain_view(model, chosen.chain).generate(**given, **GREEDY))
+    calls.clear()
+    routed.generate(**pictured_prompts(model, family), **GREEDY)
+    chains = {one.chain for one in routed.route(**pictured_prompts(model, family))}
+    assert len(calls) == (2 if len(chains) == 1 else 2 + len(chains))
+
+
 def test_a_callers_positions_count() -> None:
     # Oracle: the view of the row's chain, the row alone with its own positions.
     model, routed = routed_of("llama")

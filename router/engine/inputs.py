@@ -105,6 +105,8 @@ class ModelInputs:
 
     def select(self, rows: Sequence[int]) -> ModelInputs:
         """Return the inputs of some rows; those without an entry for any of them are left out."""
+        if all(list(rows) == list(range(len(entries))) for _, entries in self.places.values()):
+            return self
         values, places = dict(self.values), dict[str, tuple[int, tuple[tuple[int, ...], ...]]]()
         for name, (axis, entries) in self.places.items():
             index = [entry for row in rows for entry in entries[row]]

@@ -7,11 +7,13 @@ caches stay the library's own.
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +33,8 @@ from router.engine.trial import require_chains
 
 PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 """What a cache has for a layer that keeps its keys and values, and nothing else."""
+ENCODERS = ("get_image_features", "get_video_features")
+"""What the library's `generate` calls of a model's inner one before a prompt with pictures, or films."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class PrefixRun:
         values: its values, alike.
         mask: 1 for tokens, 0 for padding, `[rows, tokens]`.
         extras: how many things the layers return besides the hidden states; None where they return these alone.
+        features: what pictures were made of, by `ENCODERS`: the arguments and the result; kept for all rows together.
     """
 
     ids: Int[Tensor, "rows tokens"]
@@ -52,6 +57,7 @@ class PrefixRun:
     values: tuple[Tensor, ...]
     mask: Int[Tensor, "rows tokens"]
     extras: int | None
+    features: Mapping[str, tuple[Mapping[str, Any], Any]] = field(default_factory=dict)
 
     def rows(self) -> list[Float[Tensor, "_ d_model"]]:
         """Return each row's states without padding."""
@@ -103,7 +109,7 @@ class Prefix:
         positions = "position_ids" in inspect.signature(type(self._model).forward).parameters
         self._offset = LayerCapture(self._model, decoder).position_offset if positions else None
         first = Chain(tuple(range(self.layers)), decoder.num_layers)
-        self._view = replace_head(make_view(self._model, first, cached=attentions), NoHead)
+        self._view = self._remembering(replace_head(make_view(self._model, first, cached=attentions), NoHead))
         find_decoder(self._view).layers[-1].register_forward_hook(self._keep)
         self.can_replay = attentions and self._suits_a_plain_cache()
 
@@ -160,8 +166,13 @@ class Prefix:
         return self._read(ids, mask, DynamicCache() if self.can_replay else None, inputs or {})
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None, inputs: Mapping[str, Any]) -> PrefixRun:
+        features: dict[str, tuple[Mapping[str, Any], Any]] = {}
         if inputs:
-            prefill(self._view, ids, mask, inputs, cache)
+            self._local.features = features
+            try:
+                prefill(self._view, ids, mask, inputs, cache)
+            finally:
+                self._local.features = None
         else:
             options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
             options[cache_argument(self._model)] = cache
@@ -175,7 +186,31 @@ class Prefix:
             values.append(layer.values)
         extras = extras_of(output)
         states = output if extras is None else output[0]
-        return PrefixRun(ids, states, tuple(keys), tuple(values), mask, extras)
+        return PrefixRun(ids, states, tuple(keys), tuple(values), mask, extras, features)
+
+    def _remembering(self, view: PreTrainedModel) -> PreTrainedModel:
+        """Let a view of one's own keep what it makes of pictures, and take it where the very same were read before."""
+        inner = view.base_model
+        for name in ENCODERS if inner is not self._model.base_model else ():
+            if (encode := getattr(inner, name, None)) is not None:
+                inner.__dict__[name] = self._recalling(name, encode)
+        return view
+
+    def _recalling(self, name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+        local = self._local
+
+        @functools.wraps(encode)
+        def features(*args: Any, **given: Any) -> Any:
+            run, kept = getattr(local, "run", None), getattr(local, "features", None)
+            known, made = ({}, None) if run is None else run.features.get(name, ({}, None))
+            same = not args and known.keys() == given.keys() and all(known[key] is given[key] for key in given)
+            if made is None or not same:
+                made = encode(*args, **given)
+            if kept is not None and not args:
+                kept[name] = given, made
+            return copy.copy(made)
+
+        return features
 
     def view(self, chain: Chain) -> PreTrainedModel:
         """Return a view of a chain that begins with these layers; its prefill takes what `given` gives.
@@ -185,7 +220,7 @@ class Prefix:
         """
         if chain.layers[: self.layers] != tuple(range(self.layers)):
             raise ValueError(f"chain: expected one that begins with the first {self.layers} layers, got {chain}")
-        view = with_contiguous_head(make_view(self._model, chain))
+        view = self._remembering(with_contiguous_head(make_view(self._model, chain)))
         layers = find_decoder(view).layers
         for position in range(self.layers if self.can_replay else 0):
             layers[position] = self._replaying(layers[position], position)
