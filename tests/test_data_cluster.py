@@ -146,6 +146,7 @@ def test_an_error_that_does_not_travel_ends_the_run_with_its_text(pool: Cluster,
         run(pool, tmp_path, "a", Task(odd, name_of))
 
 
+@pytest.mark.slow
 def test_a_node_that_is_gone_is_not_the_batchs_doing_nor_a_taken_place_the_end(tmp_path: Path) -> None:
     # A head without cores, as where it only drives; two nodes, of which one vanishes as if its power failed.
     from ray.cluster_utils import Cluster as Nodes

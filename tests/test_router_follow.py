@@ -276,6 +276,7 @@ def test_a_routed_model_follows_its_base_model(change: Callable[[PreTrainedModel
     assert torch.equal(routed.generate(input_ids=IDS, attention_mask=mask, **options), wanted)
 
 
+@pytest.mark.slow
 def test_continuous_batching_of_a_view_with_another_attention_is_its_generate() -> None:
     # Oracle: the view's own `generate`, each prompt alone. The library's manager switches the view's attention.
     model, prompts = tiny_model("llama", "eager"), [[5, 6, 7, 8, 9], [10, 11, 12]]
