@@ -690,7 +690,7 @@ ALL: dict[str, Family] = {
         expected="refused: run in any order",
         stands_for="layers named by number in the configuration",
     ),
-    "llama4": Family("Llama4Config", _LLAMA4, images=True, expected="refused: [replay] refused"),
+    "llama4": Family("Llama4Config", _LLAMA4, images=True),
     "gemma4": Family(
         "Gemma4Config",
         {

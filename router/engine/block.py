@@ -115,7 +115,7 @@ class Block:
         ]
         return joined_captures(captured, self._capture)
 
-    def incoming(self, part: int, node: StateNode) -> Float[Tensor, "tokens d_model"]:
+    def incoming(self, part: int, node: StateNode) -> Float[Tensor, "tokens ..."]:
         """Return a node's state as the next layer, or the head, gets it: with what the model itself adds there."""
         assert node.state is not None
         added, own = self.additions.get(node.depth), self.parts[part]
