@@ -159,6 +159,13 @@ _VISION = {
     "patch_size": 4,
 }
 _PATCHES = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "hidden_size": 16}
+_QWEN3_VISION = {
+    **_PATCHES,
+    "intermediate_size": 24,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+}
 _QWEN_TEXT = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 _QWEN_IDS = {"image_token_id": 296, "video_token_id": 297, "vision_start_token_id": 298, "vision_end_token_id": 299}
 _MLLAMA = {
@@ -591,13 +598,7 @@ ALL: dict[str, Family] = {
         "Qwen3VLConfig",
         {
             "text_config": _QWEN_TEXT,
-            "vision_config": {
-                **_PATCHES,
-                "intermediate_size": 24,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0, 1],
-            },
+            "vision_config": _QWEN3_VISION,
             **_QWEN_IDS,
         },
         images=True,
@@ -606,13 +607,7 @@ ALL: dict[str, Family] = {
         "Qwen3VLMoeConfig",
         {
             "text_config": _QWEN_TEXT,
-            "vision_config": {
-                **_PATCHES,
-                "intermediate_size": 24,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0, 1],
-            },
+            "vision_config": _QWEN3_VISION,
             **_QWEN_IDS,
         },
         images=True,

@@ -244,7 +244,7 @@ class LayerCapture:
 
     def _learn_position_offset(self) -> int:
         """Compare what layers get where the model counts positions itself with what they get for given ones."""
-        tokens = (5 + 7 * torch.arange(4, device=self.device)[None]) % self.vocabulary
+        tokens = probe_tokens(4, self.vocabulary, self.device)
         mask = torch.ones_like(tokens)
 
         def handed(**options: Any) -> list[Tensor]:
@@ -346,6 +346,11 @@ def _with_forward(layer: nn.Module, forward: Any) -> nn.Module:
             registry.clear()
     clone.__dict__["forward"] = forward
     return clone
+
+
+def probe_tokens(count: int, vocabulary: int, device: torch.device) -> Int[Tensor, "1 tokens"]:
+    """Return a row of token ids, each another, to try a model with."""
+    return (5 + 7 * torch.arange(count, device=device)[None]) % vocabulary
 
 
 def extras_of(output: Any) -> int | None:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from router.chain import Chain
-from router.engine.capture import LayerCapture, extras_of, with_extras
+from router.engine.capture import LayerCapture, extras_of, probe_tokens, with_extras
 from router.engine.copies import NoHead, make_view, replace_head, shallow_copy, with_contiguous_head
 from router.engine.decoder import cache_argument, find_decoder
 from router.engine.inputs import prefill
@@ -120,9 +120,7 @@ class Prefix:
     def _suits_a_plain_cache(self) -> bool:
         """Whether the layers put keys and values alone into a cache, those that they put into their own."""
         device = self._view.get_input_embeddings().weight.device
-        ids = (5 + 7 * torch.arange(6, device=device)[None]) % self._view.config.get_text_config(
-            decoder=True
-        ).vocab_size
+        ids = probe_tokens(6, self._view.config.get_text_config(decoder=True).vocab_size, device)
         mask = torch.ones_like(ids)
         try:
             own = self._view(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True).past_key_values

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from router.chain import Chain
 from router.command import one_line
-from router.engine.capture import Arguments, LayerCapture
+from router.engine.capture import Arguments, LayerCapture, probe_tokens
 from router.engine.copies import make_view, require_model, with_contiguous_head
 from router.engine.decoder import find_decoder
 from router.engine.makeup import Makeup
@@ -83,8 +83,7 @@ def _difference(model: PreTrainedModel) -> str | None:
     decoder, bound = find_decoder(model), bound_of(model)
     chain = nasty_chain(decoder.num_layers)
     capture = LayerCapture(model, decoder)
-    tokens = 5 + 7 * torch.arange(PROMPT, device=capture.device)[None]
-    tokens %= capture.vocabulary
+    tokens = probe_tokens(PROMPT, capture.vocabulary, capture.device)
     view = with_contiguous_head(make_view(model, chain))
     calls = Counter[int]()
     for position, layer in enumerate(find_decoder(view).layers):
