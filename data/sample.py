@@ -59,6 +59,7 @@ class Sample:
         metadata: what the data set says besides (source id, difficulty, subject), JSON values.
         context: text that the question is about; empty: none.
         images: names of the pictures that it is about, files in `images/` beside the sample file (`data.pictures`).
+        aliases: other texts that count as the right answer, where it is free and generated.
     """
 
     task: Text
@@ -69,6 +70,7 @@ class Sample:
     metadata: dict[str, Any] = field(default_factory=dict)
     context: AnyText = ""
     images: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.png$")], ...] = ()
+    aliases: tuple[Text, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -77,6 +79,8 @@ class Sample:
             if not isinstance(self.answer, str):
                 raise ValueError(f"answer: expected text, got {self.answer!r}")
             return self
+        if self.aliases:
+            raise ValueError("aliases: expected none beside choices, got some")
         if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
             raise ValueError(f"choices: expected at least two different texts, got {list(self.choices)!r}")
         if not isinstance(self.answer, int) or not 0 <= self.answer < len(self.choices):
@@ -100,7 +104,7 @@ class Sample:
     def id(self) -> str:
         """Stable hash of task and content (not of split or metadata): 16 hex digits."""
         parts = [self.task, self.question, list(self.choices), self.answer, *([self.context] if self.context else [])]
-        parts += [list(self.images)] if self.images else []
+        parts += [list(extra) for extra in (self.images, self.aliases) if extra]
         content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -140,8 +144,14 @@ def _as_symbol(match: re.Match[str]) -> str:
 
 def write_samples(path: Path, samples: list[Sample]) -> None:
     """Write samples as JSON Lines, one object a line with the schema version and the id; complete or absent."""
-    lines = (json.dumps({"schema": SCHEMA, "id": s.id, **to_plain(s)}, ensure_ascii=False) for s in samples)
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_text(path, "".join(json.dumps(_plain(sample), ensure_ascii=False) + "\n" for sample in samples))
+
+
+def _plain(sample: Sample) -> dict[str, Any]:
+    plain = {"schema": SCHEMA, "id": sample.id, **to_plain(sample)}
+    if not sample.aliases:
+        del plain["aliases"]  # so that files of other tasks stay as they were
+    return plain
 
 
 def read_samples(path: Path, setting: str = "samples") -> list[Sample]:

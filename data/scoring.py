@@ -408,7 +408,7 @@ class ChainScorer:
     def means_the_same(self, sample: Sample, answer: str) -> bool:
         """Whether a free answer would be graded as right for a sample, or the sample's own as right for it."""
         if self.tasks[sample.task].grading == "text":
-            return folded(sample.gold) == folded(answer)
+            return folded(answer) in map(folded, (sample.gold, *sample.aliases))
         return self._grader.equal(sample.gold, answer) or self._grader.equal(answer, sample.gold)
 
     def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
@@ -582,9 +582,10 @@ def judge(
         letter = parse_letter(text, len(sample.choices))
         return (None, False) if letter is None else (query.order[letter], query.order[letter] == target)
     text = text.strip()
-    gold = str(target)
-    right = grader.equal(gold, text) if task.grading == "math" else folded(gold) == folded(text)
-    return text, right
+    accepted = (str(target), *(sample.aliases if target == sample.answer else ()))
+    if task.grading == "text":
+        return text, folded(text) in map(folded, accepted)
+    return text, any(grader.equal(one, text) for one in accepted)
 
 
 def _answer_text(task: Task, answer: Answer) -> str | None:

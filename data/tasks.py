@@ -30,6 +30,7 @@ from data.sources import (
     WheelSource,
     choices_of,
     chosen,
+    distinct_texts,
     free_answer,
     text_at,
 )
@@ -170,6 +171,7 @@ class Task:
             answer = chosen(row, columns, self.answer_kind, choices)
         else:
             answer = free_answer(row, columns, self.answer_kind, self.answer_pattern)
+        aliases = () if columns.aliases is None else distinct_texts(row, columns.aliases)
         kept = columns.kept_metadata(row)
         try:
             return Sample(
@@ -181,6 +183,7 @@ class Task:
                 metadata=kept,
                 context=context,
                 images=images,
+                aliases=aliases,
             )
         except ValidationError as error:
             raise InputError(explain(error)) from error

