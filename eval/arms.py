@@ -11,15 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.records import SearchRecord
+from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, confidences
 from router.chain import Chain
 from router.storage import OWN_CHOICE, Operation, Router
 
 FULL, ROUTER, STATIC, RANDOM, ORACLE = "full", "router", "static", "random", "oracle"
 GUARANTEE, RANDOM_SEARCH = "guarantee", "random_search"
-Baseline = Literal["mixture", "early_exit", "pruned"]
+Baseline = Literal["static_by_kind", "mixture", "permuted", "early_exit", "pruned"]
 """Arms that a run may leave out."""
+STATIC_BY_KIND: Baseline = "static_by_kind"
 MIXTURE: Baseline = "mixture"
+PERMUTED: Baseline = "permuted"
 EARLY_EXIT: Baseline = "early_exit"
 PRUNED: Baseline = "pruned"
 
@@ -32,7 +35,9 @@ LABELS = {
     ROUTER: "router",
     GUARANTEE: "router with guarantee",
     STATIC: "best static chain",
+    STATIC_BY_KIND: "best static chain of each kind: knows the kind",
     MIXTURE: "best mixture of static chains",
+    PERMUTED: "router's chains permuted within kinds",
     RANDOM: "random chain of the router's depth",
     EARLY_EXIT: "early exit",
     PRUNED: "redundant layers pruned",
@@ -124,6 +129,25 @@ class StaticArm:
 
 
 @dataclass(frozen=True)
+class KindArm:
+    """The same chain for every sample of a kind (a task of a mixture).
+
+    Attributes:
+        by_kind: the chains, by task.
+        other: chain of the samples of all other tasks.
+        name: the arm's name.
+    """
+
+    by_kind: Mapping[str, Chain]
+    other: Chain
+    name: str = STATIC_BY_KIND
+
+    def chains(self, samples: SampleBlock) -> list[Chain]:
+        """Return the chain of each sample's kind."""
+        return [self.by_kind.get(encoded.sample.task, self.other) for encoded in samples.samples]
+
+
+@dataclass(frozen=True)
 class KnownArm:
     """A chain of each sample that is known beforehand: the oracle's, or another arm's to be run again.
 
@@ -148,6 +172,20 @@ def oracle_arm(records: Sequence[SearchRecord], name: str = ORACLE) -> KnownArm:
     """
     found = {record.sample_id: record.shortest or record.full for record in records}
     return KnownArm({key: one.chain for key, one in found.items()}, name)
+
+
+def permuted_arm(chains: Sequence[Chain], samples: Sequence[Sample], seed: int) -> KnownArm:
+    """Return the arm that permutes chains, one a sample, among the samples of each kind (task).
+
+    What it lacks against the chains in their own places is what their chooser read of a sample beyond its kind.
+    """
+    drawn: dict[str, Chain] = {}
+    for kind in sorted({sample.task for sample in samples}):
+        own = [(sample.id, chain) for sample, chain in zip(samples, chains, strict=True) if sample.task == kind]
+        shuffled = [chain for _, chain in own]
+        random.Random(f"{seed}/permuted/{kind}").shuffle(shuffled)
+        drawn |= {key: chain for (key, _), chain in zip(own, shuffled, strict=True)}
+    return KnownArm(drawn, PERMUTED)
 
 
 class StatesReader:

@@ -8,12 +8,16 @@ with the best share of right answers, by Wilson's lower bound. The chains that t
 join them; one of them is always as shallow as the router. Each candidate is then run on every train and validation
 sample, because a search tries a chain on samples that suit it (a menu table has run it on all already). It is judged
 there in the cheap mode of the sample's task (`Task.mode`); only the chosen chain is run on test, in the real mode.
+
+The static chain of a kind (a task of a mixture) is chosen in the same way from the samples of that kind alone, at most
+as deep as the router is on them: it knows the kind, which the router must read.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -26,7 +30,7 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length, confidences
 from data.statistics import wilson_interval
-from eval.arms import Arm, exit_chain
+from eval.arms import Arm, KindArm, StaticArm, exit_chain
 from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
@@ -34,6 +38,7 @@ from router.heads.budget import best_mixture
 from router.validation import STORED, ChainField, Count, NotNegative, Positive, Share, from_plain, to_plain
 
 STATIC_FILE, MIXTURE_FILE, EXIT_FILE, PRUNED_FILE = "static.json", "mixture.json", "early_exit.json", "pruned.json"
+BY_KIND_FILE = "static_by_kind.json"
 INFLUENCE_SAMPLES = 128
 """Training samples on which the layers' influence is measured; ShortGPT takes a few hundred texts at most."""
 ChoiceT = TypeVar("ChoiceT")
@@ -98,6 +103,17 @@ class StaticChoice:
     n: Positive
     candidates: tuple[Considered, ...]
     mode: str
+
+
+@dataclass(frozen=True, config=STORED)
+class StaticByKind:
+    """The best static chain of each kind: the content of `static_by_kind.json`.
+
+    Attributes:
+        kinds: the choice of each kind, by task; a task without training or validation samples has that of all samples.
+    """
+
+    kinds: dict[str, StaticChoice]
 
 
 @dataclass(frozen=True, config=STORED)
@@ -226,6 +242,41 @@ def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, m
     return [full, *_first_of_each_depth(ranks, pool)]
 
 
+@plain_dataclass(frozen=True)
+class StaticPool:
+    """Candidates for the static chain of some samples.
+
+    Attributes:
+        searched: the search's; the full chain first.
+        common: those that the router gives most often.
+        max_depth: the router's mean depth on the validation samples, layers.
+    """
+
+    searched: tuple[Chain, ...]
+    common: tuple[Chain, ...]
+    max_depth: float
+
+    @classmethod
+    def of(cls, records: Sequence[SearchRecord], routed: Sequence[Chain], pool: int, trials: int) -> StaticPool:
+        """Gather the candidates.
+
+        Args:
+            records: records of training samples, at least one.
+            routed: the router's chains of validation samples, at least one.
+            pool: as of `candidate_pool`, and of `common_chains`.
+            trials: as of `candidate_pool`.
+        """
+        max_depth = sum(chain.depth for chain in routed) / len(routed)
+        deepest = max(max_depth, routed[0].num_layers)  # a mixture may use deeper ones
+        searched = candidate_pool(records, pool=pool, trials=trials, max_depth=deepest)
+        return cls(tuple(searched), tuple(common_chains(routed, pool=pool, max_depth=deepest)), max_depth)
+
+    @property
+    def chains(self) -> list[Chain]:
+        """All of them, each once."""
+        return list(dict.fromkeys([*self.searched, *self.common]))
+
+
 def common_chains(routed: Sequence[Chain], *, pool: int, max_depth: float) -> list[Chain]:
     """Return, for each depth up to `max_depth`, the `pool` most common of the router's chains, by depth."""
     ranks = {chain: (-count,) for chain, count in Counter(routed).items() if chain.depth <= max_depth}
@@ -275,36 +326,52 @@ def from_tables(
 
 
 def routed_chains(arm: Arm, samples: Sequence[Sample], scorer: ChainScorer, batch_samples: int) -> list[Chain]:
-    """Return an arm's chain for each sample, in any order; nothing beyond what the arm reads is run."""
+    """Return an arm's chain for each sample, in order; nothing beyond what the arm reads is run."""
     encoded = [scorer.encode(sample) for sample in samples]
-    chains: list[Chain] = []
+    chains: dict[int, Chain] = {}
     for indices in batches_by_length([one.length for one in encoded], batch_samples):
-        chains += arm.chains(scorer.load([encoded[i] for i in indices]))
-    return chains
+        chains |= zip(indices, arm.chains(scorer.load([encoded[i] for i in indices])), strict=True)
+    return [chains[i] for i in range(len(samples))]
 
 
-def tally(results: Iterable[ArmResult]) -> list[Candidate]:
-    """Count right answers by chain."""
+def candidate_arms(pool: StaticPool, kinds: Mapping[str, StaticPool]) -> list[Arm]:
+    """Return arms that run every candidate: those of all samples, then what a kind alone has, on its samples.
+
+    Args:
+        pool: candidates of all samples.
+        kinds: candidates of each kind, by task.
+    """
+    shared = pool.chains
+    own = {kind: [chain for chain in of_kind.chains if chain not in shared] for kind, of_kind in kinds.items()}
+    more = range(max(map(len, own.values()), default=0))
+    by_place = [{kind: chains[i] for kind, chains in own.items() if i < len(chains)} for i in more]
+    return [
+        *(StaticArm(chain, str(chain)) for chain in shared),
+        *(KindArm(of_kind, shared[0], f"kind {i}") for i, of_kind in enumerate(by_place)),
+    ]
+
+
+def tally(results: Iterable[ArmResult], chains: Sequence[Chain]) -> list[Candidate]:
+    """Count right answers by chain, each sample once, of these chains only."""
+    wanted = set(chains)
+    found = {(one.chain, one.sample_id): one.correct for one in results if one.chain in wanted}
     correct: dict[Chain, int] = defaultdict(int)
     n: dict[Chain, int] = defaultdict(int)
-    for result in results:
-        n[result.chain] += 1
-        correct[result.chain] += result.correct
+    for (chain, _), right in found.items():
+        n[chain] += 1
+        correct[chain] += right
     return [Candidate(chain, correct[chain], n[chain]) for chain in n]
 
 
-def describe_static(
-    candidates: Sequence[Candidate], max_depth: float, searched: Iterable[Chain], mode: str
-) -> StaticChoice:
+def describe_static(candidates: Sequence[Candidate], pool: StaticPool, mode: str) -> StaticChoice:
     """Choose the best static chain (`choose_static`) and say how.
 
     Args:
         candidates: the candidates.
-        max_depth: the router's mean depth on validation, layers.
-        searched: those that are the search's.
+        pool: where they come from.
         mode: mode in which they were judged.
     """
-    own = set(searched)
+    own, max_depth = set(pool.searched), pool.max_depth
     chosen = choose_static(candidates, max_depth)
     return StaticChoice(
         chain=chosen.chain,

@@ -31,11 +31,13 @@ from eval.arms import (
     GUARANTEE,
     MIXTURE,
     ORACLE,
+    PERMUTED,
     PRUNED,
     RANDOM,
     RANDOM_SEARCH,
     ROUTER,
     STATIC,
+    STATIC_BY_KIND,
     is_routed,
 )
 from eval.measures import Group, GroupArm, LayerUse
@@ -97,7 +99,9 @@ STYLES = {
     ROUTER: Style(BLUE, "o"),
     GUARANTEE: Style(BLUE, "P"),
     STATIC: Style(VERMILLION, "^"),
+    STATIC_BY_KIND: Style(VERMILLION, "d"),
     MIXTURE: Style(VERMILLION, "^", hollow=True),
+    PERMUTED: Style(GREEN, "v", hollow=True),
     RANDOM: Style(GREEN, "v"),
     EARLY_EXIT: Style(ORANGE, "X"),
     PRUNED: Style(SKY, "p"),

@@ -18,7 +18,7 @@ from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
 from data.tracking import TrackingSettings
-from eval.arms import EARLY_EXIT, MIXTURE, PRUNED, Baseline
+from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, STATIC_BY_KIND, Baseline
 from eval.luck import require_random_search, require_same_search
 from router.engine.load import ModelSettings, resolve_device
 from router.files import require_directory, require_file, sha256_file
@@ -48,7 +48,9 @@ class EvalSettings(ModelSettings, RunSettings):
         budgets: further mean depths, an arm each.
         latency_factor: in place of `budget`: time that a routed call may take, in units of full depth's.
         latency_profile: latency.json of `python -m eval latency`, measured on this device, for `latency_factor`.
-        baselines: which of mixture (of static chains), early_exit and pruned (ShortGPT) are arms besides.
+        baselines: which of static_by_kind, mixture (of static chains), permuted (the router's chains, within kinds),
+            early_exit and pruned (ShortGPT) are arms besides; null: all of them with several tasks, with one the
+            mixture, early_exit and pruned.
         random_search: folder of the records of a random search at the oracle's cost (test.jsonl), an arm; null: none.
         wrong_records: folder of the records of the oracle's search for a wrong answer (`--reward_target wrong`,
             test.jsonl): the report then says what of the oracle is luck; null: it does not.
@@ -68,7 +70,7 @@ class EvalSettings(ModelSettings, RunSettings):
     budgets: tuple[Depth, ...] = ()
     latency_factor: Annotated[float, Field(gt=0)] | None = None
     latency_profile: Path | None = None
-    baselines: tuple[Baseline, ...] = (MIXTURE, EARLY_EXIT, PRUNED)
+    baselines: tuple[Baseline, ...] | None = None
     random_search: Path | None = None
     wrong_records: Path | None = None
     control_samples: Count = 0
@@ -86,9 +88,17 @@ class EvalSettings(ModelSettings, RunSettings):
         if self.latency_factor is not None and self.budget is not None:
             raise ValueError("latency_factor: expected it or budget, got both")
         for name in ("budgets", "baselines"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"{name}: expected each once, got {list(getattr(self, name))}")
+            given = getattr(self, name) or ()
+            if len(set(given)) != len(given):
+                raise ValueError(f"{name}: expected each once, got {list(given)}")
         return self
+
+    def baselines_on(self, tasks: TaskSet) -> tuple[Baseline, ...]:
+        """Return the baselines of a run on some tasks."""
+        if self.baselines is not None:
+            return self.baselines
+        alone = (MIXTURE, EARLY_EXIT, PRUNED)
+        return alone if len(tasks.tasks) == 1 else (*alone, STATIC_BY_KIND, PERMUTED)
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,7 @@ def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
     }
     own["budgets"] = list(settings.budgets)
     pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials", "control_samples", "reshuffles")}
-    pool["baselines"] = sorted(settings.baselines)
+    pool["baselines"] = sorted(settings.baselines_on(inputs.tasks))
     asked = {name: getattr(inputs.tasks, name) for name in ("mode", "judged_mode")}
     asked = {"task": inputs.tasks.name, **asked, "prompt": inputs.tasks.prompt_hash()}
     return {**own, **pool, **asked, "device": inputs.device, "inputs": inputs.hashes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.statistics import Interval, Signed, SignedInterval, holm, mean_interval, paired_shares, wilson_interval
-from eval.arms import FULL
+from eval.arms import FULL, ROUTER
 from eval.results import ArmName, ArmResult
 from router.chain import Chain
 from router.validation import STORED, Count, NotNegative, Positive, Share
@@ -159,6 +159,10 @@ class Group:
     chance_accuracy: Share
     arms: tuple[GroupArm, ...]
 
+    def arms_named(self, *names: str) -> list[GroupArm]:
+        """Return the arms of these names that the group has, in the order of the names."""
+        return [arm for name in names for arm in self.arms if arm.name == name]
+
 
 @dataclass(frozen=True, config=STORED)
 class Collapse:
@@ -170,6 +174,8 @@ class Collapse:
         share_most_common: share of samples that get the most common chain.
         most_common: that chain in text form: `0-4,5*2,6-17` runs layers 0 to 4, 5 twice, 6 to 17.
         entropy_bits: entropy of the chains' shares, bits; 0 where all samples get one chain.
+        entropy_within_bits: the same among the samples of one task, mean over tasks, each of which weighs alike; 0
+            where a sample's task alone decides. Null: in reports from before it was measured.
     """
 
     share_full: Share
@@ -177,6 +183,7 @@ class Collapse:
     share_most_common: Share
     most_common: str
     entropy_bits: NotNegative
+    entropy_within_bits: NotNegative | None = None
 
 
 @dataclass(frozen=True, config=STORED)
@@ -268,13 +275,24 @@ def collapse_of(results: Sequence[ArmResult]) -> Collapse:
     n = len(results)
     # Among equally common chains the first by layers, so that the answer does not hang on the samples' order.
     most, times = min(counts.items(), key=lambda item: (-item[1], item[0].layers))
+    entropy, within = entropies([result.chain for result in results], [result.task for result in results])
     return Collapse(
         share_full=sum(count for chain, count in counts.items() if chain.is_full) / n,
         distinct_chains=len(counts),
         share_most_common=times / n,
         most_common=str(most),
-        entropy_bits=_entropy(counts.values()),
+        entropy_bits=entropy,
+        entropy_within_bits=within,
     )
+
+
+def entropies(choices: Sequence[Hashable], kinds: Sequence[str]) -> tuple[float, float]:
+    """Return the entropy of choices, one a sample, and its mean over kinds of samples of that within a kind, bits."""
+    of_kind: dict[str, Counter[Hashable]] = defaultdict(Counter)
+    for choice, kind in zip(choices, kinds, strict=True):
+        of_kind[kind][choice] += 1
+    within = [_entropy(counts.values()) for counts in of_kind.values()]
+    return _entropy(Counter(choices).values()), sum(within) / len(within)
 
 
 def layer_use(chains: Sequence[Chain]) -> LayerUse:
@@ -336,6 +354,12 @@ def groups_of(by_arm: Mapping[str, Sequence[ArmResult]], seed: int) -> tuple[Gro
         arms = tuple(_group_arm(results, full, seed) for results in of_group.values())
         groups.append(Group(kind, task, value, len(full), chance_accuracy(full), arms))
     return tuple(groups)
+
+
+def worst_kind(groups: Sequence[Group]) -> str | None:
+    """Return the task on which the router loses the most against full depth; None: no group is a task."""
+    lost = {group.task: arm.difference for group in groups if group.kind == "task" for arm in group.arms_named(ROUTER)}
+    return min(lost, key=lambda task: lost[task] or 0.0, default=None)
 
 
 def _group_arm(results: Sequence[ArmResult], full: Sequence[ArmResult], seed: int) -> GroupArm:

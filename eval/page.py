@@ -27,7 +27,7 @@ from matplotlib.transforms import Affine2D
 from data.sample import Sample
 from eval.arms import FULL, ORACLE, ROUTER, STATIC
 from eval.figures import BLACK, BLUE, GREY, Style, drawings_of, short_label, style_of
-from eval.measures import Paired
+from eval.measures import Group, Paired
 from eval.report import Report, Spread
 from eval.results import ArmResult
 from eval.tables import control_lines, group_label, probability
@@ -229,8 +229,19 @@ def sentences(report: Report) -> list[str]:
         f"It needs {share(router.flops_ratio)} of full depth's operations.",
         f"Against the best static chain, one for all questions ({static.mean_depth:.1f} layers, "
         f"{share(static.accuracy)}), it {_gain(against_static)}.",
+        *(_worst(group) for group in report.kinds if group.task == report.worst_kind),
         bound,
     ]
+
+
+def _worst(group: Group) -> str:
+    """Return what the router loses on the kind (task) on which it loses the most."""
+    full, router = group.arms_named(FULL, ROUTER)
+    return (
+        f"By kind of task the router loses the most on {group.task}: {share(router.accuracy)} with "
+        f"{router.mean_depth:.1f} layers, full depth {share(full.accuracy)} "
+        f"({points(router.difference)} points, 95{NBSP}% interval {points_interval(router.difference_interval)})."
+    )
 
 
 def _gain(pair: Paired) -> str:

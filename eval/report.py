@@ -27,9 +27,11 @@ from eval.arms import (
     ROUTER,
     SAW_ANSWERS,
     STATIC,
+    STATIC_BY_KIND,
     is_routed,
 )
 from eval.baselines import (
+    BY_KIND_FILE,
     EXIT_FILE,
     MIXTURE_FILE,
     PRUNED_FILE,
@@ -37,6 +39,7 @@ from eval.baselines import (
     EarlyExitChoice,
     MixtureChoice,
     PrunedChoice,
+    StaticByKind,
     StaticChoice,
 )
 from eval.controls import Controls, controls_of
@@ -54,6 +57,7 @@ from eval.measures import (
     groups_of,
     layer_use,
     paired,
+    worst_kind,
 )
 from eval.results import (
     RESULTS_FILE,
@@ -99,6 +103,7 @@ BY_ARM = {
     "calibration draws.",
     EARLY_EXIT: "Early exit decides by the model's own confidence after one layer, chosen with its threshold on "
     "validation; deciding costs one more pass of the output head, which flops_ratio leaves out.",
+    STATIC_BY_KIND: "The static chain of each kind is told the kind, which the router has to read.",
     PRUNED: "The pruned chain leaves out the layers that change the states least (ShortGPT); nothing is healed by "
     "training afterwards.",
 }
@@ -144,11 +149,13 @@ class Baselines:
             `mixture.json`.
         early_exit: early exit by the logit lens: content of `early_exit.json`.
         pruned: layers of least influence left out for all samples alike: content of `pruned.json`.
+        static_by_kind: the best static chain of each kind: content of `static_by_kind.json`.
     """
 
     mixture: MixtureChoice | None
     early_exit: EarlyExitChoice | None
     pruned: PrunedChoice | None
+    static_by_kind: StaticByKind | None = None
 
 
 @dataclass(frozen=True, config=STORED)
@@ -273,6 +280,8 @@ class Report(Evaluated):
         groups: samples by task (of a mixture), difficulty and subject.
         router_against: the router against every arm but full depth, itself and those that saw answers, by the arm's
             name.
+        worst_kind: the task on which the router loses the most against full depth, the first of equals; its group has
+            the loss; null: there is one task only.
         router_collapse: how far the router has fallen back to few chains.
         layer_use: layer use by the arm's name.
         oracle: the search oracle, which has seen the answers.
@@ -298,6 +307,7 @@ class Report(Evaluated):
     controls: Controls | None
     latency: Latency | None
     caveats: tuple[str, ...]
+    worst_kind: str | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -321,6 +331,8 @@ class Report(Evaluated):
                 yield f"groups[{i}].arms: expected the report's arms in their order, got others"
             if any(arm.n != group.n for arm in group.arms):
                 yield f"groups[{i}].arms: expected {group.n} samples of each arm, got others"
+        if self.worst_kind is not None and all(group.value != self.worst_kind for group in self.kinds):
+            yield f"worst_kind: expected a task of the groups, got {self.worst_kind!r}"
         for name in (STATIC, RANDOM):
             if name not in self.router_against:
                 yield f"router_against: expected the arm {name}, got none"
@@ -338,6 +350,11 @@ class Report(Evaluated):
     def labels(self) -> dict[str, str]:
         """Label of each arm, by name."""
         return {arm.name: arm.label for arm in self.arms}
+
+    @property
+    def kinds(self) -> list[Group]:
+        """The groups that are tasks; none of a single task."""
+        return [group for group in self.groups if group.kind == "task"]
 
     def arm(self, name: str) -> ReportArm:
         """Return an arm that every report has."""
@@ -383,6 +400,7 @@ def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = N
     costs = {name: cost_of(of_arm, run.flops, run.router_flops) for name, of_arm in by_arm.items()}
     controls = controls_of(out, [result for of_arm in by_arm.values() for result in of_arm], layers)
     latency = _read_latency(out / LATENCY_FILE, hashed)
+    groups = groups_of(by_arm, run.seed)
     report = Report(
         **fields_of(run, Evaluated),
         results_sha256=hashed,
@@ -396,7 +414,8 @@ def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = N
             )
             for arm in run.arms
         ),
-        groups=groups_of(by_arm, run.seed),
+        groups=groups,
+        worst_kind=worst_kind(groups),
         router_against=against,
         router_collapse=collapse_of(by_arm[ROUTER]),
         layer_use={name: layer_use([one.chain for one in of_arm]) for name, of_arm in by_arm.items()},
@@ -406,6 +425,7 @@ def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = N
             mixture=chosen(MixtureChoice, MIXTURE_FILE) if MIXTURE in by_arm else None,
             early_exit=chosen(EarlyExitChoice, EXIT_FILE) if EARLY_EXIT in by_arm else None,
             pruned=chosen(PrunedChoice, PRUNED_FILE) if PRUNED in by_arm else None,
+            static_by_kind=chosen(StaticByKind, BY_KIND_FILE) if STATIC_BY_KIND in by_arm else None,
         ),
         comparisons=comparisons,
         controls=controls,

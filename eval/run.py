@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from importlib import metadata
@@ -26,35 +26,43 @@ from eval.arms import (
     GUARANTEE,
     MIXTURE,
     ORACLE,
+    PERMUTED,
     PRUNED,
     RANDOM,
     RANDOM_SEARCH,
     STATIC,
+    STATIC_BY_KIND,
     Arm,
     ArmPlan,
     EarlyExitArm,
+    KindArm,
     MixtureArm,
     RandomArm,
     RouterArm,
     StatesReader,
     StaticArm,
     oracle_arm,
+    permuted_arm,
     plan_arms,
 )
 from eval.baselines import (
+    BY_KIND_FILE,
     EXIT_FILE,
     MIXTURE_FILE,
     PRUNED_FILE,
     STATIC_FILE,
+    Candidate,
+    ChoiceT,
     EarlyExitChoice,
     MixtureChoice,
     PrunedChoice,
+    StaticByKind,
     StaticChoice,
-    candidate_pool,
+    StaticPool,
+    candidate_arms,
     choose_early_exit,
     choose_mixture,
     choose_pruned,
-    common_chains,
     describe_static,
     from_tables,
     kept,
@@ -142,7 +150,8 @@ def arms_asked(settings: EvalSettings, inputs: Inputs) -> list[ArmPlan]:
     """Return the arms of the run, in order."""
     certified = inputs.router.guarantee
     promise = None if certified is None else f"loss {certified.epsilon:g}, delta {certified.delta:g}"
-    return plan_arms(settings.budget, settings.budgets, settings.baselines, promise, inputs.random_search is not None)
+    baselines = settings.baselines_on(inputs.tasks)
+    return plan_arms(settings.budget, settings.budgets, baselines, promise, inputs.random_search is not None)
 
 
 def finished(
@@ -221,7 +230,7 @@ def make_arms(
     read_layer = router.config.read_layer
     reader = StatesReader(scorer, read_layer)
     routed = RouterArm(reader, router, Operation(budget=settings.budget))
-    static, mixture = choose_static_arms(settings, inputs, scorer, routed, identity, pool)
+    static, mixture, by_kind = choose_static_arms(settings, inputs, scorer, routed, identity, pool)
     depth = static.router_validation_depth
 
     def early_exit() -> Arm:
@@ -239,11 +248,17 @@ def make_arms(
         )
         return StaticArm(chosen.chain, PRUNED)
 
+    def permuted() -> Arm:
+        test = inputs.samples["test"]
+        return permuted_arm(routed_chains(routed, test, scorer, size), test, settings.seed)
+
     made: dict[str, Callable[[], Arm]] = {
         FULL: lambda: StaticArm(Chain.full(n), FULL),
         GUARANTEE: lambda: RouterArm(reader, router, Operation(guaranteed=True), GUARANTEE),
         STATIC: lambda: StaticArm(static.chain),
+        STATIC_BY_KIND: lambda: KindArm({kind: one.chain for kind, one in by_kind.kinds.items()}, static.chain),
         MIXTURE: lambda: MixtureArm(mixture.first, mixture.second, mixture.share, settings.seed),
+        PERMUTED: permuted,
         RANDOM: lambda: RandomArm(routed, n, read_layer, settings.seed),
         EARLY_EXIT: early_exit,
         PRUNED: pruned,
@@ -258,38 +273,72 @@ def make_arms(
 
 def choose_static_arms(
     settings: EvalSettings, inputs: Inputs, scorer: ChainScorer, router: Arm, identity: dict[str, Any], workers: Pool
-) -> tuple[StaticChoice, MixtureChoice]:
-    """Choose the best static chain and the best mixture, or read the choice of an earlier run.
+) -> tuple[StaticChoice, MixtureChoice, StaticByKind]:
+    """Choose the best static chain, the best mixture and each kind's chain, or read the choice of an earlier run.
 
-    Where the records of train and validation are menu tables that hold every candidate, nothing needs to run.
+    No kind has a chain of its own where the run has no such arm. Where the records of train and validation are menu
+    tables that hold every candidate, nothing needs to run.
     """
     out, n, size = settings.out, scorer.num_layers, settings.batch_samples
+    wanted = STATIC_BY_KIND in settings.baselines_on(inputs.tasks)
     if (out / STATIC_FILE).exists():  # written last
-        return (
-            from_plain(StaticChoice, read_json(out / STATIC_FILE), str(out / STATIC_FILE), num_layers=n),
-            from_plain(MixtureChoice, read_json(out / MIXTURE_FILE), str(out / MIXTURE_FILE), num_layers=n),
-        )
-    seen = [*inputs.samples["train"], *inputs.samples["validation"]]
-    routed = routed_chains(router, inputs.samples["validation"], scorer, size)
-    max_depth = sum(chain.depth for chain in routed) / len(routed)
-    deepest = max(max_depth, n)  # a mixture may use deeper ones
-    searched = candidate_pool(
-        inputs.records["train"], pool=settings.static_pool, trials=settings.static_trials, max_depth=deepest
+
+        def read(kind: type[ChoiceT], file: str) -> ChoiceT:
+            return from_plain(kind, read_json(out / file), str(out / file), num_layers=n)
+
+        by_kind = read(StaticByKind, BY_KIND_FILE) if wanted else StaticByKind({})
+        return read(StaticChoice, STATIC_FILE), read(MixtureChoice, MIXTURE_FILE), by_kind
+    validation = inputs.samples["validation"]
+    routed = routed_chains(router, validation, scorer, size)
+    sizes = (settings.static_pool, settings.static_trials)
+    pool, kinds = StaticPool.of(inputs.records["train"], routed, *sizes), {}
+    for kind in sorted({one.task for one in inputs.records["train"]}) if wanted else []:
+        trained = [one for one in inputs.records["train"] if one.task == kind]
+        if of_kind := [chain for chain, one in zip(routed, validation, strict=True) if one.task == kind]:
+            kinds[kind] = StaticPool.of(trained, of_kind, *sizes)
+    candidates, *by_place = _judged(inputs, scorer, pool, kinds, settings, identity, workers)
+    static, mixture = describe_static(candidates, pool, scorer.tasks.mode), choose_mixture(candidates, pool.max_depth)
+    by_kind = StaticByKind(
+        {
+            kind: describe_static(found, of_kind, scorer.tasks[kind].mode)
+            for (kind, of_kind), found in zip(kinds.items(), by_place, strict=True)
+        }
     )
-    common = common_chains(routed, pool=settings.static_pool, max_depth=deepest)
-    pool = list(dict.fromkeys([*searched, *common]))
-    records = [*inputs.records["train"], *inputs.records.get("validation", [])]
-    candidates = from_tables(records, seen, pool)
-    if candidates is None:
-        arms = [StaticArm(chain, str(chain)) for chain in pool]
-        store = result_store(out / CANDIDATES_FILE, identity, n)
-        run_arms(arms, seen, scorer, scorer.score, store, size, "static chains", workers)
-        candidates = tally(store.rows())
-    static = describe_static(candidates, max_depth, searched, scorer.tasks.mode)
-    mixture = choose_mixture(candidates, max_depth)
+    if wanted:
+        write_json(out / BY_KIND_FILE, to_plain(by_kind))
     write_json(out / MIXTURE_FILE, to_plain(mixture))
     write_json(out / STATIC_FILE, to_plain(static))
-    return static, mixture
+    return static, mixture, by_kind
+
+
+def _judged(
+    inputs: Inputs,
+    scorer: ChainScorer,
+    pool: StaticPool,
+    kinds: Mapping[str, StaticPool],
+    settings: EvalSettings,
+    identity: dict[str, Any],
+    workers: Pool,
+) -> list[list[Candidate]]:
+    """Return the candidates of all samples, then those of each kind, with what they answer on train and validation."""
+    seen = [*inputs.samples["train"], *inputs.samples["validation"]]
+    records = [*inputs.records["train"], *inputs.records.get("validation", [])]
+    found = [from_tables(records, seen, pool.chains)]
+    found += [
+        from_tables(records, [one for one in seen if one.task == kind], of_kind.chains)
+        for kind, of_kind in kinds.items()
+    ]
+    known = [one for one in found if one is not None]
+    if len(known) == len(found):
+        return known
+    store = result_store(settings.out / CANDIDATES_FILE, identity, scorer.num_layers)
+    size = settings.batch_samples
+    run_arms(candidate_arms(pool, kinds), seen, scorer, scorer.score, store, size, "static chains", workers)
+    rows = list(store.rows())
+    return [
+        tally(rows, pool.chains),
+        *(tally([row for row in rows if row.task == kind], of_kind.chains) for kind, of_kind in kinds.items()),
+    ]
 
 
 def describe_run(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.statistics import Estimate, PairedShares, Proportion
-from eval.arms import FULL, ORACLE, ROUTER
+from eval.arms import FULL, ORACLE, ROUTER, STATIC, STATIC_BY_KIND
 from eval.controls import Controls, Generated, Reshuffled
 from eval.luck import Luck, RandomSearch
 from eval.measures import Group
@@ -24,6 +24,8 @@ PIPE_WIDTH = 1000
 """Columns of a pipe, wider than any line of the report, so that nothing is cut or wrapped."""
 GROUP_ARMS = (FULL, ROUTER, ORACLE)
 """Arms whose accuracy the table of groups shows; report.json has all."""
+KIND_ARMS = (FULL, ROUTER, STATIC, STATIC_BY_KIND, ORACLE)
+"""Arms whose accuracy and depth the table of kinds (tasks) shows, where a run has them."""
 GROUP_ROWS = 60
 """Groups shown at most."""
 
@@ -81,10 +83,12 @@ def print_report(report: Report, stream: TextIO) -> None:
         f"{model.name} with {model.num_layers} layers in {model.dtype}; guessing: {report.chance_accuracy:.3f}"
     )
     console.print(_arms(report.arms))
-    if report.groups:
-        console.print(_groups(report.groups[:GROUP_ROWS]))
-    if len(report.groups) > GROUP_ROWS:
-        console.print(f"{len(report.groups) - GROUP_ROWS} more groups stand in report.json")
+    others = [group for group in report.groups if group.kind != "task"]
+    for groups, shown in ((report.kinds, _kinds), (others, _groups)):
+        if groups:
+            console.print(shown(groups[:GROUP_ROWS]))
+        if len(groups) > GROUP_ROWS:
+            console.print(f"{len(groups) - GROUP_ROWS} more groups stand in report.json")
     for line in _lines(report):
         console.print(line)
 
@@ -107,12 +111,28 @@ def _arms(arms: Sequence[ReportArm]) -> Table:
     return table(None, columns, rows)
 
 
+def _kinds(groups: Sequence[Group]) -> Table:
+    """Return a line for each kind (task): accuracies with intervals and mean depths, the router against full depth."""
+    names = [arm.name for arm in groups[0].arms_named(*KIND_ARMS)]
+    failures = any(arm.no_answer for group in groups for arm in group.arms_named(*names))
+    rows = []
+    for group in groups:
+        (router,) = group.arms_named(ROUTER)
+        arms = group.arms_named(*names)
+        cells = [f"{number(arm.accuracy, arm.accuracy_interval)} at {arm.mean_depth:.2f}" for arm in arms]
+        unread = ["/".join(str(arm.no_answer) for arm in arms)] if failures else []
+        lost = number(router.difference, router.difference_interval, "+.3f")
+        rows.append([group.task, str(group.n), *cells, lost, *unread])
+    more = ["no answer, " + "/".join(names)] if failures else []
+    return table(None, ("kind", "n", *names, "router against full, 95 %", *more), rows)
+
+
 def _groups(groups: Sequence[Group]) -> Table:
     """Return a line for each group: accuracies and, where there are any, counts of answers that cannot be read."""
     failures = any(arm.no_answer for group in groups for arm in group.arms)
     rows = []
     for group in groups:
-        arms = [arm for name in GROUP_ARMS for arm in group.arms if arm.name == name]
+        arms = group.arms_named(*GROUP_ARMS)
         cells = [number(arm.accuracy) for arm in arms]
         unread = ["/".join(str(arm.no_answer) for arm in arms)] if failures else []
         rows.append([group_label(group), str(group.n), *cells, *unread])
@@ -128,9 +148,11 @@ def group_label(group: Group) -> str:
 
 def _lines(report: Report) -> list[str]:
     collapse, static, oracle = report.router_collapse, report.static, report.oracle
+    within = "" if collapse.entropy_within_bits is None else f", {collapse.entropy_within_bits:.2f} within a kind"
     lines = [
-        f"router: {collapse.distinct_chains} different chains ({collapse.entropy_bits:.2f} bits), full depth for "
-        f"{collapse.share_full:.1%}, most common {collapse.most_common} ({collapse.share_most_common:.1%})"
+        *worst_lines(report),
+        f"router: {collapse.distinct_chains} different chains ({collapse.entropy_bits:.2f} bits{within}), full depth "
+        f"for {collapse.share_full:.1%}, most common {collapse.most_common} ({collapse.share_most_common:.1%})",
     ]
     lines += [
         f"router against {report.labels[name]}: {number(pair.difference, pair.difference_interval, '+.3f')}, "
@@ -149,6 +171,17 @@ def _lines(report: Report) -> list[str]:
     if any(arm.no_answer for arm in report.arms):
         lines.append("no answer: none could be read in what was generated, a format failure; it counts as wrong")
     return [*lines, *(f"note: {note}" for note in report.notes)]
+
+
+def worst_lines(report: Report) -> list[str]:
+    """Return a line that names the kind on which the router loses the most; none of a single task."""
+    return [
+        f"worst kind: {group.task}, router {number(router.accuracy)} against full depth {number(full.accuracy)}, "
+        f"{number(router.difference, router.difference_interval, '+.3f')}, at depth {router.mean_depth:.2f}"
+        for group in report.kinds
+        if group.task == report.worst_kind
+        for full, router in [group.arms_named(FULL, ROUTER)]
+    ]
 
 
 def control_lines(controls: Controls | None) -> list[str]:

@@ -83,6 +83,8 @@ def track_report(
         run.log(shown(out, report, figures, page))
         run.summary.update({f"{arm.name}/accuracy": arm.accuracy for arm in report.arms})
         run.summary.update({f"{arm.name}/mean_depth": arm.mean_depth for arm in report.arms})
+        run.summary.update({f"router/{name}": value for name, value in vars(report.router_collapse).items()})
+        run.summary.update({"router/worst_kind": report.worst_kind})
         own = [out / name for name in (REPORT_FILE, RESULTS_FILE, RUN_FILE)]
         log_files(run, "report", "report", [*own, *files], lineage(report.inputs))
         folder = Path(run.dir).parent
