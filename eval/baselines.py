@@ -271,6 +271,11 @@ class StaticPool:
         searched = candidate_pool(records, pool=pool, trials=trials, max_depth=deepest)
         return cls(tuple(searched), tuple(common_chains(routed, pool=pool, max_depth=deepest)), max_depth)
 
+    def joined(self, other: StaticPool) -> StaticPool:
+        """Return these and another's candidates, at this one's depth."""
+        searched, common = dict.fromkeys([*self.searched, *other.searched]), [*self.common, *other.common]
+        return StaticPool(tuple(searched), tuple(dict.fromkeys(common)), self.max_depth)
+
     @property
     def chains(self) -> list[Chain]:
         """All of them, each once."""

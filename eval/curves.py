@@ -6,7 +6,7 @@
 Needs menu tables of train, validation and test with the states that the routers read (`python -m search menu ...
 --read_layers ...`); no model runs. Operating points come from validation, static baselines from train+validation, the
 test table is only looked up. Its chains ran in the search's cheap mode; `python -m eval` runs a router's own chains, in
-the real mode. Writes `curves.json` and a figure.
+the real mode. Writes `curves.json` and a figure. Where the tables hold several tasks (kinds), each has its own lines.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
+from rich.table import Table
 
 from data.figures import save_figure
 from data.records import DenseTable, SearchRecord, read_records
@@ -32,6 +33,7 @@ from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_mixture, choose_static
 from eval.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy, whiskers
 from eval.inputs import require_unseen_by
+from eval.measures import entropies
 from eval.tables import console_for, table
 from router.command import parse_settings, provenance
 from router.files import require_directory, sha256_file, writable_directory, write_json
@@ -44,6 +46,8 @@ CURVES_FILE = "curves.json"
 FIGURE_FILES = ("curves.png", "curves.svg")
 ROUTED_AT_ONCE = 256
 """Samples whose states are held in memory at once."""
+SHOWN = {"same_menu": "permuted within kinds"}
+"""Baselines that the printed table calls otherwise than the file."""
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -97,6 +101,9 @@ def main(argv: Sequence[str] | None) -> None:
     known = DenseTable.of([*records["train"], *records["validation"]])
     validation, test = (DenseTable.of(records[split], known.chains) for split in ("validation", "test"))
     tables = Tables(known, validation, test)
+    for name, split in (("train and validation", known), ("validation", validation)):
+        if absent := set(test.tasks) - set(split.tasks):
+            raise InputError(f"records: expected samples of every task of test in {name}, got none of {min(absent)}")
     points: list[dict[str, Any]] = []
     for name, folders in settings.routers.items():
         for folder in folders:
@@ -200,14 +207,15 @@ def measure(
 
     Returns:
         Accuracy and mean depth of the arm, each baseline's accuracy and mean depth, the paired differences with
-        their 95 % intervals, and the permutation test's p.
+        their 95 % intervals, the permutation test's p, and the same of each kind (task).
     """
     known, of_test = tables.known, tables.test
     right, correct = of_test.right(test), of_test.correct.astype(float)
     depth, bound = float(of_test.depths[test].mean()), float(tables.validation.depths[validation].mean())
     counts, n = known.correct.sum(0).tolist(), len(known.sample_ids)
     candidates = [Candidate(chain, count, n) for chain, count in zip(known.chains, counts, strict=True)]
-    static = of_test.place(choose_static(candidates, bound).chain)
+    static = best_static(known, bound)
+    by_kind = static_by_kind(tables, validation)
     # At the router's own depth on test, so that the mixture never runs fewer layers than it is compared with.
     mixture = choose_mixture(candidates, depth)
     first, second = (correct[:, of_test.place(chain)] for chain in (mixture.first, mixture.second))
@@ -215,6 +223,7 @@ def measure(
     baselines = {
         "full": (correct[:, 0], float(of_test.depths[0])),
         "static": (correct[:, static], float(of_test.depths[static])),
+        "static_by_kind": (of_test.right(by_kind), float(of_test.depths[by_kind].mean())),
         "mixture": (mixture.share * first + (1 - mixture.share) * second, mixture.mean_depth),
         "same_menu": (same_menu(of_test, test), depth),
         "random": (random_of_depth(of_test, test), depth),
@@ -233,6 +242,8 @@ def measure(
             "interval": list(estimate.interval),
         }
     p, permuted = permutation_p(of_test.correct, test, of_test.tasks, seed)
+    entropy, within = entropies(test.tolist(), of_test.tasks)
+    kinds = {kind: kind_of(of_test, kind, test, static, by_kind, seed) for kind in sorted(set(of_test.tasks))}
     return {
         "budget": budget,
         "accuracy": float(right.mean()),
@@ -242,17 +253,82 @@ def measure(
         "against": against,
         "permutation_p": p,
         "permuted_accuracy": permuted,
+        "kinds": kinds,
+        "worst_kind": min(kinds, key=lambda kind: kinds[kind]["difference"]),
         "distinct_chains": len(set(test.tolist())),
+        "entropy_bits": entropy,
+        "entropy_within_bits": within,
         "full_share": float((test == 0).mean()),
         "static_chain": str(of_test.chains[static]),
+    }
+
+
+def best_static(known: DenseTable, depth: float, kind: str | None = None) -> int:
+    """Return the column of the best static chain of depth at most `depth`, of one kind's samples where one is named."""
+    own = [kind in (None, task) for task in known.tasks]
+    counts = known.correct[own].sum(0).tolist()
+    candidates = [Candidate(chain, count, sum(own)) for chain, count in zip(known.chains, counts, strict=True)]
+    return known.place(choose_static(candidates, depth).chain)
+
+
+def static_by_kind(tables: Tables, validation: Int[np.ndarray, " samples"]) -> Int[np.ndarray, " samples"]:
+    """Return each test sample's column where every kind (task) has its own best static chain.
+
+    It is chosen on train and validation samples of the kind, at most as deep as the arm is on those of validation.
+
+    Args:
+        tables: the tables.
+        validation: the arm's column for each validation sample.
+    """
+    depths, tasks = tables.validation.depths[validation], np.array(tables.validation.tasks)
+    chosen = {
+        kind: best_static(tables.known, float(depths[tasks == kind].mean()), kind) for kind in set(tables.test.tasks)
+    }
+    return np.array([chosen[kind] for kind in tables.test.tasks])
+
+
+def kind_of(
+    dense: DenseTable,
+    kind: str,
+    choices: Int[np.ndarray, " samples"],
+    static: int,
+    by_kind: Int[np.ndarray, " samples"],
+    seed: int,
+) -> dict[str, Any]:
+    """Measure an arm and static chains on the samples of one kind (task).
+
+    Args:
+        dense: the test table.
+        kind: the task.
+        choices: the arm's column for each sample.
+        static: column of the best static chain of all samples.
+        by_kind: for each sample the column of its kind's best static chain.
+        seed: seed of the bootstrap.
+    """
+    own = np.array(dense.tasks) == kind
+    right, correct, column = dense.right(choices)[own], dense.correct[own], int(by_kind[own][0])
+    estimate = mean_of(right - correct[:, 0], seed)
+    assert estimate is not None
+    return {
+        "n": int(own.sum()),
+        "accuracy": float(right.mean()),
+        "depth": float(dense.depths[choices[own]].mean()),
+        "full": float(correct[:, 0].mean()),
+        "difference": estimate.value,
+        "interval": list(estimate.interval),
+        "static": float(correct[:, static].mean()),
+        "static_by_kind": float(correct[:, column].mean()),
+        "static_by_kind_depth": float(dense.depths[column]),
+        "static_by_kind_chain": str(dense.chains[column]),
     }
 
 
 def same_menu(dense: DenseTable, choices: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
     """Return each sample's probability of a right answer under a static menu.
 
-    Its chain is drawn as often as the router chose it for the sample's task, but whatever the sample: what this lacks
-    against the router is what the router read of a sample beyond its task.
+    Its chain is drawn as often as the router chose it for the sample's task, but whatever the sample: the mean over all
+    permutations of the router's chains within tasks. What this lacks against the router is what the router read of a
+    sample beyond its task.
     """
     result = np.empty(len(choices))
     tasks = np.array(dense.tasks)
@@ -299,11 +375,19 @@ def early_exit(known: DenseTable, test: DenseTable, depth: float) -> Int[np.ndar
 
 
 def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join the seeds of each kind and budget: means over seeds, and the range of the accuracy."""
+    """Join the seeds of each router and budget: means over seeds, and the range of the accuracy."""
     found = []
     for name, budget in dict.fromkeys((point["name"], point["budget"]) for point in points):
         own = [point for point in points if (point["name"], point["budget"]) == (name, budget)]
         accuracies = [point["accuracy"] for point in own]
+        kinds = {
+            kind: {
+                field: float(np.mean([point["kinds"][kind][field] for point in own]))
+                for field, value in first.items()
+                if isinstance(value, float)
+            }
+            for kind, first in own[0]["kinds"].items()
+        }
         found.append(
             {
                 "name": name,
@@ -317,6 +401,12 @@ def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     for arm in own[0]["against"]
                 },
                 "worst_p": max(point["permutation_p"] for point in own),
+                "kinds": kinds,
+                "worst_kind": min(kinds, key=lambda kind: kinds[kind]["difference"]),
+                **{
+                    field: float(np.mean([point[field] for point in own]))
+                    for field in ("entropy_bits", "entropy_within_bits")
+                },
             }
         )
     return found
@@ -335,18 +425,42 @@ def print_curves(content: dict[str, Any]) -> None:
             f"{point['accuracy']:.4f}",
             *(_difference(point["against"].get(name)) for name in baselines),
             f"{point['permutation_p']:.4f}",
+            f"{point['entropy_bits']:.2f}/{point['entropy_within_bits']:.2f}",
         ]
         for point in points
     ]
-    names = ("kind", "budget", "depth", "accuracy", *baselines, "perm. p")
+    told = [SHOWN.get(name, name) for name in baselines]
+    names = ("router", "budget", "depth", "accuracy", *told, "perm. p", "bits/within kinds")
     heading = f"full depth {full['accuracy']:.4f} at {full['depth']:g}, n = {content['n']}"
     console.print(table(heading, names, rows))
+    if any(len(one["kinds"]) > 1 for one in content["summary"]):
+        console.print(_kinds(content["summary"]))
     for one in content["summary"]:
         against = ", ".join(f"{name} {value:+.4f}" for name, value in one["against"].items())
         console.print(
             f"{one['name']}, budget {one['budget']:g}, {one['seeds']} seeds: {one['accuracy']:.4f} "
             f"({one['spread'][0]:.4f}..{one['spread'][1]:.4f}) at {one['depth']:.2f}; against {against}"
         )
+
+
+def _kinds(summary: Sequence[dict[str, Any]]) -> Table:
+    """Return a line for each router, budget and kind, means over seeds."""
+    rows = [
+        [
+            one["name"],
+            f"{one['budget']:g}",
+            kind + (" (worst)" if kind == one["worst_kind"] else ""),
+            f"{of_kind['depth']:.2f}",
+            *(f"{of_kind[field]:.4f}" for field in ("accuracy", "full")),
+            f"{of_kind['difference']:+.4f}",
+            f"{of_kind['static']:.4f}",
+            f"{of_kind['static_by_kind']:.4f} at {of_kind['static_by_kind_depth']:.2f}",
+        ]
+        for one in summary
+        for kind, of_kind in one["kinds"].items()
+    ]
+    names = ("router", "budget", "kind", "depth", "accuracy", "full", "difference", "static", "static_by_kind")
+    return table("by kind of task, means over seeds", names, rows)
 
 
 def _difference(against: dict[str, Any] | None) -> str:

@@ -291,11 +291,12 @@ def choose_static_arms(
     validation = inputs.samples["validation"]
     routed = routed_chains(router, validation, scorer, size)
     sizes = (settings.static_pool, settings.static_trials)
-    pool, kinds = StaticPool.of(inputs.records["train"], routed, *sizes), {}
+    pool = StaticPool.of(inputs.records["train"], routed, *sizes)
+    kinds: dict[str, StaticPool] = {}
     for kind in sorted({one.task for one in inputs.records["train"]}) if wanted else []:
         trained = [one for one in inputs.records["train"] if one.task == kind]
         if of_kind := [chain for chain, one in zip(routed, validation, strict=True) if one.task == kind]:
-            kinds[kind] = StaticPool.of(trained, of_kind, *sizes)
+            kinds[kind] = StaticPool.of(trained, of_kind, *sizes).joined(pool)
     candidates, *by_place = _judged(inputs, scorer, pool, kinds, settings, identity, workers)
     static, mixture = describe_static(candidates, pool, scorer.tasks.mode), choose_mixture(candidates, pool.max_depth)
     by_kind = StaticByKind(

@@ -14,6 +14,10 @@ coverage; 0: the static frontier of each task). At a price per layer a menu is w
 priced value; the sum over prices from 0 up serves several budgets at once. This worth is monotone and submodular in the
 menu, so the greedy choice reaches at least 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and a chain that
 does what another one does gains nothing: diversity follows.
+
+Where samples are of several kinds (tasks), `balance: kinds` lets each kind weigh alike, however many samples it has.
+Where places are few, the mean over kinds still gives up a kind that has little to save; `per_kind` keeps places for it:
+so many chains are chosen, greedily as above, for each kind's samples alone, before the others.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
@@ -149,6 +153,7 @@ TASK_TRUST = 16.0
 LEAST_GAIN = 1e-9
 """Mean worth that a chain must add to be chosen."""
 ValueKind = Literal["correct", "agree", "both"]
+Balance = Literal["samples", "kinds"]
 
 
 @plain_dataclass(frozen=True)
@@ -168,6 +173,24 @@ class Outcomes:
     def only(self, columns: Sequence[int]) -> Outcomes:
         """Return the outcomes of some of the chains."""
         return Outcomes(tuple(self.chains[i] for i in columns), self.values[:, list(columns)], self.tasks)
+
+    def worthwhile(self, least: float, tried: int) -> Bool[np.ndarray, " chains"]:
+        """Return which chains were tried on so many samples, with so large a mean value in times full depth's."""
+        means = chain_means(self.values)
+        result: NDArray[np.bool_] = (means >= least * means[0]) & ((~np.isnan(self.values)).sum(0) >= tried)
+        return result
+
+    def of_kind(self, kind: str) -> Outcomes:
+        """Return the outcomes of one task's samples."""
+        own = np.array(self.tasks) == kind
+        return Outcomes(self.chains, self.values[own], (kind,) * int(own.sum()))
+
+    def weights(self, balance: Balance) -> Float[np.ndarray, " samples"] | None:
+        """Return what each sample weighs where every task weighs alike; None: all samples weigh alike."""
+        if balance == "samples":
+            return None
+        counts = Counter(self.tasks)
+        return np.array([1 / counts[task] for task in self.tasks])
 
     def shrunk(self, predictable: float) -> Float[np.ndarray, "samples chains"]:
         """Return the values shrunk towards their chain's mean on the sample's task: a router can tell tasks apart.
@@ -229,7 +252,13 @@ def chain_means(values: Float[np.ndarray, "samples chains"]) -> Float[np.ndarray
 
 
 def choose_chains(
-    outcomes: Outcomes, size: int, *, predictable: float, prices: Sequence[float], keep: Sequence[Chain] = ()
+    outcomes: Outcomes,
+    size: int,
+    *,
+    predictable: float,
+    prices: Sequence[float],
+    keep: Sequence[Chain] = (),
+    balance: Balance = "samples",
 ) -> list[tuple[Chain, float]]:
     """Choose a menu greedily.
 
@@ -239,20 +268,21 @@ def choose_chains(
         predictable: share of the difference between samples that a router is expected to foresee.
         prices: prices of a whole model's depth, in units of value, each at least 0; each weighs alike.
         keep: candidates that are chosen in any case, after the full chain.
+        balance: what weighs alike in the menu's worth: samples, or their kinds (tasks).
 
     Returns:
         The chains in the order of choice, each with what it added to the menu's worth.
     """
     places = {chain: i for i, chain in enumerate(outcomes.chains)}
     shares = np.array([chain.depth / chain.num_layers for chain in outcomes.chains])
-    values = outcomes.shrunk(predictable)
+    values, weights = outcomes.shrunk(predictable), outcomes.weights(balance)
     worths = np.stack([values - price * shares for price in prices])  # [prices, samples, chains]
     held = worths[:, :, 0].copy()
-    chosen = [(outcomes.chains[0], float(held.mean()))]
+    chosen = [(outcomes.chains[0], float(np.average(held, axis=1, weights=weights).mean()))]
     taken = {0}
     waiting = [i for i in dict.fromkeys(places[chain] for chain in keep) if i not in taken]
     while len(chosen) < min(size, len(outcomes.chains)):
-        gains = _gains(worths, held)
+        gains = _gains(worths, held, weights)
         gains[list(taken)] = -1.0
         best = waiting.pop(0) if waiting else int(gains.argmax())
         if best in taken or (not waiting and gains[best] <= LEAST_GAIN and outcomes.chains[best] not in keep):
@@ -263,12 +293,37 @@ def choose_chains(
     return chosen
 
 
-def _gains(worths: NDArray[np.float64], held: NDArray[np.float64]) -> NDArray[np.float64]:
+def _gains(
+    worths: NDArray[np.float64], held: NDArray[np.float64], weights: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
     """Return what each chain would add, in mean worth."""
     total = np.zeros(worths.shape[2])
     for of_price, of_held in zip(worths, held, strict=True):
-        total += np.maximum(of_price - of_held[:, None], 0.0).mean(0)
+        total += np.average(np.maximum(of_price - of_held[:, None], 0.0), axis=0, weights=weights)
     return total / len(worths)
+
+
+def short_for_kinds(
+    outcomes: Outcomes, per_kind: int, *, least: float, tried: int, predictable: float, prices: Sequence[float]
+) -> dict[str, list[Chain]]:
+    """Return for each kind (task) the chains that its samples alone choose, all shorter than the full one, best first.
+
+    Args:
+        outcomes: what the candidates did.
+        per_kind: chains of each kind; fewer where no other adds anything.
+        least: as of `Outcomes.worthwhile`, on the kind's samples.
+        tried: as of `Outcomes.worthwhile`, on the kind's samples.
+        predictable: as of `choose_chains`.
+        prices: as of `choose_chains`.
+    """
+    found = {}
+    for kind in dict.fromkeys(outcomes.tasks):
+        own = outcomes.of_kind(kind)
+        good = own.worthwhile(least, tried)
+        shorter = [i for i, one in enumerate(own.chains) if one.is_full or (good[i] and one.depth < one.num_layers)]
+        chosen = choose_chains(own.only(shorter), 1 + per_kind, predictable=predictable, prices=prices)
+        found[kind] = [chain for chain, _ in chosen[1:]]
+    return found
 
 
 def best_of_each_depth(outcomes: Outcomes) -> list[Chain]:
@@ -303,6 +358,10 @@ class MenuSettings:
         least: mean value of a candidate, in times full depth's: chains that hardly do better than a guess are right
             by luck (kind records).
         tried: samples on which a chain must have been tried to be a candidate (kind records).
+        balance: what weighs alike: "samples", or "kinds": each task, however many samples it has. With kinds, and with
+            `per_kind`, `least` and `tried` hold of a candidate if they do on one task's samples (kind records).
+        per_kind: chains shorter than full depth that each task's samples choose for themselves, before the others
+            (kind records).
         max_dropped: layers that a chain drops at most (kind subsets); null: all.
         max_depth: layers of the deepest chain, besides the full one; null: any.
         min_depth: layers of the shallowest chain.
@@ -321,6 +380,8 @@ class MenuSettings:
     prices: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
     least: NotNegative = 0.5
     tried: Positive = 8
+    balance: Balance = "samples"
+    per_kind: Count = 0
     max_dropped: Positive | None = None
     max_depth: Positive | None = None
     min_depth: Positive = 1
@@ -381,18 +442,21 @@ def subsets(settings: MenuSettings) -> list[Chain]:
 def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:
     """Choose from records."""
     outcomes = _outcomes(settings)
-    chosen = choose_chains(
-        outcomes,
-        settings.size,
-        predictable=settings.predictable,
-        prices=settings.prices,
-        keep=best_of_each_depth(outcomes),
-    )
+    asked: dict[str, Any] = {"predictable": settings.predictable, "prices": settings.prices}
+    kinds = short_for_kinds(outcomes, settings.per_kind, least=settings.least, tried=settings.tried, **asked)
+    in_turn = [chain for of_place in itertools.zip_longest(*kinds.values()) for chain in of_place if chain is not None]
+    if settings.size <= (needed := len(set(in_turn))):
+        raise InputError(f"size: expected at least {needed + 1} for per_kind {settings.per_kind}, got {settings.size}")
+    keep = [*in_turn, *best_of_each_depth(outcomes)]
+    chosen = choose_chains(outcomes, settings.size, keep=keep, balance=settings.balance, **asked)
     hashes = {str(path): sha256_file(path) for path in settings.records}
     gains = {str(chain): round(gain, 6) for chain, gain in chosen}
     print(f"{len(outcomes.chains)} candidates on {len(outcomes.values)} samples; the first chosen, and what each adds:")
     for chain, gain in chosen[:12]:
         print(f"  {chain!s:<32} depth {chain.depth:>3}  {gain:+.4f}")
+    if settings.per_kind:
+        made = {**made, "per_kind": {kind: [str(chain) for chain in of_kind] for kind, of_kind in kinds.items()}}
+        print("".join(f"  for {kind}: {', '.join(map(str, of_kind))}\n" for kind, of_kind in kinds.items()), end="")
     made = {**made, "records": hashes, "samples": len(outcomes.values), "gains": gains}
     return Menu.of([chain for chain, _ in chosen], settings.first_editable, made)
 
@@ -409,10 +473,8 @@ def _outcomes(settings: MenuSettings) -> Outcomes:
             known = records.get(record.sample_id)
             records[record.sample_id] = record if known is None else joined(known, record)
     kept = outcomes_of(records.values(), settings.value, settings.first_editable, settings.tried)
-    means = chain_means(kept.values)
-    allowed = [
-        i
-        for i, chain in enumerate(kept.chains)
-        if chain.is_full or (settings.allows(chain) and means[i] >= settings.least * means[0])
-    ]
+    whole = settings.balance == "samples" and not settings.per_kind
+    parts = [kept] if whole else [kept.of_kind(kind) for kind in dict.fromkeys(kept.tasks)]
+    good = np.any([part.worthwhile(settings.least, settings.tried) for part in parts], axis=0)
+    allowed = [i for i, chain in enumerate(kept.chains) if chain.is_full or (settings.allows(chain) and good[i])]
     return kept.only(allowed)

@@ -28,6 +28,7 @@ from eval.arms import (
     StaticArm,
     exit_chain,
     oracle_arm,
+    permuted_arm,
     random_chain,
 )
 from eval.baselines import (
@@ -229,7 +230,20 @@ def test_routed_chains_do_not_hang_on_batches(scorer: ChainScorer, samples: list
     # Oracle: the chains of one big batch.
     arms = [RouterArm(StatesReader(scorer, PREFIX), router) for _ in range(2)]
     whole = arms[0].chains(scorer.load([scorer.encode(sample) for sample in samples]))
-    assert Counter(routed_chains(arms[1], samples, scorer, 5)) == Counter(whole)
+    assert routed_chains(arms[1], samples, scorer, 5) == whole
+
+
+def test_permuted_chains_stay_within_their_kind() -> None:
+    # Oracle: the property: each kind keeps its chains, and not all of them their places; the seed decides.
+    kinds = ["a"] * 12 + ["b"] * 8
+    made = [Sample(kind, "test", f"What is {i}?", ("x", "y"), 0) for i, kind in enumerate(kinds)]
+    chains = [exit_chain(1 + i % 2 if kind == "a" else 3 + i % 2, NUM_LAYERS) for i, kind in enumerate(kinds)]
+    permuted = [permuted_arm(chains, made, 0).by_sample[sample.id] for sample in made]
+    assert permuted != chains
+    for own in (slice(0, 12), slice(12, 20)):
+        assert Counter(permuted[own]) == Counter(chains[own])
+    assert permuted_arm(chains, made, 0).by_sample == permuted_arm(chains, made, 0).by_sample
+    assert permuted_arm(chains, made, 1).by_sample != permuted_arm(chains, made, 0).by_sample
 
 
 def test_the_mixture_is_the_best_of_its_mean_depth(tmp_path: Path) -> None:

@@ -103,6 +103,31 @@ def test_measure_tells_the_router_from_its_baselines() -> None:
     assert found["static_chain"] in [str(CHAINS[i]) for i in within if known.accuracy[i] == best]
 
 
+def test_measure_tells_kinds_apart() -> None:
+    # Oracle: by hand. Column 2 (4 layers) is right on every sample of a and on none of b, column 1 (5 layers) on all of
+    # b, column 3 (5 layers) on a's odd samples. The router gives a column 2 and b, in turn, columns 1, 1, 0 and 0.
+    right = {"a": [1, 0, 1, 0, 0], "b": [1, 1, 0, 0, 0]}
+    kinds = ["a"] * 8 + ["b"] * 4
+    one = table(np.array([right[kind] for kind in kinds]), kinds)
+    one.correct[1:8:2, 3] = True
+    choices = np.array([2] * 8 + [1, 1, 0, 0])
+    found = measure(Tables(one, one, one), choices, choices, 5.0, 0)
+    assert found["static_chain"] == str(CHAINS[2])
+    a, b = found["kinds"]["a"], found["kinds"]["b"]
+    assert (a["n"], a["accuracy"], a["depth"], a["full"], a["static"], a["static_by_kind"]) == (8, 1, 4, 1, 1, 1)
+    assert (b["n"], b["accuracy"], b["depth"], b["full"], b["static"], b["static_by_kind"]) == (4, 1, 5.5, 1, 0, 1)
+    assert (a["static_by_kind_chain"], b["static_by_kind_chain"]) == (str(CHAINS[2]), str(CHAINS[1]))
+    by_kind = found["against"]["static_by_kind"]
+    assert (by_kind["accuracy"], by_kind["depth"], by_kind["difference"]) == (1, (8 * 4 + 4 * 5) / 12, 0)
+    assert found["entropy_within_bits"] == 0.5  # 0 in a, 1 in b
+    shares = (8 / 12, 2 / 12, 2 / 12)
+    assert found["entropy_bits"] == pytest.approx(-sum(share * np.log2(share) for share in shares))
+    assert found["against"]["same_menu"]["difference"] == 0  # all that it read is the kind
+    assert found["permutation_p"] == 1.0
+    worse = np.array([2] * 8 + [1, 1, 2, 2])
+    assert measure(Tables(one, one, one), worse, worse, 5.0, 0)["worst_kind"] == "b"
+
+
 def result(chain: Chain, correct: bool) -> ChainResult:
     return ChainResult(chain, (0.0, 1.0) if correct else (1.0, 0.0), int(correct), correct, 1.0 if correct else -1.0)
 
@@ -217,6 +242,9 @@ def test_the_curves_are_what_routing_and_looking_up_gives(project: Path, curves:
         assert full["difference"] == pytest.approx(point["accuracy"] - told["full"]["accuracy"])
     (summary,) = told["summary"]
     assert summary["seeds"] == 2
+    (kind,) = summary["kinds"].values()  # one task: its figures are those of all samples
+    assert kind["accuracy"] == pytest.approx(summary["accuracy"])
+    assert kind["difference"] == pytest.approx(summary["against"]["full"])
     assert summary["accuracy"] == pytest.approx(sum(point["accuracy"] for point in told["points"]) / 2)
     assert {one["depth"] for one in told["static"]} == {chain.depth for chain in MENU.chains}
 

@@ -14,7 +14,7 @@ import pytest
 
 from data.statistics import wilson_interval
 from eval.arms import random_chain
-from eval.measures import Group, arm_of, chance_accuracy, collapse_of, corrected, groups_of, paired
+from eval.measures import Group, arm_of, chance_accuracy, collapse_of, corrected, groups_of, paired, worst_kind
 from eval.results import ArmResult, Label
 from eval.tables import GROUP_ROWS, print_report
 from router.chain import Chain
@@ -108,6 +108,25 @@ def test_collapse_of_a_hand_made_table() -> None:
     assert collapse.entropy_bits == pytest.approx(1.75)
     assert collapse.most_common == "0-3"
     assert collapse_of(results("10")).entropy_bits == 0
+    assert collapse.entropy_within_bits == collapse.entropy_bits  # one task
+
+
+def test_a_router_that_reads_the_task_alone_has_no_entropy_within_it() -> None:
+    # Oracle: by hand: two tasks of 4 and 2 samples, a chain each: shares 2/3 and 1/3. Then one task with two chains.
+    told = results("1" * 6, [FULL] * 4 + [SHORT] * 2)
+    by_task = [dataclasses.replace(one, task="a" if i < 4 else "b") for i, one in enumerate(told)]
+    collapse = collapse_of(by_task)
+    assert collapse.entropy_bits == pytest.approx(2 / 3 * math.log2(1.5) + 1 / 3 * math.log2(3))
+    assert collapse.entropy_within_bits == 0
+    mixed = [dataclasses.replace(one, task="a" if i < 2 or i > 3 else "b") for i, one in enumerate(told)]
+    assert collapse_of(mixed).entropy_within_bits == 0.5  # 1 bit in a, 0 in b
+
+
+def test_the_worst_kind_is_the_task_of_the_greatest_loss() -> None:
+    # Oracle: by hand: of a one of four is lost, of b one of two, of c none; one task alone is not told apart.
+    told: list[tuple[str, Label, Label]] = [("a", None, "x")] * 4 + [("b", None, None)] * 2 + [("c", None, None)]
+    assert worst_kind(groups(told, "1111110", "1110100")) == "b"
+    assert worst_kind(groups(told[:4], "1111", "1110")) is None
 
 
 def test_chance_is_one_of_the_choices_and_never_a_free_answer() -> None:

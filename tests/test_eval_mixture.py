@@ -21,7 +21,7 @@ from data.scoring import ChainScorer
 from data.statistics import wilson_interval
 from data.tasks import Task, TaskSet
 from eval.__main__ import main
-from eval.baselines import STATIC_FILE
+from eval.baselines import BY_KIND_FILE, STATIC_FILE
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
@@ -29,8 +29,9 @@ from router.chain import Chain
 from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.files import read_json
+from router.storage import Operation, load_router
 from router.validation import InputError, from_plain, to_plain
-from tests.evaluation import ARM_NAMES, FULL, INPUTS, TRIED, World, prepared
+from tests.evaluation import ARM_NAMES, FULL, INPUTS, PREFIX, TRIED, World, prepared
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 COLUMNS = {"question": "q", "answer": "a"}
@@ -44,6 +45,9 @@ TASKS = TaskSet.of(
         from_plain(Task, {"name": "spelling", **SPELL, "prompt": {"opening": "(", "end": ")"}}),
     ]
 )
+BY_KIND = ("static_by_kind", "permuted")
+"""Arms that tell tasks apart: those of a mixture only."""
+ALL_ARMS = [*ARM_NAMES[:5], BY_KIND[0], ARM_NAMES[5], BY_KIND[1], *ARM_NAMES[6:]]
 EMITTED = "abcdefgh)"
 SIZES = {"train": 4, "validation": 4, "test": 10}
 """Riddles, as many quiz questions, and half of the free answers."""
@@ -181,6 +185,51 @@ def test_static_candidates_are_judged_in_the_cheap_mode(mixture: World) -> None:
     assert "mode exact+letter" in report["caveats"][-1]
 
 
+def test_each_kind_has_its_own_static_chain_no_deeper_than_the_router_on_it(mixture: World) -> None:
+    # Oracle: the candidates' lines, counted here, and the router's chains of the validation samples, one by one.
+    model, tokenizer = load_model(str(mixture.folder / "model"), dtype="float32", device="cpu")
+    scorer, router = ChainScorer(model, tokenizer, TASKS), load_router(mixture.folder / "router")
+    validation = read_samples(mixture.folder / "data" / "validation.jsonl")
+    lines = [json.loads(line) for line in (mixture.out / CANDIDATES_FILE).read_text().splitlines()]
+    chosen = read_json(mixture.out / BY_KIND_FILE)["kinds"]
+    assert set(chosen) == set(TASKS.tasks)
+    for kind, choice in chosen.items():
+        depths = []
+        for sample in [one for one in validation if one.task == kind]:
+            states = scorer.states(scorer.load([scorer.encode(sample)]), PREFIX)
+            depths += [one.chain.depth for one in router.decide(states, Operation(budget=4.2))]
+        assert choice["router_validation_depth"] == pytest.approx(sum(depths) / len(depths))
+        right: dict[tuple[int, ...], dict[str, bool]] = {}
+        for line in lines:
+            if line["task"] == kind:
+                right.setdefault(tuple(line["chain"]), {})[line["sample_id"]] = line["correct"]
+        n = len(right[FULL.layers])
+        # The kind's candidates ran on all its samples; what another kind alone has ran on none of them.
+        within = {c: sum(of.values()) for c, of in right.items() if len(c) <= sum(depths) / len(depths)}
+        assert {len(of) for of in right.values()} == {n} == {choice["n"]}
+        assert within[tuple(choice["chain"])] == choice["correct"] == max(within.values())
+        of_test = [line for line in lines_of(mixture, "static_by_kind") if line["task"] == kind]
+        assert {tuple(line["chain"]) for line in of_test} == {tuple(choice["chain"])}
+    report = read_json(mixture.out / REPORT_FILE)
+    assert report["baselines"]["static_by_kind"]["kinds"] == chosen
+    assert {*BY_KIND, "static", "random"} <= report["router_against"].keys()
+    differences = {
+        group["task"]: next(arm["difference"] for arm in group["arms"] if arm["name"] == "router")
+        for group in report["groups"][:3]
+    }
+    assert differences[report["worst_kind"]] == min(differences.values())
+
+
+def test_permuted_chains_are_the_routers_on_other_samples_of_the_task(mixture: World) -> None:
+    # Oracle: the results' lines, counted here.
+    chains = {
+        name: {line["sample_id"]: (line["task"], *line["chain"]) for line in lines_of(mixture, name)}
+        for name in ("router", "permuted")
+    }
+    assert Counter(chains["router"].values()) == Counter(chains["permuted"].values())
+    assert chains["router"] != chains["permuted"]
+
+
 def test_groups_are_counted_by_task_difficulty_and_subject(mixture: World) -> None:
     # Oracle: the results' lines, counted here; what a line says of its sample is what the sample's file says.
     lines, samples = lines_of(mixture), samples_of(mixture)
@@ -202,7 +251,7 @@ def test_groups_are_counted_by_task_difficulty_and_subject(mixture: World) -> No
             given = [None if line[group["kind"]] is None else str(line[group["kind"]]) for line in members]
             members = [line for line, value in zip(members, given, strict=True) if value == group["value"]]
         full = sum(line["correct"] for line in members if line["arm"] == "full")
-        assert [arm["name"] for arm in group["arms"]] == ARM_NAMES
+        assert [arm["name"] for arm in group["arms"]] == ALL_ARMS
         for arm in group["arms"]:
             of_arm = [line for line in members if line["arm"] == arm["name"]]
             right = sum(line["correct"] for line in of_arm)
@@ -244,10 +293,19 @@ def test_report_and_table_come_from_files_alone(mixture: World, tmp_path: Path) 
     for arm in report["arms"]:
         (row,) = [row for row in rows if row[0] == arm["label"]]
         assert row[-1] == str(arm["no_answer"])
-    spelling = next(group for group in report["groups"] if group["value"] == "spelling")
-    arms = [next(arm for arm in spelling["arms"] if arm["name"] == name) for name in ("full", "router", "oracle")]
+    level = next(group for group in report["groups"] if group["value"] == "Level 10")
+    arms = [next(arm for arm in level["arms"] if arm["name"] == name) for name in ("full", "router", "oracle")]
     counts = "/".join(str(arm["no_answer"]) for arm in arms)
-    assert ["task spelling", "20", *(f"{arm['accuracy']:.3f}" for arm in arms), counts] in rows
+    accuracies = [f"{arm['accuracy']:.3f}" for arm in arms]
+    assert ["spelling, difficulty Level 10", str(level["n"]), *accuracies, counts] in rows
+    for kind in report["groups"][:3]:
+        (row,) = [row for row in rows if row[0] == kind["task"]]
+        shown = {arm["name"]: arm for arm in kind["arms"]}
+        for name, cell in zip(("full", "router", "static", "static_by_kind", "oracle"), row[2:], strict=False):
+            (low, high), arm = shown[name]["accuracy_interval"], shown[name]
+            assert cell == f"{arm['accuracy']:.3f} ({low:.3f}..{high:.3f}) at {arm['mean_depth']:.2f}"
+        assert row[7].startswith(f"{shown['router']['difference']:+.3f} (")
+    assert f"worst kind: {report['worst_kind']}, router " in printed
     assert {"riddles, difficulty none given", "spelling, difficulty Level 10", "spelling, subject b"} <= {
         row[0] for row in rows
     }
