@@ -14,7 +14,18 @@ from data.records import ChainResult, DenseTable, SearchRecord, pareto_front, re
 from data.sample import read_samples
 from data.states import StatesOrigin, read_states
 from data.statistics import permutation_p
-from eval.curves import CURVES_FILE, FIGURE_FILES, Tables, early_exit, main, measure, random_of_depth, same_menu
+from eval.curves import (
+    CURVES_FILE,
+    FIGURE_FILES,
+    Tables,
+    early_exit,
+    main,
+    measure,
+    print_curves,
+    random_of_depth,
+    same_menu,
+    summary_of,
+)
 from router.chain import Chain
 from router.command import run_command
 from router.fingerprint import Fingerprints
@@ -103,7 +114,7 @@ def test_measure_tells_the_router_from_its_baselines() -> None:
     assert found["static_chain"] in [str(CHAINS[i]) for i in within if known.accuracy[i] == best]
 
 
-def test_measure_tells_kinds_apart() -> None:
+def test_measure_tells_kinds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     # Oracle: by hand. Column 2 (4 layers) is right on every sample of a and on none of b, column 1 (5 layers) on all of
     # b, column 3 (5 layers) on a's odd samples. The router gives a column 2 and b, in turn, columns 1, 1, 0 and 0.
     right = {"a": [1, 0, 1, 0, 0], "b": [1, 1, 0, 0, 0]}
@@ -125,7 +136,14 @@ def test_measure_tells_kinds_apart() -> None:
     assert found["against"]["same_menu"]["difference"] == 0  # all that it read is the kind
     assert found["permutation_p"] == 1.0
     worse = np.array([2] * 8 + [1, 1, 2, 2])
-    assert measure(Tables(one, one, one), worse, worse, 5.0, 0)["worst_kind"] == "b"
+    lost = measure(Tables(one, one, one), worse, worse, 5.0, 0)
+    points = [{"name": "menu", **point} for point in (found, lost)]
+    print_curves({"full": {"accuracy": 1, "depth": 6}, "n": 12, "points": points, "summary": summary_of(points)})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    # Means of the two: of b 1 and 1/2 are right, at 5.5 and 4.5 layers.
+    assert ["menu", "5", "a", "4.00", "1.0000", "1.0000", "+0.0000", "1.0000", "1.0000 at 4.00"] in rows
+    b_row = ["menu", "5", "b (worst)", "5.00", "0.7500", "1.0000", "-0.2500", "0.0000"]
+    assert b_row in [row[:8] for row in rows]
 
 
 def result(chain: Chain, correct: bool) -> ChainResult:

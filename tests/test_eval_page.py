@@ -29,6 +29,7 @@ from eval.arms import LABELS
 from eval.controls import Controls
 from eval.figures import drawings_of, style_of
 from eval.luck import Luck
+from eval.measures import groups_of, worst_kind
 from eval.page import (
     PAGE_FILE,
     browser_data,
@@ -179,6 +180,26 @@ def test_the_page_asks_for_nothing_and_its_policy_allows_its_own_style_and_scrip
         "base-uri 'none'",
         "form-action 'none'",
     ]
+
+
+def test_each_kind_stands_by_itself_and_the_worst_is_named(seen: Seen) -> None:
+    # Oracle: by hand: of the toy's 12 samples the first six are one kind, of which full depth answers 6 and the router
+    # 4 (2..5) rightly; of the others 0 and 3. Every third sample runs 4 layers, the others 3.
+    report, results, samples = seen
+    told = {key: {one.sample_id: one for one in of_arm} for key, of_arm in results.items()}
+    kinds = {sample.id: "letters" if i < 6 else "sums" for i, sample in enumerate(samples)}
+    by_kind = {
+        name: [replace(of_arm[sample.id], task=kinds[sample.id]) for sample in samples] for name, of_arm in told.items()
+    }
+    groups = groups_of(by_kind, 0)
+    page = Page(build_page(replace(report, groups=groups, worst_kind=worst_kind(groups)), results, samples))
+    text = page.text.replace("\u00a0", " ")
+    assert "the router loses the most on letters: 66.7 % with 3.3 layers, full depth 100.0 % (\u221233.3 points" in text
+    letters, sums = (next(arm for arm in group.arms if arm.name == "router") for group in groups[:2])
+    for arm, difference in ((letters, "\u221233.3"), (sums, "+50.0")):
+        assert f"{difference} ({points_interval(arm.difference_interval)})".replace("\u00a0", " ") in text
+    assert "3.33 layers" in text
+    assert "loses the most" not in Page(build_page(*seen)).text
 
 
 def test_the_script_makes_no_markup_of_texts(html: str) -> None:
