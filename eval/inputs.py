@@ -341,7 +341,7 @@ def _check_agreement(records: dict[str, list[SearchRecord]], router: Router, set
                 f"records: expected num_layers {config.num_layers} in {path}, as the router has it, "
                 f"got {first.num_layers}"
             )
-        if first.first_editable > config.read_layer:
+        if first.first_editable > config.read_layer and config.head != "menu":  # a menu's chains are the records' own
             raise InputError(
                 f"records: expected first_editable of at most {config.read_layer} in {path}, where the router reads, "
                 f"got {first.first_editable}"

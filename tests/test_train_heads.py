@@ -185,6 +185,14 @@ def test_a_head_learns_a_rule_that_the_states_carry_and_beats_every_static_chain
     assert routed(router, 5.0) == (1.0, 5.0)
 
 
+def test_a_menu_is_read_before_the_first_layer_that_it_edits(project: Path) -> None:
+    # Oracle: the records' menu, every chain of which keeps more layers than the router reads.
+    main(settings(project, read_layer=1))
+    router = load_router(project / "router")
+    assert router.config.read_layer == 1
+    assert router.config.head_settings["chains"] == LATE + EARLY
+
+
 def refused(project: Path, name: str) -> dict[str, object]:
     """Make one thing wrong; returns the changed settings."""
     if name == "no menu table":  # full depth is all that the samples have in common
@@ -205,7 +213,7 @@ BAD = {
     "no menu table": "records: expected a menu table (python -m search --menu ...)",
     "a sample without a chain": "records: expected a menu table (python -m search --menu ...)",
     "no right chain": "records: expected a sample with a right chain in train, got none",
-    "read layer of no model": "read_layer: expected 2 (as in the records) to 4, got 5",
+    "read layer of no model": "read_layer: expected 1 (as in the records) to 4, got 5",
     "weight above 1": "head.menu.agreement: expected at most 1, got 1.5",
 }
 

@@ -89,7 +89,7 @@ class DataSettings:
         revision: its hub revision.
         device: torch device for the states, or auto.
         read_layer: e of the `hidden_states[e]` that the router reads; chains that edit an earlier layer are no
-            targets; at least the records' `first_editable`; null: that.
+            targets; at least the records' `first_editable`, but for a menu head; null: that.
         batch_size: samples in a training batch.
         states: folder for states that are computed here; null: `states` beside the records.
         limit: training samples to use, drawn by their ids, for learning curves; null: all.
@@ -207,10 +207,11 @@ class RouterData(LightningDataModule):
         if first.reward_target != "gold":
             raise InputError(f"records: expected the reward target gold, got {first.reward_target}")
         self.read_layer = first.first_editable if self._settings.read_layer is None else self._settings.read_layer
-        if not first.first_editable <= self.read_layer < first.num_layers:
+        # A menu's chains are those of the records, so it may be read before the first layer that they edit.
+        least = min(1, first.first_editable) if self.objective.name == "menu" else first.first_editable
+        if not least <= self.read_layer < first.num_layers:
             raise InputError(
-                f"read_layer: expected {first.first_editable} (as in the records) to {first.num_layers - 1}, "
-                f"got {self.read_layer}"
+                f"read_layer: expected {least} (as in the records) to {first.num_layers - 1}, got {self.read_layer}"
             )
         if self.read_layer < 1:
             raise InputError(
