@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -35,6 +36,11 @@ class Action(NamedTuple):
     size: int
     times: int = 0
     shift: int = 0
+
+    @property
+    def growth(self) -> int:
+        """Entries by which the action makes a chain longer; below 0 for a skip."""
+        return {"skip": -self.size, "repeat": self.size * self.times, "move": 0}[self.kind]
 
     def apply(self, chain: Chain) -> Chain:
         """Return the edited chain.
@@ -66,8 +72,8 @@ class ActionSpace:
     """The legal actions of every chain of one model.
 
     A chain's entries before `first_editable` are 0..first_editable-1 and are never edited; a block lies wholly
-    behind them and stays there. No action makes a chain deeper than `max_depth` or empty. Two actions may give
-    the same chain, and a move may give back the chain itself where its block is followed by its like (1,1).
+    behind them and stays there. No action makes a chain deeper than `max_depth`, shorter than `min_depth` or empty.
+    Two actions may give the same chain, and a move may give back the chain itself where its block is followed by its like (1,1).
 
     A move exchanges two neighbouring blocks, so moving the one later is the same as moving the other earlier. Each
     exchange is one action: the move of the earlier block, or that of the later one where only that is in bounds.
@@ -84,7 +90,7 @@ class ActionSpace:
     settings: SearchSettings
     num_layers: int
     first_editable: int = 0
-    _tables: dict[int, tuple[list[int], list[ActionGroup]]] = field(
+    _tables: dict[object, tuple[list[int], list[ActionGroup]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -98,7 +104,15 @@ class ActionSpace:
     @cached_property
     def max_depth(self) -> int:
         """Layers of the deepest chain."""
-        return 2 * self.num_layers if self.settings.max_depth is None else self.settings.max_depth
+        most = 2 * self.num_layers if self.settings.max_depth is None else self.settings.max_depth
+        shares = self.settings.depth_shares
+        return most if shares is None else min(most, round(shares[1] * self.num_layers))
+
+    @cached_property
+    def min_depth(self) -> int:
+        """Layers of the shortest chain, at least 1."""
+        shares = self.settings.depth_shares
+        return 1 if shares is None else max(1, round(shares[0] * self.num_layers))
 
     def count(self, chain: Chain) -> int:
         """Return the number of legal actions on a chain of this space (`max_edits` is for the tree to keep).
@@ -109,7 +123,7 @@ class ActionSpace:
         return self._table(chain)[0][-1]
 
     def action(self, chain: Chain, index: int) -> Action:
-        """Return legal action number `index`, 0..count-1; the numbering depends on the chain's depth only.
+        """Return legal action number `index`, 0..count-1.
 
         Raises:
             ValueError: where the chain is not of this space or the number is out of range.
@@ -147,6 +161,17 @@ class ActionSpace:
         """
         return sum(group.positions for group in self._table(chain)[1] if group.first.kind == "skip")
 
+    def allows(self, chain: Chain, action: Action) -> bool:
+        """Whether an action is legal on a chain.
+
+        Raises:
+            ValueError: where the chain is not of this space.
+        """
+        return any(
+            action._replace(position=first.position) == first and 0 <= action.position - first.position < positions
+            for first, positions in self._table(chain)[1]
+        )
+
     def legal(self, chain: Chain) -> list[Action]:
         """List every legal action, in the order of their numbers.
 
@@ -162,32 +187,41 @@ class ActionSpace:
         prefix = self.first_editable
         if chain.layers[:prefix] != tuple(range(prefix)):
             raise ValueError(f"chain: expected layers 0..{prefix - 1} first, unedited, got {chain}")
-        depth = len(chain.layers)
-        table = self._tables.get(depth)
+        # What may be done hangs on the depth alone, but for these two settings.
+        root = self.settings.below_block is None or chain.is_full
+        key = (len(chain.layers), root) if self.settings.max_runs is None else chain.layers
+        table = self._tables.get(key)
         if table is None:
-            table = self._tables[depth] = self._build_table(depth)
+            groups = self._groups(len(chain.layers), root)
+            if self.settings.max_runs is not None:
+                groups = _within_runs(groups, chain, self.settings.max_runs)
+            table = self._tables[key] = (list(accumulate(group.positions for group in groups)) or [0], groups)
         return table
 
-    def _build_table(self, depth: int) -> tuple[list[int], list[ActionGroup]]:
-        if depth > self.max_depth:
-            raise ValueError(f"chain: expected a depth of at most max_depth {self.max_depth}, got {depth}")
+    def _groups(self, depth: int, root: bool) -> list[ActionGroup]:
+        if not self.min_depth <= depth <= self.max_depth:
+            raise ValueError(
+                f"chain: expected a depth of at least {self.min_depth} and at most max_depth {self.max_depth}, got {depth}"
+            )
         bounds, prefix, editable = self.settings, self.first_editable, depth - self.first_editable
+        longest = bounds.max_block if root or bounds.below_block is None else bounds.below_block
         groups: list[ActionGroup] = []
-        sizes = [(size, editable - size + 1) for size in range(1, min(bounds.max_block, editable) + 1)]
+        sizes = [(size, editable - size + 1) for size in range(1, min(longest, editable) + 1)]
         if bounds.action_set != "repeat":
-            groups += [ActionGroup(Action("skip", prefix, size), places) for size, places in sizes if size < depth]
+            skips = [(size, places) for size, places in sizes if size <= depth - self.min_depth]
+            groups += [ActionGroup(Action("skip", prefix, size), places) for size, places in skips]
         if bounds.action_set != "skip":
             for size, places in sizes:
                 most = min(bounds.max_times, (self.max_depth - depth) // size)
                 groups += [ActionGroup(Action("repeat", prefix, size, times), places) for times in range(1, most + 1)]
         if bounds.action_set == "both+move":
-            groups += self._moves(editable)
-        return list(accumulate(group.positions for group in groups)) or [0], groups
+            groups += self._moves(editable, longest)
+        return groups
 
-    def _moves(self, editable: int) -> list[ActionGroup]:
+    def _moves(self, editable: int, block: int) -> list[ActionGroup]:
         """Group the exchanges of a block of `left` entries with the `right` entries behind it."""
         groups: list[ActionGroup] = []
-        block, shift, prefix = self.settings.max_block, self.settings.max_shift, self.first_editable
+        shift, prefix = self.settings.max_shift, self.first_editable
         for left in range(1, max(block, shift) + 1):
             for right in range(1, min(max(block, shift), editable - left) + 1):
                 positions = editable - left - right + 1
@@ -196,6 +230,21 @@ class ActionSpace:
                 elif right <= block and left <= shift:
                     groups.append(ActionGroup(Action("move", prefix + left, right, shift=-left), positions))
         return groups
+
+
+def _within_runs(groups: list[ActionGroup], chain: Chain, most: int) -> list[ActionGroup]:
+    """Leave out the repeats after which a layer runs more often than `most` times."""
+    runs = Counter(chain.layers)
+    kept: list[ActionGroup] = []
+    for group in groups:
+        if group.first.kind != "repeat":
+            kept.append(group)
+            continue
+        for position in range(group.first.position, group.first.position + group.positions):
+            block = Counter(chain.layers[position : position + group.first.size])
+            if all(runs[layer] + group.first.times * count <= most for layer, count in block.items()):
+                kept.append(ActionGroup(group.first._replace(position=position), 1))
+    return kept
 
 
 TRIES = 8

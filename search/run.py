@@ -66,7 +66,7 @@ class BatchSearch:
     def decides(self) -> dict[str, Any]:
         """Everything that decides what the search of a sample does, as JSON data."""
         real_modes = {name: task.judged_mode for name, task in self.scorer.tasks.tasks.items()}
-        plan = {"search": to_plain(self.settings)} if self.menu is None else {"menu": self.menu.sha256}
+        plan = {"search": self.settings.decisive} if self.menu is None else {"menu": self.menu.sha256}
         return {
             **plan,
             "first_editable": self.first_editable,
@@ -162,7 +162,7 @@ class BatchSearch:
         for i, chains in enumerate(asked):
             if chains:
                 told = [results[i][chain] for chain in chains]
-                searchers[i].tell([self.settings.reward_for(r.correct, r.margin) for r in told])
+                searchers[i].tell([self.settings.reward_for(r.correct, r.margin) for r in told], [r.stands for r in told])
         return len(jobs)
 
     def record(

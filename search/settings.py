@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Annotated, Literal, Self
+from dataclasses import fields
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from router.validation import SETTINGS, Count, NotNegative, Positive, Share
+from router.validation import SETTINGS, Count, NotNegative, Positive, Share, to_plain
 
 ActionKind = Literal["skip", "repeat", "move"]
 ActionSet = Literal["skip", "repeat", "both", "both+move"]
 Above0 = Annotated[float, Field(gt=0)]
 """A number above 0."""
+YOUNGER = ("undo_share", "below_block", "max_runs", "depth_shares")
+"""Settings that records of schema 3 did not always have: see `SearchSettings.decisive`."""
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -26,8 +29,8 @@ class SearchSettings:
     2510.12773 (50 simulations, exploration 1.8, depth_penalty 3, random_share 0.1).
 
     Attributes:
-        algorithm: "uct" (tree search), "random" or "exhaustive" (every chain of the space, which must hold at most
-            `simulations`).
+        algorithm: "uct" (tree search), "local" (edits of the best chain so far), "random" or "exhaustive" (every chain
+            of the space, which must hold at most `simulations`).
         simulations: simulations per sample, the root's included, at least 1. Each evaluates one new chain, so
             this is also the greatest number of chains evaluated per sample.
         exploration: uct: c of c * sqrt(ln V / v), in units of reward, at least 0 (UCT: Kocsis and Szepesvari 2006).
@@ -39,15 +42,17 @@ class SearchSettings:
         backup: uct: the value of a node is the "mean" of the rewards of the simulations through it
             (those in flight count as reward 0), or their "max".
         random_share: uct: p, the probability in 0..1 that a selection step picks a
-            uniformly random child (CoLa).
-        skip_share: uct and random: probability that a drawn action is a skip, above 0 and below 1,
+            uniformly random child (CoLa). local: the probability that a new chain is an edit of any chain so far, each
+            as likely as another, and not of the best one.
+        skip_share: uct, local and random: probability that a drawn action is a skip, above 0 and below 1,
             where there are others too; None: every action is as likely as another, and then four of five are repeats,
             since each block can be repeated 1 to `max_times` times and skipped once.
-        root_leap: uct: actions that a new child of the root may be away, at least 1; their number
+        root_leap: uct and local: actions that a new child of the root may be away, at least 1; their number
             is drawn uniformly. Several edits at once are less like full depth, and like each other, than single ones.
-        leap: uct: the same for a new child of any other node.
-        shorter_first: uct: once a chain is right (its reward is above
-            0.5), new chains are to be shorter than the shortest right one, as far as ten draws give such a chain.
+        leap: uct and local: the same for a new child of any other node.
+        undo_share: local: the probability that an edit takes an earlier one back, where there is one.
+        shorter_first: uct and local: once a chain is right (see `Searcher.tell`), new chains are to be shorter than
+            the shortest right one, as far as ten draws give such a chain.
         widening_constant: uct: C, above 0: a node visited `visits` times may have
             ceil(C * visits**alpha) children (progressive widening: Coulom 2007, Chaslot et al. 2008).
         widening_exponent: alpha of the same formula, in 0..1; 1 with a C of hundreds is search without
@@ -58,9 +63,13 @@ class SearchSettings:
             does not see the rewards still in flight), so it is a search setting and not a batch size.
         action_set: kinds of action: "skip", "repeat", "both" (of these) or "both+move".
         max_block: entries of the longest block that one action skips, repeats or moves, at least 1.
+        below_block: the same for actions on any chain but the full one, at most `max_block`; None: `max_block`.
         max_times: how many more times a repeat runs its block at most, at least 1.
+        max_runs: no repeat makes a chain run a layer more often, at least 1; None: any number.
         max_shift: entries by which a move puts its block earlier or later at most, at least 1.
         max_depth: layers of the deepest chain, at least the model's layers; None: twice the model's layers.
+        depth_shares: shares of the model's layers, at most 1 and at least 1, which rounded to whole layers no edit
+            goes below or above, whatever `max_depth`; None: no such bounds.
         max_edits: actions between the full chain and any other chain, at least 0: the greatest depth of the
             tree.
         reward: "correct": 1 for a right answer, else 0; "margin": see `reward_for`.
@@ -72,7 +81,7 @@ class SearchSettings:
         ValueError: where a field is out of its bounds; the message names field, bound and value.
     """
 
-    algorithm: Literal["uct", "random", "exhaustive"] = "uct"
+    algorithm: Literal["uct", "local", "random", "exhaustive"] = "uct"
     simulations: Positive = 50
     exploration: NotNegative = 0.05
     depth_penalty: NotNegative = 0.3
@@ -82,6 +91,7 @@ class SearchSettings:
     skip_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.85
     root_leap: Positive = 4
     leap: Positive = 2
+    undo_share: Share = 0.2
     shorter_first: bool = True
     widening_constant: Above0 = 2.0
     widening_exponent: Share = 0.5
@@ -89,9 +99,12 @@ class SearchSettings:
     in_flight: Positive = 4
     action_set: ActionSet = "both"
     max_block: Positive = 4
+    below_block: Positive | None = None
     max_times: Positive = 4
+    max_runs: Positive | None = None
     max_shift: Positive = 4
     max_depth: Positive | None = None
+    depth_shares: tuple[Share, Annotated[float, Field(ge=1)]] | None = None
     max_edits: Count = 8
     reward: Literal["correct", "margin"] = "margin"
     margin_scale: Above0 = 1.0
@@ -99,14 +112,28 @@ class SearchSettings:
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Refuse edit weights that do not fit `max_edits`."""
+        """Refuse edit weights that do not fit `max_edits`, and larger blocks below the root than at it."""
         weights = self.edit_weights
         if weights is not None and (len(weights) > self.max_edits or not any(weights)):
             raise ValueError(
                 f"edit_weights: expected null or 1..{self.max_edits} (max_edits) numbers of at least 0, not all 0, "
                 f"got {list(weights)}"
             )
+        if self.below_block is not None and self.below_block > self.max_block:
+            raise ValueError(
+                f"below_block: expected null or at most {self.max_block} (max_block), got {self.below_block}"
+            )
         return self
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings as JSON data, those in `YOUNGER` only where they are not the default.
+
+        A record names the hash of this, so it is the same as before there were those settings.
+        """
+        plain: dict[str, Any] = to_plain(self)
+        default = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in plain.items() if name not in YOUNGER or value != default[name]}
 
     def reward_for(self, correct: bool, margin: float) -> float:
         """Return the reward of an evaluated chain, in 0..1.

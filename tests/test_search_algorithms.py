@@ -197,7 +197,7 @@ def test_in_flight_is_a_setting_of_the_search(algorithm):
         assert all(size == in_flight for size in sizes[:-1])
         asked[in_flight] = list(searcher.evaluated)
     # The others (random, exhaustive) see no rewards.
-    assert (asked[1] != asked[4]) == (algorithm == "uct")
+    assert (asked[1] != asked[4]) == (algorithm in ("uct", "local"))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -395,7 +395,7 @@ def test_shortest_right_chain_is_found(name, depth_in):
     assert found >= 8
 
 
-@pytest.mark.parametrize("name", ["uct", "uct-max", "random", "exhaustive"])
+@pytest.mark.parametrize("name", ["uct", "uct-max", "local", "random", "exhaustive"])
 def test_a_space_that_runs_out_was_tried_whole(name):
     # Oracle: brute force over the chains within 2 edits, the cap.
     for n, prefix, action_set in [

@@ -88,7 +88,7 @@ def test_each_sample_has_its_own_generator():
     assert numbers[0, "a"] == pytest.approx(0.9327985644569078, abs=1e-15)
 
 
-NAMES = ["cola", "default", "drllm", "exhaustive", "random", "summary"]
+NAMES = ["cola", "default", "drllm", "exhaustive", "local", "polar", "random", "summary"]
 
 
 @pytest.mark.parametrize("name", NAMES)
