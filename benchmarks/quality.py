@@ -1,6 +1,7 @@
 """How much a search found for what it cost: measures of its trials, one after another. No model, no files.
 
-Cost is the nominal depth of the evaluated chains, summed: what a search without any reuse of states would run.
+Cost is the nominal depth of the evaluated chains, summed, once for each variant of the sample in which a chain was
+asked: what a search without any reuse of states would run.
 """
 
 from __future__ import annotations
@@ -16,27 +17,35 @@ class Trace:
     Attributes:
         num_layers: layers of the unedited model.
         depths: depth of each chain, layers.
-        correct: whether each chain gives the answer that the search looked for.
+        correct: whether each chain gives the answer that the search looked for, in enough variants of the sample.
+        asked: in how many variants each chain was asked; (): in one.
     """
 
     num_layers: int
     depths: tuple[int, ...]
     correct: tuple[bool, ...]
+    asked: tuple[int, ...] = ()
+
+    @property
+    def costs(self) -> tuple[int, ...]:
+        """Nominal cost of each trial, layers."""
+        asked = self.asked or (1,) * len(self.depths)
+        return tuple(depth * times for depth, times in zip(self.depths, asked, strict=True))
 
     @property
     def cost(self) -> int:
         """Nominal cost of all trials, layers."""
-        return sum(self.depths)
+        return sum(self.costs)
 
     def within(self, budget: float) -> Trace:
         """Return the trials that a budget in layers pays for; the full chain always is among them."""
         spent = count = 0
-        for depth in self.depths:
-            spent += depth
+        for cost in self.costs:
+            spent += cost
             if spent > budget and count:
                 break
             count += 1
-        return Trace(self.num_layers, self.depths[:count], self.correct[:count])
+        return Trace(self.num_layers, self.depths[:count], self.correct[:count], self.asked[:count])
 
     @property
     def shortest(self) -> int | None:

@@ -1,15 +1,20 @@
-"""What each search finds for what it costs: ours at half the cost against published settings and random search.
+"""What each search finds for what it costs: ours at a quarter of the cost against published settings and random search.
 
-    python benchmarks/search_quality.py [--quick] [--json PATH] [--out DIR]
+    python benchmarks/search_quality.py [--quick] [--samples 300] [--seeds 3] [--variants 4] [--json PATH] [--out DIR]
+    python benchmarks/search_quality.py --data runs/letters/data --model qwen2.5-coder-1.5b-instruct --variants 4
 
-SmolLM2-135M-Instruct (bfloat16) on ARC-Easy test questions. Every search runs on every sample with every seed, for the
-right answer and, as the control of luck, for a wrong one. Cost is the nominal depth of the evaluated chains, summed;
-reuse of states does not count. Random search draws uniformly over legal actions, with the edit counts of our chains;
-balanced random search draws skips as often as ours and shares its bounds: what is left to ours against it, at half the
-cost as well, is what the tree itself is good for.
+Every search runs on every sample with every seed, for the right answer and, as the control of luck, for a wrong one.
+Without --data the samples are ARC-Easy questions and the model SmolLM2-135M-Instruct. With --variants a chain counts
+where it is right in all of them (in --stand_share of them): choices listed in other orders. They are asked one after
+the other, and a chain that cannot stand any more is not asked on.
 
-Bar: our default at half the cost is no worse than each baseline at full cost (hypervolume of (correct, depth), paired
-over samples, lower end of the 95 % interval at least 0).
+Cost is the nominal depth of the evaluated chains, summed, once for each variant asked; reuse of states does not count.
+Every search spends the full cost; what less of it would have found are its first trials. Random search draws uniformly
+over legal actions, with the edit counts of the default's chains; balanced random search draws skips as often as the
+default and shares its bounds: what is left to ours against it is what the tree itself is good for.
+
+Bar: ours at a quarter of the cost is no worse than each published search at full cost (hypervolume of (stands, depth),
+paired over samples, lower end of the 95 % interval at least 0).
 
 Finished samples are kept under --out: a run that was killed goes on, and a finished one is summarised again.
 """
@@ -17,6 +22,7 @@ Finished samples are kept under --out: a run that was killed goes on, and a fini
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -32,10 +38,11 @@ from quality import Trace, found_by
 from data.answers import wrong_answers
 from data.pool import Batch, run_batches
 from data.records import ChainResult
-from data.sample import Sample
+from data.sample import Sample, read_samples
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from data.statistics import Estimate, mean_of
 from data.store import Store
+from data.tasks import TaskSet, read_tasks
 from router.chain import Chain
 from router.command import plain_values, run_command
 from router.engine.load import load_model
@@ -46,14 +53,17 @@ from search.algorithms import Searcher, TreeSearcher, make_searcher
 from search.settings import SearchSettings
 
 PRESETS = Path(__file__).parents[1] / "configs" / "search" / "presets"
-OURS = "default"
-PUBLISHED = ("cola", "drllm", "summary")
+OURS = ("default", "local")
+PUBLISHED = ("cola", "drllm", "polar", "summary")
 RANDOM = ("random", "random_balanced")
+"""Both need the default's chains."""
 FIRST_EDITABLE = 12
 WRONG_SEEDS = 1
 """Of each search for a wrong answer, which measures luck."""
 BATCH = 16
 """Samples whose searches advance together."""
+SHARES = (1.0, 0.5, 0.25)
+"""Of the full cost, at which each search is looked at."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +71,73 @@ class Plan:
     """What is compared.
 
     Attributes:
-        budget: full cost of a sample, layers; ours has half of it.
+        budget: full cost of a sample, layers.
         seeds: seeds of the searches for the right answer.
         num_layers: layers of the model.
+        searches: presets, and "random" and "random_balanced".
+        variants: in how many variants a chain is asked.
+        stand_share: share of them in which it must be right to count.
     """
 
     budget: int
     seeds: int
     num_layers: int
+    searches: tuple[str, ...] = (*OURS, *PUBLISHED, *RANDOM)
+    variants: int = 1
+    stand_share: float = 1.0
 
     def settings(self, arm: str) -> SearchSettings:
         """Return an arm's settings; the budget in layers ends each search, not the number of simulations."""
         values = yaml.safe_load((PRESETS / f"{arm.removesuffix('_balanced')}.yaml").read_text())
         return replace(SearchSettings(**values), simulations=self.budget)
 
-    def cost(self, arm: str) -> float:
-        """Return the cost of a sample's search, layers."""
-        return self.budget / 2 if arm == OURS else self.budget
+    def arms(self, names: Sequence[str]) -> dict[str, SearchSettings]:
+        """Return the settings of those of these arms that are compared."""
+        return {arm: self.settings(arm) for arm in names if arm in self.searches}
+
+    @property
+    def needed(self) -> int:
+        """Variants in which a chain must be right."""
+        return math.ceil(self.stand_share * self.variants)
 
 
 Key = tuple[str, str, int]
 """Arm, answer that is looked for ("gold" or "wrong") and seed."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A chain that a search tried on a sample.
+
+    Attributes:
+        chain: the chain.
+        results: what it answers in the variants asked, judged by what the search looks for.
+        plan: says how many there are, and how many must be right.
+    """
+
+    chain: Chain
+    results: tuple[ChainResult, ...]
+    plan: Plan
+
+    @property
+    def right(self) -> int:
+        """Variants in which it is right."""
+        return sum(one.correct for one in self.results)
+
+    @property
+    def stands(self) -> bool:
+        """Whether it counts as right."""
+        return self.right >= self.plan.needed
+
+    @property
+    def decided(self) -> bool:
+        """Whether all variants were asked, or too many are wrong for it to stand."""
+        asked = len(self.results)
+        return asked == self.plan.variants or asked - self.right > self.plan.variants - self.plan.needed
+
+    def reward(self, settings: SearchSettings) -> float:
+        """Return the mean reward of the variants; one that was not asked counts as 0."""
+        return sum(settings.reward_for(one.correct, one.margin) for one in self.results) / self.plan.variants
 
 
 @dataclass
@@ -92,31 +148,30 @@ class Play:
         searcher: the search.
         target: the choice that it looks for.
         budget: its cost, layers.
-        results: of the chains that it tried, in order, judged by `target`.
+        tried: the chains that it tried, in order.
     """
 
     searcher: Searcher
     target: int
     budget: float
-    results: list[ChainResult] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
 
     @property
     def over(self) -> bool:
         """Whether the budget is spent, or nothing is left to try."""
-        return sum(one.chain.depth for one in self.results) >= self.budget or self.searcher.done
+        return sum(one.chain.depth * len(one.results) for one in self.tried) >= self.budget or self.searcher.done
 
     @property
     def trace(self) -> Trace:
         """What the budget pays for."""
-        depths, right = zip(*((one.chain.depth, one.correct) for one in self.results), strict=True)
-        return Trace(depths[0], depths, right).within(self.budget)
+        columns = [(one.chain.depth, one.stands, len(one.results)) for one in self.tried]
+        return Trace(self.tried[0].chain.num_layers, *zip(*columns, strict=True)).within(self.budget)
 
-    def take(self, results: Sequence[ChainResult]) -> None:
-        """Take in the results of the chains last asked."""
-        judged = [ChainResult.from_scores(one.chain, one.scores, self.target) for one in results]
+    def take(self, tried: Sequence[Tried]) -> None:
+        """Take in what the chains last asked answer."""
         settings = self.searcher.settings
-        self.searcher.tell([settings.reward_for(one.correct, one.margin) for one in judged])
-        self.results += judged
+        self.searcher.tell([one.reward(settings) for one in tried], [one.stands for one in tried])
+        self.tried += tried
 
 
 @settings_dataclass(frozen=True, config=STORED)
@@ -125,134 +180,170 @@ class Played:
 
     Attributes:
         sample: its id.
-        traces: depths and whether they were right of the chains tried, by `arm/target/seed`.
+        traces: of the chains tried depths, whether they stand, and in how many variants they were asked, by
+            `arm/target/seed`.
     """
 
     sample: str
-    traces: dict[str, tuple[tuple[int, ...], tuple[bool, ...]]]
+    traces: dict[str, tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]]
+
+
+Known = dict[tuple[int, Chain], ChainResult]
+"""What chains answer in one variant, by sample and chain."""
+Plays = dict[tuple[int, Key], Play]
+"""The searches of a batch, by sample and key."""
 
 
 class Comparison:
     """Runs all searches of a batch of samples together: a chain that several ask for is run once."""
 
-    def __init__(self, scorer: ChainScorer, plan: Plan) -> None:
-        """Compare searches of this plan on the scorer's model."""
-        self._scorer, self.plan = scorer, plan
+    def __init__(self, scorers: Sequence[ChainScorer], plan: Plan) -> None:
+        """Compare searches of this plan on the model of the scorers, one for each variant."""
+        self._scorers, self.plan = scorers, plan
 
     def identity(self, sample_ids: Sequence[str]) -> dict[str, Any]:
         """Return what decides the results."""
-        arms = {arm: asdict(self.plan.settings(arm)) for arm in (OURS, *PUBLISHED, RANDOM[0])}
+        arms = {arm: asdict(self.plan.settings(arm)) for arm in self.plan.searches}
         fixed = {"first_editable": FIRST_EDITABLE, "wrong_seeds": WRONG_SEEDS, "batch": BATCH}
-        made_for = {"samples": sha256_json(list(sample_ids)), "fingerprints": asdict(self._scorer.fingerprints)}
+        fingerprints = [asdict(scorer.fingerprints) for scorer in self._scorers]
+        made_for = {"samples": sha256_json(list(sample_ids)), "fingerprints": fingerprints}
         return plain_values({**asdict(self.plan), **fixed, "arms": arms, **made_for})
 
     def run(self, samples: Sequence[Sample], wrong: dict[str, int | str]) -> list[Played]:
         """Return each sample's traces."""
-        block = self._scorer.load([self._scorer.encode(sample) for sample in samples])
-        known: dict[tuple[int, Chain], ChainResult] = {}
+        blocks = [scorer.load([scorer.encode(sample) for sample in samples]) for scorer in self._scorers]
+        known: list[Known] = [{} for _ in blocks]
         plan = self.plan
-        arms = {arm: plan.settings(arm) for arm in (OURS, *PUBLISHED)}
-        plays = self._play(block, known, wrong, arms)
-        edits: Counter[int] = Counter()
-        for (_, (arm, _, _)), play in plays.items():
-            if arm == OURS:
-                assert isinstance(play.searcher, TreeSearcher)
-                nodes = play.searcher.tree.nodes
-                edits.update(nodes[one.chain.layers].edits for one in play.results[1:])
-        weights = tuple(edits[count] / edits.total() for count in range(1, max(edits) + 1))
-        # The published action bounds; only the number of edits is ours.
-        matched = replace(plan.settings("random"), edit_weights=weights, max_edits=len(weights))
-        balanced = replace(
-            arms[OURS], algorithm="random", simulations=plan.budget, edit_weights=weights, max_edits=len(weights)
-        )
-        plays |= self._play(block, known, wrong, dict(zip(RANDOM, (matched, balanced), strict=True)))
-        return [
-            Played(
-                sample.id,
-                {
-                    "/".join(map(str, key)): (play.trace.depths, play.trace.correct)
-                    for (place, key), play in plays.items()
-                    if place == i
-                },
-            )
-            for i, sample in enumerate(samples)
-        ]
+        plays = self._play(blocks, known, wrong, plan.arms((*OURS, *PUBLISHED)))
+        if any(arm in plan.searches for arm in RANDOM):
+            weights = _edits(plays)
+            # The published action bounds; only the number of edits is ours.
+            fields: dict[str, Any] = {"algorithm": "random", "edit_weights": weights, "max_edits": len(weights)}
+            bounds = {RANDOM[0]: plan.settings("random"), RANDOM[1]: plan.settings(OURS[0])}
+            chosen = {arm: replace(one, **fields) for arm, one in bounds.items() if arm in plan.searches}
+            plays |= self._play(blocks, known, wrong, chosen)
+        traces: dict[int, dict[str, Any]] = defaultdict(dict)
+        for (place, key), play in plays.items():
+            traces[place]["/".join(map(str, key))] = (play.trace.depths, play.trace.correct, play.trace.asked)
+        return [Played(sample.id, traces[place]) for place, sample in enumerate(samples)]
 
     def _play(
         self,
-        block: SampleBlock,
-        known: dict[tuple[int, Chain], ChainResult],
+        blocks: Sequence[SampleBlock],
+        known: Sequence[Known],
         wrong: dict[str, int | str],
         arms: dict[str, SearchSettings],
-    ) -> dict[tuple[int, Key], Play]:
+    ) -> Plays:
         """Play every search of every sample to the end of its budget; `known` grows by what had to be run."""
         plan = self.plan
         keys = [(arm, "gold", seed) for arm in arms for seed in range(plan.seeds)]
         keys += [(arm, "wrong", seed) for arm in arms for seed in range(WRONG_SEEDS)]
-        plays: dict[tuple[int, Key], Play] = {}
-        for i, encoded in enumerate(block.samples):
+        plays: Plays = {}
+        for i, encoded in enumerate(blocks[0].samples):
             sample = encoded.sample
             for arm, target, seed in keys:
                 answer = sample.answer if target == "gold" else wrong[sample.id]
                 assert isinstance(answer, int)
                 space = ActionSpace(arms[arm], plan.num_layers, FIRST_EDITABLE)
                 rng = random.Random(f"{arm}/{target}/{seed}/{sample.id}")
-                plays[i, (arm, target, seed)] = Play(make_searcher(space, rng), answer, plan.cost(arm))
+                plays[i, (arm, target, seed)] = Play(make_searcher(space, rng), answer, plan.budget)
         while live := {place: play for place, play in plays.items() if not play.over}:
             asked = {place: play.searcher.ask() for place, play in live.items()}
-            new = list(dict.fromkeys((i, c) for (i, _), cs in asked.items() for c in cs if (i, c) not in known))
-            known.update(zip(new, self._scorer.score(block, new), strict=True))
-            for (i, key), chains in asked.items():
-                plays[i, key].take([known[i, chain] for chain in chains])
+            tried = {(place, chain): Tried(chain, (), plan) for place, chains in asked.items() for chain in chains}
+            for scorer, block, seen in zip(self._scorers, blocks, known, strict=True):
+                open_ = [(place, chain) for (place, chain), one in tried.items() if not one.decided]
+                new = list(dict.fromkeys((i, chain) for (i, _), chain in open_ if (i, chain) not in seen))
+                seen.update(zip(new, scorer.score(block, new), strict=True))
+                for place, chain in open_:
+                    scores = seen[place[0], chain].scores
+                    judged = ChainResult.from_scores(chain, scores, plays[place].target)
+                    before = tried[place, chain]
+                    tried[place, chain] = replace(before, results=(*before.results, judged))
+            for place, chains in asked.items():
+                plays[place].take([tried[place, chain] for chain in chains])
         return plays
+
+
+def _edits(plays: Plays) -> tuple[float, ...]:
+    """Return the shares of chains of 1, 2, 3, ... edits among those of the default search."""
+    edits: Counter[int] = Counter()
+    for (_, (arm, _, _)), play in plays.items():
+        if arm == OURS[0]:
+            assert isinstance(play.searcher, TreeSearcher)
+            nodes = play.searcher.tree.nodes
+            edits.update(nodes[one.chain.layers].edits for one in play.tried[1:])
+    return tuple(edits[count] / edits.total() for count in range(1, max(edits) + 1))
+
+
+Traces = dict[str, dict[str, list[list[Trace]]]]
+"""By search and target: of each sample the traces of all seeds."""
+
+
+def traces_of(rows: Sequence[Played], plan: Plan) -> Traces:
+    """Return what each search tried."""
+    traces: Traces = {arm: defaultdict(list) for arm in plan.searches}
+    for row in rows:
+        of_sample: dict[tuple[str, str], list[Trace]] = defaultdict(list)
+        for key, columns in row.traces.items():
+            arm, target, _ = key.split("/")
+            of_sample[arm, target].append(Trace(plan.num_layers, *columns))
+        for (arm, target), by_seed in of_sample.items():
+            traces[arm][target].append(by_seed)
+    return traces
 
 
 def summarise(rows: Sequence[Played], plan: Plan) -> dict[str, Any]:
     """Print the tables and return the figures."""
-    arms = (OURS, *PUBLISHED, *RANDOM)
-    traces: dict[str, dict[str, list[list[Trace]]]] = {arm: defaultdict(list) for arm in arms}
-    for row in rows:
-        of_sample: dict[tuple[str, str], list[Trace]] = defaultdict(list)
-        for key, (depths, right) in row.traces.items():
-            arm, target, _ = key.split("/")
-            of_sample[arm, target].append(Trace(plan.num_layers, depths, right))
-        for (arm, target), by_seed in of_sample.items():
-            traces[arm][target].append(by_seed)
-    figures: dict[str, Any] = {"arms": {}, "samples": len(rows), "plan": asdict(plan)}
+    traces = traces_of(rows, plan)
+    figures: dict[str, Any] = {"arms": {}, "against": {}, "samples": len(rows), "plan": asdict(plan)}
     print(
         f"{len(rows)} samples, {plan.seeds} seeds ({WRONG_SEEDS} for a wrong answer), first_editable "
-        f"{FIRST_EDITABLE}, full cost {plan.budget} layers a sample; each figure: right answer (wrong answer)\n"
+        f"{FIRST_EDITABLE}, full cost {plan.budget} layers a sample; a chain counts where it is right in {plan.needed} "
+        f"of {plan.variants} variants; each figure: right answer (wrong answer)\n"
         f"{'search':>20} {'cost':>6} {'hypervolume':>15} "
         f"{'right':>13} {'depth':>13} {'shortened':>13} {'set right':>13}"
     )
-    half = f"{RANDOM[1]}_half"
-    for target, of_samples in traces[RANDOM[1]].items():
-        cut = [[trace.within(plan.budget / 2) for trace in one] for one in of_samples]
-        traces.setdefault(half, defaultdict(list))[target] = cut
-    for arm in (*arms, half):
-        found, lucky = (found_by([t for one in traces[arm][target] for t in one]) for target in ("gold", "wrong"))
-        figures["arms"][arm] = {"gold": asdict(found), "wrong": asdict(lucky)}
-        columns = [
-            f"{_number(getattr(found, name))} ({_number(getattr(lucky, name))})"
-            for name in ("hypervolume", "right", "shortest", "shortened", "set_right")
-        ]
-        print(f"{arm:>20} {found.cost:6.0f} {columns[0]:>15} " + " ".join(f"{column:>13}" for column in columns[1:]))
-    for baseline in (*arms[1:], half):
-        right, wrong = (
-            [_mean(a) - _mean(b) for a, b in zip(traces[OURS][target], traces[baseline][target], strict=True)]
-            for target in ("gold", "wrong")
-        )
-        difference = mean_of(right, 0)
-        rest = mean_of([a - b for a, b in zip(right, wrong, strict=True)], 0)
-        assert difference is not None
-        assert rest is not None
-        figures[baseline] = {"difference": asdict(difference), "minus_wrong": asdict(rest)}
-        print(
-            f"{OURS} at half the cost against {baseline}: {_signed(difference)} "
-            f"{'no worse' if difference.interval[0] >= 0 else 'NOT SHOWN to be no worse'}; "
-            f"minus what the searches for a wrong answer find {_signed(rest)}"
-        )
+    for arm in plan.searches:
+        for share in SHARES:
+            found, lucky = (
+                found_by([trace.within(plan.budget * share) for one in traces[arm][target] for trace in one])
+                for target in ("gold", "wrong")
+            )
+            figures["arms"][f"{arm}, {share}"] = {"gold": asdict(found), "wrong": asdict(lucky)}
+            columns = [
+                f"{_number(getattr(found, name))} ({_number(getattr(lucky, name))})"
+                for name in ("hypervolume", "right", "shortest", "shortened", "set_right")
+            ]
+            print(
+                f"{arm:>20} {found.cost:6.0f} {columns[0]:>15} " + " ".join(f"{column:>13}" for column in columns[1:])
+            )
+    for ours in (arm for arm in OURS if arm in plan.searches):
+        for baseline in (arm for arm in plan.searches if arm != ours):
+            for share in (1.0, 0.25):
+                budgets = (plan.budget * share, plan.budget)
+                figures["against"][f"{ours}, {share}, {baseline}"] = _against(traces, ours, baseline, budgets)
     return figures
+
+
+def _against(traces: Traces, ours: str, baseline: str, budgets: tuple[float, float]) -> dict[str, Any]:
+    """Print and return by how much one search at the first budget finds more than another at the second."""
+    right, wrong = (
+        [
+            _mean(one, budgets[0]) - _mean(other, budgets[1])
+            for one, other in zip(traces[ours][target], traces[baseline][target], strict=True)
+        ]
+        for target in ("gold", "wrong")
+    )
+    difference = mean_of(right, 0)
+    rest = mean_of([a - b for a, b in zip(right, wrong, strict=True)], 0)
+    assert difference is not None
+    assert rest is not None
+    print(
+        f"{ours} at {budgets[0] / budgets[1]:.2f} of the cost against {baseline}: {_signed(difference)} "
+        f"{'no worse' if difference.interval[0] >= 0 else 'NOT SHOWN to be no worse'}; "
+        f"minus what the searches for a wrong answer find {_signed(rest)}"
+    )
+    return {"difference": asdict(difference), "minus_wrong": asdict(rest)}
 
 
 def _number(value: float | None) -> str:
@@ -264,30 +355,54 @@ def _signed(estimate: Estimate) -> str:
     return f"{estimate.value:+.3f} ({low:+.3f}..{high:+.3f})"
 
 
-def _mean(traces: Sequence[Trace]) -> float:
-    return sum(trace.hypervolume for trace in traces) / len(traces)
+def _mean(traces: Sequence[Trace], budget: float) -> float:
+    return sum(trace.within(budget).hypervolume for trace in traces) / len(traces)
+
+
+def variants_of(tasks: TaskSet, variants: int) -> list[TaskSet]:
+    """Return the tasks of each variant: the usual one, and with choices listed in other orders."""
+    return [tasks, *(tasks.shuffled(number) for number in range(1, variants))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="16 samples, 1 seed, a quarter of the cost")
+    parser.add_argument("--data", type=Path, help="folder of `python -m data prepare`; none: ARC-Easy as in the demo")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--samples", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--depths", type=int, default=30, help="full cost of a sample, in full depths")
+    parser.add_argument("--searches", nargs="+", default=Plan.searches, choices=Plan.searches)
+    parser.add_argument("--variants", type=int, default=1)
+    parser.add_argument("--stand_share", type=float, default=1.0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/search_quality"))
     options = parser.parse_args(argv)
-    count, seeds, full_depths = (16, 1, 12) if options.quick else (300, 3, 30)
     if options.quick:
+        options.samples, options.seeds, options.depths = 16, 1, 12
         options.out = options.out.with_name(options.out.name + "_quick")
-    model, tokenizer = load_model("smollm2-135m-instruct", dtype="bfloat16")
-    samples, tasks = demo_samples("test", count)
-    scorer = ChainScorer(model, tokenizer, tasks)
-    comparison = Comparison(scorer, Plan(full_depths * scorer.num_layers, seeds, scorer.num_layers))
-    wrong = wrong_answers(samples, scorer.means_the_same)
+    if any(arm in options.searches for arm in RANDOM) and OURS[0] not in options.searches:
+        parser.error(f"--searches: expected {OURS[0]} beside a random search, whose numbers of edits it has")
+    model, tokenizer = load_model(options.model, dtype=options.dtype)
+    if options.data is None:
+        samples, tasks = demo_samples(options.split, options.samples)
+    else:
+        samples = read_samples(options.data / f"{options.split}.jsonl", "data")[: options.samples]
+        tasks = read_tasks(options.data)
+    scorers = [ChainScorer(model, tokenizer, of_variant) for of_variant in variants_of(tasks, options.variants)]
+    n = scorers[0].num_layers
+    plan = Plan(options.depths * n, options.seeds, n, tuple(options.searches), options.variants, options.stand_share)
+    comparison = Comparison(scorers, plan)
+    wrong = wrong_answers(samples, scorers[0].means_the_same)
     ids = [sample.id for sample in samples]
     store = Store(options.out / "traces.jsonl", Played, comparison.identity(ids), lambda row: row.sample)
+    lengths = [one.length for one in scorers[0].encode_all(samples)]
     batches = [
         Batch(str(number), items, tuple(sample.id for sample in items), len(items))
-        for number, batch in enumerate(batches_by_length([one.length for one in scorer.encode_all(samples)], BATCH))
+        for number, batch in enumerate(batches_by_length(lengths, BATCH))
         for items in [tuple(samples[i] for i in batch)]
     ]
     run_batches(

@@ -73,7 +73,8 @@ class ActionSpace:
 
     A chain's entries before `first_editable` are 0..first_editable-1 and are never edited; a block lies wholly
     behind them and stays there. No action makes a chain deeper than `max_depth`, shorter than `min_depth` or empty.
-    Two actions may give the same chain, and a move may give back the chain itself where its block is followed by its like (1,1).
+    Two actions may give the same chain, and a move may give back the chain itself where its block is followed by its
+    like (1,1).
 
     A move exchanges two neighbouring blocks, so moving the one later is the same as moving the other earlier. Each
     exchange is one action: the move of the earlier block, or that of the later one where only that is in bounds.
@@ -200,21 +201,20 @@ class ActionSpace:
 
     def _groups(self, depth: int, root: bool) -> list[ActionGroup]:
         if not self.min_depth <= depth <= self.max_depth:
-            raise ValueError(
-                f"chain: expected a depth of at least {self.min_depth} and at most max_depth {self.max_depth}, got {depth}"
-            )
-        bounds, prefix, editable = self.settings, self.first_editable, depth - self.first_editable
-        longest = bounds.max_block if root or bounds.below_block is None else bounds.below_block
+            bounds = f"at least {self.min_depth} and at most max_depth {self.max_depth}"
+            raise ValueError(f"chain: expected a depth of {bounds}, got {depth}")
+        settings, prefix, editable = self.settings, self.first_editable, depth - self.first_editable
+        longest = settings.max_block if root or settings.below_block is None else settings.below_block
         groups: list[ActionGroup] = []
         sizes = [(size, editable - size + 1) for size in range(1, min(longest, editable) + 1)]
-        if bounds.action_set != "repeat":
+        if settings.action_set != "repeat":
             skips = [(size, places) for size, places in sizes if size <= depth - self.min_depth]
             groups += [ActionGroup(Action("skip", prefix, size), places) for size, places in skips]
-        if bounds.action_set != "skip":
+        if settings.action_set != "skip":
             for size, places in sizes:
-                most = min(bounds.max_times, (self.max_depth - depth) // size)
+                most = min(settings.max_times, (self.max_depth - depth) // size)
                 groups += [ActionGroup(Action("repeat", prefix, size, times), places) for times in range(1, most + 1)]
-        if bounds.action_set == "both+move":
+        if settings.action_set == "both+move":
             groups += self._moves(editable, longest)
         return groups
 

@@ -162,7 +162,9 @@ class BatchSearch:
         for i, chains in enumerate(asked):
             if chains:
                 told = [results[i][chain] for chain in chains]
-                searchers[i].tell([self.settings.reward_for(r.correct, r.margin) for r in told], [r.stands for r in told])
+                searchers[i].tell(
+                    [self.settings.reward_for(r.correct, r.margin) for r in told], [r.stands for r in told]
+                )
         return len(jobs)
 
     def record(

@@ -46,6 +46,14 @@ def test_a_budget_pays_for_the_first_trials_that_fit() -> None:
     assert tried.within(1) == trace((10, False))  # full depth is what everything is compared with
 
 
+def test_a_trial_costs_its_depth_once_for_each_variant_asked() -> None:
+    # Oracle: by hand: 2 * 10 + 1 * 8 + 4 * 6.
+    tried = Trace(10, (10, 8, 6), (False, False, True), (2, 1, 4))
+    assert tried.cost == 52
+    assert tried.within(52) == tried
+    assert tried.within(51) == Trace(10, (10, 8), (False, False), (2, 1))
+
+
 def test_what_was_found_is_counted_as_by_hand() -> None:
     found = found_by(
         [

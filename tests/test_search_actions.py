@@ -21,10 +21,13 @@ def spaces_and_chains(draw):
     n = draw(st.integers(1, 9))
     settings = plain(
         action_set=draw(st.sampled_from(["skip", "repeat", "both", "both+move"])),
-        max_block=draw(st.integers(1, 5)),
+        max_block=(block := draw(st.integers(1, 5))),
+        below_block=draw(st.one_of(st.none(), st.integers(1, block))),
         max_times=draw(st.integers(1, 5)),
+        max_runs=draw(st.one_of(st.none(), st.integers(1, 4))),
         max_shift=draw(st.integers(1, 5)),
         max_depth=draw(st.one_of(st.none(), st.integers(n, 3 * n))),
+        depth_shares=draw(st.sampled_from([None, (0.0, 1.0), (0.6, 1.3), (1.0, 5.0)])),
     )
     space = ActionSpace(settings, n, draw(st.integers(0, n)))
     chain = Chain.full(n)
@@ -35,25 +38,42 @@ def spaces_and_chains(draw):
     return space, chain
 
 
+def longest_block(space, chain):
+    """The longest block that an action on a chain edits."""
+    bounds = space.settings
+    return bounds.below_block or bounds.max_block if not chain.is_full else bounds.max_block
+
+
+def within_depths(space, depth):
+    """Whether a depth is within `max_depth` and the shares of the model's layers."""
+    low, high = space.settings.depth_shares or (0, 1000)
+    most = space.settings.max_depth or 2 * space.num_layers
+    return max(1, round(low * space.num_layers)) <= depth <= min(most, round(high * space.num_layers))
+
+
 def legal_by_definition(space, chain):
     """Every skip and repeat, tried one by one against the rules as the brief states them."""
     bounds = space.settings
     kinds = {"skip": ["skip"], "repeat": ["repeat"]}.get(bounds.action_set, ["skip", "repeat"])
     for kind in kinds:
         for position in range(chain.depth):
-            for size in range(1, bounds.max_block + 1):
+            for size in range(1, longest_block(space, chain) + 1):
                 for times in [0] if kind == "skip" else range(1, bounds.max_times + 1):
                     if position < space.first_editable or position + size > chain.depth:
                         continue
-                    depth = chain.depth + size * (times if kind == "repeat" else -1)
-                    if 1 <= depth <= space.max_depth:
-                        yield Action(kind, position, size, times)
+                    action = Action(kind, position, size, times)
+                    if not within_depths(space, chain.depth + action.growth):
+                        continue
+                    runs = Counter(action.apply(chain).layers)
+                    before = Counter(chain.layers)
+                    if all(runs[i] <= max(bounds.max_runs or 1000, before[i]) for i in runs):
+                        yield action
 
 
 def moves_by_definition(space, chain):
     """Every order that puts a block of 1..max_block entries 1..max_shift earlier or later, behind the prefix."""
     for position in range(space.first_editable, chain.depth):
-        for size in range(1, min(space.settings.max_block, chain.depth - position) + 1):
+        for size in range(1, min(longest_block(space, chain), chain.depth - position) + 1):
             rest = chain.layers[:position] + chain.layers[position + size :]
             for to in range(space.first_editable, len(rest) + 1):
                 if 1 <= abs(to - position) <= space.settings.max_shift:
@@ -67,8 +87,12 @@ def test_legal_actions_equal_the_definition_and_keep_the_rules(case):
     listed = space.legal(chain)
     assert len(listed) == len(set(listed)) == space.count(chain)
     assert {action for action in listed if action.kind != "move"} == set(legal_by_definition(space, chain))
+    assert [space.allows(chain, action) for action in listed] == [True] * len(listed)
     for action in listed:
         edited = action.apply(chain)
+        assert edited.depth == chain.depth + action.growth
+        for other in (action._replace(position=chain.depth), action._replace(size=6), action._replace(position=-1)):
+            assert not space.allows(chain, other)
         assert edited != chain or action.kind == "move"  # a move of a block before its like changes nothing
         assert edited.layers[: space.first_editable] == tuple(range(space.first_editable))
         assert 1 <= edited.depth <= space.max_depth
@@ -111,11 +135,23 @@ def test_apply_by_hand():
         (space_of(20, 4, action_set="skip"), 58),  # 16 layers behind the prefix: 16 + 15 + 14 + 13
         (space_of(2, action_set="skip"), 2),  # one layer to run at least: either may go, both may not
         (space_of(3, 3), 0),
+        # PoLar: skips and one repeat of blocks of 1..4, twice 28 + 27 + 26 + 25, at 16..32 of 28 layers.
+        (space_of(28, max_times=1, below_block=1, max_runs=2, depth_shares=(0.5714, 1.1429)), 212),
     ],
 )
 def test_count_of_the_full_chain_by_hand(space, count):
     # Oracle: the numbers, worked out by hand.
     assert space.count(Chain.full(space.num_layers)) == len(space.legal(Chain.full(space.num_layers))) == count
+
+
+def test_below_the_root_and_after_a_repeat_by_hand():
+    # Oracle: the lists, written by hand: single layers alone below the root, no layer three times, 3 to 5 of 4 layers.
+    space = space_of(4, max_times=1, below_block=1, max_runs=2, depth_shares=(0.75, 1.25))
+    assert (space.min_depth, space.max_depth) == (3, 5)
+    found = [str(action.apply(Chain((0, 1, 3), 4))) for action in space.legal(Chain((0, 1, 3), 4))]
+    assert found == ["0*2,1,3", "0,1*2,3", "0-1,3*2"]
+    found = [str(action.apply(Chain((0, 0, 1, 2), 4))) for action in space.legal(Chain((0, 0, 1, 2), 4))]
+    assert found == ["0-2", "0-2", "0*2,2", "0*2,1", "0*2,1*2,2", "0*2,1,2*2"]
 
 
 def test_sampling_is_uniform():
@@ -176,6 +212,7 @@ def test_sampling_is_cheap():
         (lambda: space_of(4).count(Chain.full(5)), "expected one of a model of 4 layers, got 5"),
         (lambda: space_of(4, 2).count(Chain((0, 2), 4)), r"expected layers 0\.\.1 first, unedited, got 0,2"),
         (lambda: space_of(2).count(Chain((0,) * 5, 2)), "at most max_depth 4, got 5"),
+        (lambda: space_of(4, depth_shares=(0.5, 1)).count(Chain((0,), 4)), "at least 2 and at most max_depth 4, got 1"),
         (lambda: space_of(2).action(Chain.full(2), 99), r"index: expected an action number in 0\.\.\d+, got 99"),
         (lambda: space_of(2).action(Chain.full(2), -1), "index: expected an action number in"),
         (lambda: space_of(3, 3).sample(Chain.full(3), random.Random(0)), "expected at least one legal action"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from router.chain import Chain
 from router.command import parse_settings, plain_values
+from router.files import sha256_json
 from search.__main__ import SearchRun
 from search.actions import ActionSpace
 from search.settings import SearchSettings
@@ -32,6 +33,11 @@ PRESETS = Path(__file__).parent.parent / "configs" / "search" / "presets"
         ("reward", "loss"),
         ("action_set", "move"),
         ("max_edits", -1),
+        ("below_block", 5),
+        ("max_runs", 0),
+        ("depth_shares", (0.5, 0.9)),
+        ("depth_shares", (1.1, 1.2)),
+        ("undo_share", 1.1),
         ("edit_weights", ()),
         ("edit_weights", (1.0, -1.0)),
         ("edit_weights", (0.0, 0.0)),
@@ -79,6 +85,14 @@ def test_rewards_by_hand():
         settings.reward_for(True, math.nan)
 
 
+def test_what_decides_a_search_is_as_before_the_younger_settings():
+    # Oracle: the hash of the default at commit 561e8de, of `sha256_json(to_plain(SearchSettings()))`; a younger setting
+    # decides where it has another value.
+    assert sha256_json(SearchSettings().decisive) == "1ff5349748e06ac0a0582a709cd41b073d9f35b8dd75767866ed1eb5a7ec0af5"
+    changed = SearchSettings(max_runs=2, depth_shares=(0.5, 1.5))
+    assert changed.decisive == {**SearchSettings().decisive, "max_runs": 2, "depth_shares": [0.5, 1.5]}
+
+
 def test_each_sample_has_its_own_generator():
     # Oracle: equal for equal seed and sample, different otherwise; the first number is a golden of this line:
     # python -c "import random; print(random.Random('0/a').random())"
@@ -107,7 +121,8 @@ def test_presets_name_every_field_and_parse(name):
 
 
 def test_presets_hold_the_published_numbers():
-    # Oracle: CoLa (arXiv 2507.07996), Dr.LLM (arXiv 2510.12773), the summary in shared/DESIGN.md.
+    # Oracle: CoLa (arXiv 2507.07996), Dr.LLM (arXiv 2510.12773), the released search of PoLar (arXiv 2606.06574), the
+    # summary in shared/DESIGN.md.
     presets = {path.stem: SearchSettings(**yaml.safe_load(path.read_text())) for path in PRESETS.glob("*.yaml")}
     assert sorted(presets) == NAMES
     cola, drllm, summary = presets["cola"], presets["drllm"], presets["summary"]
@@ -116,8 +131,14 @@ def test_presets_hold_the_published_numbers():
     assert drllm.random_share == 0.1
     assert (summary.exploration, summary.depth_penalty) == (2, 0.1)
     assert 50 <= summary.simulations <= 100
+    polar = presets["polar"]
+    assert (polar.simulations, polar.exploration, polar.depth_penalty) == (100, pytest.approx(math.sqrt(2)), 5)
+    assert (polar.random_share, polar.max_times, polar.max_runs) == (0.1, 1, 2)
+    assert (polar.max_block, polar.below_block, polar.action_set) == (4, 1, "both")
+    space = ActionSpace(polar, 28)
+    assert (space.min_depth, space.max_depth) == (16, 32)
     assert presets["default"] == SearchSettings()
-    for name in ("cola", "drllm", "summary"):
+    for name in ("cola", "drllm", "polar", "summary"):
         preset = presets[name]
         assert (preset.algorithm, preset.backup, preset.depth_in) == ("uct", "mean", "selection")
 
@@ -127,6 +148,7 @@ def test_presets_of_the_algorithms_differ_in_what_is_the_algorithms_own():
     # for the exhaustive search, which is for small spaces.
     default = SearchSettings()
     own = {
+        "local": {"leap"},
         "random": {"edit_weights", "skip_share"},
         "exhaustive": {"simulations", "max_edits"},
     }
