@@ -36,7 +36,7 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from quality import Trace, found_by
 
 from data.answers import wrong_answers
-from data.pool import Batch, run_batches
+from data.pool import Batch, Task, run_batches
 from data.records import ChainResult
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
@@ -405,10 +405,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, batch in enumerate(batches_by_length(lengths, BATCH))
         for items in [tuple(samples[i] for i in batch)]
     ]
-    run_batches(
-        store, batches, lambda batch, _: comparison.run(batch.items, wrong), lambda row: row.sample,
-        label="searches", unit="sample",
-    )  # fmt: skip
+    task = Task(lambda batch, _: comparison.run(batch.items, wrong), lambda row: row.sample)
+    run_batches(store, batches, task, label="searches", unit="sample")
     figures = summarise(list(store.rows(ids)), comparison.plan)
     if options.json:
         write_json(options.json, figures)
