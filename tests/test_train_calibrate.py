@@ -64,6 +64,31 @@ def arguments(project: Path, **changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
+def test_a_menu_table_of_the_split_says_the_same_as_running_the_chains(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the guarantee of the run without a table; a table that lacks a chain, or the states, is refused.
+    run = json.loads((project / "router" / GUARANTEE_FILE).read_text())
+    router = load_router(project / "router")
+    samples = read_samples(project / "data" / "calibration.jsonl")
+    model, tokenizer = load_model(str(project / "model"))
+    states = list(compute_states(ChainScorer(model, tokenizer, load_task("arc_easy")), samples, 2, "states").values())
+    settings = settings_of(router.config.budget_points, 5, ())
+    chains = [one.chain for point in settings for one in router.decide(states, Operation(point=point))]
+    for name, of_menu, layers in (("whole", chains, "[2]"), ("stateless", chains, "[]"), ("poor", [FULL], "[2]")):
+        write_menu(project / f"{name}.json", Menu.of([FULL, *of_menu], 2))
+        table = {"splits": "[calibration]", "first_editable": 2, "verify": "false", "read_layers": layers}
+        search(search_arguments(project, project / name, menu=project / f"{name}.json", **table))
+    for name, message in (("poor", "every chain of the router"), ("stateless", "states at layer 2")):
+        assert run_command(main, arguments(project, records=project / name)) == 2
+        assert f"records: expected {message}" in capsys.readouterr().err
+    main(arguments(project, records=project / "whole"))
+    told = json.loads((project / "router" / GUARANTEE_FILE).read_text())
+    assert told["key"] != run["key"]
+    assert told["depths"] == run["depths"]
+    assert told["certificate"] == run["certificate"]
+
+
 def test_the_guarantee_is_what_running_every_chain_by_hand_certifies(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

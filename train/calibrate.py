@@ -2,6 +2,8 @@
 
     python -m train calibrate --router runs/qwen/router-0 --data runs/qwen/data --epsilon 0.02 --delta 0.1
 
+    python -m train calibrate --router runs/mixture/router-0 --data runs/mixture/data --records runs/mixture/table
+
 Learn then Test (Angelopoulos et al., arXiv 2110.01052; `train.guarantee`) on a split that neither training nor the
 choice of settings has seen. Writes `guarantee.json` beside the router; with too few data it says what they would have
 been enough for, and the router falls back to full depth.
@@ -23,8 +25,9 @@ from torch import Tensor
 
 from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
-from data.sample import Sample, Split
+from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
+from data.states import StatesOrigin, read_states
 from data.store import Store
 from data.tasks import TASKS_FILE
 from router.chain import Chain
@@ -66,6 +69,8 @@ class CalibrateSettings(ModelSettings, PoolSettings):
         points: operating points to test, evenly spread over the router's.
         least_scores: tries each of these fallbacks too: samples whose chain scores less run at full depth (of a menu
             head the score is a value in 0..1); delta is shared among them. None: the price alone decides.
+        records: folder of a menu table of the split, with the states that the router reads: what stands there is taken
+            from it, in the mode that it was made in, and no model runs; null: run the chains in the mode of evaluation.
         static: folder of menu tables (train.jsonl and validation.jsonl): their best chain of each depth is certified
             in the same way, as the baseline; null: no baseline.
         out: folder for the results; a run that was stopped goes on there; null: `calibration` in the router's folder.
@@ -82,6 +87,7 @@ class CalibrateSettings(ModelSettings, PoolSettings):
     split: Split = "calibration"
     points: Positive = 24
     least_scores: tuple[float, ...] = ()
+    records: Path | None = None
     static: Path | None = None
     out: Path | None = None
     limit: Positive | None = None
@@ -104,20 +110,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_told(router.guarantee, router.config.num_layers))
         return
     tried = settings_of(router.head.budget_points, settings.points, settings.least_scores)
-    model = settings.model or router.config.base_model
-    scorer, samples = open_scorer(
-        replace(settings, model=model),
-        settings.data,
-        settings.split,
-        limit=settings.limit,
-        batch_tokens=settings.batch_tokens,
-    )
-    router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
-    _require_unseen(settings.router, samples)
     fixed = [] if settings.static is None else static_settings(settings.static)
-    with settings.pool() as pool:
-        done = run_settings(router, scorer, samples, [*tried, *fixed], settings, pool)
-    n = scorer.num_layers
+    if settings.records is None:
+        done = _run(router, settings, [*tried, *fixed])
+    else:
+        done = _look_up(router, settings, settings.records, [*tried, *fixed])
+    n = router.config.num_layers
     own, static = done.part(slice(len(tried))), done.part(slice(len(tried), None))
     found = _certify(own, settings, starts=max(1, len(settings.least_scores)))
     print(_table([_name(one) for one in tried], own, found))
@@ -149,14 +147,65 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"guarantee: {settings.router / GUARANTEE_FILE}")
 
 
+def _run(router: Router, settings: CalibrateSettings, tried: Sequence[OperatingPoint | Chain]) -> Calibration:
+    scorer, samples = open_scorer(
+        replace(settings, model=settings.model or router.config.base_model),
+        settings.data,
+        settings.split,
+        limit=settings.limit,
+        batch_tokens=settings.batch_tokens,
+    )
+    router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
+    _require_unseen(settings.router, samples)
+    with settings.pool() as pool:
+        return run_settings(router, scorer, samples, tried, settings, pool)
+
+
+def _look_up(
+    router: Router, settings: CalibrateSettings, folder: Path, tried: Sequence[OperatingPoint | Chain]
+) -> Calibration:
+    """Return what a menu table says that the settings did.
+
+    Raises:
+        InputError: where it was made for another model or prompt, or lacks a sample, its states or a chain.
+    """
+    path = folder / f"{settings.split}.jsonl"
+    samples = read_samples(settings.data / f"{settings.split}.jsonl", f"data: {settings.split}")[: settings.limit]
+    _require_unseen(settings.router, samples)
+    records = {record.sample_id: record for record in read_records(path)}
+    unknown = [sample.id for sample in samples if sample.id not in records]
+    if unknown:
+        raise InputError(f"records: expected a record of each sample in {path}, got none of {unknown[0]}")
+    first = records[samples[0].id]
+    router.config.fingerprints.require(first.fingerprints, f"records {path}")
+    origin, layer = StatesOrigin(first.fingerprints, first.dtype), router.config.read_layer
+    states = read_states([path.with_suffix(".states")], origin, list(records), layer)
+    bare = [sample.id for sample in samples if sample.id not in states]
+    if bare:
+        raise InputError(
+            f"records: expected states at layer {layer} (read_layers) beside {path}, got none of {bare[0]}"
+        )
+    table = [{result.chain: result for result in records[sample.id].results} for sample in samples]
+    routed = []
+    for one in tried:
+        chains = _chains(router, [states[sample.id] for sample in samples], one)
+        missing = [chain for known, chain in zip(table, chains, strict=True) if chain not in known]
+        if missing:
+            raise InputError(f"records: expected every chain of the router in {path}, got none of {missing[0]}")
+        routed.append(tuple(known[chain] for known, chain in zip(table, chains, strict=True)))
+    return Calibration(tuple(records[sample.id].full for sample in samples), tuple(routed))
+
+
 def _key(settings: CalibrateSettings) -> str:
     """Return a hash of everything that decides the guarantee."""
     files = {"weights": settings.router / WEIGHTS_FILE, "config": settings.router / CONFIG_FILE}
     files |= {name: settings.data / name for name in (TASKS_FILE, f"{settings.split}.jsonl")}
     if settings.static is not None:
         files |= {f"static/{split}": settings.static / f"{split}.jsonl" for split in TABLES}
+    if settings.records is not None:
+        files["records"] = settings.records / f"{settings.split}.jsonl"
     hashes = {name: sha256_file(require_file(path, name)) for name, path in files.items()}
-    places = ("router", "data", "out", "device", "static", "workers", "cluster")
+    places = ("router", "data", "out", "device", "records", "static", "workers", "cluster")
     decisive = {name: value for name, value in plain_values(settings).items() if name not in places}
     return sha256_json({"settings": decisive, "files": hashes})
 
