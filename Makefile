@@ -1,5 +1,6 @@
 # make demo   set up, then search, train and evaluate on real data (runs/demo)
 # make demo-qwen   the same with a 1.5B model, where routing pays (runs/qwen; 45 minutes on 2 cores, 8 GiB of memory)
+# make demo-mixture   the same on traffic of eleven kinds (runs/mixture)
 # make test   set up, then run the test suite
 # make test-gpu   the same invariants on a GPU
 # make test-slow   set up, then run the tests with larger models (270M and 1.5B: 7 GiB of memory; downloads 1.3 GB once)
@@ -12,7 +13,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-qwen test test-slow test-families test-versions test-gpu lint clean-demo
+.PHONY: setup demo demo-qwen demo-mixture test test-slow test-families test-versions test-gpu lint clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -42,6 +43,16 @@ demo-qwen: $(READY)
 	$(PY) -m train calibrate --config configs/train/qwen_calibrate.yaml
 	$(PY) -m eval curves --config configs/eval/qwen_curves.yaml
 	$(PY) -m eval --config configs/eval/qwen.yaml
+
+demo-mixture: $(READY)
+	$(PY) -m data prepare --config configs/data/mixture.yaml
+	$(PY) -m search --config configs/search/mixture.yaml
+	for seed in 0 1 2; do \
+	  $(PY) -m train --config configs/train/mixture.yaml --seed_everything $$seed --out runs/mixture/router-$$seed || exit $$?; \
+	done
+	$(PY) -m train calibrate --config configs/train/mixture_calibrate.yaml
+	$(PY) -m eval curves --config configs/eval/mixture_curves.yaml
+	$(PY) -m eval --config configs/eval/mixture.yaml
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not families"
