@@ -34,6 +34,50 @@ Answer = int | str | None
 """Index of a choice, text of a free answer, or None: no answer could be read."""
 
 
+def _is_empty(value: tuple[object, ...]) -> bool:
+    return not value
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_one(value: int) -> bool:
+    return value == 1
+
+
+@dataclass(frozen=True, slots=True, config=STORED)
+class VariantResult:
+    """What one chain answers on one sample that is asked in another variant (`Task.variant`).
+
+    Attributes:
+        scores: as of `ChainResult`.
+        prediction: as of `ChainResult`.
+        correct: as of `ChainResult`.
+        margin: as of `ChainResult`.
+    """
+
+    scores: tuple[float, ...]
+    prediction: Answer
+    correct: bool
+    margin: float
+
+    @model_validator(mode="after")
+    def _consistent(self, info: ValidationInfo) -> Self:
+        if info.context is not None:
+            _require_consistent(self)
+        return self
+
+    @classmethod
+    def of(cls, result: ChainResult) -> VariantResult:
+        """Return what a chain was judged to answer in the variant that was run."""
+        return cls(result.scores, result.prediction, result.correct, result.margin)
+
+
+Variants = Annotated[tuple[VariantResult, ...], Field(exclude_if=_is_empty)]
+"""Answers in variants; left out of files where there are none."""
+
+
 @dataclass(frozen=True, slots=True, config=STORED)
 class ChainResult:
     """What one chain answers on one sample.
@@ -52,6 +96,12 @@ class ChainResult:
             Generated: 1 where right, else -1.
         verified: whether a second run in another batch composition or mode agreed; null: not tried.
         verified_by: scoring mode of that second run.
+        variants: what it answers where the sample is asked in its variants 1, 2, ..., in this order; fewer than asked
+            for where it could no longer stand. Left out where there are none.
+        robust: whether it is right, and in enough of the variants; null: the sample was asked in one only. Left out
+            where null.
+        held_out: what it answers in variants that the search never saw: full depth, and the chains of the front that
+            stand. Left out where there are none.
     """
 
     chain: ChainField
@@ -61,27 +111,36 @@ class ChainResult:
     margin: float
     verified: bool | None = None
     verified_by: Mode | None = None
+    variants: Variants = ()
+    robust: Annotated[bool | None, Field(exclude_if=_is_none)] = None
+    held_out: Variants = ()
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
         """Refuse fields read from a file that contradict each other; the makers below keep them consistent."""
         if info.context is None:
             return self
-        n = len(self.scores)
-        if n == 0 and abs(self.margin) != 1.0:
-            raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {self.margin!r}")
-        if isinstance(self.prediction, int) and not 0 <= self.prediction < (n or math.inf):
-            raise ValueError(f"prediction: expected an index below {n}, text or null, got {self.prediction!r}")
-        if self.prediction is None and (n or self.correct):
-            raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
-        if self.correct != (self.margin > 0):
-            raise ValueError(f"correct: expected {self.margin > 0} for the margin, got {self.correct!r}")
+        if self.robust and not self.correct:
+            raise ValueError("robust: expected false or null of a wrong answer, got True")
+        _require_consistent(self)
         return self
 
     @property
-    def stands(self) -> bool:
-        """Whether the chain counts as right, everywhere: judged right, and a second run did not say otherwise."""
+    def right(self) -> bool:
+        """Whether the usual question is answered rightly: judged so, and a second run did not say otherwise."""
         return self.correct and self.verified is not False
+
+    @property
+    def stands(self) -> bool:
+        """Whether the chain counts as right, everywhere: right, and in enough variants where there are several."""
+        return self.right and self.robust is not False
+
+    def mean_correct(self, variants: int) -> float:
+        """Return the share of so many variants, the usual question among them, that are answered rightly.
+
+        A variant that was not tried counts as wrong. With one variant it is 1 where the chain stands, else 0.
+        """
+        return (self.right + sum(one.correct for one in self.variants)) / variants
 
     @classmethod
     def from_scores(cls, chain: Chain, scores: Sequence[float], answer: int) -> ChainResult:
@@ -127,6 +186,19 @@ class ChainResult:
         return cls(chain, (), prediction, correct, 1.0 if correct else -1.0)
 
 
+def _require_consistent(result: ChainResult | VariantResult) -> None:
+    """Refuse fields read from a file that contradict each other."""
+    n, prediction, right = len(result.scores), result.prediction, result.margin > 0
+    if n == 0 and abs(result.margin) != 1.0:
+        raise ValueError(f"margin: expected 1 or -1 of a generated answer, got {result.margin!r}")
+    if isinstance(prediction, int) and not 0 <= prediction < (n or math.inf):
+        raise ValueError(f"prediction: expected an index below {n}, text or null, got {prediction!r}")
+    if prediction is None and (n or result.correct):
+        raise ValueError("prediction: expected null only where no answer could be read, got it otherwise")
+    if result.correct != right:
+        raise ValueError(f"correct: expected {right} for the margin, got {result.correct!r}")
+
+
 def _require_finite(values: Sequence[float], chain: Chain) -> None:
     if not all(map(math.isfinite, values)):
         raise ValueError(f"scores: expected finite numbers, got {list(values)} for chain {chain}")
@@ -155,11 +227,12 @@ class SearchRecord:
         executed_layers: layers really run for this sample (shared prefixes once); 0 in mode "generate", where the
             decoding library runs them.
         results: every chain tried, in order of trial; the first is the full chain.
-        pareto: indices into `results`: right chains that no shorter right chain dominates, by depth; the
-            shortest right chain first. Empty where no chain is right.
+        pareto: indices into `results`: right chains (robust ones, where there are several variants) that no shorter
+            right chain dominates, by depth; the shortest right chain first. Empty where no chain is right.
         fingerprints: what the record is valid for.
         search: SHA-256 of what decided the search (of a menu table: of the menu), which stands in the meta file.
         schema: version of the format.
+        variants: variants in which the sample was asked, the usual one among them. Left out where 1.
     """
 
     sample_id: str
@@ -181,6 +254,7 @@ class SearchRecord:
     fingerprints: Fingerprints
     search: str
     schema: Literal[3] = SCHEMA
+    variants: Annotated[int, Field(ge=1, exclude_if=_is_one)] = 1
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
@@ -191,6 +265,10 @@ class SearchRecord:
             raise ValueError("results[0]: expected the full chain, got another")
         if {len(result.scores) for result in self.results} != {len(self.full.scores)}:
             raise ValueError("results: expected as many scores for every chain, got different numbers")
+        if any((result.robust is None) != (self.variants == 1) for result in self.results):
+            raise ValueError("results: expected robust true or false exactly where there are several variants")
+        if any(len(result.variants) >= self.variants for result in self.results):
+            raise ValueError(f"results: expected answers in at most {self.variants - 1} further variants, got more")
         if self.pareto != pareto_front(self.results):
             raise ValueError(f"pareto: expected {list(pareto_front(self.results))}, got {list(self.pareto)}")
         return self
@@ -230,7 +308,7 @@ def _number(text: str) -> Fraction | None:
 
 def pareto_front(results: Sequence[ChainResult]) -> tuple[int, ...]:
     """Return the indices of right chains on the front of (depth, margin): shorter first, then only greater margins."""
-    right = sorted((r.chain.depth, -r.margin, i) for i, r in enumerate(results) if r.correct)
+    right = sorted((r.chain.depth, -r.margin, i) for i, r in enumerate(results) if r.correct and r.robust is not False)
     front: list[int] = []
     best = float("-inf")
     for _, negative, i in right:
@@ -247,7 +325,13 @@ def shared_chains(records: Sequence[SearchRecord]) -> list[Chain]:
 
 
 def joined(one: SearchRecord, other: SearchRecord) -> SearchRecord:
-    """Return a record with the chains of both; of a chain tried in both, what the first found."""
+    """Return a record with the chains of both; of a chain tried in both, what the first found.
+
+    Raises:
+        InputError: where they asked the sample in different numbers of variants.
+    """
+    if one.variants != other.variants:
+        raise InputError(f"records: expected records of {one.variants} variants, got some of {other.variants}")
     known = {result.chain for result in one.results}
     results = (*one.results, *(new for new in other.results if new.chain not in known))
     return replace(one, results=results, pareto=pareto_front(results))

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.records import ChainResult, SearchRecord, agrees, joined, model_of, pareto_front, read_records
+from data.records import (
+    ChainResult,
+    SearchRecord,
+    VariantResult,
+    agrees,
+    joined,
+    model_of,
+    pareto_front,
+    read_records,
+)
 from data.store import meta_path
 from router.chain import Chain
 from router.files import sha256_file
@@ -104,6 +113,35 @@ def test_of_a_chain_in_both_records_the_first_result_stays() -> None:
 
 
 FULL = ChainResult.from_scores(Chain.full(N), [-1.0, -2.0], 0)
+
+
+def test_answers_in_variants_come_back_and_say_what_stands() -> None:
+    # Oracle: by hand. Three variants, of which a chain must be right in all; without any a file has no such fields.
+    wrong = ChainResult.from_scores(Chain((0, 3), N), [-2.0, -1.0], 0)
+    again, missed = VariantResult.of(FULL), VariantResult.of(wrong)
+    full = dataclasses.replace(FULL, variants=(again, again), robust=True, held_out=(missed,))
+    short = dataclasses.replace(FULL, chain=Chain((0, 1, 3), N), variants=(again, missed), robust=False)
+    wrong = dataclasses.replace(wrong, robust=False)
+    several = dataclasses.replace(record([full, short, wrong]), variants=3)
+    assert several.pareto == (0,)
+    assert [one.stands for one in several.results] == [True, False, False]
+    assert [one.mean_correct(3) for one in several.results] == pytest.approx([1, 2 / 3, 0])
+    assert dataclasses.replace(full, verified=False).mean_correct(3) == pytest.approx(2 / 3)
+    assert from_plain(SearchRecord, json.loads(json.dumps(to_plain(several))), num_layers=N) == several
+    one = to_plain(record([FULL]))
+    assert not {"variants", "robust", "held_out"} & {*one, *one["results"][0]}
+    for bad, message in (
+        (dataclasses.replace(several, variants=2), "results: expected answers in at most 1 further variants"),
+        (dataclasses.replace(several, variants=1), "results: expected robust true or false exactly where"),
+        (
+            record([dataclasses.replace(wrong, chain=WHOLE, robust=True)]),
+            r"results\[0\].robust: expected false or null",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_plain(SearchRecord, json.loads(json.dumps(to_plain(bad))), num_layers=N)
+    with pytest.raises(InputError, match="records: expected records of 3 variants, got some of 1"):
+        joined(several, record([FULL]))
 
 
 @pytest.mark.parametrize(
