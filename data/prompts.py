@@ -44,6 +44,7 @@ class Prompt:
     Attributes:
         style: "base": one text; "chat": turns in the tokenizer's chat template.
         ask: what is asked, with the fields {question} and {context}.
+        wordings: other wordings of `ask`, for a sample that is asked in several variants (`Task.variant`).
         choice: a listed choice, with the fields {letter} and {text}.
         system: system turn of a chat; None: the template's own.
         instruction: last line of what is asked; "auto": none in style base, in a chat what kind of answer is wanted.
@@ -63,21 +64,34 @@ class Prompt:
     opening: str = ""
     end: NotEmpty | None = AUTO
     example: str = "answer"
+    wordings: Annotated[tuple[NotEmpty, ...], Field(exclude_if=lambda texts: not texts)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Refuse templates without their fields, and a system turn where there are no turns."""
-        for key, wanted in (("ask", ("question",)), ("choice", ("letter", "text"))):
-            missing = [name for name in wanted if f"{{{name}}}" not in getattr(self, key)]
+        templates = [("ask", self.ask), *(("wordings", one) for one in self.wordings), ("choice", self.choice)]
+        for key, template in templates:
+            wanted = ("letter", "text") if key == "choice" else ("question",)
+            missing = [name for name in wanted if f"{{{name}}}" not in template]
             if missing:
-                raise ValueError(f"prompt.{key}: expected the field {{{missing[0]}}}, got {getattr(self, key)!r}")
+                raise ValueError(f"prompt.{key}: expected the field {{{missing[0]}}}, got {template!r}")
+        if len({self.ask, *self.wordings}) <= len(self.wordings):
+            raise ValueError("prompt.wordings: expected wordings unlike each other and ask, got one twice")
         if self.system is not None and self.style != "chat":
             raise ValueError("prompt.system: expected it in style chat only")
         return self
 
-    def asked(self, question: str, context: str, choices: Sequence[str], wanted: str) -> str:
-        """Return what is asked: question, listed choices and the instruction for the kind of answer that is wanted."""
-        lines = [_fill(self.ask, question=question, context=context)]
+    def asked(self, question: str, context: str, choices: Sequence[str], wanted: str, wording: int = 0) -> str:
+        """Return what is asked: question, listed choices and the instruction for the kind of answer that is wanted.
+
+        Args:
+            question: the question.
+            context: the text that it is about.
+            choices: the choices to list.
+            wanted: the kind of answer.
+            wording: 0: `ask`; 1, 2, ...: that one of `wordings`.
+        """
+        lines = [_fill((self.ask, *self.wordings)[wording], question=question, context=context)]
         lines += [_fill(self.choice, letter=LETTERS[i], text=text) for i, text in enumerate(choices)]
         instruction = self.instruction
         if instruction == AUTO:

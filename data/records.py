@@ -126,6 +126,11 @@ class ChainResult:
         return self
 
     @property
+    def answers(self) -> tuple[ChainResult | VariantResult, ...]:
+        """What it answers in each variant that was tried, the usual one first."""
+        return (self, *self.variants)
+
+    @property
     def right(self) -> bool:
         """Whether the usual question is answered rightly: judged so, and a second run did not say otherwise."""
         return self.correct and self.verified is not False
@@ -285,7 +290,7 @@ class SearchRecord:
         return min(standing, key=lambda one: (one.chain.depth, -one.margin), default=None)
 
 
-def agrees(one: ChainResult, other: ChainResult) -> bool:
+def agrees(one: ChainResult | VariantResult, other: ChainResult | VariantResult) -> bool:
     """Whether two results on one sample give the same answer: the only meaning of "agrees with full depth".
 
     Choices: the same one. Free answers: both are right, however written, or both are wrong and say the same: the same
@@ -297,6 +302,12 @@ def agrees(one: ChainResult, other: ChainResult) -> bool:
         return one.correct == other.correct
     first, second = folded(one.prediction), folded(other.prediction)
     return first == second or (_number(first) is not None and _number(first) == _number(second))
+
+
+def mean_agreement(one: ChainResult, other: ChainResult) -> float:
+    """Return the share of the variants, tried with both chains, in which two results on one sample agree."""
+    agreed = [agrees(*pair) for pair in zip(one.answers, other.answers, strict=False)]
+    return sum(agreed) / len(agreed)
 
 
 def _number(text: str) -> Fraction | None:

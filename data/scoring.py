@@ -98,12 +98,13 @@ class Encoder:
     ) -> None:
         """Prepare for a model's tokenizer and positions; `processor`: for samples with pictures."""
         self._tokenizer, self._tasks, self._processor = tokenizer, tasks, processor
+        self._varied = {0: tasks}
         self._device, self._dtype = model.device, model.dtype
         self._positions = context_of(model)
         self.truncated: set[str] = set()
         self.unreachable: set[str] = set()
 
-    def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
+    def encode(self, sample: Sample, target: int | str | None = None, variant: int = 0) -> EncodedSample:
         """Tokenise a sample's prompt and continuations.
 
         A continuation's tokens are those that it adds to the prompt; where the tokenizer would merge across the
@@ -113,12 +114,16 @@ class Encoder:
         Args:
             sample: the sample.
             target: the answer that counts as right; None: the sample's own.
+            variant: 0: the sample is asked as its task says; otherwise so many variants on (`Task.variant`).
 
         Raises:
             InputError: where the sample is of another task, or its prompt does not fit a chat template.
-            ValueError: where a continuation has no tokens, or the prompt is too long and is not to be truncated.
+            ValueError: where the sample has no such variant, a continuation has no tokens, or the prompt is too long
+                and is not to be truncated.
         """
-        task = self._tasks[sample.task]
+        if variant not in self._varied:
+            self._varied[variant] = self._tasks.varied(variant)
+        task = self._varied[variant][sample.task]
         wanted: int | str = sample.answer if target is None else target
         gold = wanted if isinstance(wanted, str) else None
         asked, truncated = sample, False
@@ -411,12 +416,12 @@ class ChainScorer:
             return folded(answer) in map(folded, (sample.gold, *sample.aliases))
         return self._grader.equal(sample.gold, answer) or self._grader.equal(answer, sample.gold)
 
-    def encode(self, sample: Sample, target: int | str | None = None) -> EncodedSample:
+    def encode(self, sample: Sample, target: int | str | None = None, variant: int = 0) -> EncodedSample:
         """Tokenise a sample's prompt and continuations; see `data.scoring.Encoder.encode`."""
-        return self._encoder.encode(sample, target)
+        return self._encoder.encode(sample, target, variant)
 
     def encode_all(
-        self, samples: Iterable[Sample], targets: Mapping[str, int | str] | None = None
+        self, samples: Iterable[Sample], targets: Mapping[str, int | str] | None = None, variant: int = 0
     ) -> list[EncodedSample]:
         """Tokenise samples; `targets` has, by sample id, the right answer where it is not the sample's own.
 
@@ -426,7 +431,7 @@ class ChainScorer:
         encoded = []
         for sample in samples:
             try:
-                encoded.append(self.encode(sample, (targets or {}).get(sample.id)))
+                encoded.append(self.encode(sample, (targets or {}).get(sample.id), variant))
             except ValueError as error:
                 raise InputError(f"data: sample {sample.id}: {str(error).removeprefix('data: ')}") from error
         return encoded

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from data.answers import until_closed, until_text
@@ -69,6 +70,9 @@ class Task:
         prompt: the wording.
         examples: solved samples shown before the question (few-shot), as `python -m data prepare` drew them.
         shuffle: 0: the usual order of listed choices; any other number: another order, for the oracle's control.
+        variant: 0: a sample is asked as usual; 1, 2, ...: otherwise, in a way that the number says: listed choices
+            stand rotated by so many places (after a whole turn in the opposite order), the prompt's wordings and the
+            order of the examples take turns. With n listed choices the variants 0..n-1 put each at n letters.
         free_form: in mode "generate" the model may reason: its answer is looked for in the text (a box, "####",
             "answer is"). Else the answer is all that stands before its end.
         grading: how a free answer is compared with the right one: "math" (equivalence) or "text" (folded text).
@@ -95,6 +99,7 @@ class Task:
     prompt: Prompt = field(default_factory=Prompt)
     examples: tuple[Sample, ...] = field(default=(), hash=False)
     shuffle: Count = 0
+    variant: Annotated[int, Field(ge=0, exclude_if=lambda number: number == 0)] = 0
     free_form: bool = False
     grading: Literal["math", "text"] = "math"
     max_new_tokens: Positive = 32
@@ -124,8 +129,9 @@ class Task:
             raise ValueError("real_mode: expected listed choices and mode letter where a letter is generated")
         if self.judged_mode not in (self.mode, "generate"):
             raise ValueError(f"real_mode: expected generate or the mode {self.mode} itself, got {self.real_mode}")
-        if (self.columns.context is None) != ("{context}" not in self.prompt.ask):
-            raise ValueError("prompt.ask: expected the field {context} exactly where columns.context is given")
+        for key, ask in (("ask", self.prompt.ask), *(("wordings", one) for one in self.prompt.wordings)):
+            if (self.columns.context is None) != ("{context}" not in ask):
+                raise ValueError(f"prompt.{key}: expected the field {{context}} exactly where columns.context is given")
         if self.free_form and self.prompt.end == AUTO and self.prompt.style == "base" and not self._next_question:
             raise ValueError("prompt.end: expected a text where free_form meets an ask without a beginning, got auto")
         if self.free_form and (self.mode != "generate" or self.prompt.opening):
@@ -140,6 +146,8 @@ class Task:
             raise ValueError("fixed_choices: expected none beside columns.choices, got some")
         if self.shuffle and not (self.has_choices and self.list_choices):
             raise ValueError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {self.shuffle}")
+        if self.variant:
+            self._require_variant(len(self.fixed_choices) or None)
         if self.examples and self.columns.image is not None:
             raise ValueError(f"shots: expected 0 for {self.name}, whose questions have pictures, got some")
         if any(example.task != self.name for example in self.examples):
@@ -197,8 +205,8 @@ class Task:
 
         In mode "letter" the choices stand in an order drawn from the sample's id, so that the right letter is
         evenly spread and does not hang on the run's seed; with `shuffle` in another one, in every mode that lists
-        them. A listed choice has a space before its letter, so that letter and answer are the same token in style
-        base (OLMES, arXiv 2406.08446).
+        them, and in each `variant` of the task rotated. A listed choice has a space before its letter, so that letter
+        and answer are the same token in style base (OLMES, arXiv 2406.08446).
 
         Args:
             sample: the sample.
@@ -206,11 +214,15 @@ class Task:
             shown: the sample with the question and context that are shown, where they were cut; None: all of them.
 
         Raises:
-            ValueError: where there are more choices to list than letters.
+            ValueError: where there are more choices to list than letters, or the task's variant would ask the sample
+                once more as an earlier one does.
         """
+        if self.variant:
+            self._require_variant(len(sample.choices))
         order = self._order(sample)
-        glue = self.prompt.glue
-        examples = tuple((self._asked(one, self._order(one)), self._answered(one)) for one in self.examples)
+        glue, first = self.prompt.glue, self.variant % max(1, len(self.examples))
+        turned = (*self.examples[first:], *self.examples[:first])
+        examples = tuple((self._asked(one, self._order(one)), self._answered(one)) for one in turned)
         if self.mode == "generate":
             texts = []
         elif not self.has_choices:
@@ -246,7 +258,29 @@ class Task:
     @property
     def _next_question(self) -> str:
         """How every question begins in style base: what stands before the first field."""
-        return self.prompt.ask.split("{")[0].rstrip()
+        return (self.prompt.ask, *self.prompt.wordings)[self._wording].split("{")[0].rstrip()
+
+    @property
+    def _wording(self) -> int:
+        """Which wording of the prompt the variant has, 0 the usual one."""
+        return self.variant % (1 + len(self.prompt.wordings))
+
+    def _orders(self, choices: int) -> int:
+        """Return in how many orders so many choices are listed: rotations, and those of the opposite order."""
+        return choices * (2 if choices > 2 else 1) if self.list_choices and choices else 1
+
+    def _require_variant(self, choices: int | None) -> None:
+        """Refuse a variant that asks a question as an earlier one does; None: it has an unknown number of choices."""
+        wordings, listed = 1 + len(self.prompt.wordings), self.has_choices and self.list_choices
+        if choices is None and listed:
+            return
+        different = max(self._orders(choices or 0) * wordings, len(self.examples))
+        if self.variant >= different:
+            listing = f"{choices} listed choices" if listed else "no listed choices"
+            raise ValueError(
+                f"variant: expected below {different} for {self.name}, with {listing} and {wordings} wordings "
+                f"(prompt.wordings), got {self.variant}"
+            )
 
     @property
     def answers_by_letter(self) -> bool:
@@ -264,6 +298,18 @@ class Task:
 
     def _order(self, sample: Sample) -> tuple[int, ...]:
         """Return which choice stands at each place of the prompt's list."""
+        order = self._usual_order(sample)
+        if not self.variant or not order or not self.list_choices:
+            return order
+        orders = self._orders(len(order))
+        # Where order and wording have both come round, the orders begin one place on: so no pair of both comes twice.
+        shifted = self.variant + self.variant // math.lcm(orders, 1 + len(self.prompt.wordings))
+        opposite, places = divmod(shifted % orders, len(order))
+        rotated = (*order[places:], *order[:places])
+        return rotated[::-1] if opposite else rotated
+
+    def _usual_order(self, sample: Sample) -> tuple[int, ...]:
+        """Return the order of variant 0."""
         order = tuple(range(len(sample.choices)))
         if self.list_choices and len(order) > len(LETTERS):
             raise ValueError(f"choices: expected at most {len(LETTERS)} to list, got {len(order)}")
@@ -271,12 +317,12 @@ class Task:
             return order
         salt = f"{sample.id}:{self.shuffle}" if self.shuffle else sample.id
         drawn = tuple(sorted(order, key=lambda i: hashlib.sha256(f"{salt}:{i}".encode()).digest()))
-        usual = dataclasses.replace(self, shuffle=0)._order(sample) if self.shuffle else ()
+        usual = dataclasses.replace(self, shuffle=0, variant=0)._order(sample) if self.shuffle else ()
         return drawn if drawn != usual else (*drawn[1:], drawn[0])  # a shuffle never keeps the usual order
 
     def _asked(self, sample: Sample, order: tuple[int, ...]) -> str:
         listed = [sample.choices[i] for i in order] if self.list_choices else []
-        return self.prompt.asked(sample.question, sample.context, listed, self._wanted)
+        return self.prompt.asked(sample.question, sample.context, listed, self._wanted, self._wording)
 
     def _answered(self, example: Sample) -> str:
         """Return an example's answer as the prompt shows it."""
@@ -302,11 +348,17 @@ class Task:
         probe = Sample(self.name, "test", "Which is it?", ("one", "two words", "drei", "vier"), 1, {}, "So they say.")
         if not self.has_choices:
             probe = dataclasses.replace(probe, choices=(), answer="4")
-        query = dataclasses.asdict(self.query(dataclasses.replace(probe, task="probe")))
+        usual = dataclasses.replace(self, variant=0)
+        query = dataclasses.asdict(usual.query(dataclasses.replace(probe, task="probe")))
         settings = {key: getattr(self, key) for key in keys} | {"end": self.end}
+        prompt = dataclasses.asdict(self.prompt)
+        if self.variant:
+            settings["variant"] = self.variant
+        else:
+            del prompt["wordings"]  # they decide nothing here, and the hash is that from before there were any
         if self.columns.image is not None:
             settings["pictures"] = "in front of what is asked"
-        return sha256_json({**settings, "prompt": dataclasses.asdict(self.prompt), "probe": query})
+        return sha256_json({**settings, "prompt": prompt, "probe": query})
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +426,18 @@ class TaskSet:
             {n: dataclasses.replace(t, shuffle=shuffle) if n in listing else t for n, t in self.tasks.items()},
             self.folder,
         )
+
+    def varied(self, variant: int) -> TaskSet:
+        """Return the tasks with each sample asked so many variants on; 0: as it is.
+
+        Raises:
+            InputError: where a task would ask every sample as in an earlier variant.
+        """
+        try:
+            varied = {n: dataclasses.replace(t, variant=t.variant + variant) for n, t in self.tasks.items()}
+        except ValidationError as error:
+            raise InputError(explain(error)) from error
+        return TaskSet(varied, self.folder)
 
     def prompt_hash(self) -> str:
         """Return the SHA-256 of what decides prompts and scoring: the task's own, or that of all by name."""

@@ -324,7 +324,7 @@ def from_tables(
     Returns:
         The candidates; None where a record lacks a chain, or a sample a record: then they must be run.
     """
-    by_sample = {record.sample_id: {one.chain: one.stands for one in record.results} for record in records}
+    by_sample = {record.sample_id: {one.chain: one.right for one in record.results} for record in records}
     if not all(by_sample.get(sample.id, {}).keys() >= set(chains) for sample in samples):
         return None
     return [Candidate(chain, sum(by_sample[one.id][chain] for one in samples), len(samples)) for chain in chains]

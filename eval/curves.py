@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None) -> None:
         "n": len(records["test"]),
         "inputs": {f"{split}.jsonl": sha256_file(settings.records / f"{split}.jsonl") for split in records},
         "full": {
-            "accuracy": sum(record.full.stands for record in records["test"]) / len(records["test"]),
+            "accuracy": sum(record.full.right for record in records["test"]) / len(records["test"]),
             "depth": float(known.depths[0]),
         },
         "static": [

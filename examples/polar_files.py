@@ -78,16 +78,19 @@ class Paths:
 
 
 def polar_sample(record: SearchRecord, sample: Sample) -> dict[str, Any]:
-    """Return a record in their form; a chain whose second run disagreed with the first stands in neither list."""
-    stands = [result for result in record.results if result.verified is not False]
-    score = {"initial_score": float(record.full.correct)} if record.full in stands else {}
+    """Return a record in their form.
+
+    A chain whose second run disagreed with the first, or that is right in too few variants, stands in neither list.
+    """
+    told = [result for result in record.results if result.verified is not False]
+    score = {"initial_score": float(record.full.correct)} if record.full in told else {}
     asked = {"choices": list(sample.choices), "context": sample.context}
     return {
         "question": sample.question,
         "gt_ans": sample.gold,
         **score,
-        "final_valid_transitions": [result.chain.to_json() for result in stands if result.correct],
-        "final_invalid_transitions": [result.chain.to_json() for result in stands if not result.correct],
+        "final_valid_transitions": [result.chain.to_json() for result in told if result.stands],
+        "final_invalid_transitions": [result.chain.to_json() for result in told if not result.correct],
         "sample_info": {"query_id": sample.id, "task": sample.task, "split": sample.split}
         | {name: value for name, value in asked.items() if value},
     }

@@ -33,10 +33,11 @@ from search import menu, merge
 from search.menu import Menu, read_menu
 from search.run import BatchSearch, Cost, SplitSearch
 from search.settings import SearchSettings
+from search.variants import VariantSettings
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class SearchRun(ModelSettings, RunSettings):
+class SearchRun(VariantSettings, ModelSettings, RunSettings):
     """Settings of `python -m search`.
 
     Attributes:
@@ -177,6 +178,7 @@ def _search(settings: SearchRun, scorer: ChainScorer) -> BatchSearch:
         settings.verify,
         chosen,
         settings.read_layers,
+        VariantSettings(variants=settings.variants, stand_share=settings.stand_share, held_out=settings.held_out),
     )
     try:
         search.searcher("any")

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
 
-from data.records import ChainResult, SearchRecord, agrees, joined, read_records
+from data.records import ChainResult, SearchRecord, joined, mean_agreement, read_records
 from router.chain import Chain
 from router.command import parse_settings, provenance
 from router.engine.load import DEFAULT_MODEL, layers_of
@@ -215,8 +215,8 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editabl
 
     Args:
         records: records of training samples of one model, at least one.
-        value: "correct": 1 where a chain stands (right, and a second run did not say otherwise); "agree": 1 where it
-            answers as full depth does; "both": the mean of the two.
+        value: "correct": 1 where a chain is right, and a second run did not say otherwise; "agree": 1 where it answers
+            as full depth does; "both": the mean of the two. Of samples asked in several variants the mean over these.
         first_editable: chains that edit an earlier layer are left out.
         tried: samples on which a chain must have been tried; the full chain always stays.
     """
@@ -225,7 +225,7 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editabl
     counts: Counter[Chain] = Counter()
     for record in records:
         row = {
-            result.chain: _value(result, record.full, value)
+            result.chain: _value(result, record, value)
             for result in record.results
             if result.chain.unedited_prefix >= first_editable
         }
@@ -237,8 +237,8 @@ def outcomes_of(records: Iterable[SearchRecord], value: ValueKind, first_editabl
     return Outcomes(chains, values, tuple(tasks))
 
 
-def _value(result: ChainResult, full: ChainResult, kind: ValueKind) -> float:
-    right, same = float(result.stands), float(agrees(result, full))
+def _value(result: ChainResult, record: SearchRecord, kind: ValueKind) -> float:
+    right, same = result.mean_correct(record.variants), mean_agreement(result, record.full)
     return {"correct": right, "agree": same, "both": (right + same) / 2}[kind]
 
 

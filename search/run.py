@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from search.algorithms import ListSearcher, Searcher, make_searcher
 from search.menu import Menu
 from search.settings import SearchSettings
 from search.summary import Summary, duration, megabytes
+from search.variants import VariantSettings, judge_held_out, load_variants, score_variants, usual
 from search.verification import RULE, verify
 
 LONGEST_TEXT = 200
@@ -52,6 +53,7 @@ class BatchSearch:
         verify: whether the chains that can become labels are judged once more (`search.verification`).
         menu: the chains to run on every sample, in place of a search; None: search.
         read_layers: layers e whose `hidden_states[e]` are kept for routers to be trained on.
+        asked: in how many variants each sample is asked; of a menu every chain runs in all of them.
     """
 
     scorer: ChainScorer
@@ -61,6 +63,7 @@ class BatchSearch:
     verify: bool = True
     menu: Menu | None = None
     read_layers: tuple[int, ...] = ()
+    asked: VariantSettings = field(default_factory=VariantSettings)
 
     @cached_property
     def decides(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ class BatchSearch:
             "reward_target": self.reward_target,
             "verify": {"rule": RULE, "modes": real_modes} if self.verify else None,
             "dtype": self.scorer.dtype,
+            **self.asked.decides(self.scorer.tasks),
         }
 
     @cached_property
@@ -123,20 +127,23 @@ class BatchSearch:
         Returns:
             A record for each sample.
         """
-        block = self.scorer.load(samples)
+        block = load_variants(self.scorer, samples, self.asked)
+        as_usual = usual(block, len(samples))
         if keep is not None and self.read_layers:
             # Before the search: it starts from these states.
-            keep({e: self._states(block, e) for e in sorted(self.read_layers)})
+            keep({e: self._states(as_usual, e) for e in sorted(self.read_layers)})
         searchers = [self.searcher(encoded.sample.id) for encoded in samples]
         results: list[dict[Chain, ChainResult]] = [{} for _ in samples]
         while count := self.advance(block, searchers, results):
             told(count)
         # A space smaller than the simulations ends early; the whole is told all the same.
         told(sum(self.settings.simulations - searcher.simulations for searcher in searchers))
-        executed = [block.executed(i) for i in range(len(samples))]
+        executed = [sum(map(block.executed, range(i, len(block.samples), len(samples)))) for i in range(len(samples))]
         found = [tuple(of_sample.values()) for of_sample in results]
         if self.verify:
-            found = verify(self.scorer, block, found, self.first_editable)
+            found = verify(self.scorer, as_usual, found, self.first_editable)
+        if self.asked.held_out:
+            found = judge_held_out(self.scorer, samples, found, self.asked)
         return [
             self.record(encoded, found[i], rows=len(block.rows[i]), executed=executed[i])
             for i, encoded in enumerate(samples)
@@ -151,21 +158,31 @@ class BatchSearch:
     ) -> int:
         """Play one round: score what every search asks for, tell it, and add it to its results.
 
+        Args:
+            block: the samples, by `load_variants`.
+            searchers: the search of each.
+            results: what each has found so far.
+
         Returns:
             The number of chains scored; 0: all searches are done.
         """
         asked = [searcher.ask() for searcher in searchers]
         jobs = [(i, chain) for i, chains in enumerate(asked) for chain in chains]
         if jobs:
-            for (i, chain), result in zip(jobs, self.scorer.score(block, jobs), strict=True):
+            whole = self.menu is not None
+            scored = score_variants(self.scorer, block, len(searchers), jobs, self.asked, whole=whole)
+            for (i, chain), result in zip(jobs, scored, strict=True):
                 results[i][chain] = result
         for i, chains in enumerate(asked):
             if chains:
                 told = [results[i][chain] for chain in chains]
-                searchers[i].tell(
-                    [self.settings.reward_for(r.correct, r.margin) for r in told], [r.stands for r in told]
-                )
+                searchers[i].tell([self.reward(r) for r in told], [r.stands for r in told])
         return len(jobs)
+
+    def reward(self, result: ChainResult) -> float:
+        """Return the mean reward of a chain in the variants, in 0..1; one that was not tried counts as 0."""
+        rewards = [self.settings.reward_for(one.correct, one.margin) for one in result.answers]
+        return sum(rewards) / self.asked.variants
 
     def record(
         self, encoded: EncodedSample, results: Sequence[ChainResult], *, rows: int, executed: int
@@ -191,12 +208,13 @@ class BatchSearch:
             target=encoded.target,
             seed=self.settings.seed,
             simulations=len(results),
-            nominal_layers=rows * sum(result.chain.depth for result in results),
+            nominal_layers=rows * sum(result.chain.depth * (1 + len(result.variants)) for result in results),
             executed_layers=executed,
             results=tuple(results),
             pareto=pareto_front(results),
             fingerprints=self.scorer.fingerprints,
             search=self.sha256,
+            variants=self.asked.variants,
         )
 
 
@@ -241,6 +259,7 @@ class SplitSearch:
         self.name, self.search = name, search
         self._targets = search.targets(samples)
         self._samples = {sample.id: sample for sample in samples[:limit]}
+        search.asked.require(search.scorer.tasks, list(self._samples.values()))
         self._batch_samples, self._out = batch_samples, out
         self._number, self._parts = map(int, part.split("/"))
         whole = {}

@@ -35,7 +35,7 @@ def chains_to_verify(results: Sequence[ChainResult], first_editable: int) -> tup
     Returns:
         Indices into `results`, ascending.
     """
-    standing = [i for i, result in enumerate(results) if result.correct and result.verified is not False]
+    standing = [i for i, result in enumerate(results) if result.stands]
     wanted = {0}
     kinds: tuple[Callable[[Chain], bool], ...] = (
         lambda _: True,
@@ -72,7 +72,7 @@ def verify(
 
     Args:
         scorer: runs the chains.
-        block: the samples, as the search ran them side by side.
+        block: the samples, as the search ran them side by side, asked as usual.
         found: for each sample every chain tried.
         first_editable: layers that run in every chain.
 

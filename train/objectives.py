@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from data.records import ChainResult, SearchRecord, agrees, shared_chains
+from data.records import ChainResult, SearchRecord, mean_agreement, shared_chains
 from router.chain import Chain
 from router.heads.budget import best_mixture, operating_points, priced_choice
 from router.heads.head import Head
@@ -174,15 +174,17 @@ class MenuObjective(Objective):
                 f"data.records: expected every chain of the menu for every sample, got none of {missing[0]} "
                 f"for {record.sample_id}"
             )
-        full = record.full
-        rows = [self._outcomes(known[chain], full) for chain in self._chains]
-        return torch.tensor([*(value for row in rows for value in row), *confidence_of(full)])
+        rows = [self._outcomes(known[chain], record) for chain in self._chains]
+        return torch.tensor([*(value for row in rows for value in row), *confidence_of(record.full)])
 
-    def _outcomes(self, result: ChainResult, full: ChainResult) -> tuple[float, float]:
-        right, softness = float(result.stands), self._settings.softness
-        if softness and (result.stands or not result.correct):  # a label that was flipped is wrong, not soft
-            right = 1 / (1 + math.exp(-max(-60.0, min(60.0, result.margin / softness))))
-        return right, float(agrees(result, full))
+    def _outcomes(self, result: ChainResult, record: SearchRecord) -> tuple[float, float]:
+        """Return how far a chain is right, and agrees with full depth: the mean over the sample's variants."""
+        softness, right = self._settings.softness, result.mean_correct(record.variants)
+        if softness:  # a label that was flipped is wrong, not soft
+            flipped = result.correct and not result.right
+            soft = [1 / (1 + math.exp(-max(-60.0, min(60.0, one.margin / softness)))) for one in result.answers]
+            right = sum(soft[1:] if flipped else soft) / record.variants
+        return right, mean_agreement(result, record.full)
 
     def start(self, head: Head, targets: Tensor) -> None:
         """Start from the outcomes' rates (Laplace)."""
@@ -216,7 +218,7 @@ class MenuObjective(Objective):
                 measured[f"auc_{name}"] = float(sum(areas) / len(areas))
         places = {chain: i for i, chain in enumerate(head.chains)}
         chosen = torch.tensor([places[ranked[0].chain] for ranked in head.decode_at(output, 0.0)])
-        right = truth[:, CORRECT :: len(OUTCOMES)]
+        right = self._right(targets, len(head.chains))
         measured["gain"] = frontier_gain(head.values(output), right, head.depths)
         measured["accuracy"] = float(right.gather(1, chosen[:, None]).mean())
         measured["full_accuracy"] = float(right[:, 0].mean())
@@ -224,14 +226,18 @@ class MenuObjective(Objective):
 
     def describe(self, targets: Tensor) -> str:
         """Return how right the menu's chains are."""
-        split = len(self._chains) * len(OUTCOMES)
-        right = (targets[:, CORRECT : split : len(OUTCOMES)] > 0.5).float()
+        right = self._right(targets, len(self._chains))
         means = right.mean(0)
         best = int(means.argmax())
         return (
             f"menu of {len(self._chains)} chains: full depth right on {means[0]:.3f} of the training samples, "
             f"the best chain ({self._chains[best]}) on {means[best]:.3f}, some chain on {right.amax(1).mean():.3f}"
         )
+
+    def _right(self, targets: Tensor, chains: int) -> Float[Tensor, "samples chains"]:
+        """Return whether each chain is right, or in which share of the variants; of soft labels whether they were."""
+        table = targets[:, CORRECT : chains * len(OUTCOMES) : len(OUTCOMES)]
+        return (table > 0.5).float() if self._settings.softness else table
 
 
 def layer_classes(record: SearchRecord, read_layer: int, rule: TargetRule = "shortest") -> tuple[int, ...] | None:

@@ -43,7 +43,7 @@ def measure_accuracy(head: Head, data: RouterData) -> tuple[dict[str, float], tu
     states = data.states("validation", list(samples))
     parts = [states[start : start + BATCH_SAMPLES] for start in range(0, len(states), BATCH_SAMPLES)]
     output = torch.cat([head(*pad_states(part)) for part in parts])
-    judged = {(i, one.chain): one.stands for i, record in enumerate(records) for one in record.results}
+    judged = {(i, one.chain): one.right for i, record in enumerate(records) for one in record.results}
     own = _chosen(head, output, 0.0)
     by_point = {point: _chosen(head, output, point.offset) for point in head.budget_points}
     spread = {*head.budget_points[:: max(1, len(head.budget_points) // POINTS)], head.budget_points[-1]}
@@ -57,7 +57,7 @@ def measure_accuracy(head: Head, data: RouterData) -> tuple[dict[str, float], tu
     )
     figures = {
         "accuracy": _mean(judged[one] for one in own),
-        "full_accuracy": _mean(record.full.stands for record in records),
+        "full_accuracy": _mean(record.full.right for record in records),
         "chance_accuracy": _mean(1 / len(sample.choices) if sample.choices else 0.0 for sample in samples),
         "samples": float(len(samples)),
     }
@@ -84,7 +84,7 @@ def _run(open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs
             )
             block = scorer.load([encoded[i] for i in batch])
             results = in_parts(scorer.score, block, own, progress.update)
-            judged |= {(batch[i], chain): result.stands for (i, chain), result in results.items()}
+            judged |= {(batch[i], chain): result.right for (i, chain), result in results.items()}
     return judged
 
 
