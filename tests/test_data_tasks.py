@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,65 @@ def test_a_shuffle_lists_the_same_choices_in_another_order(mode: str) -> None:
     assert orders[1] != orders[2]
 
 
+@pytest.mark.parametrize("shuffle", [0, 3])
+@pytest.mark.parametrize("choices", [("w", "x", "y", "z"), ("w", "x", "y"), ("w", "x")])
+def test_variants_put_the_right_choice_at_every_letter_and_never_ask_the_same_again(
+    shuffle: int, choices: tuple[str, ...]
+) -> None:
+    # Oracle: permutations; n choices have n rotations, and as many of the opposite order, which of two are the same.
+    task, n = load_task("arc_easy", "letter", shuffle=shuffle), len(choices)
+    several = 2 * n if n > 2 else n
+    for i in range(8):
+        sample = Sample("arc_easy", "test", f"Question {i}?", choices, 0)
+        orders = [replace(task, variant=variant).query(sample).order for variant in range(several)]
+        assert orders[0] == task.query(sample).order
+        assert {order.index(0) for order in orders[:n]} == set(range(n))
+        assert all(tuple(orders[v][(j - v) % n] for j in range(n)) == orders[0] for v in range(n))
+        assert len({*orders}) == several
+        assert all(sorted(order) == list(range(n)) for order in orders)
+        with pytest.raises(ValueError, match=rf"variant: expected below {several} for arc_easy, with {n} listed"):
+            replace(task, variant=several).query(sample)
+
+
+def test_wordings_take_turns_and_no_pair_of_order_and_wording_comes_twice() -> None:
+    # Oracle: by hand for free answers; for two choices and four wordings all eight pairs.
+    task = load_task("chain_sum")
+    sample = task.sample(ROWS["chain_sum"][0], "test")
+    asked = [replace(task, variant=variant).query(sample).asked for variant in range(3)]
+    assert asked == ["Question: Add: 2 + 3 =", "Problem: Add: 2 + 3 =", "Solve this: Add: 2 + 3 ="]
+    reading = load_task("boolq", "letter")
+    sample = reading.sample(ROWS["boolq"][0], "test")
+    queries = [replace(reading, variant=variant).query(sample) for variant in range(8)]
+    assert len({query.asked for query in queries}) == 8
+    assert [query.order[0] for query in queries[:4]] in ([0, 1, 0, 1], [1, 0, 1, 0])
+    with pytest.raises(InputError, match="variant: expected below 8 for boolq, with 2 listed choices and 4 wordings"):
+        TaskSet.of(reading).varied(8)
+
+
+def test_examples_take_turns_in_variants() -> None:
+    # Oracle: the usual prompt's examples, rotated by hand; what varies nothing else has as many variants as examples.
+    task = load_task("arc_easy", list_choices=False)
+    first, *others = [task.sample(row, "train") for row in ROWS["arc_easy"]]
+    with pytest.raises(InputError, match="variant: expected below 1 for arc_easy, with no listed choices"):
+        TaskSet.of(task).varied(1)
+    shown = replace(task, examples=tuple(others))
+    usual, turned = shown.query(first).examples, TaskSet.of(shown).varied(1)["arc_easy"].query(first).examples
+    assert turned == usual[::-1]
+
+
+def test_the_prompts_hash_is_as_before_there_were_variants_and_each_variant_has_its_own() -> None:
+    # Oracle: hashes noted before tasks had variants and wordings.
+    plain, letters = load_task("chain_sum"), load_task("arc_easy", "letter")
+    assert plain.prompt_hash().startswith("3db5e0a63a14")
+    assert letters.prompt_hash().startswith("14d8e0a60f7e")
+    for task in (plain, letters):
+        hashes = {replace(task, variant=variant).prompt_hash() for variant in range(3)}
+        assert len(hashes) == 3
+    other = replace(plain, prompt=replace(plain.prompt, wordings=("Sum: {question}",)))
+    assert other.prompt_hash() == plain.prompt_hash()
+    assert replace(other, variant=1).prompt_hash() != replace(plain, variant=1).prompt_hash()
+
+
 def test_scores_come_back_in_the_order_of_the_choices() -> None:
     # Oracle: divisions done by hand.
     query = Query("p", "Answer:", (" A", " B", " C"), (2, 0, 1), (1.0, 2.0, 4.0))
@@ -245,6 +305,8 @@ def test_order_is_a_permutation_and_scores_go_to_their_choices(choices: list[str
         ({"mode": "letter", "real_mode": "continuation"}, "real_mode: expected generate or the mode letter itself"),
         ({"prompt": "Question: {question}"}, "prompt: expected an object, got 'Question"),
         ({"prompt": {"ask": "{context} {question}"}}, r"prompt\.ask: expected the field \{context\} exactly where"),
+        ({"prompt": {"wordings": ["What?"]}}, r"prompt\.wordings: expected the field \{question\}, got 'What\?'"),
+        ({"prompt": {"wordings": ["Question: {question}"]}}, "prompt.wordings: expected wordings unlike each other"),
         ({"fixed_choices": [False, True]}, r"fixed_choices\[0\]: expected text, got False"),
         ({"answer_kind": "boolean"}, "fixed_choices: expected two with answer_kind boolean, got 0"),
         ({"keep": {"level": [1]}}, r"keep: expected fields of columns\.metadata, got 'level'"),
