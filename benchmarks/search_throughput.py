@@ -109,7 +109,7 @@ def compare(
     start = time.perf_counter()
     block: SampleBlock = search.scorer.load(samples)
     searchers = [TimedSearcher(search.searcher(encoded.sample.id)) for encoded in samples]
-    while count := search.advance(block, searchers, results):
+    while count := search.advance([block], searchers, results):
         seconds["search"] += time.perf_counter() - start
         ran["search"] += count
         latest = [(i, chain) for i, found in enumerate(results) for chain in list(found)[-search.settings.in_flight :]]

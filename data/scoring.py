@@ -436,8 +436,8 @@ class ChainScorer:
                 raise InputError(f"data: sample {sample.id}: {str(error).removeprefix('data: ')}") from error
         return encoded
 
-    def load(self, samples: Sequence[EncodedSample], *, share: bool = True) -> SampleBlock:
-        """Load samples into the executor; a block loaded before loses its reusable states.
+    def load(self, samples: Sequence[EncodedSample], *, share: bool = True, beside: bool = False) -> SampleBlock:
+        """Load samples into the executor; a block loaded before loses its reusable states, but for `beside`.
 
         With `share`, tokens that many prompts begin with (examples, a system prompt) run once for all of them. Beside
         samples with pictures each choice has a row of its own.
@@ -457,7 +457,7 @@ class ChainScorer:
                 made = [dataclasses.replace(row, inputs=inputs) for row in made]
             owned.append(tuple(range(len(rows), len(rows) + len(made))))
             rows += made
-        return SampleBlock(tuple(samples), self._executor.load(rows, share=share), tuple(owned))
+        return SampleBlock(tuple(samples), self._executor.load(rows, share=share, beside=beside), tuple(owned))
 
     def score(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
         """Run each (index of a sample in the block, chain) and judge it in its task's mode; one result a job, in order.

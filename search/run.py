@@ -30,7 +30,7 @@ from search.algorithms import ListSearcher, Searcher, make_searcher
 from search.menu import Menu
 from search.settings import SearchSettings
 from search.summary import Summary, duration, megabytes
-from search.variants import VariantSettings, judge_held_out, load_variants, score_variants, usual
+from search.variants import VariantSettings, judge_held_out, load_variants, score_variants
 from search.verification import RULE, verify
 
 LONGEST_TEXT = 200
@@ -127,25 +127,24 @@ class BatchSearch:
         Returns:
             A record for each sample.
         """
-        block = load_variants(self.scorer, samples, self.asked)
-        as_usual = usual(block, len(samples))
+        blocks = load_variants(self.scorer, samples, self.asked)
         if keep is not None and self.read_layers:
             # Before the search: it starts from these states.
-            keep({e: self._states(as_usual, e) for e in sorted(self.read_layers)})
+            keep({e: self._states(blocks[0], e) for e in sorted(self.read_layers)})
         searchers = [self.searcher(encoded.sample.id) for encoded in samples]
         results: list[dict[Chain, ChainResult]] = [{} for _ in samples]
-        while count := self.advance(block, searchers, results):
+        while count := self.advance(blocks, searchers, results):
             told(count)
         # A space smaller than the simulations ends early; the whole is told all the same.
         told(sum(self.settings.simulations - searcher.simulations for searcher in searchers))
-        executed = [sum(map(block.executed, range(i, len(block.samples), len(samples)))) for i in range(len(samples))]
+        executed = [sum(block.executed(i) for block in blocks) for i in range(len(samples))]
         found = [tuple(of_sample.values()) for of_sample in results]
         if self.verify:
-            found = verify(self.scorer, as_usual, found, self.first_editable)
+            found = verify(self.scorer, blocks[0], found, self.first_editable)
         if self.asked.held_out:
             found = judge_held_out(self.scorer, samples, found, self.asked)
         return [
-            self.record(encoded, found[i], rows=len(block.rows[i]), executed=executed[i])
+            self.record(encoded, found[i], rows=len(blocks[0].rows[i]), executed=executed[i])
             for i, encoded in enumerate(samples)
         ]
 
@@ -154,12 +153,15 @@ class BatchSearch:
         return {one.sample.id: state for one, state in zip(block.samples, states, strict=True)}
 
     def advance(
-        self, block: SampleBlock, searchers: Sequence[Searcher], results: Sequence[dict[Chain, ChainResult]]
+        self,
+        blocks: Sequence[SampleBlock],
+        searchers: Sequence[Searcher],
+        results: Sequence[dict[Chain, ChainResult]],
     ) -> int:
         """Play one round: score what every search asks for, tell it, and add it to its results.
 
         Args:
-            block: the samples, by `load_variants`.
+            blocks: the samples in each variant.
             searchers: the search of each.
             results: what each has found so far.
 
@@ -170,7 +172,7 @@ class BatchSearch:
         jobs = [(i, chain) for i, chains in enumerate(asked) for chain in chains]
         if jobs:
             whole = self.menu is not None
-            scored = score_variants(self.scorer, block, len(searchers), jobs, self.asked, whole=whole)
+            scored = score_variants(self.scorer, blocks, jobs, self.asked, whole=whole)
             for (i, chain), result in zip(jobs, scored, strict=True):
                 results[i][chain] = result
         for i, chains in enumerate(asked):

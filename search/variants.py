@@ -85,25 +85,26 @@ class VariantSettings:
         return replace(result, variants=tuple(further), robust=result.correct and right >= self.needed)
 
 
-def load_variants(scorer: ChainScorer, samples: Sequence[EncodedSample], asked: VariantSettings) -> SampleBlock:
-    """Load samples as they are asked usually, and behind all of them those of variant 1, then 2, ..."""
-    return scorer.load([*samples, *_in_variants(scorer, samples, range(1, asked.variants))])
+def load_variants(
+    scorer: ChainScorer, samples: Sequence[EncodedSample], asked: VariantSettings
+) -> tuple[SampleBlock, ...]:
+    """Return the samples as they are asked usually, and in each further variant.
+
+    Each variant is a block of its own: in one block the variants of a sample would share the tokens that they begin
+    with, and rows that share different tokens do not run in one batch.
+    """
+    further = [_in_variant(scorer, samples, variant) for variant in range(1, asked.variants)]
+    return (scorer.load(samples), *(scorer.load(one, beside=True) for one in further))
 
 
-def _in_variants(scorer: ChainScorer, samples: Sequence[EncodedSample], variants: range) -> list[EncodedSample]:
-    plain, targets = [one.sample for one in samples], {one.sample.id: one.target for one in samples}
-    return [one for variant in variants for one in scorer.encode_all(plain, targets, variant)]
-
-
-def usual(block: SampleBlock, count: int) -> SampleBlock:
-    """Return the first samples of a block: of one with variants, those asked as usual."""
-    return replace(block, samples=block.samples[:count], rows=block.rows[:count])
+def _in_variant(scorer: ChainScorer, samples: Sequence[EncodedSample], variant: int) -> list[EncodedSample]:
+    targets = {one.sample.id: one.target for one in samples}
+    return scorer.encode_all([one.sample for one in samples], targets, variant)
 
 
 def score_variants(
     scorer: ChainScorer,
-    block: SampleBlock,
-    count: int,
+    blocks: Sequence[SampleBlock],
     jobs: Sequence[tuple[int, Chain]],
     asked: VariantSettings,
     *,
@@ -115,24 +116,23 @@ def score_variants(
 
     Args:
         scorer: runs the chains.
-        block: the samples, by `load_variants`.
-        count: how many they are, their variants not counted.
+        blocks: the samples in each variant, by `load_variants`.
         jobs: what to run.
         asked: in how many variants.
         whole: whether all chains go on to the last variant.
     """
-    results = scorer.score(block, jobs)
-    if asked.variants == 1:
+    results = scorer.score(blocks[0], jobs)
+    if len(blocks) == 1:
         return results
     further: list[list[VariantResult]] = [[] for _ in jobs]
-    for variant in range(1, asked.variants):
+    for block in blocks[1:]:
         going = [
             place
             for place, (_, chain) in enumerate(jobs)
             if whole or chain.is_full or asked.may_stand(results[place], further[place])
         ]
-        moved = [(jobs[place][0] + variant * count, jobs[place][1]) for place in going]
-        for place, result in zip(going, scorer.score(block, moved) if moved else (), strict=True):
+        answers = scorer.score(block, [jobs[place] for place in going])
+        for place, result in zip(going, answers, strict=True):
             further[place].append(VariantResult.of(result))
     return [asked.with_variants(*pair) for pair in zip(results, further, strict=True)]
 
@@ -154,14 +154,16 @@ def judge_held_out(
     Returns:
         The same results, with `held_out` set on those that were judged.
     """
-    block = scorer.load(_in_variants(scorer, samples, range(asked.variants, asked.last + 1)))
     wanted = [(i, place) for i, results in enumerate(found) for place in _best(results)]
-    jobs = [(number * len(samples) + i, found[i][k].chain) for i, k in wanted for number in range(asked.held_out)]
-    judged = scorer.judge(block, jobs)
+    jobs = [(i, found[i][place].chain) for i, place in wanted]
+    answers: list[list[VariantResult]] = [[] for _ in wanted]
+    for variant in range(asked.variants, asked.last + 1):
+        block = scorer.load(_in_variant(scorer, samples, variant))
+        for own, result in zip(answers, scorer.judge(block, jobs), strict=True):
+            own.append(VariantResult.of(result))
     marked = [list(results) for results in found]
-    for number, (i, place) in enumerate(wanted):
-        own = judged[number * asked.held_out : (number + 1) * asked.held_out]
-        marked[i][place] = replace(found[i][place], held_out=tuple(map(VariantResult.of, own)))
+    for (i, place), own in zip(wanted, answers, strict=True):
+        marked[i][place] = replace(found[i][place], held_out=tuple(own))
     return [tuple(results) for results in marked]
 
 

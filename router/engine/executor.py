@@ -130,17 +130,19 @@ class ChainExecutor:
         """Bytes of computed states, keys and values held now."""
         return self._cache.bytes
 
-    def load(self, rows: Sequence[Row], *, share: bool = True) -> Block:
-        """Capture rows, so that jobs can run on them; states of blocks loaded before are dropped.
+    def load(self, rows: Sequence[Row], *, share: bool = True, beside: bool = False) -> Block:
+        """Capture rows, so that jobs can run on them.
 
         Args:
             rows: the rows.
             share: whether tokens that many rows begin with run once for all of them, where that is possible and pays.
+            beside: whether states of blocks loaded before are kept too; else they are dropped.
 
         Raises:
             ValueError: where a row has pictures that the model hands to its layers in a way of its own.
         """
-        self._cache.clear()
+        if not beside:
+            self._cache.clear()
         if (now := Makeup(self._model)) != self._made:
             self._prepare(now)
         block = self._block(rows, share=share)
