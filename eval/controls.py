@@ -4,7 +4,7 @@
 `reshuffled-<order>.jsonl` and `generated.jsonl` hold the answers of full depth's and the oracle's chains when they are
 run again, each a `data.store.Store`. The report's `Controls` are rebuilt from these and the run's own results.
 
-- Luck and a random search need records only: `eval.luck`.
+- Luck and a random search need records only: `eval.luck`; the oracle judged anew needs their variants: `data.headroom`.
 - Reshuffled choices: does a sample that a chain sets right stay right when its choices are listed in another order?
   `Task.shuffle` lists them so; sample, id and indices of choices stay what they are, so predictions need no
   translation. The choices of worked examples in the prompt stand in another order too. With two choices every shuffle
@@ -27,6 +27,7 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from data.answers import folded, parse_letter
+from data.headroom import Headroom, HeadroomFound
 from data.pool import Pool
 from data.records import ChainResult, SearchRecord
 from data.sample import Sample
@@ -65,6 +66,7 @@ class Plan:
         modes: modes of evaluation that generation is compared with.
         luck: what the oracle's search and that for a wrong answer found; null: luck is not measured.
         random_search: what the oracle's search and a random one found; null: not compared.
+        headroom: what an oracle reaches that is judged anew; null: the records have no variants.
     """
 
     schema: Literal[2]
@@ -75,6 +77,7 @@ class Plan:
     modes: tuple[str, ...]
     luck: LuckFound | None
     random_search: RandomFound | None
+    headroom: HeadroomFound | None = None
 
 
 @dataclass(frozen=True, config=STORED)
@@ -189,12 +192,14 @@ class Controls:
         reshuffled: the choices in another order: whether rescued samples stay rescued.
         generated: labels verified by real generation.
         random_search: random chains at the oracle's cost.
+        headroom: the oracle judged anew, on variants of the questions that it was not chosen on.
     """
 
     luck: Luck | None
     reshuffled: Reshuffled | None
     generated: Generated | None
     random_search: RandomSearch | None
+    headroom: Headroom | None = None
 
 
 def plan_controls(
@@ -233,6 +238,7 @@ def plan_controls(
         modes=tuple(sorted({tasks[sample.task].judged_mode for sample in judged})),
         luck=None if wrong is None else LuckFound.of(oracle, wrong),
         random_search=None if random is None else RandomFound.of(oracle, random),
+        headroom=HeadroomFound.of(oracle),
     )
 
 
@@ -469,6 +475,7 @@ def controls_of(out: Path, results: Sequence[ArmResult], num_layers: int) -> Con
         reshuffled=reshuffled,
         generated=generated,
         random_search=None if plan.random_search is None else plan.random_search.measure(plan.seed),
+        headroom=None if plan.headroom is None else plan.headroom.measure(plan.seed),
     )
 
 

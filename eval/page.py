@@ -223,6 +223,12 @@ def sentences(report: Report) -> list[str]:
             f". Of its search's gain of {points(luck.gain.value)} points, {points(luck.net_gain.value)} "
             f"({points_interval(luck.net_gain.interval)}) are left minus what the wrong-answer search finds."
         )
+    headroom = None if report.controls is None else report.controls.headroom
+    if headroom is not None and (gain := headroom.over_full["anew"]) is not None:
+        bound += (
+            f" Chosen on some variants of a question and judged on others, it gains {points(gain.value)} points over "
+            f"full depth ({points_interval(gain.interval)})."
+        )
     return [
         f"Against full depth the router {_gain(against_full)}: it sets {whole(against_full.wrong_to_right)} answers "
         f"right and breaks {whole(against_full.right_to_wrong)}, of {whole(report.n)}. "

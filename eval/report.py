@@ -14,6 +14,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from data.flops import ForwardFlops
+from data.headroom import HOW
 from eval.arms import (
     ALWAYS,
     EARLY_EXIT,
@@ -85,6 +86,7 @@ ORACLE_CAVEAT = (
 )
 LUCK_UNKNOWN = "; how much is not measured in this report (wrong_records)."
 LUCK_KNOWN = "; the controls say how much."
+HEADROOM_UNKNOWN = f" What it gains when it is judged anew is not measured: {HOW}."
 CAVEATS = (
     "flops_ratio counts matrix products of one pass over prompt and choices, the output head for one token and the "
     "router; it is not time.",
@@ -430,7 +432,7 @@ def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = N
         comparisons=comparisons,
         controls=controls,
         latency=latency,
-        caveats=caveats_of(run, controls is not None and controls.luck is not None, latency is not None),
+        caveats=caveats_of(run, controls, latency is not None),
     )
     write_json(out / REPORT_FILE, to_plain(report))
     return report
@@ -482,16 +484,17 @@ def cost_of(results: Sequence[ArmResult], flops: ForwardFlops, router: float) ->
     return passes + (router if is_routed(results[0].arm) else 0.0)
 
 
-def caveats_of(run: Run, luck_known: bool, timed: bool) -> tuple[str, ...]:
+def caveats_of(run: Run, controls: Controls | None, timed: bool) -> tuple[str, ...]:
     """Return the caveats of a report, a sentence or two each.
 
     Args:
         run: what was evaluated.
-        luck_known: whether a search for a wrong answer was run as a control.
+        controls: what controls say of the oracle's gain; None: none were run.
         timed: whether the arms were timed.
     """
     arms = {arm.name for arm in run.arms}
-    caveats = [ORACLE_CAVEAT + (LUCK_KNOWN if luck_known else LUCK_UNKNOWN)]
+    unknown = [getattr(controls, name, None) is None for name in ("luck", "headroom")]
+    caveats = [ORACLE_CAVEAT + (LUCK_UNKNOWN if unknown[0] else LUCK_KNOWN) + (HEADROOM_UNKNOWN if unknown[1] else "")]
     if not timed:
         caveats.append(DEPTH_CAVEAT)
     caveats += [*CAVEATS, *(text for name, text in BY_ARM.items() if name in arms)]

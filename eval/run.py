@@ -168,10 +168,7 @@ def finished(
 
 def make_plan(settings: EvalSettings, inputs: Inputs) -> Plan | None:
     """Return what the controls of the oracle do; None: there are none."""
-    given = (settings.wrong_records, settings.random_search)
-    if settings.control_samples == 0 and all(one is None for one in given):
-        return None
-    return plan_controls(
+    plan = plan_controls(
         settings.control_samples,
         settings.reshuffles,
         settings.seed,
@@ -181,6 +178,8 @@ def make_plan(settings: EvalSettings, inputs: Inputs) -> Plan | None:
         inputs.wrong,
         inputs.random_search,
     )
+    found = (plan.luck, plan.random_search, plan.headroom)
+    return None if settings.control_samples == 0 and all(one is None for one in found) else plan
 
 
 def evaluate(

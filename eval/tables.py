@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data.headroom import HOW, Chooser, Headroom
 from data.statistics import Estimate, PairedShares, Proportion
 from eval.arms import FULL, ORACLE, ROUTER, STATIC, STATIC_BY_KIND
 from eval.controls import Controls, Generated, Reshuffled
@@ -28,6 +29,14 @@ KIND_ARMS = (FULL, ROUTER, STATIC, STATIC_BY_KIND, ORACLE)
 """Arms whose accuracy and depth the table of kinds (tasks) shows, where a run has them."""
 GROUP_ROWS = 60
 """Groups shown at most."""
+CHOOSERS: dict[Chooser, str] = {
+    "full": "full depth",
+    "oracle": "the oracle that has seen the answers",
+    "anew": "judged anew",
+    "static": "the best fixed chain",
+    "mixture": "fixed chains of its depth",
+}
+"""Who chose the chains that headroom compares."""
 
 
 def console_for(stream: TextIO) -> Console:
@@ -82,7 +91,8 @@ def print_report(report: Report, stream: TextIO) -> None:
         f"{report.task} ({mode}{searched}), split {report.split}, n = {report.n}, "
         f"{model.name} with {model.num_layers} layers in {model.dtype}; guessing: {report.chance_accuracy:.3f}"
     )
-    console.print(_arms(report.arms))
+    headroom = None if report.controls is None else report.controls.headroom
+    console.print(_arms(report.arms, headroom))
     others = [group for group in report.groups if group.kind != "task"]
     for groups, shown in ((report.kinds, _kinds), (others, _groups)):
         if groups:
@@ -93,7 +103,7 @@ def print_report(report: Report, stream: TextIO) -> None:
         console.print(line)
 
 
-def _arms(arms: Sequence[ReportArm]) -> Table:
+def _arms(arms: Sequence[ReportArm], headroom: Headroom | None) -> Table:
     failures = any(arm.no_answer for arm in arms)
     columns = ["arm", "accuracy", "95 % (Wilson)", "mean depth", "of full", "FLOPs", "wrong->right", "right->wrong"]
     columns += ["p (Holm)", "against full depth, 95 %", *(["no answer"] if failures else [])]
@@ -108,7 +118,26 @@ def _arms(arms: Sequence[ReportArm]) -> Table:
         unread = [str(arm.no_answer)] if failures else []
         accuracy = [number(arm.accuracy), f"{low:.3f}..{high:.3f}"]
         rows.append([arm.label, *accuracy, number(arm.mean_depth, form=".2f"), *ratios, *against, *unread])
+    if headroom is not None:
+        rows.append(_anew(headroom, len(columns)))
     return table(None, columns, rows)
+
+
+def _anew(headroom: Headroom, width: int) -> list[str]:
+    """Return the row of the oracle judged anew, so wide; its difference is to full depth on the same variants."""
+    accuracy, depth = headroom.accuracy["anew"], headroom.depth["anew"]
+    assert accuracy is not None
+    low, high = accuracy.interval
+    of_full = number(depth / headroom.depth["full"])
+    cells = [
+        "oracle, judged anew",
+        number(accuracy.share),
+        f"{low:.3f}..{high:.3f}",
+        number(depth, form=".2f"),
+        of_full,
+    ]
+    cells += ["-", "-", "-", "-", _with_interval(headroom.over_full["anew"])]
+    return [*cells, *["-"] * (width - len(cells))]
 
 
 def _kinds(groups: Sequence[Group]) -> Table:
@@ -185,14 +214,34 @@ def worst_lines(report: Report) -> list[str]:
 
 
 def control_lines(controls: Controls | None) -> list[str]:
-    """Return a line for each control that was run."""
+    """Return a line for each control that was run, and how to get the oracle judged anew where it was not."""
+    if controls is None or controls.headroom is None:
+        headroom = [f"control, oracle judged anew: not measured; {HOW}"]
+    else:
+        headroom = [f"control, oracle judged anew: {one}" for one in headroom_lines(controls.headroom)]
     if controls is None:
-        return []
+        return headroom
     return [
+        *headroom,
         *([] if controls.luck is None else [f"control, luck: {_luck(controls.luck)}"]),
         *([] if controls.random_search is None else [f"control, random search {_random(controls.random_search)}"]),
         *([] if controls.reshuffled is None else [f"control, choices reshuffled: {_reshuffled(controls.reshuffled)}"]),
         *([] if controls.generated is None else [f"control, real generation {_generated(controls.generated)}"]),
+    ]
+
+
+def headroom_lines(headroom: Headroom) -> list[str]:
+    """Return what a router could reach: accuracies and depths, whether there is something to route, and by task."""
+    how = "by the search, on variants that it never saw" if headroom.held_out else "by each variant's others"
+    reached = [
+        f"{CHOOSERS[name]} {_with_interval(one)} at {headroom.depth[name]:.2f}"
+        for name, one in headroom.accuracy.items()
+    ]
+    by_task = [f"{task} {_with_interval(one.over_full['anew'])}" for task, one in headroom.tasks.items()]
+    return [
+        f"{headroom.n} samples, {headroom.variants} variants, chosen {how}: {', '.join(reached)}",
+        headroom.advice,
+        *([f"over full depth by task: {', '.join(by_task)}"] if by_task else []),
     ]
 
 

@@ -1,0 +1,366 @@
+"""What a router could reach at all: an oracle that is judged anew, on questions asked otherwise than it was chosen on.
+
+The oracle of a search takes for each sample a chain that it saw to be right. Among many chains some are right by luck,
+so its gain says little of what a router can learn. Where a sample was asked in several variants (its choices in other
+orders, its instruction worded otherwise), a chain can be chosen by some of them and judged on another (cross-fitting):
+luck does not repeat, and what is better for the sample does. Beside it stand full depth, the oracle that has seen the
+answers, and fixed chains, chosen on other samples.
+
+Few variants of one sample say little of a chain, and the best of many chains is then one that was lucky. So the
+sample's own answers are joined with what each chain reaches on other samples of its task, as a beta prior does; how
+much that weighs is chosen on other samples too (0: the sample's own answers decide alone). No model here, and no files:
+records or margins go in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike, NDArray
+from pydantic.dataclasses import dataclass
+from scipy.optimize import linprog
+
+from data.records import ChainResult, SearchRecord
+from data.statistics import Estimate, Proportion, mean_of, share_of
+from router.validation import STORED, NotNegative, Positive, Share
+
+Chooser = Literal["full", "oracle", "anew", "static", "mixture"]
+"""Who picks the chain: full depth; the oracle that has seen the answers that it is judged on; the oracle judged anew;
+the best fixed chain; the best mixture of fixed chains at most as deep as the oracle judged anew."""
+FOLDS = 5
+"""Parts of the samples; what is taken from other samples for one part comes from the others."""
+WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""How much what a chain reaches on other samples may weigh, in answers of the sample's own."""
+SLACK = 0.01
+"""Accuracy: chains within it of the best count as good as that one, and the shallowest is taken."""
+NEGLIGIBLE = 0.02
+"""Accuracy: a gain surely below it is nothing to route for."""
+HOW = "python -m search with variants: 4 and a menu, or with held_out: 2, asks each sample in several variants"
+"""How records come to hold what is needed here."""
+
+
+@dataclass(frozen=True, config=STORED)
+class HeadroomRow:
+    """What each choice of a chain reaches on one sample.
+
+    Attributes:
+        sample_id: `Sample.id`.
+        task: the sample's task.
+        right: share of the sample's variants that the chosen chains answer rightly.
+        depth: depth of the chosen chains, mean over variants, layers.
+    """
+
+    sample_id: str
+    task: str
+    right: dict[Chooser, Share]
+    depth: dict[Chooser, NotNegative]
+
+
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class Gains:
+    """What each choice of a chain reaches on some samples.
+
+    Attributes:
+        n: samples.
+        accuracy: accuracy of each choice, mean over variants.
+        depth: mean depth of each choice, layers.
+        over_full: accuracy of each choice minus full depth's.
+        over_fixed: accuracy of the oracle judged anew minus that of fixed chains of its depth ("mixture"); null: of a
+            search, which knows no fixed chains.
+    """
+
+    n: Positive
+    accuracy: dict[Chooser, Proportion | None]
+    depth: dict[Chooser, NotNegative]
+    over_full: dict[Chooser, Estimate | None]
+    over_fixed: Estimate | None
+
+
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class Headroom(Gains):
+    """What a router could reach at all.
+
+    Attributes:
+        variants: variants in which every chain answered each sample; of a search, those that it never saw.
+        held_out: whether a search chose the chains (the shortest that stands) and variants that it never saw judge
+            them; otherwise the chain of each variant is chosen by all others. A search knows no fixed chains.
+        tasks: the same by task; empty with one task.
+    """
+
+    variants: Positive
+    held_out: bool
+    tasks: dict[str, Gains]
+
+    @property
+    def advice(self) -> str:
+        """Whether there is something to route, in a line."""
+        known, gain = self.over_fixed, self.over_full["anew"]
+        decisive = known or gain
+        low, high = (0.0, 0.0) if decisive is None else decisive.interval
+        if low > 0:
+            verdict = "there is something to route"
+        elif high < NEGLIGIBLE:
+            verdict = "there is no accuracy to gain" if known is None else "there is nothing to route"
+        else:
+            verdict = f"whether there is something to route, {self.n} samples do not show"
+        reached = f"an oracle judged anew gains {_signed(gain)} over full depth"
+        if known is None:
+            return f"{verdict}: {reached} at {self.depth['anew']:.2f} layers"
+        saved = self.depth["static"] - self.depth["anew"]
+        return (
+            f"{verdict}: {reached}, {_signed(known)} over fixed chains of its depth, and saves {saved:.2f} layers over "
+            "the best fixed chain"
+        )
+
+
+def _signed(found: Estimate | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.value:+.3f} ({found.interval[0]:+.3f}..{found.interval[1]:+.3f})"
+
+
+@dataclass(frozen=True, config=STORED, kw_only=True)
+class HeadroomFound:
+    """What the choices reach sample by sample, from which `Headroom` is measured.
+
+    Attributes:
+        variants: as of `Headroom`.
+        held_out: as of `Headroom`.
+        samples: a row for each sample.
+    """
+
+    variants: Positive
+    held_out: bool
+    samples: tuple[HeadroomRow, ...]
+
+    @classmethod
+    def of(cls, records: Sequence[SearchRecord]) -> HeadroomFound | None:
+        """Collect it from records; None: they do not hold what is needed, or fewer than `FOLDS` samples.
+
+        Of a table in which all chains answered all variants the choices are cross-fitted. Of a search the shortest
+        chain that stands is judged on the variants that it never saw, full depth where none stands.
+        """
+        if len(records) < FOLDS:
+            return None
+        ids, tasks = [one.sample_id for one in records], [one.task for one in records]
+        margins = _dense_margins(records)
+        if margins is not None:
+            depths = np.array([result.chain.depth for result in records[0].results])
+            return cls.crossed(ids, tasks, margins, depths)
+        unseen = {len(record.full.held_out) for record in records}
+        if len(unseen) > 1 or 0 in unseen:
+            return None
+        return cls(variants=unseen.pop(), held_out=True, samples=tuple(map(_held_out_row, records)))
+
+    @classmethod
+    def crossed(
+        cls,
+        ids: Sequence[str],
+        tasks: Sequence[str],
+        margins: Float[np.ndarray, "variants samples chains"],
+        depths: Int[np.ndarray, " chains"],
+    ) -> HeadroomFound:
+        """Choose on some variants, or samples, and judge on others.
+
+        Args:
+            ids: the samples' ids, at least `FOLDS`.
+            tasks: their tasks.
+            margins: margin of each answer, above 0 where it is right; at least two variants; full depth is chain 0.
+            depths: depth of each chain, layers.
+        """
+        right, groups = margins > 0, np.unique(tasks, return_inverse=True)[1]
+        folds = np.argsort(np.argsort(ids)) % FOLDS  # by id: the order of the samples decides nothing
+        samples, anew = right.shape[1], judged_anew(margins, depths, folds, groups)
+        budget = float(depths[anew].mean())
+        static = np.zeros(samples, dtype=int)
+        shares = np.empty((samples, len(depths)))
+        for fold in range(FOLDS):
+            others = margins[:, folds != fold]
+            accuracy = (others > 0).mean((0, 1))
+            static[folds == fold] = best_chain(accuracy, others.mean((0, 1)), depths)
+            shares[folds == fold] = best_mixture(accuracy, depths, budget)
+        columns: dict[Chooser, Int[np.ndarray, "variants samples"]] = {
+            "full": np.zeros_like(anew),
+            "oracle": best_chain(right, margins, depths),
+            "anew": anew,
+            "static": np.broadcast_to(static, anew.shape),
+        }
+        reached = {name: _taken(right, one).mean(0) for name, one in columns.items()}
+        layers = {name: depths[one].mean(0) for name, one in columns.items()}
+        reached["mixture"], layers["mixture"] = np.minimum(1.0, (right.mean(0) * shares).sum(1)), shares @ depths
+        rows = (
+            HeadroomRow(key, task, *({name: float(one[i]) for name, one in of.items()} for of in (reached, layers)))
+            for i, (key, task) in enumerate(zip(ids, tasks, strict=True))
+        )
+        return cls(variants=len(right), held_out=False, samples=tuple(rows))
+
+    def measure(self, seed: int) -> Headroom:
+        """Measure what a router could reach; the seed is the bootstrap's."""
+        tasks = sorted({row.task for row in self.samples})
+        by_task = {task: _gains([row for row in self.samples if row.task == task], seed) for task in tasks}
+        return Headroom(
+            **vars(_gains(self.samples, seed)),
+            variants=self.variants,
+            held_out=self.held_out,
+            tasks=by_task if len(tasks) > 1 else {},
+        )
+
+
+def judged_anew(
+    margins: Float[np.ndarray, "variants samples chains"],
+    depths: Int[np.ndarray, " chains"],
+    folds: Int[np.ndarray, " samples"],
+    groups: Int[np.ndarray, " samples"],
+) -> Int[np.ndarray, "variants samples"]:
+    """Return the column of each sample's chain in each variant: see `cross_fitted`.
+
+    What chains reach elsewhere, and how much it weighs, comes from the samples of the other folds alone.
+
+    Args:
+        margins: margin of each answer, above 0 where it is right.
+        depths: depth of each chain, layers.
+        folds: each sample's fold.
+        groups: each sample's task.
+    """
+    chosen = np.empty(margins.shape[:2], dtype=int)
+    for fold in np.unique(folds):
+        own, others = folds == fold, folds != fold
+        known = margins[:, others]
+        elsewhere = _elsewhere(known, folds[others], groups[others])
+        right = [_taken(known > 0, cross_fitted(known, depths, elsewhere, weight)).mean() for weight in WEIGHTS]
+        weight = WEIGHTS[int(np.argmax(right))]
+        chosen[:, own] = cross_fitted(margins[:, own], depths, _reached(known, groups[others], groups[own]), weight)
+    return chosen
+
+
+def cross_fitted(
+    margins: Float[np.ndarray, "variants samples chains"],
+    depths: Int[np.ndarray, " chains"],
+    elsewhere: Float[np.ndarray, "samples chains"],
+    weight: float,
+) -> Int[np.ndarray, "variants samples"]:
+    """Return for each variant the column of each sample's chain, chosen on the sample's other variants.
+
+    A chain's worth is the mean of the beta posterior: right answers in the other variants, and what it reaches on other
+    samples as so many answers more (Gelman et al., Bayesian Data Analysis, equation 2.9 with a prior of that mean).
+
+    Args:
+        margins: margin of each answer, above 0 where it is right.
+        depths: depth of each chain, layers.
+        elsewhere: accuracy of each chain on other samples like this one.
+        weight: how many answers that counts for; 0: nothing.
+    """
+    chosen = []
+    for v in range(len(margins)):
+        others = np.delete(margins, v, axis=0)
+        worth = ((others > 0).sum(0) + weight * elsewhere) / (len(others) + weight)
+        chosen.append(best_chain(worth, others.mean(0), depths))
+    return np.stack(chosen)
+
+
+def best_chain(worth: ArrayLike, margins: ArrayLike, depths: Int[np.ndarray, " chains"]) -> NDArray[np.int64]:
+    """Return the column of the chain of greatest worth, of those within `SLACK` the shallowest, then greatest margin.
+
+    It is full depth, column 0, where no other is better, or as good and shallower; also where none is worth anything.
+
+    Args:
+        worth: accuracy that is expected of each chain, `[..., chains]`.
+        margins: its mean margin, `[..., chains]`.
+        depths: its depth, layers.
+    """
+    values = np.asarray(worth, dtype=float)
+    worse = values < values.max(-1, keepdims=True) - SLACK
+    edited, deep = (np.broadcast_to(one, values.shape) for one in (np.arange(len(depths)) > 0, depths))
+    order = np.lexsort((-np.asarray(margins), edited, deep, worse), axis=-1)
+    return np.where(values.any(-1), order[..., 0], 0)
+
+
+def _taken(right: NDArray[np.bool_], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return what the chosen chains answer, `[variants, samples]`."""
+    return np.take_along_axis(right, columns[..., None], 2)[..., 0]
+
+
+def _reached(margins: NDArray[np.float64], groups: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return for each wanted group each chain's accuracy on its samples; on all, where it has none."""
+    right = (margins > 0).mean(0)
+    means = {group: right[groups == group].mean(0) for group in np.unique(groups)}
+    return np.stack([means.get(group, right.mean(0)) for group in wanted])
+
+
+def _elsewhere(
+    margins: NDArray[np.float64], folds: NDArray[np.int64], groups: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return each chain's accuracy on samples of the same group in other folds, `[samples, chains]`."""
+    found = np.empty(margins.shape[1:])
+    for fold in np.unique(folds):
+        others = folds != fold
+        found[~others] = _reached(margins[:, others], groups[others], groups[~others])
+    return found
+
+
+def best_mixture(
+    accuracy: Float[np.ndarray, " chains"], depths: Int[np.ndarray, " chains"], budget: float
+) -> Float[np.ndarray, " chains"]:
+    """Return the shares of chains that are most accurate together at a mean depth of at most `budget` layers.
+
+    A linear programme; at most two shares are above 0.
+
+    Raises:
+        ValueError: where every chain is deeper than the budget.
+    """
+    found = linprog(-accuracy, A_ub=depths[None], b_ub=[budget], A_eq=np.ones((1, len(depths))), b_eq=[1.0])
+    if not found.success:
+        raise ValueError(f"budget: expected at least the depth {depths.min()} of the shallowest chain, got {budget}")
+    shares: np.ndarray = np.clip(found.x, 0, 1)
+    return shares / shares.sum()
+
+
+def _dense_margins(records: Sequence[SearchRecord]) -> Float[np.ndarray, "variants samples chains"] | None:
+    """Return the margin of every chain in every variant; None: some chain did not answer some."""
+    chains = [result.chain for result in records[0].results]
+    asked = {len(result.variants) for record in records for result in record.results}
+    if len(chains) < 2 or len(asked) > 1 or 0 in asked:
+        return None
+    rows = []
+    for record in records:
+        known = {result.chain: result for result in record.results}
+        if known.keys() != set(chains):
+            return None
+        rows.append([_margins(known[chain]) for chain in chains])
+    return np.array(rows).transpose(2, 0, 1)
+
+
+def _margins(result: ChainResult) -> list[float]:
+    return [result.margin, *(one.margin for one in result.variants)]
+
+
+def _held_out_row(record: SearchRecord) -> HeadroomRow:
+    """Judge the shortest chain that stands on the variants that the search never saw."""
+    full, found = record.full, record.shortest
+    chosen = full if found is None or not found.held_out else found
+    of_full, of_chosen = (float(np.mean([one.correct for one in each.held_out])) for each in (full, chosen))
+    depth, shallow = float(full.chain.depth), float(chosen.chain.depth)
+    return HeadroomRow(
+        record.sample_id,
+        record.task,
+        {"full": of_full, "oracle": float(found is not None), "anew": of_chosen},
+        {"full": depth, "oracle": shallow, "anew": shallow},
+    )
+
+
+def _gains(rows: Sequence[HeadroomRow], seed: int) -> Gains:
+    right, depth = (
+        {name: np.array([getattr(row, field)[name] for row in rows]) for name in rows[0].right}
+        for field in ("right", "depth")
+    )
+    fixed = right.get("mixture")
+    return Gains(
+        n=len(rows),
+        accuracy={name: share_of(values.tolist()) for name, values in right.items()},
+        depth={name: float(values.mean()) for name, values in depth.items()},
+        over_full={name: mean_of(one - right["full"], seed) for name, one in right.items() if name != "full"},
+        over_fixed=None if fixed is None else mean_of(right["anew"] - fixed, seed),
+    )
