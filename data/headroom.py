@@ -280,7 +280,8 @@ def best_chain(worth: ArrayLike, margins: ArrayLike, depths: Int[np.ndarray, " c
 
 def _taken(right: NDArray[np.bool_], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return what the chosen chains answer, `[variants, samples]`."""
-    return np.take_along_axis(right, columns[..., None], 2)[..., 0]
+    found: NDArray[np.bool_] = np.take_along_axis(right, columns[..., None], 2)[..., 0]
+    return found
 
 
 def _reached(margins: NDArray[np.float64], groups: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -314,8 +315,8 @@ def best_mixture(
     found = linprog(-accuracy, A_ub=depths[None], b_ub=[budget], A_eq=np.ones((1, len(depths))), b_eq=[1.0])
     if not found.success:
         raise ValueError(f"budget: expected at least the depth {depths.min()} of the shallowest chain, got {budget}")
-    shares: np.ndarray = np.clip(found.x, 0, 1)
-    return shares / shares.sum()
+    shares: NDArray[np.float64] = np.clip(found.x, 0, 1)
+    return shares / float(shares.sum())
 
 
 def _dense_margins(records: Sequence[SearchRecord]) -> Float[np.ndarray, "variants samples chains"] | None:

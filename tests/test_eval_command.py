@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.headroom import HeadroomFound
 from data.records import read_records
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE, STATIC_FILE
-from eval.controls import PLAN_FILE
+from eval.controls import PLAN_FILE, Controls
 from eval.measures import arm_of, paired
-from eval.report import REPORT_FILE, write_report
+from eval.report import REPORT_FILE, read_report, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.run import CANDIDATES_FILE
+from eval.tables import print_report
 from router.chain import Chain
 from router.engine.load import load_model
 from router.files import read_json, sha256_file
@@ -176,3 +180,43 @@ def test_a_run_killed_in_the_middle_of_a_line_goes_on(
     assert (world.out / name).read_bytes() == whole
     for one in ("arms", "static", "router_collapse"):
         assert read_json(world.out / REPORT_FILE)[one] == read_json(finished.out / REPORT_FILE)[one]
+
+
+def test_an_oracle_is_judged_anew_where_records_have_variants(
+    world: World, finished: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the records' own measures, formatted here; without variants the report says how to get them.
+    monkeypatch.setattr("eval.figures.DRAWINGS", ())
+    how = "oracle judged anew: not measured; python -m search with variants: 4"
+    print_report(read_report(finished.out / REPORT_FILE), sys.stdout)
+    assert how in capsys.readouterr().out
+    rng = random.Random(0)
+
+    def varied(lines: list[dict[str, Any]]) -> None:
+        for result in [one for line in lines for one in line["results"]]:
+            margins = [rng.uniform(-1, 1) for _ in range(3)]
+            answers = [{"scores": [], "prediction": 0, "correct": one > 0, "margin": one} for one in margins]
+            result["variants"] = answers
+
+    world.edit_lines("records/test.jsonl", varied)
+    few = {"control_samples": 0, "random_search": "null", "wrong_records": "null", "baselines": "[mixture]"}
+    main(world.arguments(model=finished.folder / "model", **few))
+    printed = capsys.readouterr().out
+    found = HeadroomFound.of(read_records(world.folder / "records" / "test.jsonl"))
+    assert found is not None
+    headroom = found.measure(0)
+    report = read_report(world.out / REPORT_FILE)
+    assert report.controls == Controls(None, None, None, None, headroom)
+    assert how not in printed
+    assert f"control, oracle judged anew: {headroom.advice}" in printed
+    anew, gain = headroom.accuracy["anew"], headroom.over_full["anew"]
+    assert anew is not None
+    assert gain is not None
+    row = next(line for line in printed.splitlines() if "| oracle, judged anew " in line)
+    assert f" {anew.share:.3f} " in row
+    assert f" {headroom.depth['anew']:.2f} " in row
+    assert f" {gain.value:+.3f} (" in row
+    page = (world.out / "report.html").read_text()
+    assert f"<td>{headroom.depth['anew']:.2f}<small>" in page
+    assert headroom.advice in page
+    assert "judged on others, it gains" in page

@@ -96,14 +96,18 @@ def test_cost_is_the_mean_over_samples_with_head_and_router() -> None:
     assert cost_of(mixed, flops, 7.0) == pytest.approx((65 + 245) / 2 + 7)
 
 
-def test_caveats_follow_what_the_report_holds(made: Path) -> None:
+def test_caveats_follow_what_the_report_holds(made: Path, finished: World) -> None:
     run = read_run(made)
-    plain = caveats_of(run, luck_known=False, timed=False)
+    plain = caveats_of(run, None, timed=False)
     assert "how much is not measured" in plain[0]
+    assert plain[0].endswith("with held_out: 2, asks each sample in several variants.")
     assert any("latency was not measured" in one for one in plain)
     other = replace(run, mode="exact", judged_mode="generate", arms=(RunArm("pruned", "pruned"),))
-    rich = caveats_of(other, luck_known=True, timed=True)
+    real = read_report(finished.out / REPORT_FILE).controls
+    assert real is not None
+    rich = caveats_of(other, real, timed=True)
     assert "the controls say how much" in rich[0]
+    assert "judged anew is not measured" in rich[0]
     assert not any("latency was not measured" in one for one in rich)
     assert any("ShortGPT" in one for one in rich)
     assert any("judged in mode generate" in one for one in rich)
