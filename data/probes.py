@@ -62,6 +62,8 @@ class Observations:
         confidence: full depth's confidence, in 0..1; NaN where the mode gives no scores.
         correct: whether full depth is right.
         kept: by skipped layers: whether the chain without them answers as full depth does.
+        margins: of full depth and then of each of these chains the answer's margin in each variant of the samples,
+            above 0 where it is right; None: the samples were asked in one variant.
     """
 
     num_layers: int
@@ -69,6 +71,7 @@ class Observations:
     confidence: Float[np.ndarray, " samples"]
     correct: Bool[np.ndarray, " samples"]
     kept: Mapping[Skip, Bool[np.ndarray, " samples"]]
+    margins: Float[np.ndarray, "variants samples chains"] | None = None
 
     @property
     def samples(self) -> int:

@@ -4,13 +4,15 @@
 
 One pass over the samples: states at every layer, full depth's answers, and what each skip keeps. The executor shares
 chain prefixes within a block, so the states at all layers cost one run of the model, and a chain that skips layer l is
-computed from layer l+1 on. `data.probes` says what the states know.
+computed from layer l+1 on. `data.probes` says what the states know. The same chains answer each sample in some variants
+besides; `data.headroom` says from them whether there is something to route.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from data.accuracy import MeasureSettings, identity_of
 from data.figures import save_figure
+from data.headroom import FOLDS, Headroom, HeadroomFound
 from data.pool import Batch, Pool, Report, States, Task, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
 from data.records import ChainResult, agrees
@@ -36,12 +39,15 @@ from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_len
 from data.states import StatesOrigin, read_states, write_states
 from data.statistics import greatest_probability
 from data.store import Store
+from data.tasks import TaskSet
 from router.chain import Chain
 from router.command import provenance
 from router.engine.load import DEFAULT_MODEL
 from router.files import sha256_json, writable_directory, write_json
-from router.validation import SETTINGS, STORED, Count, InputError, Positive, Share
+from router.validation import SETTINGS, STORED, Count, InputError, Positive, Share, to_plain
 
+VARIANTS = 3
+"""Variants where the settings name no number."""
 ANSWERS_FILE, PROFILE_FILE, FIGURE_FILE = "answers.jsonl", "profile.json", "profile.png"
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
 PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -58,6 +64,9 @@ class ProfileSettings(MeasureSettings):
 
     Attributes:
         first_skip: first of the single layers whose skip is tried; null: the model's middle.
+        variants: variants in which each sample is asked, the usual one among them; the answers to the others say
+            whether there is something to route, and cost as much each as the usual ones. null: 3, or 1 where a task has
+            nothing to vary.
         folds: folds of the cross-validation.
         components: principal components that the probe reads.
         resamples: bootstrap resamples.
@@ -66,6 +75,7 @@ class ProfileSettings(MeasureSettings):
 
     split: Split = "train"
     first_skip: int | None = None
+    variants: Positive | None = None
     folds: Annotated[int, Field(ge=2)] = 5
     components: Positive = 64
     resamples: Annotated[int, Field(ge=2)] = 1000
@@ -87,11 +97,14 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     if len(samples) < 4 * settings.folds:
         raise InputError(f"folds: expected at least 4 samples each, got {len(samples)} for {settings.folds} folds")
     skips = [(layer,) for layer in range(first, n)]
+    variants = variants_of(scorer.tasks, settings.variants)
     identity = {**identity_of(settings, scorer, samples), "first_skip": first}
+    if variants:
+        identity["variants"] = [tasks.prompt_hash() for tasks in variants]
     # In this order, which is no data set's, folds are dealt.
     samples = sorted(samples, key=lambda one: hashlib.sha256(one.id.encode()).digest())
     with settings.pool() as pool:
-        observed = observe(scorer, samples, skips, settings.out, identity, settings.batch_samples, pool)
+        observed = observe(scorer, samples, skips, settings.out, identity, settings.batch_samples, pool, variants)
     found = probe(
         observed,
         folds=settings.folds,
@@ -100,12 +113,43 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
         resamples=settings.resamples,
     )
     content = {**provenance(resolved | {"model": model}), "identity": identity, "profile": found.to_json()}
+    headroom = headroom_of(samples, observed, settings.seed)
+    if headroom is not None:
+        content["headroom"] = to_plain(headroom)
     write_json(settings.out / PROFILE_FILE, content)
     title = f"{model}, {scorer.tasks.name} ({scorer.tasks.mode}), n = {len(samples)}"
     figures = draw_profile(found, title, settings.out / FIGURE_FILE)
     print(table(found))
+    print("headroom: not measured (--variants 3)" if headroom is None else f"headroom: {headroom.advice}")
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     print("written to " + ", ".join(map(str, (settings.out / PROFILE_FILE, *figures))))
+
+
+def variants_of(tasks: TaskSet, variants: int | None) -> list[TaskSet]:
+    """Return the tasks in their further variants.
+
+    Args:
+        tasks: the tasks.
+        variants: variants, the usual one among them; None: `VARIANTS`, or 1 where a task has nothing to vary.
+
+    Raises:
+        InputError: where a number is given and a task has nothing to vary.
+    """
+    try:
+        return [tasks.varied(variant) for variant in range(1, variants or VARIANTS)]
+    except InputError:
+        if variants is None:
+            return []
+        raise
+
+
+def headroom_of(samples: Sequence[Sample], observed: Observations, seed: int) -> Headroom | None:
+    """Return what a router could reach with the chains that were tried; None: no variants, or too few samples."""
+    if observed.margins is None or len(samples) < FOLDS:
+        return None
+    depths = np.array([observed.num_layers, *(observed.num_layers - len(skip) for skip in observed.kept)])
+    ids, tasks = [one.id for one in samples], [one.task for one in samples]
+    return HeadroomFound.crossed(ids, tasks, observed.margins, depths).measure(seed)
 
 
 @dataclass(frozen=True, config=STORED)
@@ -117,12 +161,15 @@ class Observed:
         confidence: the probability of full depth's answer (`confidence_of`); null: the mode gives no scores.
         correct: whether full depth is right.
         kept: whether each skip, in the run's order, answers as full depth does.
+        margins: for each variant the margin of full depth and of each skip, in the run's order, above 0 where right;
+            left out with one variant.
     """
 
     sample_id: str
     confidence: Share | None
     correct: bool
     kept: tuple[bool, ...]
+    margins: Annotated[tuple[tuple[float, ...], ...], Field(exclude_if=operator.not_)] = ()
 
 
 def observe(
@@ -133,6 +180,7 @@ def observe(
     identity: Mapping[str, Any],
     batch_samples: int = 32,
     pool: Pool | None = None,
+    variants: Sequence[TaskSet] = (),
 ) -> Observations:
     """Run full depth and every skip on every sample, and read the states at every layer; shows a progress bar.
 
@@ -147,20 +195,27 @@ def observe(
         identity: what the answers are of.
         batch_samples: samples in one block; it changes speed and memory, not the result (but for rounding).
         pool: where the chains run; None: in this process.
+        variants: the samples' tasks in further variants, in which the same chains answer too.
 
     Raises:
         InputError: where a sample cannot be asked, the model gives a number that is not finite, or the folder holds
             answers of another identity.
     """
     encoded = scorer.encode_all(samples)
+    further = [scorer.with_tasks(tasks).encode_all(samples) for tasks in variants]
+    chains = [Chain.full(scorer.num_layers), *(without(skip, scorer.num_layers) for skip in skips)]
     ids = [sample.id for sample in samples]
     layers = range(1, scorer.num_layers)
     folder, origin = writable_directory(out, "out") / "states", StatesOrigin(scorer.fingerprints, scorer.dtype)
 
     def work(batch: Batch[EncodedSample], report: Report) -> list[Observed]:
-        block = scorer.load(batch.items)
+        n = len(batch.keys)
+        usual, *others = (batch.items[start : start + n] for start in range(0, len(batch.items), n))
+        block = scorer.load(usual)
         report.keep({e: dict(zip(batch.keys, features_at(scorer, block, e), strict=True)) for e in layers})
-        return answers_of(scorer, block, skips, report.tick)
+        answers = [answers_of(scorer, block, chains, report.tick)]
+        answers += [answers_of(scorer, scorer.load(items), chains, report.tick) for items in others]
+        return [observed_of(one, of_sample) for one, *of_sample in zip(usual, *answers, strict=True)]
 
     def keep(name: str, states: States) -> None:
         write_states(folder / f"{name}.safetensors", origin, states)
@@ -168,8 +223,8 @@ def observe(
     batches = []
     for places in batches_by_length([one.length for one in encoded], batch_samples):
         keys = tuple(ids[i] for i in places)
-        items = tuple(encoded[i] for i in places)
-        batches.append(Batch(sha256_json(keys)[:16], items, keys, len(places) * (1 + len(skips))))
+        items = tuple(of_variant[i] for of_variant in (encoded, *further) for i in places)
+        batches.append(Batch(sha256_json(keys)[:16], items, keys, len(items) * len(chains)))
     store = Store(out / ANSWERS_FILE, Observed, identity, _key_of)
     there = set.intersection(*(set(read_states([folder], origin, ids, e)) for e in layers))
     for batch in batches:
@@ -188,6 +243,7 @@ def observe(
         np.array([math.nan if row.confidence is None else row.confidence for row in rows]),
         np.array([row.correct for row in rows]),
         {skip: np.array([row.kept[j] for row in rows]) for j, skip in enumerate(skips)},
+        np.array([row.margins for row in rows]).transpose(1, 0, 2) if variants else None,
     )
 
 
@@ -212,20 +268,22 @@ def features_at(scorer: ChainScorer, block: SampleBlock, read_layer: int) -> lis
     return found
 
 
-def answers_of(scorer: ChainScorer, block: SampleBlock, skips: Sequence[Skip], tick: Tick) -> list[Observed]:
-    """Run full depth and every skip on the samples of a block; `tick` is told of each chain on each sample."""
-    full = Chain.full(scorer.num_layers)
-    chains = [without(skip, scorer.num_layers) for skip in skips]
+def answers_of(scorer: ChainScorer, block: SampleBlock, chains: Sequence[Chain], tick: Tick) -> list[list[ChainResult]]:
+    """Return what each chain answers on each sample of a block; `tick` is told of each chain on each sample."""
     # Neighbours in this order share the most layers, so little must be held for them.
-    ordered = sorted([full, *chains], key=lambda chain: chain.layers)
+    ordered = sorted(chains, key=lambda chain: chain.layers)
     jobs = [(j, chain) for chain in ordered for j in range(len(block.samples))]
     results = in_parts(scorer.score, block, jobs, tick)
-    observed = []
-    for j, encoded in enumerate(block.samples):
-        answer = results[j, full]
-        kept = tuple(agrees(results[j, chain], answer) for chain in chains)
-        observed.append(Observed(encoded.sample.id, confidence_of(encoded.sample, answer), answer.correct, kept))
-    return observed
+    return [[results[j, chain] for chain in chains] for j in range(len(block.samples))]
+
+
+def observed_of(encoded: EncodedSample, answers: Sequence[Sequence[ChainResult]]) -> Observed:
+    """Return what is kept of a sample: answers in each variant, the usual one first, of full depth and each skip."""
+    full, *skipped = answers[0]
+    kept = tuple(agrees(result, full) for result in skipped)
+    margins = tuple(tuple(result.margin for result in of_variant) for of_variant in answers)
+    confidence = confidence_of(encoded.sample, full)
+    return Observed(encoded.sample.id, confidence, full.correct, kept, margins if len(answers) > 1 else ())
 
 
 def without(skip: Skip, num_layers: int) -> Chain:

@@ -18,14 +18,14 @@ from data.profile import confidence_of, draw, draw_profile, observe, table, with
 from data.records import ChainResult
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
-from data.tasks import load_task, read_tasks
+from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
 from router.validation import InputError
 from tests.sums import SUMS, digit_model, sums, write_sums
 from tests.test_data_probes import LAYERS, planted
-from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer
+from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer, write_project
 
 FULL = Chain.full(NUM_LAYERS)
 SKIPS = [(4,), (1,), (2, 3), (1, 4)]
@@ -69,6 +69,40 @@ def test_answers_are_those_of_each_chain_run_alone(mode: str, tmp_path: Path, mo
             assert observed.kept[skip][i] == kept
             differing += not kept
     assert 0 < differing < len(samples) * len(SKIPS)
+
+
+def test_variants_are_answered_as_each_alone_and_change_nothing_else(tmp_path: Path) -> None:
+    # Oracle: each variant's tasks, every chain in a block of its own; the same observations without variants.
+    scorer, samples = scorer_for(), tiny_samples("train", 6)
+    usual = observed_by(scorer, samples, tmp_path / "usual")
+    variants = profiling.variants_of(scorer.tasks, 3)
+    assert len(variants) == 2
+    observed = observe(scorer, samples, SKIPS, tmp_path / "varied", {}, 4, variants=variants)
+    assert equal(observed, usual)
+    assert "margins" not in (tmp_path / "usual" / "answers.jsonl").read_text()
+    assert usual.margins is None
+    assert observed.margins is not None
+    for v, tasks in enumerate((scorer.tasks, *variants)):
+        alone = scorer.with_tasks(tasks)
+        for i, sample in enumerate(samples):
+            for j, chain in enumerate((FULL, *(without(skip, NUM_LAYERS) for skip in SKIPS))):
+                (result,) = alone.score(alone.load([alone.encode(sample)]), [(0, chain)])
+                assert observed.margins[v, i, j] == pytest.approx(result.margin, abs=1e-4)
+    assert np.ptp(observed.margins, axis=0).max() > 0.01  # the variants differ
+    headroom = profiling.headroom_of(samples, observed, 0)
+    assert headroom is not None
+    full = headroom.accuracy["full"]
+    assert full is not None
+    assert full.share == pytest.approx((observed.margins[:, :, 0] > 0).mean())
+    assert headroom.depth["full"] == NUM_LAYERS
+
+
+def test_a_task_with_nothing_to_vary_is_profiled_in_one_variant() -> None:
+    # Oracle: the refusal where a number is asked for.
+    tasks = scorer_for("exact").tasks
+    assert profiling.variants_of(tasks, None) == profiling.variants_of(tasks, 1) == []
+    with pytest.raises(InputError, match="nothing to vary"):
+        profiling.variants_of(tasks, 2)
 
 
 @pytest.mark.parametrize(("mode", "packed"), [("letter", True), ("continuation", False), ("exact", True)])
@@ -200,7 +234,9 @@ def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFi
     assert [layer["read_layer"] for layer in value["layers"]] == [1, 2, 3, 4]
     assert value["samples"] == 40
     assert (out / "profile.png").stat().st_size > 5000
-    assert "suggestion:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "suggestion:" in printed
+    assert "headroom: not measured (--variants 3)" in printed  # the sums have nothing to vary
     scorer = ChainScorer(*load_model(str(project / "model")), read_tasks(project / "data"))
     samples = read_samples(project / "data" / "train.jsonl")
     seen = observed_by(scorer, samples, tmp_path, [(2,), (3,), (4,)])
@@ -218,3 +254,22 @@ def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFi
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(error) == 1
         assert message in error[0]
+
+
+def test_the_command_says_whether_there_is_something_to_route(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: the measures in the file, and what stands in the answers.
+    project, out = write_project(tmp_path, train=24), tmp_path / "profile"
+    write_tasks(project / "data", TaskSet.of(load_task("arc_easy", "letter")))
+    words = ["profile", f"--data={project / 'data'}", f"--model={project / 'model'}", f"--out={out}"]
+    assert run_command(main, [*words, "--dtype=float32", "--resamples=20", "--folds=4"]) == 0
+    found = json.loads((out / "profile.json").read_text())["headroom"]
+    assert (found["n"], found["variants"], found["held_out"], found["depth"]["full"]) == (24, 3, False, NUM_LAYERS)
+    rows = [json.loads(line)["margins"] for line in (out / "answers.jsonl").read_text().splitlines()]
+    right = np.array(rows) > 0
+    assert right.shape == (24, 3, 1 + 3)
+    assert found["accuracy"]["full"]["share"] == pytest.approx(right[:, :, 0].mean())
+    assert found["accuracy"]["oracle"]["share"] == pytest.approx(right.any(2).mean())
+    line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("headroom: "))
+    assert f"judged anew gains {found['over_full']['anew']['value']:+.3f} (" in line
