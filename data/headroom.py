@@ -335,7 +335,9 @@ def _dense_margins(records: Sequence[SearchRecord]) -> Float[np.ndarray, "varian
 
 
 def _margins(result: ChainResult) -> list[float]:
-    return [result.margin, *(one.margin for one in result.variants)]
+    """Return the margins of a chain's answers; one that a second run refuted counts as wrong."""
+    usual = result.margin if result.right else -abs(result.margin)
+    return [usual, *(one.margin for one in result.variants)]
 
 
 def _held_out_row(record: SearchRecord) -> HeadroomRow:

@@ -197,6 +197,11 @@ def test_a_table_with_variants_is_cross_fitted() -> None:
     first, second = records[3].results[1:]
     records[3] = replace(records[3], results=(records[3].full, second, first))
     assert HeadroomFound.of(records) == wanted
+    # What a second run refuted counts as wrong.
+    assert marks[0, 0, 0]
+    records[0] = replace(records[0], results=(replace(records[0].full, verified=False), *records[0].results[1:]))
+    margins[0, 0, 0] = -1
+    assert HeadroomFound.of(records) == HeadroomFound.crossed(ids, ["a"] * 20, margins, np.array([5, 4, 4]))
 
 
 def test_records_without_what_is_needed_have_no_headroom() -> None:

@@ -193,10 +193,13 @@ def test_an_oracle_is_judged_anew_where_records_have_variants(
     rng = random.Random(0)
 
     def varied(lines: list[dict[str, Any]]) -> None:
-        for result in [one for line in lines for one in line["results"]]:
-            margins = [rng.uniform(-1, 1) for _ in range(3)]
-            answers = [{"scores": [], "prediction": 0, "correct": one > 0, "margin": one} for one in margins]
-            result["variants"] = answers
+        for line in lines:
+            line["variants"] = 4
+            for result in line["results"]:
+                margins = [rng.uniform(-1, 1) for _ in range(3)]
+                answers = [{"prediction": 0, "correct": one > 0, "margin": one} for one in margins]
+                result["variants"] = [{"scores": result["scores"], **one} for one in answers]
+                result["robust"] = result["correct"]
 
     world.edit_lines("records/test.jsonl", varied)
     few = {"control_samples": 0, "random_search": "null", "wrong_records": "null", "baselines": "[mixture]"}
