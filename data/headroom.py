@@ -109,7 +109,7 @@ class Headroom(Gains):
         reached = f"an oracle judged anew gains {_signed(gain)} over full depth"
         if known is None:
             return f"{verdict}: {reached} at {self.depth['anew']:.2f} layers"
-        saved = self.depth["static"] - self.depth["anew"]
+        saved = round(self.depth["static"] - self.depth["anew"], 2) + 0.0  # never -0.00
         return (
             f"{verdict}: {reached}, {_signed(known)} over fixed chains of its depth, and saves {saved:.2f} layers over "
             "the best fixed chain"

@@ -39,7 +39,6 @@ from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_len
 from data.states import StatesOrigin, read_states, write_states
 from data.statistics import greatest_probability
 from data.store import Store
-from data.tasks import TaskSet
 from router.chain import Chain
 from router.command import provenance
 from router.engine.load import DEFAULT_MODEL
@@ -47,7 +46,7 @@ from router.files import sha256_json, writable_directory, write_json
 from router.validation import SETTINGS, STORED, Count, InputError, Positive, Share, to_plain
 
 VARIANTS = 3
-"""Variants where the settings name no number."""
+"""Variants, where the settings name no number."""
 ANSWERS_FILE, PROFILE_FILE, FIGURE_FILE = "answers.jsonl", "profile.json", "profile.png"
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
 PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -65,8 +64,8 @@ class ProfileSettings(MeasureSettings):
     Attributes:
         first_skip: first of the single layers whose skip is tried; null: the model's middle.
         variants: variants in which each sample is asked, the usual one among them; the answers to the others say
-            whether there is something to route, and cost as much each as the usual ones. null: 3, or 1 where a task has
-            nothing to vary.
+            whether there is something to route, and cost as much each as the usual ones. null: 3, or fewer
+            where a sample has no more.
         folds: folds of the cross-validation.
         components: principal components that the probe reads.
         resamples: bootstrap resamples.
@@ -97,10 +96,9 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     if len(samples) < 4 * settings.folds:
         raise InputError(f"folds: expected at least 4 samples each, got {len(samples)} for {settings.folds} folds")
     skips = [(layer,) for layer in range(first, n)]
-    variants = variants_of(scorer.tasks, settings.variants)
+    variants = variants_of(scorer, samples, settings.variants)
     identity = {**identity_of(settings, scorer, samples), "first_skip": first}
-    if variants:
-        identity["variants"] = [tasks.prompt_hash() for tasks in variants]
+    identity |= {"variants": variants} if variants > 1 else {}
     # In this order, which is no data set's, folds are dealt.
     samples = sorted(samples, key=lambda one: hashlib.sha256(one.id.encode()).digest())
     with settings.pool() as pool:
@@ -120,27 +118,25 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
     title = f"{model}, {scorer.tasks.name} ({scorer.tasks.mode}), n = {len(samples)}"
     figures = draw_profile(found, title, settings.out / FIGURE_FILE)
     print(table(found))
-    print("headroom: not measured (--variants 3)" if headroom is None else f"headroom: {headroom.advice}")
+    print("headroom: not measured (--variants)" if headroom is None else f"headroom: {headroom.advice}")
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
     print("written to " + ", ".join(map(str, (settings.out / PROFILE_FILE, *figures))))
 
 
-def variants_of(tasks: TaskSet, variants: int | None) -> list[TaskSet]:
-    """Return the tasks in their further variants.
-
-    Args:
-        tasks: the tasks.
-        variants: variants, the usual one among them; None: `VARIANTS`, or 1 where a task has nothing to vary.
+def variants_of(scorer: ChainScorer, samples: Sequence[Sample], wanted: int | None) -> int:
+    """Return in how many variants the samples are asked: as many as wanted, or at most `VARIANTS` where they have them.
 
     Raises:
-        InputError: where a number is given and a task has nothing to vary.
+        InputError: where a sample has fewer variants than are wanted.
     """
-    try:
-        return [tasks.varied(variant) for variant in range(1, variants or VARIANTS)]
-    except InputError:
-        if variants is None:
-            return []
-        raise
+    for variant in range(1, wanted or VARIANTS):
+        try:
+            scorer.encode_all(samples, variant=variant)
+        except InputError:
+            if wanted is None:
+                return variant
+            raise
+    return wanted or VARIANTS
 
 
 def headroom_of(samples: Sequence[Sample], observed: Observations, seed: int) -> Headroom | None:
@@ -180,7 +176,7 @@ def observe(
     identity: Mapping[str, Any],
     batch_samples: int = 32,
     pool: Pool | None = None,
-    variants: Sequence[TaskSet] = (),
+    variants: int = 1,
 ) -> Observations:
     """Run full depth and every skip on every sample, and read the states at every layer; shows a progress bar.
 
@@ -195,14 +191,13 @@ def observe(
         identity: what the answers are of.
         batch_samples: samples in one block; it changes speed and memory, not the result (but for rounding).
         pool: where the chains run; None: in this process.
-        variants: the samples' tasks in further variants, in which the same chains answer too.
+        variants: variants in which the chains answer each sample, the usual one among them.
 
     Raises:
         InputError: where a sample cannot be asked, the model gives a number that is not finite, or the folder holds
             answers of another identity.
     """
-    encoded = scorer.encode_all(samples)
-    further = [scorer.with_tasks(tasks).encode_all(samples) for tasks in variants]
+    encoded = [scorer.encode_all(samples, variant=variant) for variant in range(variants)]
     chains = [Chain.full(scorer.num_layers), *(without(skip, scorer.num_layers) for skip in skips)]
     ids = [sample.id for sample in samples]
     layers = range(1, scorer.num_layers)
@@ -221,9 +216,9 @@ def observe(
         write_states(folder / f"{name}.safetensors", origin, states)
 
     batches = []
-    for places in batches_by_length([one.length for one in encoded], batch_samples):
+    for places in batches_by_length([one.length for one in encoded[0]], batch_samples):
         keys = tuple(ids[i] for i in places)
-        items = tuple(of_variant[i] for of_variant in (encoded, *further) for i in places)
+        items = tuple(of_variant[i] for of_variant in encoded for i in places)
         batches.append(Batch(sha256_json(keys)[:16], items, keys, len(items) * len(chains)))
     store = Store(out / ANSWERS_FILE, Observed, identity, _key_of)
     there = set.intersection(*(set(read_states([folder], origin, ids, e)) for e in layers))
@@ -243,7 +238,7 @@ def observe(
         np.array([math.nan if row.confidence is None else row.confidence for row in rows]),
         np.array([row.correct for row in rows]),
         {skip: np.array([row.kept[j] for row in rows]) for j, skip in enumerate(skips)},
-        np.array([row.margins for row in rows]).transpose(1, 0, 2) if variants else None,
+        np.array([row.margins for row in rows]).transpose(1, 0, 2) if variants > 1 else None,
     )
 
 

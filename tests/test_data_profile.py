@@ -16,7 +16,7 @@ from data.__main__ import main
 from data.probes import Measure, Observations, Profile, Skip, probe
 from data.profile import confidence_of, draw, draw_profile, observe, table, without
 from data.records import ChainResult
-from data.sample import Sample, read_samples
+from data.sample import Sample, read_samples, write_samples
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from router.chain import Chain
@@ -71,19 +71,22 @@ def test_answers_are_those_of_each_chain_run_alone(mode: str, tmp_path: Path, mo
     assert 0 < differing < len(samples) * len(SKIPS)
 
 
+def three_choices(count: int) -> list[Sample]:
+    """Samples that list three or more choices."""
+    return [one for one in tiny_samples("train", 4 * count) if len(one.choices) > 2][:count]
+
+
 def test_variants_are_answered_as_each_alone_and_change_nothing_else(tmp_path: Path) -> None:
     # Oracle: each variant's tasks, every chain in a block of its own; the same observations without variants.
-    scorer, samples = scorer_for(), tiny_samples("train", 6)
+    scorer, samples = scorer_for(), three_choices(6)
     usual = observed_by(scorer, samples, tmp_path / "usual")
-    variants = profiling.variants_of(scorer.tasks, 3)
-    assert len(variants) == 2
-    observed = observe(scorer, samples, SKIPS, tmp_path / "varied", {}, 4, variants=variants)
+    observed = observe(scorer, samples, SKIPS, tmp_path / "varied", {}, 4, variants=3)
     assert equal(observed, usual)
     assert "margins" not in (tmp_path / "usual" / "answers.jsonl").read_text()
     assert usual.margins is None
     assert observed.margins is not None
-    for v, tasks in enumerate((scorer.tasks, *variants)):
-        alone = scorer.with_tasks(tasks)
+    for v in range(3):
+        alone = scorer.with_tasks(scorer.tasks.varied(v))
         for i, sample in enumerate(samples):
             for j, chain in enumerate((FULL, *(without(skip, NUM_LAYERS) for skip in SKIPS))):
                 (result,) = alone.score(alone.load([alone.encode(sample)]), [(0, chain)])
@@ -97,12 +100,15 @@ def test_variants_are_answered_as_each_alone_and_change_nothing_else(tmp_path: P
     assert headroom.depth["full"] == NUM_LAYERS
 
 
-def test_a_task_with_nothing_to_vary_is_profiled_in_one_variant() -> None:
-    # Oracle: the refusal where a number is asked for.
-    tasks = scorer_for("exact").tasks
-    assert profiling.variants_of(tasks, None) == profiling.variants_of(tasks, 1) == []
-    with pytest.raises(InputError, match="nothing to vary"):
-        profiling.variants_of(tasks, 2)
+def test_samples_are_asked_in_as_many_variants_as_they_have() -> None:
+    # Oracle: by hand. Sums list nothing and have one wording; two choices have two orders; more have three.
+    scorer, samples = scorer_for(), three_choices(6)
+    assert [profiling.variants_of(scorer, samples, wanted) for wanted in (None, 1, 4)] == [3, 1, 4]
+    two = replace(samples[0], choices=samples[0].choices[:2], answer=0)
+    assert profiling.variants_of(scorer, [*samples, two], None) == 2
+    assert profiling.variants_of(scorer_for("exact"), sums("train", 6), None) == 1
+    with pytest.raises(InputError, match="variant: expected below 1"):
+        profiling.variants_of(scorer_for("exact"), sums("train", 6), 2)
 
 
 @pytest.mark.parametrize(("mode", "packed"), [("letter", True), ("continuation", False), ("exact", True)])
@@ -236,7 +242,7 @@ def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFi
     assert (out / "profile.png").stat().st_size > 5000
     printed = capsys.readouterr().out
     assert "suggestion:" in printed
-    assert "headroom: not measured (--variants 3)" in printed  # the sums have nothing to vary
+    assert "headroom: not measured (--variants)" in printed  # the sums have nothing to vary
     scorer = ChainScorer(*load_model(str(project / "model")), read_tasks(project / "data"))
     samples = read_samples(project / "data" / "train.jsonl")
     seen = observed_by(scorer, samples, tmp_path, [(2,), (3,), (4,)])
@@ -260,8 +266,9 @@ def test_the_command_says_whether_there_is_something_to_route(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Oracle: the measures in the file, and what stands in the answers.
-    project, out = write_project(tmp_path, train=24), tmp_path / "profile"
+    project, out = write_project(tmp_path), tmp_path / "profile"
     write_tasks(project / "data", TaskSet.of(load_task("arc_easy", "letter")))
+    write_samples(project / "data" / "train.jsonl", three_choices(24))
     words = ["profile", f"--data={project / 'data'}", f"--model={project / 'model'}", f"--out={out}"]
     assert run_command(main, [*words, "--dtype=float32", "--resamples=20", "--folds=4"]) == 0
     found = json.loads((out / "profile.json").read_text())["headroom"]
