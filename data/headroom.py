@@ -349,7 +349,7 @@ def _held_out_row(record: SearchRecord) -> HeadroomRow:
     return HeadroomRow(
         record.sample_id,
         record.task,
-        {"full": of_full, "oracle": float(found is not None), "anew": of_chosen},
+        {"full": of_full, "oracle": chosen.mean_correct(record.variants), "anew": of_chosen},
         {"full": depth, "oracle": shallow, "anew": shallow},
     )
 
