@@ -216,11 +216,11 @@ def test_records_without_what_is_needed_have_no_headroom() -> None:
 
 def test_a_searchs_chain_is_judged_on_variants_that_it_never_saw() -> None:
     # Oracle: by hand. In 0..2 the chain of 4 layers stands, right in 1, 1/2, 0 of the unseen variants; in 3 and 4 none
-    # does, so full depth runs. Full depth there: 1/2, 1/2, 0, 1, 0.
+    # does, so full depth runs; the third chain stopped at a wrong answer. Full depth there: 1/2, 1/2, 0, 1, 0.
     unseen = [((1, 0), (1, 1)), ((1, 0), (1, 0)), ((0, 0), (0, 0)), ((1, 1), ()), ((0, 0), ())]
     stands = [(1, 1)] * 3 + [(1, 0)] * 2
     rows = zip(stands, unseen, strict=True)
-    records = [record(i, [[0], marks], held_out) for i, (marks, held_out) in enumerate(rows)]
+    records = [record(i, [[0, 0], marks, [0]], (*held_out, ())) for i, (marks, held_out) in enumerate(rows)]
     found = HeadroomFound.of(records)
     assert found is not None
     assert (found.held_out, found.variants) == (True, 2)
