@@ -241,7 +241,7 @@ def main() -> None:
         for name in ("view_over_export", "routed_net_over_export")
     }
     result |= {
-        "router_flops_share": router.head.forward_flops(PROMPT) / flops,
+        "router_flops_share": router.forward_flops(PROMPT) / flops,
         "latency_ratio": ratio(*(whole(calls, name, new_tokens) for name in ("routed", "full")))["median"],
         "depth_ratio": chain.depth / chain.num_layers,
     }

@@ -14,6 +14,7 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, confidences
 from router.chain import Chain
+from router.heads.head import Decision
 from router.storage import OWN_CHOICE, Operation, Router
 
 FULL, ROUTER, STATIC, RANDOM, ORACLE = "full", "router", "static", "random", "oracle"
@@ -227,7 +228,11 @@ class RouterArm:
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
         """Return the router's chain for each sample."""
-        return [one.chain for one in self.router.decide(self.reader.read(samples), self.operation)]
+        return [one.chain for one in self.decide(samples)]
+
+    def decide(self, samples: SampleBlock) -> list[Decision]:
+        """Return the router's chain for each sample, and whether it is in the router's scope."""
+        return self.router.decide(self.reader.read(samples), self.operation)
 
 
 @dataclass(frozen=True)

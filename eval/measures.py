@@ -60,6 +60,8 @@ class Answered:
         accuracy_interval: its 95 % Wilson score interval.
         no_answer: samples in whose generated text no answer could be read (format failures); they count as wrong.
         mean_depth: layers executed, mean over samples; a repeated layer counts each time.
+        out_of_scope: of a router's arm, samples unlike those that it was trained on, which run at full depth; 0 where
+            it has no scope.
     """
 
     name: ArmName
@@ -69,6 +71,7 @@ class Answered:
     accuracy_interval: Interval
     no_answer: Count
     mean_depth: Above0
+    out_of_scope: Count = 0
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -98,6 +101,7 @@ class Answered:
             "accuracy_interval": wilson_interval(correct, n),
             "no_answer": sum(result.prediction is None for result in results),
             "mean_depth": sum(result.chain.depth for result in results) / n,
+            "out_of_scope": sum(not result.in_scope for result in results),
         }
 
 

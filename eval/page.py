@@ -30,7 +30,7 @@ from eval.figures import BLACK, BLUE, GREY, Style, drawings_of, short_label, sty
 from eval.measures import Group, Paired
 from eval.report import Report, Spread
 from eval.results import ArmResult
-from eval.tables import control_lines, group_label, probability
+from eval.tables import control_lines, group_label, probability, scope_lines
 from router.chain import Chain
 from router.files import write_text
 from router.validation import InputError, to_plain
@@ -99,6 +99,7 @@ def build_page(report: Report, results: Mapping[str, Sequence[ArmResult]], sampl
         figures=_figures(report),
         markers={arm.name: marker_svg(style_of(arm.name)) for arm in report.arms},
         control_lines=control_lines(report.controls),
+        scope_lines=scope_lines(report),
         origins=_origins(report),
         many_groups=MANY_GROUPS,
     )

@@ -20,7 +20,7 @@ from data.records import Answer, ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, Judge, batches_by_length, in_parts
 from data.store import Store, read_finished
-from eval.arms import ALWAYS, FULL, LABELS, Arm
+from eval.arms import ALWAYS, FULL, LABELS, Arm, RouterArm
 from router.files import read_json, require_file
 from router.fingerprint import Fingerprints
 from router.validation import STORED, ChainField, Count, InputError, NotNegative, Positive, from_plain
@@ -61,6 +61,8 @@ class ArmResult:
         correct: whether it is right.
         scores: as in `ChainResult`; none of a generated answer.
         margin: as in `ChainResult`.
+        in_scope: whether it is in the router's scope; of other arms than the router's, and in results from before
+            routers had one, true.
     """
 
     arm: str
@@ -76,6 +78,7 @@ class ArmResult:
     correct: bool
     scores: tuple[float, ...]
     margin: float
+    in_scope: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -85,7 +88,7 @@ class ArmResult:
         return self
 
     @classmethod
-    def of(cls, arm: str, sample: Sample, tokens: int, result: ChainResult) -> ArmResult:
+    def of(cls, arm: str, sample: Sample, tokens: int, result: ChainResult, in_scope: bool = True) -> ArmResult:
         """Join what the scorer found and what is known of the sample, which has so many tokens."""
         return cls(
             arm=arm,
@@ -101,6 +104,7 @@ class ArmResult:
             correct=result.correct,
             scores=result.scores,
             margin=result.margin,
+            in_scope=in_scope,
         )
 
     @property
@@ -172,9 +176,13 @@ def _run_batch(
     wanted = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
     jobs = sorted(wanted, key=lambda job: (job[1].layers, job[0]))
     answered = in_parts(judge, block, jobs, lambda done: tick(done / len(jobs) * len(arms) * len(samples)))
+    inside = [
+        [one.in_scope for one in arm.decide(block)] if isinstance(arm, RouterArm) else [True] * len(samples)
+        for arm in arms
+    ]
     return [
-        ArmResult.of(arm.name, one.sample, one.length, answered[i, chains[i]])
-        for arm, chains in zip(arms, chosen, strict=True)
+        ArmResult.of(arm.name, one.sample, one.length, answered[i, chains[i]], inside[place][i])
+        for place, (arm, chains) in enumerate(zip(arms, chosen, strict=True))
         for i, one in enumerate(samples)
     ]
 

@@ -370,7 +370,7 @@ def describe_run(
         oracle_found=sum(record.shortest is not None for record in oracle),
         arms=tuple(RunArm(arm.name, arm.label) for arm in arms),
         flops=flops,
-        router_flops=sum(inputs.router.head.forward_flops(length) for length in lengths) / len(lengths),
+        router_flops=sum(inputs.router.forward_flops(length) for length in lengths) / len(lengths),
         notes=tuple(_notes(inputs, scorer.dtype)),
     )
 

@@ -182,6 +182,7 @@ def _lines(report: Report) -> list[str]:
         *worst_lines(report),
         f"router: {collapse.distinct_chains} different chains ({collapse.entropy_bits:.2f} bits{within}), full depth "
         f"for {collapse.share_full:.1%}, most common {collapse.most_common} ({collapse.share_most_common:.1%})",
+        *scope_lines(report),
     ]
     lines += [
         f"router against {report.labels[name]}: {number(pair.difference, pair.difference_interval, '+.3f')}, "
@@ -210,6 +211,19 @@ def worst_lines(report: Report) -> list[str]:
         for group in report.kinds
         if group.task == report.worst_kind
         for full, router in [group.arms_named(FULL, ROUTER)]
+    ]
+
+
+def scope_lines(report: Report) -> list[str]:
+    """Return a line that says how many samples lie out of the router's scope; none where none does, or it has none."""
+    router = report.arm(ROUTER)
+    if not router.out_of_scope:
+        return []
+    by_kind = [f"{group.task} {arm.out_of_scope}" for group in report.kinds for arm in group.arms_named(ROUTER)]
+    kinds = f" ({', '.join(by_kind)})" if by_kind else ""
+    return [
+        f"out of the router's scope, so at full depth: {router.out_of_scope} of {router.n} samples, "
+        f"{router.out_of_scope / router.n:.1%}{kinds}"
     ]
 
 

@@ -26,6 +26,7 @@ from router.heads.budget import BudgetPoint, Measured
 from router.heads.head import Decision, Head, Pooling, pad_states
 from router.heads.layerwise import LayerwiseHead
 from router.heads.menu import MenuHead
+from router.scope import Scope, ScopeConfig
 from router.validation import STORED, Count, InputError, NotNegative, Share, from_plain, shown, to_plain
 
 SCHEMA = 3
@@ -34,6 +35,8 @@ GUARANTEE_SCHEMA = 1
 """Version of `guarantee.json`."""
 HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead}
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
+SCOPE_PREFIX = "scope."
+"""Names of a scope's tensors begin so in the weights' file."""
 TRAINED_ON_FILE = "trained_on.json"
 """Beside a router: hashes of the questions (`Sample.split_hash`) that it was trained and chosen on."""
 GUARANTEE_FILE = "guarantee.json"
@@ -83,6 +86,7 @@ class RouterConfig:
         fingerprints: the base model, tokenizer and prompt that it was trained for.
         budget_points: operating points measured on the validation split.
         training: what is worth knowing of the training: settings, hashes of the records, measures.
+        scope: what its scope is; null: it has none, and takes every prompt for one like those of training.
     """
 
     head: Literal["layerwise", "menu"]
@@ -98,6 +102,7 @@ class RouterConfig:
     fingerprints: Fingerprints
     budget_points: tuple[BudgetPoint, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    scope: ScopeConfig | None = None
 
     def base(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
         """Return the base model's name and hub revision, given those that were asked for, if any."""
@@ -117,6 +122,10 @@ class RouterConfig:
             raise ValueError(f"head_settings: {one_line(error)}") from error
         head.budget_points = self.budget_points
         return head
+
+    def build_scope(self) -> Scope | None:
+        """Return the scope without its numbers; None: there is none."""
+        return None if self.scope is None else Scope(self.scope, self.d_model)
 
 
 @dataclass(frozen=True, config=STORED)
@@ -169,14 +178,16 @@ class Operation:
         budget: mean depth wanted, layers.
         guaranteed: take the certified operating point.
         point: take this operating point, as calibration does.
+        scope: run prompts unlike those of training at full depth, where the router has a scope.
 
     Raises:
-        ValueError: where more than one is given.
+        ValueError: where more than one of budget, guaranteed and point is given.
     """
 
     budget: float | None = None
     guaranteed: bool = False
     point: OperatingPoint | None = None
+    scope: bool = True
 
     def __post_init__(self) -> None:
         """Refuse operations that exclude each other; a budget may be a whole number."""
@@ -193,20 +204,24 @@ OWN_CHOICE = Operation()
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """A trained head with its configuration, and what was certified of it."""
+    """A trained head with its configuration, what was certified of it, and which prompts it is for (None: all)."""
 
     config: RouterConfig
     head: Head
     guarantee: Guarantee | None = None
+    scope: Scope | None = None
 
     def require(self, operation: Operation) -> None:
         """Refuse an operation that this router does not have.
 
         Raises:
-            ValueError: where the budget lies outside what was measured in training, or nothing was certified.
+            ValueError: where the budget lies outside what was measured in training, or nothing was certified without
+                the scope.
         """
         if operation.guaranteed and self.guarantee is None:
             raise ValueError("guaranteed: expected a router with a guarantee (python -m train calibrate), got none")
+        if operation.guaranteed and self.scope is not None and not operation.scope:
+            raise ValueError("scope: expected true with guaranteed, which was certified with it, got false")
         self.head.offset_for(operation.budget)
 
     def measured(self, budget: float | None = None) -> Measured | None:
@@ -238,6 +253,8 @@ class Router:
     ) -> list[Decision]:
         """Decide one chain for each sample: the only place where a trained router says which chain runs.
 
+        What lies outside of the scope runs at full depth, whatever the operation, unless that leaves the scope out.
+
         Args:
             states: `hidden_states[read_layer]` of each sample's tokens; batch partners do not matter.
             operation: how much depth to spend, for all samples alike or for each.
@@ -248,8 +265,10 @@ class Router:
         operations = [operation] * len(states) if isinstance(operation, Operation) else list(operation)
         if len(operations) != len(states):
             raise ValueError(f"operation: expected {len(states)} operations, one a sample, got {len(operations)}")
+        if not operations:
+            return []
         decided: dict[int, Decision] = {}
-        output: Tensor | None = None
+        padded, output = pad_states(states), None
         for one in dict.fromkeys(operations):
             self.require(one)
             rows = [row for row, wanted in enumerate(operations) if wanted == one]
@@ -258,10 +277,18 @@ class Router:
                 decided |= dict.fromkeys(rows, Decision(Chain.full(self.config.num_layers), 0.0))
                 continue
             if output is None:
-                output = self.head(*pad_states(states))
+                output = self.head(*padded)
             best = [ranked[0] for ranked in self.head.decode_at(output[rows], point.offset)]
             decided |= {row: self._or_full(chosen, point) for row, chosen in zip(rows, best, strict=True)}
+        if self.scope is not None and any(one.scope for one in operations):
+            outside = Decision(Chain.full(self.config.num_layers), 0.0, in_scope=False)
+            inside = self.scope.contains(*padded).tolist()
+            decided |= {row: outside for row, one in enumerate(operations) if one.scope and not inside[row]}
         return [decided[row] for row in range(len(operations))]
+
+    def forward_flops(self, tokens: int) -> int:
+        """Return the floating-point operations of one sample's decision (2 a multiply-add)."""
+        return self.head.forward_flops(tokens) + (0 if self.scope is None else self.scope.forward_flops(tokens))
 
     @torch.inference_mode()
     def scores(
@@ -294,19 +321,26 @@ def save_router(folder: Path, router: Router) -> None:
     """Write a router into a directory, which is made if need be; each file is complete or absent."""
     folder.mkdir(exist_ok=True)
     with replacing(folder / WEIGHTS_FILE) as aside:
-        save_file(_tensors(router.head), aside)
+        save_file(_tensors(router), aside)
     # Two files cannot be replaced in one step; by this hash a reader refuses one half of an old and a new router.
     hashed = sha256_file(folder / WEIGHTS_FILE)
-    write_json(folder / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **to_plain(router.config)})
+    config = dataclasses.replace(router.config, scope=None if router.scope is None else router.scope.config)
+    write_json(folder / CONFIG_FILE, {"schema": SCHEMA, "weights_sha256": hashed, **to_plain(config)})
 
 
 def weights_sha256(router: Router) -> str:
     """Return the SHA-256 that the weights' file has once the router is saved; a guarantee is bound to it."""
-    return hashlib.sha256(save(_tensors(router.head))).hexdigest()
+    return hashlib.sha256(save(_tensors(router))).hexdigest()
 
 
-def _tensors(head: Head) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in head.state_dict().items()}
+def _tensors(router: Router) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in _state(router.head, router.scope).items()}
+
+
+def _state(head: Head, scope: Scope | None) -> dict[str, Tensor]:
+    """Return all that the weights' file holds, by name."""
+    known = {} if scope is None else scope.state_dict()
+    return {**head.state_dict(), **{SCOPE_PREFIX + name: tensor for name, tensor in known.items()}}
 
 
 def trained_questions(folder: Path) -> frozenset[str] | None:
@@ -346,13 +380,16 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
         raise InputError(f"router: expected {weights} with the SHA-256 in {path.name}, got another file")
     try:
         _require_shapes(config, weights)
-        head = config.build()
-        head.load_state_dict(load_file(weights))
+        head, scope, tensors = config.build(), config.build_scope(), load_file(weights)
+        if scope is not None:
+            own = [name for name in tensors if name.startswith(SCOPE_PREFIX)]
+            scope.load_state_dict({name.removeprefix(SCOPE_PREFIX): tensors.pop(name) for name in own})
+        head.load_state_dict(tensors)
     except InputError:
         raise
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"router: expected a router in {str(folder)!r}, got {one_line(error)}") from error
-    return Router(config, head.eval(), read_guarantee(folder, hashed))
+    return Router(config, head.eval(), read_guarantee(folder, hashed), scope)
 
 
 def _config(value: dict[str, Any], where: str) -> RouterConfig:
@@ -366,9 +403,10 @@ def _config(value: dict[str, Any], where: str) -> RouterConfig:
 
 
 def _require_shapes(config: RouterConfig, weights: Path) -> None:
-    """Compare the head's shapes with those that the weights' file names, before memory is taken for either."""
+    """Compare the router's shapes with those that the weights' file names, before memory is taken for either."""
     with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in config.build().state_dict().items()}
+        state = _state(config.build(), config.build_scope())
+        wanted = {name: list(tensor.shape) for name, tensor in state.items()}
     with safe_open(weights, framework="pt") as file:
         found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     for name in sorted(wanted.keys() | found.keys()):

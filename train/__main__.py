@@ -35,7 +35,8 @@ from router.validation import SETTINGS, Count, InputError
 from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
 from train.module import HeadSettings, RouterModule
-from train.operating import measure_accuracy
+from train.operating import in_scope_points, measure_accuracy
+from train.scope import ScopeSettings, fit_scope
 
 DONE_FILE = "train.json"
 TRAINER = {"max_epochs": 100, "accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False}
@@ -51,6 +52,7 @@ class TrainSettings(DataSettings):
     Attributes:
         out: folder for the router.
         head: the router's head, and how it is trained.
+        scope: the scope that is fitted after training; null: none, every prompt runs under the head's choice.
         warm_start: folder of a router to start from; its task may be another; null: none.
         seed_everything: seed of all that training draws.
         tracking: where the run is tracked.
@@ -58,6 +60,7 @@ class TrainSettings(DataSettings):
 
     out: Path
     head: HeadSettings = HeadSettings()
+    scope: ScopeSettings | None = ScopeSettings()
     warm_start: Path | None = None
     seed_everything: Count = 0
     tracking: TrackingSettings = TrackingSettings()
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     seen = data.split_hashes | (start.split_hashes if start else frozenset())
-    final = _finish(module, data, out, plain, {"key": key, "sources": sources}, seen)
+    final = _finish(module, data, settings.scope, out, plain, {"key": key, "sources": sources}, seen)
     _log_artifacts(logger, data, out, final)
     # Last of all: a run killed before this line is made again.
     write_json(out / DONE_FILE, {**provenance(plain), "key": key, "validation": final})
@@ -196,7 +199,7 @@ def _trained_before(out: Path, key: str) -> bool:
 def _describe(data: RouterData) -> str:
     lines = [f"base model {data.model}, {data.origin.num_layers} layers, read after {data.read_layer} of them"]
     for split, examples in data.examples.items():
-        lines.append(f"{split}: {len(examples)} samples with a target, {data.without_target[split]} without")
+        lines.append(f"{split}: {len(examples)} samples with a target, {data.has_target[split].count(False)} without")
     return "\n".join([*lines, data.objective.describe(torch.stack(data.examples["train"].targets))])
 
 
@@ -204,22 +207,26 @@ def _describe(data: RouterData) -> str:
 def _finish(
     module: RouterModule,
     data: RouterData,
+    wanted: ScopeSettings | None,
     out: Path,
     settings: dict[str, Any],
     training: dict[str, Any],
     seen: set[str],
 ) -> dict[str, float]:
-    """Measure the best weights on the validation split, calibrate the budget and write the router."""
+    """Fit the scope, measure the best weights on the validation split, calibrate the budget and write the router."""
     head = module.head.eval().cpu()
     validation = data.examples["validation"]
     output = torch.cat([module(*collate(part)[:2]) for part in _parts(validation)])
     if not output.isfinite().all():
         raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
-    head.calibrate(output)
+    scope, inside = (None, None) if wanted is None else fit_scope(data, wanted)
+    everywhere = torch.ones(len(output), dtype=torch.bool)
+    with_target = everywhere if inside is None else inside[torch.tensor(data.has_target["validation"])]
+    head.budget_points = in_scope_points(head, output, with_target)
     final = module.measures(output, torch.stack(validation.targets))
-    figures, head.budget_points = measure_accuracy(head, data)
+    figures, head.budget_points = measure_accuracy(head, data, inside)
     final |= figures
-    flops = head.forward_flops(validation.tokens)
+    flops = head.forward_flops(validation.tokens) + (0 if scope is None else scope.forward_flops(validation.tokens))
     final["head_mflops"] = flops / 1e6
     # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.
     final["head_share_of_forward"] = flops / (2 * data.layer_parameters * validation.tokens)
@@ -239,7 +246,7 @@ def _finish(
         budget_points=head.budget_points,
         training={**training, "settings": settings, "search": origin.search, "validation": final},
     )
-    save_router(out, Router(config, head))
+    save_router(out, Router(config, head, scope=scope))
     write_json(out / TRAINED_ON_FILE, {"split_hashes": sorted(seen)})
     return final
 

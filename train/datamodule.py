@@ -119,11 +119,11 @@ class RouterData(LightningDataModule):
         self.model: str
         self.tasks: TaskSet
         self.origin: SearchRecord
-        self.validation: list[tuple[SearchRecord, Sample]] = []
+        self.pairs: dict[str, list[tuple[SearchRecord, Sample]]] = {}
         self.d_model: int
         self.layer_parameters: int
         self.examples: dict[str, Examples] = {}
-        self.without_target: dict[str, int] = {}
+        self.has_target: dict[str, list[bool]] = {}
         self.read_layer: int
         self.head_settings: dict[str, Any] = {}
         self.split_hashes: set[str] = set()
@@ -139,8 +139,7 @@ class RouterData(LightningDataModule):
         require_directory(self._settings.data, "data")
         require_directory(self._settings.records, "records")
         self.tasks = read_tasks(self._settings.data)
-        pairs = {split: self._read(split) for split in SPLITS}
-        self.validation = pairs["validation"]
+        self.pairs = pairs = {split: self._read(split) for split in SPLITS}
         if self._settings.limit is not None:
             pairs["train"] = pairs["train"][: self._settings.limit]
         self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
@@ -150,7 +149,7 @@ class RouterData(LightningDataModule):
         for split, pair in pairs.items():
             targets = [(sample, self.objective.target(record, self.read_layer)) for record, sample in pair]
             kept = [(sample, target) for sample, target in targets if target is not None]
-            self.without_target[split] = len(targets) - len(kept)
+            self.has_target[split] = [target is not None for _, target in targets]
             if not kept:
                 raise InputError(f"records: expected a sample with a right chain in {split}, got none")
             samples = [sample for sample, _ in kept]

@@ -1,4 +1,4 @@
-"""How right a trained router is on the validation split: at its own choice, and at some of its budgets.
+"""How right and how deep a trained router is on the validation split: at its own choice, and at some of its budgets.
 
 What the search's records hold of a sample's chains is taken from them. Of a menu that is everything; a layerwise head
 picks chains that no search has run, and those are run here.
@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from data.states import BATCH_SAMPLES
 from router.chain import Chain
 from router.heads.budget import BudgetPoint
 from router.heads.head import Head, pad_states
+from router.validation import InputError
 from train.datamodule import RouterData
 
 POINTS = 4
@@ -28,24 +30,29 @@ Job = tuple[int, Chain]
 
 
 @torch.inference_mode()
-def measure_accuracy(head: Head, data: RouterData) -> tuple[dict[str, float], tuple[BudgetPoint, ...]]:
+def measure_accuracy(
+    head: Head, data: RouterData, inside: Bool[Tensor, " validation"] | None = None
+) -> tuple[dict[str, float], tuple[BudgetPoint, ...]]:
     """Return how right a head is at its own choice, and its operating points with their accuracy where it is measured.
 
     Args:
         head: the trained and calibrated head, on the CPU, in evaluation mode.
         data: the data, set up.
+        inside: which validation samples lie inside of the router's scope, the others run at full depth; None: all do.
 
     Returns:
         `accuracy`, `full_accuracy` (full depth's), `chance_accuracy` (guessing's) and `samples`, of all validation
-        samples; and the points.
+        samples; with a scope `out_of_scope` (share), and `mean_depth` and `full_share` as the router then runs; and the
+        points.
     """
-    records, samples = zip(*data.validation, strict=True)
+    records, samples = zip(*data.pairs["validation"], strict=True)
     states = data.states("validation", list(samples))
     parts = [states[start : start + BATCH_SAMPLES] for start in range(0, len(states), BATCH_SAMPLES)]
     output = torch.cat([head(*pad_states(part)) for part in parts])
     judged = {(i, one.chain): one.right for i, record in enumerate(records) for one in record.results}
-    own = _chosen(head, output, 0.0)
-    by_point = {point: _chosen(head, output, point.offset) for point in head.budget_points}
+    run = [True] * len(samples) if inside is None else inside.tolist()
+    own = _chosen(head, output, 0.0, run)
+    by_point = {point: _chosen(head, output, point.offset, run) for point in head.budget_points}
     spread = {*head.budget_points[:: max(1, len(head.budget_points) // POINTS)], head.budget_points[-1]}
     wanted = {*own, *(one for point in spread for one in by_point[point])}
     judged |= _run(data.open_scorer, samples, sorted(wanted - judged.keys(), key=lambda job: (job[0], job[1].layers)))
@@ -61,12 +68,36 @@ def measure_accuracy(head: Head, data: RouterData) -> tuple[dict[str, float], tu
         "chance_accuracy": _mean(1 / len(sample.choices) if sample.choices else 0.0 for sample in samples),
         "samples": float(len(samples)),
     }
+    if inside is not None:
+        figures["out_of_scope"] = _mean(not one for one in run)
+        figures["mean_depth"] = _mean(chain.depth for _, chain in own)
+        figures["full_share"] = _mean(chain.is_full for _, chain in own)
     return figures, points
 
 
-def _chosen(head: Head, output: Tensor, offset: float) -> list[Job]:
-    """Return each sample's place with its chain at an operating point."""
-    return [(i, ranked[0].chain) for i, ranked in enumerate(head.decode_at(output, offset))]
+def in_scope_points(
+    head: Head, output: Float[Tensor, "batch ..."], inside: Bool[Tensor, " batch"]
+) -> tuple[BudgetPoint, ...]:
+    """Calibrate a head on outputs inside of the scope; returns its points with what is outside at full depth.
+
+    Raises:
+        InputError: where all are outside.
+    """
+    if not inside.any():
+        raise InputError("scope.share: expected a validation sample with a target inside of the scope, got none")
+    head.calibrate(output[inside])
+    share = _mean(inside.tolist())
+    return tuple(
+        dataclasses.replace(point, mean_depth=share * point.mean_depth + (1 - share) * head.num_layers)
+        for point in head.budget_points
+    )
+
+
+def _chosen(head: Head, output: Tensor, offset: float, inside: Sequence[bool]) -> list[Job]:
+    """Return each sample's place with its chain at an operating point: the full one outside of the scope."""
+    full = Chain.full(head.num_layers)
+    best = [ranked[0].chain for ranked in head.decode_at(output, offset)]
+    return [(i, chain if inside[i] else full) for i, chain in enumerate(best)]
 
 
 def _run(open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Sequence[Job]) -> dict[Job, bool]:

@@ -29,10 +29,12 @@ class Decision:
     Attributes:
         chain: the chain.
         score: what the head thinks of it, in the head's own terms: a log-probability (nats), or a value.
+        in_scope: whether the prompt is like those of training; one that is not runs at full depth (`router.scope`).
     """
 
     chain: Chain
     score: float
+    in_scope: bool = True
 
 
 class Head(nn.Module, ABC):
@@ -172,9 +174,7 @@ class StateEncoder(nn.Module):
             return pool_windows(normal, mask, self.windows)
         if self.pooling == "attention":
             return normal, mask
-        last = _last(normal, mask)
-        mean = (normal * mask[..., None]).sum(1) / mask.sum(1)[:, None]
-        return torch.stack([last, mean], dim=1), mask.new_ones(len(mask), 2)
+        return pool_ends(normal, mask), mask.new_ones(len(mask), 2)
 
     def narrow(
         self, pooled: Float[Tensor, "batch places d_model"], filled: Bool[Tensor, "batch places"]
@@ -212,6 +212,14 @@ def pool_windows(
     sizes = member.sum(1)
     pooled = torch.einsum("btw,btd->bwd", member, states) / sizes.clamp(min=1)[..., None]
     return pooled, sizes > 0
+
+
+def pool_ends(
+    states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch 2 d_model"]:
+    """Return each row's last real token, and the mean of all its real tokens."""
+    mean = (states * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    return torch.stack([_last(states, mask), mean], dim=1)
 
 
 def _last(values: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]) -> Tensor:

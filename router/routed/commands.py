@@ -40,6 +40,8 @@ from router.strip import draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, to_plain
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+OUT_OF_SCOPE = "out of the router's scope"
+"""Said of prompts unlike those of training, which run at full depth."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The base model where neither a setting nor a router names one."""
 
@@ -55,6 +57,7 @@ class RoutedSettings:
         revision: its hub revision; null: the router's, where the base model is.
         budget: mean depth wanted, layers; null: the router's own choice.
         guaranteed: take the certified operating point instead (`python -m train calibrate`).
+        scope: run prompts unlike those that the router was trained on at full depth, where it has a scope.
         latency_factor: latency wanted, in units of full depth's, in place of a budget; needs latency_profile.
         latency_profile: `latency.json` that `python -m eval latency` measured on this device.
         dtype: dtype of the base model; null: that of the states which the router was trained on.
@@ -70,6 +73,7 @@ class RoutedSettings:
     revision: str | None = None
     budget: float | None = None
     guaranteed: bool = False
+    scope: bool = True
     latency_factor: float | None = None
     latency_profile: Path | None = None
     dtype: Dtype | None = None
@@ -111,6 +115,7 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
             base_revision=settings.revision,
             budget=settings.budget,
             guaranteed=settings.guaranteed,
+            scope=settings.scope,
             dtype=settings.dtype,
             device=settings.device,
             verify=settings.verify,
@@ -299,6 +304,7 @@ def describe(router: Router) -> dict[str, Any]:
         "mode": config.mode,
         "budgets": [round(depths[0], 2), round(depths[-1], 2)] if depths else None,
         "guarantee": None if certified is None else to_plain(certified),
+        "scope": None if config.scope is None else to_plain(config.scope),
         "fingerprints": to_plain(config.fingerprints),
     }
     if isinstance(router.head, MenuHead):
@@ -346,14 +352,17 @@ def route(argv: Sequence[str]) -> None:
     prompts = read_prompts(settings)
     routed = load_routed(settings)
     depths: list[int] = []
+    outside = 0
     for texts, chosen in _decisions(routed, prompts, settings):
         if not depths and not settings.json:
             print(marks_for(sys.stdout.encoding).legend())
         for text, one in zip(texts, chosen, strict=True):
             depths.append(one.chain.depth)
+            outside += not one.in_scope
             print(as_json(text, one) if settings.json else drawn(text, one, routed.router.config.read_layer))
     if len(depths) > 1 and not settings.json:
-        print(f"\nmean depth {sum(depths) / len(depths):.2f} of {routed.router.config.num_layers} layers")
+        told = f", {outside} of {len(depths)} prompts {OUT_OF_SCOPE}" if routed.router.scope is not None else ""
+        print(f"\nmean depth {sum(depths) / len(depths):.2f} of {routed.router.config.num_layers} layers{told}")
 
 
 def _decisions(
@@ -371,7 +380,8 @@ def drawn(prompt: str, routed: Decision, read_layer: int) -> str:
     chain, shown = routed.chain, " ".join(prompt.split())
     shown = shown if len(shown) <= 100 else shown[:99] + "…"
     strip = draw_strip(chain, read_layer, marks_for(sys.stdout.encoding))
-    told = f"{chain.depth} of {chain.num_layers} layers, score {routed.score:.3f}"
+    why = f"score {routed.score:.3f}" if routed.in_scope else OUT_OF_SCOPE
+    told = f"{chain.depth} of {chain.num_layers} layers, {why}"
     return f"\n{shown}\n  {strip}   {told}\n  {ruler(chain.num_layers)}\n  {chain}"
 
 
@@ -379,7 +389,7 @@ def as_json(prompt: str, routed: Decision, **more: object) -> str:
     """Return a prompt and its chain as one line of JSON."""
     chain = routed.chain
     value = {"prompt": prompt, **more, "chain": str(chain), "layers": list(chain.layers), "depth": chain.depth}
-    return json.dumps(value | {"score": routed.score}, ensure_ascii=False)
+    return json.dumps(value | {"score": routed.score, "in_scope": routed.in_scope}, ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -419,7 +429,8 @@ def generate(argv: Sequence[str]) -> None:
             if settings.json:
                 print(as_json(text, one, text=answer), flush=True)
             else:
-                print(f"[{one.chain.depth} of {one.chain.num_layers} layers: {one.chain}]", file=sys.stderr)
+                why = "" if one.in_scope else f", {OUT_OF_SCOPE}"
+                print(f"[{one.chain.depth} of {one.chain.num_layers} layers: {one.chain}{why}]", file=sys.stderr)
                 print(answer, flush=True)
 
 

@@ -35,7 +35,8 @@ from tqdm import tqdm
 from router.chain import Chain
 from router.command import one_line
 from router.engine.choices import Question
-from router.routed.commands import RoutedSettings, load_routed
+from router.heads.head import Decision
+from router.routed.commands import OUT_OF_SCOPE, RoutedSettings, load_routed
 from router.routed.model import RoutedModel, by_chain
 from router.validation import InputError, explain
 
@@ -134,29 +135,36 @@ class Depths:
     def __init__(self, num_layers: int) -> None:
         """Begin with none, for a model of so many layers."""
         self._num_layers = num_layers
-        self._ran: list[tuple[str, Chain]] = []
+        self._ran: list[tuple[str, Decision]] = []
 
-    def add(self, requests: Sequence[Instance], chains: Sequence[Chain]) -> str:
+    def add(self, requests: Sequence[Instance], routed: Sequence[Decision]) -> str:
         """Note the documents of some requests, each with its chain, and return what is to be said of them."""
-        added = [(requests[i].task_name or "", chains[i]) for i, *_ in documents(requests)]
+        added = [(requests[i].task_name or "", routed[i]) for i, *_ in documents(requests)]
         self._ran += added
-        ran = _summary([chain for _, chain in added])
-        depth, different = ran["mean_depth"], len(ran["chains"])
+        ran = _summary([one for _, one in added])
+        depth, different, outside = ran["mean_depth"], len(ran["chains"]), ran["out_of_scope"]
         return (
             f"{len(added)} documents, mean depth {depth:.2f} of {self._num_layers} layers, "
-            f"{different} chain{'s' if different > 1 else ''}"
+            f"{different} chain{'s' if different > 1 else ''}{f', {outside} {OUT_OF_SCOPE}' if outside else ''}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return documents, mean depth in layers (None: none ran) and documents by chain, of all and of each task."""
+        """Return what ran, of all and of each task.
+
+        Documents, mean depth in layers (None: none ran), documents out of the router's scope, and documents by chain.
+        """
         tasks = sorted({task for task, _ in self._ran})
-        by_task = {task: _summary([chain for name, chain in self._ran if name == task]) for task in tasks}
-        return {"num_layers": self._num_layers, **_summary([chain for _, chain in self._ran]), "tasks": by_task}
+        by_task = {task: _summary([one for name, one in self._ran if name == task]) for task in tasks}
+        return {"num_layers": self._num_layers, **_summary([one for _, one in self._ran]), "tasks": by_task}
 
 
-def _summary(chains: Sequence[Chain]) -> dict[str, Any]:
-    depth = sum(chain.depth for chain in chains) / len(chains) if chains else None
-    return {"documents": len(chains), "mean_depth": depth, "chains": dict(Counter(map(str, chains)).most_common())}
+def _summary(routed: Sequence[Decision]) -> dict[str, Any]:
+    return {
+        "documents": len(routed),
+        "mean_depth": sum(one.chain.depth for one in routed) / len(routed) if routed else None,
+        "out_of_scope": sum(not one.in_scope for one in routed),
+        "chains": dict(Counter(str(one.chain) for one in routed).most_common()),
+    }
 
 
 def routed_settings(router: str, options: Mapping[str, Any]) -> RoutedSettings:
@@ -293,18 +301,18 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         if self._asked is None:
             scores: list[tuple[float, bool]] = score(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
             return scores
-        chains = self._chains(self._asked, [(context, added) for _, context, added in requests])
-        answers = self._by_chain(chains, lambda rows, quiet: score([requests[i] for i in rows], quiet), disable_tqdm)
-        self._note("loglikelihood", self._asked, chains)
+        routed = self._route(self._asked, [(context, added) for _, context, added in requests])
+        answers = self._by_chain(routed, lambda rows, quiet: score([requests[i] for i in rows], quiet), disable_tqdm)
+        self._note("loglikelihood", self._asked, routed)
         return answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Generate after contexts, all of a document under one chain; the router reads the context."""
         generate = super().generate_until
         prompts = [(self._prompt(*request.args[:2]), ()) for request in requests]
-        chains = self._chains(requests, prompts)
-        texts = self._by_chain(chains, lambda rows, quiet: generate([requests[i] for i in rows], quiet), disable_tqdm)
-        self._note("generate_until", requests, chains)
+        routed = self._route(requests, prompts)
+        texts = self._by_chain(routed, lambda rows, quiet: generate([requests[i] for i in rows], quiet), disable_tqdm)
+        self._note("generate_until", requests, routed)
         return texts
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -313,7 +321,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         Returns:
             The log-probability (nats) of each text.
         """
-        full = Chain.full(self.routed.router.config.num_layers)
+        full = Decision(Chain.full(self.routed.router.config.num_layers), 0.0)
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         self._note("loglikelihood_rolling (no prompt to read: full depth)", requests, [full] * len(requests))
         return scores
@@ -328,15 +336,16 @@ class RoutedLM(HFLM):  # type: ignore[misc]
             "router": self._source,
             "budget": self.routed.budget,
             "guaranteed": self.routed.guaranteed,
+            "scope": self.routed.scope,
             **self._depths.to_json(),
         }
         return info
 
-    def _note(self, kind: str, requests: Sequence[Instance], chains: Sequence[Chain]) -> None:
+    def _note(self, kind: str, requests: Sequence[Instance], routed: Sequence[Decision]) -> None:
         """Note the documents of one kind of request that have run, and say how deep."""
         if not requests:
             return
-        print(f"{NAME}: {kind}: {self._depths.add(requests, chains)}", file=sys.stderr)
+        print(f"{NAME}: {kind}: {self._depths.add(requests, routed)}", file=sys.stderr)
 
     def _prompt(self, context: str, settings: dict[str, Any]) -> Sequence[int]:
         """Return a context's tokens as lm-eval's class would give them to the model, alone."""
@@ -344,9 +353,9 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         room = self.max_length - normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
         return ids[0].tolist()[-max(1, room) :] or [self.prefix_token_id]
 
-    def _chains(
+    def _route(
         self, requests: Sequence[Instance], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> list[Chain]:
+    ) -> list[Decision]:
         """Return the chain of each request: the one that the router picks for its document.
 
         Args:
@@ -355,14 +364,14 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         """
         places = documents(requests)
         questions = [self._question(requests, pairs, own) for own in places]
-        chains: dict[int, Chain] = {}
+        routed: dict[int, Decision] = {}
         with tqdm(total=len(places), desc="Routing documents", disable=not places) as progress:
             for batch in reading_batches(questions):
                 scored = self.routed.score_tokens([questions[i] for i in batch], scored=False)
                 for i, one in zip(batch, scored, strict=True):
-                    chains |= dict.fromkeys(places[i], one.routed.chain)
+                    routed |= dict.fromkeys(places[i], one.routed)
                 progress.update(len(batch))
-        return [chains[i] for i in range(len(requests))]
+        return [routed[i] for i in range(len(requests))]
 
     def _question(
         self,
@@ -377,18 +386,18 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         return question_of_requests([pairs[i] for i in asked], self.max_length)
 
     def _by_chain(
-        self, chains: Sequence[Chain], run: Callable[[list[int], bool], list[Answer]], disable_tqdm: bool
+        self, routed: Sequence[Decision], run: Callable[[list[int], bool], list[Answer]], disable_tqdm: bool
     ) -> list[Answer]:
         """Run requests chain by chain and order the answers; the deepest first: if memory ends, then at the start."""
-        groups = sorted(by_chain(chains).items(), key=lambda group: -group[0].depth)
+        groups = sorted(by_chain([one.chain for one in routed]).items(), key=lambda group: -group[0].depth)
         own = len(groups) > 1  # one bar for all chains in place of one for each
         answers: dict[int, Answer] = {}
-        with tqdm(total=len(chains), desc="Running requests by chain", disable=disable_tqdm or not own) as progress:
+        with tqdm(total=len(routed), desc="Running requests by chain", disable=disable_tqdm or not own) as progress:
             for chain, places in groups:
                 with self._under(chain):
                     answers |= zip(places, run(places, disable_tqdm or own), strict=True)
                 progress.update(len(places))
-        return [answers[i] for i in range(len(chains))]
+        return [answers[i] for i in range(len(routed))]
 
     @contextmanager
     def _under(self, chain: Chain) -> Iterator[None]:

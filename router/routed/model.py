@@ -115,6 +115,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         router: the router.
         budget: mean depth wanted, layers; None: the router's own choice.
         guaranteed: take the certified operating point instead of a budget (`python -m train calibrate`).
+        scope: run prompts unlike those of training at full depth, where the router has a scope.
         tokenizer: the base model's tokenizer; None where none was given.
         router_folder: where the router was read from; None where it was made here.
         plain_model: returns the base model.
@@ -123,6 +124,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
     router: Router
     budget: float | None
     guaranteed: bool
+    scope: bool
     tokenizer: PreTrainedTokenizerBase | None
     router_folder: Path | None
     plain_model: Callable[[], PreTrainedModel]
@@ -144,6 +146,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         base_revision: str | None = None,
         budget: float | None = None,
         guaranteed: bool = False,
+        scope: bool = True,
         dtype: str | None = None,
         device: str = "auto",
         verify: bool = True,
@@ -161,6 +164,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             base_revision: its hub revision; None: the router's, where the base model is.
             budget: mean depth wanted, layers; None: the router's own choice.
             guaranteed: take the certified operating point.
+            scope: run prompts unlike those of training at full depth, where the router has a scope.
             dtype: "float32", "bfloat16" or "float16"; None: that of the states which the router was trained on.
             device: torch device, or "auto": CUDA where there is one. A `device_map` goes before it.
             verify: whether model and tokenizer must be those that the router was trained for.
@@ -187,7 +191,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             ) from error
         if verify:
             require_pair(model, tokenizer, loaded, f"router {str(router)!r}")
-        routed = cls.join(model, loaded, tokenizer=tokenizer, budget=budget, guaranteed=guaranteed)
+        routed = cls.join(model, loaded, tokenizer=tokenizer, budget=budget, guaranteed=guaranteed, scope=scope)
         tokenizer.padding_side = "left"  # as generation needs it
         routed.router_folder = folder
         where = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
@@ -203,6 +207,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         tokenizer: PreTrainedTokenizerBase | None = None,
         budget: float | None = None,
         guaranteed: bool = False,
+        scope: bool = True,
     ) -> RoutedModel:
         """Join a base model and its router, which are taken to fit each other.
 
@@ -212,16 +217,17 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             tokenizer: its tokenizer; `score` needs it.
             budget: mean depth wanted, layers; None: the router's own choice.
             guaranteed: take the certified operating point.
+            scope: run prompts unlike those of training at full depth, where the router has a scope.
 
         Raises:
             ValueError: where the model has another number of layers, the budget was not measured in training, or there
-                is no guarantee.
+                is no guarantee, or none without the scope.
         """
-        router.require(Operation(budget=budget, guaranteed=guaranteed))
+        router.require(Operation(budget=budget, guaranteed=guaranteed, scope=scope))
         made = shallow_copy(model)
         made.__class__ = _routed_class(type(model))
         routed = cast(RoutedModel, made)
-        routed.router, routed.budget, routed.guaranteed = router, budget, guaranteed
+        routed.router, routed.budget, routed.guaranteed, routed.scope = router, budget, guaranteed, scope
         routed.tokenizer, routed.router_folder, routed._load_processor = tokenizer, None, None
         # A function and no attribute: torch would take a model in an attribute for a part of this one.
         routed.plain_model = lambda: model
@@ -263,7 +269,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle base model and router, which are joined anew: views and locks cannot be copied."""
-        kept = ("budget", "guaranteed", "tokenizer", "router_folder", "generation_config")
+        kept = ("budget", "guaranteed", "scope", "tokenizer", "router_folder", "generation_config")
         return _joined, (self.plain_model(), self.router, {name: getattr(self, name) for name in kept})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -309,7 +315,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         attention_mask: Int[Tensor, "rows tokens"] | None = None,
         **inputs: Any,
     ) -> list[Decision]:
-        """Return the chain of each row's prompt, with its score.
+        """Return the chain of each row's prompt, with its score, and whether it is in the router's scope.
 
         Args:
             input_ids: token ids, padded on the left where rows differ in length.
@@ -363,11 +369,12 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         if len(wanted) != len(states):
             raise ValueError(f"budgets: expected {len(states)} entries, one a row, got {len(wanted)}")
         own = self._operation
-        return self.router.decide(states, [own if budget is None else Operation(budget=budget) for budget in wanted])
+        asked = [own if budget is None else Operation(budget=budget, scope=self.scope) for budget in wanted]
+        return self.router.decide(states, asked)
 
     @property
     def _operation(self) -> Operation:
-        return Operation(budget=self.budget, guaranteed=self.guaranteed)
+        return Operation(budget=self.budget, guaranteed=self.guaranteed, scope=self.scope)
 
     def generate(
         self,

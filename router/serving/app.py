@@ -130,7 +130,7 @@ class _Routes:
         return JSONResponse(self._model())
 
     async def health(self) -> Response:
-        """Say whether the worker runs, and how busy it is."""
+        """Say whether the worker runs, how busy it is, and how many choices it routed."""
         batcher = self._service.batcher
         said = {
             "status": "ok" if batcher.alive else "stopped",
@@ -138,6 +138,8 @@ class _Routes:
             "waiting": batcher.waiting,
             "running": batcher.running,
             "budget": batcher.budget,
+            "routed": batcher.routed,
+            "out_of_scope": batcher.out_of_scope,
         }
         return JSONResponse(said, 200 if batcher.alive else 503)
 
@@ -524,7 +526,7 @@ class Answer:
 
     def _choice(self, row: Row, reason: str | None, said: dict[str, Any]) -> dict[str, Any]:
         assert row.chain is not None
-        routed = {"chain": str(row.chain), "depth": row.chain.depth}
+        routed = {"chain": str(row.chain), "depth": row.chain.depth, "in_scope": row.in_scope}
         return {"index": row.index, **said, "logprobs": None, "finish_reason": reason, **routed}
 
     def _usage(self, rows: Sequence[Row]) -> dict[str, int]:

@@ -138,6 +138,12 @@ class Batcher:
 
     The model's own generation settings (temperature, repetition penalty, ...) do not count: a request says all. Its
     special tokens do.
+
+    Attributes:
+        limits: how large a batch may be.
+        max_queue: most rows that wait.
+        routed: rows that have been given a chain.
+        out_of_scope: how many of them run at full depth because their prompts are unlike those of training.
     """
 
     def __init__(
@@ -160,6 +166,7 @@ class Batcher:
         if partners_matter(routed):
             limits = BatchLimits(1, limits.prompt_tokens)
         self.limits, self.max_queue = limits, max_queue
+        self.routed = self.out_of_scope = 0
         self._load = load
         self._positions = context_of(routed)
         self._routed = shallow_copy(routed)
@@ -286,8 +293,11 @@ class Batcher:
         chosen = self._routed.decide(reading, [budget for _, budget in prompts])
         places = {prompt: place for place, prompt in enumerate(prompts)}
         for row in rows:
-            # A row that is served again keeps its chain, since it may have said something.
-            row.chain = row.chain or chosen[places[row.prompt, row.budget]].chain
+            if row.chain is None:  # one that is served again keeps its chain, since it may have said something
+                one = chosen[places[row.prompt, row.budget]]
+                row.chain, row.in_scope = one.chain, one.in_scope
+                self.routed += 1
+                self.out_of_scope += not one.in_scope
         at = {row: places[row.prompt, row.budget] for row in rows}
         for chain, members in by_chain([cast(Chain, row.chain) for row in rows]).items():
             for part in within([rows[member] for member in members], self._positions):

@@ -185,6 +185,7 @@ class Row:
         post: takes pieces, on the worker's thread.
         stop: why it is to end early, said by others: nobody waits for it, or the server stops; None: it is not.
         chain: the chain that the router has picked; None: not yet.
+        in_scope: whether the prompt is in the router's scope, as far as is known.
         tokens: tokens generated, the one that ended it included.
         answer: text so far.
         reason: why it ended; None: it has not, or failed.
@@ -201,6 +202,7 @@ class Row:
     post: Callable[[Piece], None] = lambda _: None
     stop: ApiError | None = None
     chain: Chain | None = None
+    in_scope: bool = True
     tokens: list[int] = field(default_factory=list)
     answer: str = ""
     reason: Literal["stop", "length"] | None = None
