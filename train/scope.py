@@ -1,11 +1,10 @@
-"""Fitting a router's scope: the training prompts as points, and the distance within which validation prompts lie."""
+"""Fitting a router's scope: where the training prompts lie, and within which distance the validation prompts do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
@@ -16,12 +15,14 @@ from torch import Tensor
 
 from data.states import BATCH_SAMPLES
 from router.heads.head import pad_states
-from router.scope import COMPONENTS, Scope, ScopeConfig, pooled
-from router.validation import SETTINGS
+from router.scope import Scope, ScopeConfig, pooled
+from router.validation import SETTINGS, InputError
 from train.datamodule import RouterData
 
-NEIGHBOURS = 5
-"""Nearest training prompts of which the last gives the distance."""
+COMPONENTS = 64
+"""Principal components at most; half of the training samples, where those are fewer than twice as many."""
+LEAST = 1e-6
+"""Least variance along a direction; where prompts do not differ at all, any distance would be infinite."""
 MARGIN = 1e-3
 """By how much a threshold lies above the distance that it was measured at, relatively: no prompt stands on it."""
 
@@ -43,32 +44,46 @@ def fit_scope(data: RouterData, settings: ScopeSettings) -> tuple[Scope, Bool[Te
 
     Returns:
         The scope, and which validation samples lie inside.
+
+    Raises:
+        InputError: as of `scope_of`.
     """
-    known, fresh = (_pooled(data.states(split, [one for _, one in data.pairs[split]])) for split in data.pairs)
-    scope = scope_of(known, fresh, settings.share)
-    return scope, scope.distances(fresh) <= scope.threshold
+    train, validation = (
+        _pooled(data.states(split, [sample for _, sample in data.pairs[split]])) for split in ("train", "validation")
+    )
+    scope = scope_of(train, validation, settings.share)
+    return scope, scope.distances(validation) <= scope.threshold
 
 
+@torch.inference_mode()
 def scope_of(train: Float[Tensor, "samples width"], validation: Float[Tensor, "others width"], share: float) -> Scope:
-    """Return the scope of training prompts outside of which a share of the validation prompts lies.
+    """Return the scope of training prompts, outside of which a share of the validation prompts lies.
 
     Args:
         train: the training prompts, as `router.scope.pooled` makes them.
         validation: the validation prompts, on which the threshold is measured.
         share: false alarms, 0..1.
+
+    Raises:
+        InputError: where there is a single training prompt, which no direction can be told from.
     """
+    if len(train) < 2:
+        raise InputError(f"scope: expected at least 2 training samples (or null), got {len(train)}")
     prompts = train.double().numpy()
     scaler = StandardScaler().fit(prompts)
-    found = PCA(min(COMPONENTS, *prompts.shape), svd_solver="full").fit(scaler.transform(prompts))
-    # Directions in which the training prompts hardly differ would be nothing but noise once whitened.
-    kept = found.explained_variance_ > 1e-6 * found.explained_variance_[0]
-    axes = (found.components_[kept].T / np.sqrt(found.explained_variance_[kept])) / scaler.scale_[:, None]
-    scope = Scope(ScopeConfig(len(train), int(kept.sum()), NEIGHBOURS, share), train.shape[1] // 2)
-    scope.centre.copy_(torch.as_tensor(scaler.mean_))
-    scope.axes.copy_(torch.as_tensor(axes))
-    scope.known.copy_((train - scope.centre) @ scope.axes)
-    distances = scope.distances(validation)
-    scope.threshold.copy_(distances.quantile(1 - share) * (1 + MARGIN))
+    found = PCA(min(COMPONENTS, *(size // 2 for size in prompts.shape)), svd_solver="full")
+    found.fit(scaler.transform(prompts))
+    scope = Scope(ScopeConfig(found.n_components_, len(train), share), train.shape[1] // 2)
+    numbers = {
+        "centre": scaler.mean_,
+        "scale": scaler.scale_,
+        "axes": found.components_.T,
+        "variances": found.explained_variance_.clip(LEAST),
+        "noise": max(found.noise_variance_, LEAST),
+    }
+    for name, value in numbers.items():
+        getattr(scope, name).copy_(torch.as_tensor(value))
+    scope.threshold.copy_(scope.distances(validation).quantile(1 - share) * (1 + MARGIN))
     return scope
 
 

@@ -1,0 +1,171 @@
+"""A router's scope: what lies near the training prompts, what lies far, and what then runs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from router.chain import Chain
+from router.heads.head import pad_states
+from router.routed import RoutedModel
+from router.scope import Scope, pooled
+from router.storage import Guarantee, OperatingPoint, Operation, Router, load_router, save_router, weights_sha256
+from router.validation import InputError
+from tests.routed_folders import GREEDY, prompts, router_for, write_routed
+from tests.test_router_storage import make_router, states
+from tests.tiny import tiny_model
+from train.scope import scope_of
+
+WIDTH = 16
+FULL = Chain.full(6)
+
+
+def kinds_of_prompts(count: int, seed: int) -> list[Tensor]:
+    """States of prompts of three kinds: each kind's tokens lie around places of its own."""
+    places = torch.randn(3, 2, WIDTH, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for i in range(count):
+        tokens = 4 + int(torch.randint(9, (), generator=generator))
+        noise = torch.randn(tokens, WIDTH, generator=generator)
+        made.append(places[i % 3, torch.arange(tokens) % 2] + (0.1 + 0.1 * (i % 3)) * noise)
+    return made
+
+
+def read(many: list[Tensor]) -> Tensor:
+    return pooled(*pad_states(many))
+
+
+def made_scope(share: float = 0.1) -> Scope:
+    return scope_of(read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(2000, 2)), share)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_false_alarms_are_as_many_as_were_asked_for(share: float) -> None:
+    # Oracle: the share itself, on 2,000 prompts of the same kinds that nothing was measured on; prompts of others.
+    scope = made_scope(share)
+    fresh = scope.contains(*pad_states(kinds_of_prompts(2000, 3)))
+    assert share / 2 < float((~fresh).float().mean()) < 2 * share
+    assert not scope.contains(*pad_states(states(40, seed=5))).any()
+
+
+def test_the_distance_is_scikit_learns() -> None:
+    # Oracle: scikit-learn's log-likelihood under probabilistic principal components, up to its constant.
+    train, fresh = read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(50, 4) + states(10))
+    scope = scope_of(train, fresh, 0.1)
+    scaler = StandardScaler().fit(train.double().numpy())
+    fitted = PCA(scope.config.components).fit(scaler.transform(train.double().numpy()))
+    found = scope.distances(fresh).double().square()
+    told = -2 * torch.tensor(fitted.score_samples(scaler.transform(fresh.double().numpy())))
+    assert scope.config.components == WIDTH
+    assert (found - found[0]).tolist() == pytest.approx((told - told[0]).tolist(), rel=1e-3, abs=1e-2)
+    assert float((scope.distances(fresh) > scope.threshold).double().mean()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_prompts_batch_does_not_matter() -> None:
+    # Oracle: each prompt alone.
+    scope, many = made_scope(), kinds_of_prompts(60, 6) + states(6)
+    together = scope.contains(*pad_states(many)).tolist()
+    assert together == [bool(scope.contains(*pad_states([one]))) for one in many]
+    assert set(together) == {True, False}
+
+
+def scoped_router(seed: int = 0) -> Router:
+    """A router of six layers with operating points, a guarantee and a scope."""
+    made = make_router(seed)
+    with torch.inference_mode():
+        made.head.calibrate(made.head(*pad_states(kinds_of_prompts(40, 7))))
+    promised = Guarantee(0.1, 0.1, "accuracy", 0.5, None, 10, 0.0, 5.0, None)
+    config = dataclasses.replace(made.config, budget_points=made.head.budget_points)
+    return Router(config, made.head, promised, made_scope())
+
+
+def test_what_lies_outside_runs_at_full_depth_at_every_operation() -> None:
+    # Oracle: the same router without a scope, and the scope by itself.
+    router = scoped_router()
+    plain, many = dataclasses.replace(router, scope=None), kinds_of_prompts(30, 8) + states(6)
+    assert router.scope is not None
+    inside = router.scope.contains(*pad_states(many)).tolist()
+    assert not any(inside[30:])
+    for wanted in (Operation(), Operation(3.0), Operation(guaranteed=True), Operation(point=OperatingPoint(None))):
+        anyhow = plain.decide(many, wanted)
+        for one, other, known in zip(router.decide(many, wanted), anyhow, inside, strict=True):
+            assert one.in_scope == known
+            assert one.chain == (other.chain if known else FULL)
+        if not wanted.guaranteed:
+            assert router.decide(many, dataclasses.replace(wanted, scope=False)) == anyhow
+    mixed = router.decide(many, [Operation(scope=i % 2 == 0) for i in range(36)])
+    assert [one.in_scope for one in mixed] == [i % 2 == 1 or known for i, known in enumerate(inside)]
+    with pytest.raises(ValueError, match="scope: expected true with guaranteed, which was certified with it"):
+        router.require(Operation(guaranteed=True, scope=False))
+
+
+def test_a_scope_is_stored_with_the_weights(tmp_path: Path) -> None:
+    # Oracle: the router in memory; one of before scopes, whose config does not know the word.
+    router, many = scoped_router(), kinds_of_prompts(30, 8) + states(6)
+    save_router(tmp_path / "r", router)
+    loaded = load_router(tmp_path / "r")
+    assert loaded.scope is not None
+    assert router.scope is not None
+    assert loaded.config.scope == loaded.scope.config == router.scope.config
+    assert loaded.decide(many) == router.decide(many)
+    assert weights_sha256(loaded) == weights_sha256(router) != weights_sha256(dataclasses.replace(router, scope=None))
+    path = tmp_path / "r" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"scope": config["scope"] | {"components": 4096}}))
+    with pytest.raises(InputError, match=r"scope.axes of shape \[32, 4096\], got \[32, 16\]"):
+        load_router(tmp_path / "r")
+
+    save_router(tmp_path / "old", dataclasses.replace(router, scope=None))
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("scope") is None
+    path.write_text(json.dumps(config))
+    old = load_router(tmp_path / "old")
+    assert old.scope is None
+    assert old.decide(many) == dataclasses.replace(router, scope=None).decide(many)
+
+
+def prompts_states(model: PreTrainedModel, rows: int) -> list[Tensor]:
+    ids, mask = prompts(rows)
+    hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[2]
+    return [row[kept.bool()] for row, kept in zip(hidden, mask, strict=True)]
+
+
+def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(tmp_path: Path) -> None:
+    # Oracle: the base model's own generate; `route` on each row; the same model with its scope off.
+    folder, model = write_routed(tmp_path), tiny_model("llama")
+    known = read(prompts_states(model, 24))
+    # Around the first 23 prompts: the rows below are some of them, and one that is no prompt of that kind.
+    made = dataclasses.replace(load_router(folder), scope=scope_of(known, known, 0.0))
+    save_router(folder, made)
+    routed = RoutedModel.from_pretrained(folder, budget=4.0)
+    ids, mask = prompts(6)
+    ids[5] = torch.full_like(ids[5], 7)  # one token over and over
+    mask[5] = 1
+    decided = routed.route(ids, mask)
+    assert [one.in_scope for one in decided] == [True] * 5 + [False]
+    assert decided[5].chain.is_full
+    assert not all(one.chain.is_full for one in decided)
+    generated = routed.generate(input_ids=ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(generated[5:], model.generate(input_ids=ids[5:], attention_mask=mask[5:], **GREEDY))
+    assert routed.decide(routed.read(ids, mask), [3.2] * 6)[5].chain.is_full
+    for off in (RoutedModel.from_pretrained(folder, budget=4.0, scope=False), copy.deepcopy(routed)):
+        off.scope = False
+        assert [one.chain for one in off.route(ids, mask)][:5] == [one.chain for one in decided[:5]]
+        assert not off.route(ids, mask)[5].chain.is_full
+        assert copy.deepcopy(off).scope is False
+    assert routed.score("7" * 30, [" 7"]).routed.in_scope is False
+    with pytest.raises(ValueError, match="scope: expected true with guaranteed"):
+        RoutedModel.join(
+            model, dataclasses.replace(made, guarantee=router_for(model).guarantee), guaranteed=True, scope=False
+        )
