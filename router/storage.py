@@ -296,11 +296,18 @@ class Router:
     ) -> Float[Tensor, "batch chains"]:
         """Return the head's value of each chain for each sample, before any price on depth.
 
+        Out of the scope only the full chain has one, 0; that of the others is -inf.
+
         Args:
             states: `hidden_states[read_layer]` of each sample's tokens.
             chains: the chains that are valued.
         """
-        return self.head.scores_of(self.head(*pad_states(states)), chains)
+        padded = pad_states(states)
+        values = self.head.scores_of(self.head(*padded), chains)
+        if self.scope is not None:
+            full = torch.tensor([0.0 if chain.is_full else -torch.inf for chain in chains]).to(values)
+            values = torch.where(self.scope.contains(*padded)[:, None], values, full)
+        return values
 
     def _point(self, operation: Operation) -> OperatingPoint:
         """Return the operating point that an operation stands for."""

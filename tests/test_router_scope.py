@@ -103,6 +103,9 @@ def test_what_lies_outside_runs_at_full_depth_at_every_operation() -> None:
             assert one.chain == (other.chain if known else FULL)
         if not wanted.guaranteed:
             assert router.decide(many, dataclasses.replace(wanted, scope=False)) == anyhow
+    chains = [FULL, FULL.skip(3, 1)]
+    expected = torch.where(torch.tensor(inside)[:, None], plain.scores(many, chains), torch.tensor([0, -torch.inf]))
+    assert torch.equal(router.scores(many, chains), expected)
     mixed = router.decide(many, [Operation(scope=i % 2 == 0) for i in range(36)])
     assert [one.in_scope for one in mixed] == [i % 2 == 1 or known for i, known in enumerate(inside)]
     with pytest.raises(ValueError, match="scope: expected true with guaranteed, which was certified with it"):
@@ -145,7 +148,7 @@ def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(tmp_path: Path)
     # Oracle: the base model's own generate; `route` on each row; the same model with its scope off.
     folder, model = write_routed(tmp_path), tiny_model("llama")
     known = read(prompts_states(model, 24))
-    # Around the first 23 prompts: the rows below are some of them, and one that is no prompt of that kind.
+    # The rows below are some of the known prompts, and one that is no prompt of that kind.
     made = dataclasses.replace(load_router(folder), scope=scope_of(known, known, 0.0))
     save_router(folder, made)
     routed = RoutedModel.from_pretrained(folder, budget=4.0)

@@ -106,6 +106,7 @@ def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(proje
     assert own.full_accuracy == sum(record.full.stands for record in records) / len(records)
     assert own.chance_accuracy == pytest.approx(sum(1 / len(sample.choices) for sample in samples) / len(samples))
     assert own.samples == len(samples) == 20
+    assert own.mean_depth == pytest.approx(sum(one.chain.depth for one in router.decide(states)) / len(samples))
     measured = [point for point in router.config.budget_points if point.accuracy is not None]
     assert len(measured) >= min(POINTS, len(router.config.budget_points))
     for point in measured:
@@ -113,6 +114,31 @@ def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(proje
         near = router.measured(point.mean_depth)
         assert near is not None
         assert near.accuracy == point.accuracy
+
+
+def test_budgets_and_calibration_know_the_scope_and_the_head_does_not(project: Path) -> None:
+    # Oracle: what the router decides on validation; the run without a scope, whose head is the same to the bit.
+    main(arguments(project, out=project / "plain", scope="null"))
+    main(arguments(project, out=project / "narrow", scope__share=0.25))
+    plain, narrow = (load_router(project / name) for name in ("plain", "narrow"))
+    assert plain.scope is None
+    assert "out_of_scope" not in plain.config.training["validation"]
+    for name, tensor in narrow.head.state_dict().items():
+        assert torch.equal(tensor, plain.head.state_dict()[name])
+    model, tokenizer = load_model(str(project / "model"), dtype="float32")
+    samples = read_samples(project / "data" / "validation.jsonl")
+    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    states = list(compute_states(scorer, samples, 2, "states").values())
+    decided = narrow.decide(states)
+    assert [one.in_scope for one in decided].count(False) == 5
+    assert all(one.chain.is_full for one in decided if not one.in_scope)
+    assert narrow.config.training["validation"]["out_of_scope"] == 0.25
+    # The greatest price: all that is inside runs at its shallowest.
+    cheapest = min(narrow.config.budget_points, key=lambda point: point.mean_depth)
+    inside = [i for i, one in enumerate(decided) if one.in_scope]
+    least = narrow.decide([states[i] for i in inside], Operation(point=OperatingPoint(cheapest.offset)))
+    mean = 0.75 * sum(one.chain.depth for one in least) / len(inside) + 0.25 * NUM_LAYERS
+    assert cheapest.mean_depth == pytest.approx(mean)
 
 
 def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:

@@ -35,7 +35,7 @@ from router.validation import SETTINGS, Count, InputError
 from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
 from train.module import HeadSettings, RouterModule
-from train.operating import in_scope_points, measure_accuracy
+from train.operating import calibrate_in_scope, measure_accuracy
 from train.scope import ScopeSettings, fit_scope
 
 DONE_FILE = "train.json"
@@ -220,9 +220,7 @@ def _finish(
     if not output.isfinite().all():
         raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
     scope, inside = (None, None) if wanted is None else fit_scope(data, wanted)
-    everywhere = torch.ones(len(output), dtype=torch.bool)
-    with_target = everywhere if inside is None else inside[torch.tensor(data.has_target["validation"])]
-    head.budget_points = in_scope_points(head, output, with_target)
+    calibrate_in_scope(head, output, data, inside)
     final = module.measures(output, torch.stack(validation.targets))
     figures, head.budget_points = measure_accuracy(head, data, inside)
     final |= figures

@@ -27,11 +27,13 @@ POINTS = 4
 """Operating points that are measured where chains have to be run for it, about: each runs all samples once."""
 Job = tuple[int, Chain]
 """A sample's place, and a chain for it."""
+Inside = Bool[Tensor, " validation"] | None
+"""Which validation samples lie inside of a router's scope; None: it has none."""
 
 
 @torch.inference_mode()
 def measure_accuracy(
-    head: Head, data: RouterData, inside: Bool[Tensor, " validation"] | None = None
+    head: Head, data: RouterData, inside: Inside = None
 ) -> tuple[dict[str, float], tuple[BudgetPoint, ...]]:
     """Return how right a head is at its own choice, and its operating points with their accuracy where it is measured.
 
@@ -75,19 +77,27 @@ def measure_accuracy(
     return figures, points
 
 
-def in_scope_points(
-    head: Head, output: Float[Tensor, "batch ..."], inside: Bool[Tensor, " batch"]
-) -> tuple[BudgetPoint, ...]:
-    """Calibrate a head on outputs inside of the scope; returns its points with what is outside at full depth.
+def calibrate_in_scope(head: Head, output: Float[Tensor, "examples ..."], data: RouterData, inside: Inside) -> None:
+    """Set a head's operating points; their mean depth counts what lies outside of the scope at full depth.
+
+    Args:
+        head: the trained head.
+        output: its output on the validation examples, which are the samples with a target.
+        data: the data, set up.
+        inside: which validation samples lie inside of the scope; None: all.
 
     Raises:
-        InputError: where all are outside.
+        InputError: where no sample with a target lies inside.
     """
-    if not inside.any():
+    if inside is None:
+        head.calibrate(output)
+        return
+    known = inside[torch.tensor(data.has_target["validation"])]
+    if not known.any():
         raise InputError("scope.share: expected a validation sample with a target inside of the scope, got none")
-    head.calibrate(output[inside])
+    head.calibrate(output[known])
     share = _mean(inside.tolist())
-    return tuple(
+    head.budget_points = tuple(
         dataclasses.replace(point, mean_depth=share * point.mean_depth + (1 - share) * head.num_layers)
         for point in head.budget_points
     )
