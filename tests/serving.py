@@ -199,7 +199,7 @@ class Running:
         assert answer["choices"][0]["text"] == alone.text
         with self.http() as client:
             health = client.get("/health").json()
-        assert health | {"budget": 0} == {"status": "ok", "ready": True, "waiting": 0, "running": 0, "budget": 0}
+        assert (health["status"], health["ready"], health["waiting"], health["running"]) == ("ok", True, 0, 0)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -27,10 +28,13 @@ from eval.tables import print_report
 from router.chain import Chain
 from router.engine.load import load_model
 from router.files import read_json, sha256_file
-from router.storage import Operation, load_router
+from router.heads.head import pad_states
+from router.scope import pooled
+from router.storage import Operation, load_router, save_router
 from router.validation import to_plain
 from tests.evaluation import ARM_NAMES, FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
 from tests.tiny import NUM_LAYERS
+from train.scope import scope_of
 
 
 def test_every_arm_answers_every_test_sample(finished: World) -> None:
@@ -223,3 +227,27 @@ def test_an_oracle_is_judged_anew_where_records_have_variants(
     assert f"<td>{headroom.depth['anew']:.2f}<small>" in page
     assert headroom.advice in page
     assert "judged on others, it gains" in page
+
+
+def test_what_is_out_of_scope_runs_at_full_depth_and_is_counted(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the router on each test sample; figures have tests of their own.
+    monkeypatch.setattr("eval.figures.DRAWINGS", ())
+    model, tokenizer = load_model(str(world.folder / "model"), dtype="float32", device="cpu")
+    scorer, samples = ChainScorer(model, tokenizer, load_task("arc_easy")), make_samples()
+    states = {split: scorer.states(scorer.load(scorer.encode_all(samples[split])), PREFIX) for split in samples}
+    train, validation = (pooled(*pad_states(states[split])) for split in ("train", "validation"))
+    router = dataclasses.replace(load_router(world.folder / "router"), scope=scope_of(train, validation, 0.5))
+    save_router(world.folder / "router", router)
+    main(world.arguments(control_samples=0, baselines="[]"))
+    decided = router.decide(states["test"], Operation(budget=4.2))
+    outside = {one.id for one, routed in zip(samples["test"], decided, strict=True) if not routed.in_scope}
+    assert 0 < len(outside) < len(decided)
+    results = read_results(world.out / RESULTS_FILE, NUM_LAYERS)
+    assert {one.sample_id for one in results if not one.in_scope} == outside
+    assert all(one.chain == FULL for one in results if not one.in_scope)
+    arms = {arm["name"]: arm["out_of_scope"] for arm in read_json(world.out / REPORT_FILE)["arms"]}
+    assert (arms["router"], arms["full"], arms["random"]) == (len(outside), 0, 0)
+    assert f"out of the router's scope, so at full depth: {len(outside)} of 14 samples" in capsys.readouterr().out
+    assert f"at full depth: {len(outside)} of 14 samples" in (world.out / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import sys
@@ -22,7 +23,10 @@ from router.__main__ import main
 from router.command import run_command
 from router.engine.choices import Question
 from router.engine.view import chain_view
+from router.heads.head import pad_states
 from router.routed.lm_eval import RoutedLM, question_of_requests
+from router.scope import pooled
+from router.storage import Operation, load_router, save_router
 from router.validation import InputError
 from tests.harness import (
     BUDGET,
@@ -43,6 +47,7 @@ from tests.harness import (
 )
 from tests.routed_folders import write_routed
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from train.scope import scope_of
 
 ROUTED = ("tiny_choice", "tiny_blank", "tiny_written")
 
@@ -312,3 +317,19 @@ def test_lm_eval_knows_the_name_once() -> None:
     (line,) = content["project"]["entry-points"]["lm_eval.models"].items()
     assert EntryPoint(*line, "lm_eval.models").load() is RoutedLM
     assert line[0] == "cola-router"
+
+
+def test_documents_out_of_scope_run_at_full_depth_and_are_counted(
+    project: Path, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    # Oracle: the router with that scope, on states by hand; a scope that leaves out a quarter of the documents.
+    states = [states_of(model, prompt_of(row), [f" {one}" for one in row["choices"]]) for row in documents()]
+    known = pooled(*pad_states(states))
+    scoped = dataclasses.replace(load_router(project / "router"), scope=scope_of(known, known, 0.25))
+    save_router(tmp_path / "router", scoped)
+    arguments = ["--model_args", f"router={tmp_path / 'router'},device=cpu,budget={BUDGET}"]
+    results, _ = run(tmp_path / "out", project / "tasks", "tiny_choice", *arguments, "--batch_size", "4")
+    decided = scoped.decide(states, Operation(budget=BUDGET))
+    told = results["config"]["cola_router"]["tasks"]["tiny_choice"]
+    assert told["out_of_scope"] == sum(not one.in_scope for one in decided) == 3
+    assert told["mean_depth"] == pytest.approx(sum(one.chain.depth for one in decided) / len(decided))

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from router.__main__ import main
 from router.chain import Chain
 from router.heads.head import pad_states
 from router.routed import RoutedModel
@@ -144,7 +145,9 @@ def prompts_states(model: PreTrainedModel, rows: int) -> list[Tensor]:
     return [row[kept.bool()] for row, kept in zip(hidden, mask, strict=True)]
 
 
-def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(tmp_path: Path) -> None:
+def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Oracle: the base model's own generate; `route` on each row; the same model with its scope off.
     folder, model = write_routed(tmp_path), tiny_model("llama")
     known = read(prompts_states(model, 24))
@@ -168,6 +171,9 @@ def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(tmp_path: Path)
         assert not off.route(ids, mask)[5].chain.is_full
         assert copy.deepcopy(off).scope is False
     assert routed.score("7" * 30, [" 7"]).routed.in_scope is False
+    for scope in ("true", "false"):
+        main(["route", str(folder), "--prompt", "7" * 30, "--scope", scope])
+        assert ("5 of 5 layers, out of the router's scope" in capsys.readouterr().out) == (scope == "true")
     with pytest.raises(ValueError, match="scope: expected true with guaranteed"):
         RoutedModel.join(
             model, dataclasses.replace(made, guarantee=router_for(model).guarantee), guaranteed=True, scope=False

@@ -15,11 +15,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
+from router.heads.head import pad_states
 from router.latency import SCHEMA, LatencyProfile, Line
+from router.routed import RoutedModel
+from router.scope import pooled
 from router.serving import app as gate
 from router.serving.rows import Sampling
 from tests.serving import BUDGET, NAME, Alone, Brake, Oracle, Running, running, tiny_routed, until
+from tests.tiny import NUM_LAYERS
+from train.scope import scope_of
 
 PROMPT = "Which of these is a fox?"
 CHAT = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Which is ice?"}]
@@ -49,7 +55,7 @@ def test_a_completion_is_what_generate_gives(server: Running, client: openai.Ope
     alone = server.oracle.alone(prompt, 12)
     (choice,) = got.choices
     assert (choice.text, choice.finish_reason, choice.index) == (alone.text, alone.reason, 0)
-    assert choice.model_extra == {"chain": str(alone.chain), "depth": alone.chain.depth}
+    assert choice.model_extra == {"chain": str(alone.chain), "depth": alone.chain.depth, "in_scope": True}
     assert got.usage is not None
     assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (len(prompt), alone.tokens)
     assert got.usage.total_tokens == len(prompt) + alone.tokens
@@ -160,7 +166,7 @@ def test_a_request_has_a_budget_of_its_own(server: Running, client: openai.OpenA
         alone = oracle.alone(prompt, 4, budget=budget)
         chains.add(alone.chain)
         assert got.choices[0].text == alone.text
-        assert got.choices[0].model_extra == {"chain": str(alone.chain), "depth": alone.chain.depth}
+        assert got.choices[0].model_extra == {"chain": str(alone.chain), "depth": alone.chain.depth, "in_scope": True}
     assert len(chains) > 1
     with pytest.raises(openai.BadRequestError, match=r"budget: expected a mean depth in \d.*, got 77.0") as caught:
         client.completions.create(model=NAME, prompt="x", extra_body={"budget": 77})
@@ -545,3 +551,19 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         assert got.startswith(b"HTTP/1.1 200 ")
         assert not got.endswith(b"0\r\n\r\n")  # how a whole answer ends
         assert server.service.batcher.running == 0
+
+
+def test_an_answer_says_whether_its_prompt_is_in_scope() -> None:
+    # Oracle: a scope around prompts of one form; a prompt that is one of them, and one of another form.
+    plain, forms = tiny_routed(), [f"Which of these is number {i}?" for i in range(40)]
+    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in forms]
+    known = pooled(*pad_states(read))
+    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0))
+    scoped = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
+    with running(scoped) as server:
+        told = [server.post(prompt=one, max_tokens=2).json()["choices"][0] for one in (forms[3], "~" * 20)]
+        assert [one["in_scope"] for one in told] == [True, False]
+        assert told[1]["depth"] == NUM_LAYERS
+        with server.http() as client:
+            health = client.get("/health").json()
+    assert (health["routed"], health["out_of_scope"]) == (2, 1)
