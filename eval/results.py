@@ -61,8 +61,7 @@ class ArmResult:
         correct: whether it is right.
         scores: as in `ChainResult`; none of a generated answer.
         margin: as in `ChainResult`.
-        in_scope: whether it is in the router's scope; of other arms than the router's, and in results from before
-            routers had one, true.
+        in_scope: whether it is in the router's scope; true of other arms than the router's. Left out where true.
     """
 
     arm: str
@@ -78,7 +77,7 @@ class ArmResult:
     correct: bool
     scores: tuple[float, ...]
     margin: float
-    in_scope: bool = True
+    in_scope: Annotated[bool, Field(exclude_if=bool)] = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

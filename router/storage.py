@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
@@ -86,7 +87,7 @@ class RouterConfig:
         fingerprints: the base model, tokenizer and prompt that it was trained for.
         budget_points: operating points measured on the validation split.
         training: what is worth knowing of the training: settings, hashes of the records, measures.
-        scope: what its scope is; null: it has none, and takes every prompt for one like those of training.
+        scope: what its scope is; left out: it has none, and takes every prompt for one like those of training.
     """
 
     head: Literal["layerwise", "menu"]
@@ -102,7 +103,7 @@ class RouterConfig:
     fingerprints: Fingerprints
     budget_points: tuple[BudgetPoint, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
-    scope: ScopeConfig | None = None
+    scope: Annotated[ScopeConfig | None, Field(exclude_if=operator.not_)] = None
 
     def base(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
         """Return the base model's name and hub revision, given those that were asked for, if any."""
