@@ -26,9 +26,12 @@ class Summary:
         """
         self._all: Counter[str] = Counter()
         self._new: Counter[str] = Counter()
+        self._stand = ""
         agreement = Agreement()
         for record in records:
             agreement.add(record)
+            if record.variants > 1:
+                self._stand = f" in enough of {record.variants} variants"
             counted = {
                 "samples": 1,
                 "right": int(record.full.correct),
@@ -55,7 +58,8 @@ class Summary:
         lines = [
             f"{every['samples']} samples ({new['samples']} searched now, "
             f"{new['chains'] / max(seconds, 1e-9):.0f} chains/s); full depth right "
-            f"{every['right'] / every['samples']:.3f}; some chain right {every['found'] / every['samples']:.3f} (has "
+            f"{every['right'] / every['samples']:.3f}; some chain right{self._stand} "
+            f"{every['found'] / every['samples']:.3f} (has "
             f"seen the answers), shortest at mean depth {every['depth'] / max(1, every['found']):.1f}; "
             f"{every['executed'] / every['nominal']:.2f} of nominal layers run"
         ]
