@@ -34,25 +34,15 @@ demo: $(READY)
 	$(PY) -m eval --config configs/eval/demo.yaml
 	$(PY) -m eval latency --config configs/eval/demo_latency.yaml
 
-demo-qwen: $(READY)
-	$(PY) -m data prepare --config configs/data/qwen.yaml
-	$(PY) -m search --config configs/search/qwen.yaml
+demo-qwen demo-mixture: demo-%: $(READY)
+	$(PY) -m data prepare --config configs/data/$*.yaml
+	$(PY) -m search --config configs/search/$*.yaml
 	for seed in 0 1 2; do \
-	  $(PY) -m train --config configs/train/qwen.yaml --seed_everything $$seed --out runs/qwen/router-$$seed || exit $$?; \
+	  $(PY) -m train --config configs/train/$*.yaml --seed_everything $$seed --out runs/$*/router-$$seed || exit $$?; \
 	done
-	$(PY) -m train calibrate --config configs/train/qwen_calibrate.yaml
-	$(PY) -m eval curves --config configs/eval/qwen_curves.yaml
-	$(PY) -m eval --config configs/eval/qwen.yaml
-
-demo-mixture: $(READY)
-	$(PY) -m data prepare --config configs/data/mixture.yaml
-	$(PY) -m search --config configs/search/mixture.yaml
-	for seed in 0 1 2; do \
-	  $(PY) -m train --config configs/train/mixture.yaml --seed_everything $$seed --out runs/mixture/router-$$seed || exit $$?; \
-	done
-	$(PY) -m train calibrate --config configs/train/mixture_calibrate.yaml
-	$(PY) -m eval curves --config configs/eval/mixture_curves.yaml
-	$(PY) -m eval --config configs/eval/mixture.yaml
+	$(PY) -m train calibrate --config configs/train/$*_calibrate.yaml
+	$(PY) -m eval curves --config configs/eval/$*_curves.yaml
+	$(PY) -m eval --config configs/eval/$*.yaml
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not families"

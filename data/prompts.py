@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import string
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ class Prompt:
     opening: str = ""
     end: NotEmpty | None = AUTO
     example: str = "answer"
-    wordings: Annotated[tuple[NotEmpty, ...], Field(exclude_if=lambda texts: not texts)] = ()
+    wordings: Annotated[tuple[NotEmpty, ...], Field(exclude_if=operator.not_)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -32,10 +33,6 @@ TIE = 1e-6
 """Margin of an exact answer that argmax picks among equal logits."""
 Answer = int | str | None
 """Index of a choice, text of a free answer, or None: no answer could be read."""
-
-
-def _is_empty(value: tuple[object, ...]) -> bool:
-    return not value
 
 
 def _is_none(value: object) -> bool:
@@ -74,7 +71,7 @@ class VariantResult:
         return cls(result.scores, result.prediction, result.correct, result.margin)
 
 
-Variants = Annotated[tuple[VariantResult, ...], Field(exclude_if=_is_empty)]
+Variants = Annotated[tuple[VariantResult, ...], Field(exclude_if=operator.not_)]
 """Answers in variants; left out of files where there are none."""
 
 

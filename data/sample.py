@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import re
 import unicodedata
 from dataclasses import field
@@ -59,7 +60,8 @@ class Sample:
         metadata: what the data set says besides (source id, difficulty, subject), JSON values.
         context: text that the question is about; empty: none.
         images: names of the pictures that it is about, files in `images/` beside the sample file (`data.pictures`).
-        aliases: other texts that count as the right answer, where it is free and generated.
+        aliases: other texts that count as the right answer, where it is free and generated. Left out of files where
+            there are none.
     """
 
     task: Text
@@ -70,7 +72,7 @@ class Sample:
     metadata: dict[str, Any] = field(default_factory=dict)
     context: AnyText = ""
     images: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.png$")], ...] = ()
-    aliases: tuple[Text, ...] = ()
+    aliases: Annotated[tuple[Text, ...], Field(exclude_if=operator.not_)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -144,14 +146,8 @@ def _as_symbol(match: re.Match[str]) -> str:
 
 def write_samples(path: Path, samples: list[Sample]) -> None:
     """Write samples as JSON Lines, one object a line with the schema version and the id; complete or absent."""
-    write_text(path, "".join(json.dumps(_plain(sample), ensure_ascii=False) + "\n" for sample in samples))
-
-
-def _plain(sample: Sample) -> dict[str, Any]:
-    plain = {"schema": SCHEMA, "id": sample.id, **to_plain(sample)}
-    if not sample.aliases:
-        del plain["aliases"]  # so that files of other tasks stay as they were
-    return plain
+    lines = (json.dumps({"schema": SCHEMA, "id": s.id, **to_plain(s)}, ensure_ascii=False) for s in samples)
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def read_samples(path: Path, setting: str = "samples") -> list[Sample]:

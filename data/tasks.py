@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ class Task:
     prompt: Prompt = field(default_factory=Prompt)
     examples: tuple[Sample, ...] = field(default=(), hash=False)
     shuffle: Count = 0
-    variant: Annotated[int, Field(ge=0, exclude_if=lambda number: number == 0)] = 0
+    variant: Annotated[int, Field(ge=0, exclude_if=operator.not_)] = 0
     free_form: bool = False
     grading: Literal["math", "text"] = "math"
     max_new_tokens: Positive = 32
