@@ -16,13 +16,13 @@ import random
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from data.sample import read_samples
 from data.scoring import ChainScorer, batches_by_length
 from data.statistics import share_of
 from data.tasks import read_tasks
+from eval.tables import number, table
 from router.engine.load import chat_tokens, left_padded, padding_token
 from router.files import write_json
 from router.heads.head import Decision
@@ -147,20 +147,14 @@ def main() -> None:
     tokens |= {"known": [list(one.prompt) for one in scorer.encode_all(samples)]}
     decided = {name: routes(routed, prompts, name) for name, prompts in tokens.items()}
     decided["all foreign"] = [one for name, of_kind in decided.items() if name != "known" for one in of_kind]
-    table = Table("kind", "prompts", "at full depth", "95 %", "out of scope", "95 %")
-    figures = {}
+    rows, figures = [], {}
     for name, of_kind in decided.items():
-        row = {"full": share_of([one.chain.is_full for one in of_kind])}
-        row["outside"] = share_of([not one.in_scope for one in of_kind])
-        cells = [
-            cell
-            for share in row.values()
-            if share is not None
-            for cell in (f"{share.share:.3f}", f"{share.interval[0]:.3f}..{share.interval[1]:.3f}")
-        ]
-        table.add_row(name, str(len(of_kind)), *cells)
-        figures[name] = {key: to_plain(share) for key, share in row.items()}
-    Console(width=100).print(table)
+        shares = {"full": share_of([one.chain.is_full for one in of_kind])}
+        shares["outside"] = share_of([not one.in_scope for one in of_kind])
+        cells = ["-" if one is None else number(one.share, one.interval) for one in shares.values()]
+        rows.append([name, str(len(of_kind)), *cells])
+        figures[name] = {key: to_plain(one) for key, one in shares.items()}
+    Console(width=100).print(table(None, ("kind", "prompts", "at full depth (95 %)", "out of scope (95 %)"), rows))
     if options.json is not None:
         write_json(options.json, {"router": str(options.router), "budget": options.budget, "kinds": figures})
 

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from pydantic.dataclasses import dataclass
-from scipy.optimize import linprog
 
+import router.heads.budget
 from data.records import ChainResult, SearchRecord
 from data.statistics import Estimate, Proportion, mean_of, share_of
 from router.validation import STORED, NotNegative, Positive, Share
@@ -307,16 +307,18 @@ def best_mixture(
 ) -> Float[np.ndarray, " chains"]:
     """Return the shares of chains that are most accurate together at a mean depth of at most `budget` layers.
 
-    A linear programme; at most two shares are above 0.
+    At most two shares are above 0.
 
     Raises:
         ValueError: where every chain is deeper than the budget.
     """
-    found = linprog(-accuracy, A_ub=depths[None], b_ub=[budget], A_eq=np.ones((1, len(depths))), b_eq=[1.0])
-    if not found.success:
+    found = router.heads.budget.best_mixture(accuracy.tolist(), depths.astype(float).tolist(), budget)
+    if found is None:
         raise ValueError(f"budget: expected at least the depth {depths.min()} of the shallowest chain, got {budget}")
-    shares: NDArray[np.float64] = np.clip(found.x, 0, 1)
-    return shares / float(shares.sum())
+    shares = np.zeros(len(depths))
+    shares[found.first] += found.share
+    shares[found.second] += 1 - found.share
+    return shares
 
 
 def _dense_margins(records: Sequence[SearchRecord]) -> Float[np.ndarray, "variants samples chains"] | None:

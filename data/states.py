@@ -8,7 +8,7 @@ the states that it has computed anyway; whoever needs others adds them. The fold
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,11 +21,14 @@ from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from router.files import replacing, sha256_json
 from router.fingerprint import Fingerprints
+from router.validation import InputError
 
 VERSION = 1
 """Version of the files' format and of what the states are."""
 BATCH_SAMPLES = 64
 """Samples whose states are computed together and stand in one file."""
+READ_AT_ONCE = 256
+"""Samples whose states are held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,25 @@ def read_states(
         except SafetensorError:
             continue  # a damaged file counts as none
     return found
+
+
+def kept_states(
+    folder: Path, origin: StatesOrigin, sample_ids: Sequence[str], layer: int, split: str
+) -> Iterator[list[Tensor]]:
+    """Give the states that a search has kept of a split, in parts, so that they need not fit in memory.
+
+    Raises:
+        InputError: where some are missing.
+    """
+    for start in range(0, len(sample_ids), READ_AT_ONCE):
+        part = sample_ids[start : start + READ_AT_ONCE]
+        found = read_states([folder], origin, part, layer)
+        if len(found) < len(part):
+            raise InputError(
+                f"records: expected the states that the router reads (hidden_states[{layer}]) of {split} in {folder}, "
+                f"got none for some; run python -m search with --read_layers '[{layer}]'"
+            )
+        yield [found[key] for key in part]
 
 
 def states_of(

@@ -12,7 +12,7 @@ the real mode. Writes `curves.json` and a figure. Where the tables hold several 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from rich.table import Table
 
 from data.figures import save_figure
 from data.records import DenseTable, SearchRecord, read_records
-from data.states import StatesOrigin, read_states
+from data.states import StatesOrigin, kept_states
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_mixture, choose_static
 from eval.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy, whiskers
@@ -44,8 +44,6 @@ from router.validation import SETTINGS, Count, InputError
 SCHEMA = 1
 CURVES_FILE = "curves.json"
 FIGURE_FILES = ("curves.png", "curves.svg")
-ROUTED_AT_ONCE = 256
-"""Samples whose states are held in memory at once."""
 SHOWN = {"same_menu": "permuted within kinds"}
 """Baselines that the printed table calls otherwise than the file."""
 
@@ -150,11 +148,12 @@ def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: Cu
     require_unseen_by(folder, set(tables.test.sample_ids), settings.data)
     kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= router.config.read_layer]
     columns = np.array([tables.known.place(chain) for chain in kept])
+    origin, layer = StatesOrigin(router.config.fingerprints, router.config.dtype), router.config.read_layer
     values = {
         split: torch.cat(
             [
                 router.scores(part, kept).double()
-                for part in _states(router, of_split.sample_ids, settings.records / f"{split}.states", split)
+                for part in kept_states(settings.records / f"{split}.states", origin, of_split.sample_ids, layer, split)
             ]
         )
         for split, of_split in (("validation", tables.validation), ("test", tables.test))
@@ -173,20 +172,6 @@ def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: Cu
         measured = measure(tables, chosen["validation"], chosen["test"], budget, settings.seed)
         found.append({"name": name, "router": str(folder), "weights": sha256_file(folder / WEIGHTS_FILE), **measured})
     return found
-
-
-def _states(router: Router, ids: Sequence[str], folder: Path, split: str) -> Iterator[list[torch.Tensor]]:
-    """Give the states that the router reads, in parts, so that they need not fit in memory."""
-    origin, layer = StatesOrigin(router.config.fingerprints, router.config.dtype), router.config.read_layer
-    for start in range(0, len(ids), ROUTED_AT_ONCE):
-        part = ids[start : start + ROUTED_AT_ONCE]
-        found = read_states([folder], origin, part, layer)
-        if len(found) < len(part):
-            raise InputError(
-                f"records: expected the states that the router reads (hidden_states[{layer}]) of {split} in {folder}, "
-                f"got none for some; run python -m search with --read_layers '[{layer}]'"
-            )
-        yield [found[key] for key in part]
 
 
 def measure(

@@ -18,9 +18,10 @@ from data.flops import ForwardFlops
 from data.pool import Batch, Pool, Report, Task, Tick, run_batches
 from data.records import Answer, ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, Judge, batches_by_length, in_parts
+from data.scoring import ChainScorer, EncodedSample, Judge, SampleBlock, batches_by_length, in_parts
 from data.store import Store, read_finished
 from eval.arms import ALWAYS, FULL, LABELS, Arm, RouterArm
+from router.chain import Chain
 from router.files import read_json, require_file
 from router.fingerprint import Fingerprints
 from router.validation import STORED, ChainField, Count, InputError, NotNegative, Positive, from_plain
@@ -171,19 +172,22 @@ def _run_batch(
 ) -> list[ArmResult]:
     """Run all arms' chains on a batch."""
     block = scorer.load(samples)
-    chosen = [arm.chains(block) for arm in arms]
-    wanted = {(i, chain) for chains in chosen for i, chain in enumerate(chains)}
+    chosen = [_chosen(arm, block) for arm in arms]
+    wanted = {(i, chain) for chains in chosen for i, (chain, _) in enumerate(chains)}
     jobs = sorted(wanted, key=lambda job: (job[1].layers, job[0]))
     answered = in_parts(judge, block, jobs, lambda done: tick(done / len(jobs) * len(arms) * len(samples)))
-    inside = [
-        [one.in_scope for one in arm.decide(block)] if isinstance(arm, RouterArm) else [True] * len(samples)
-        for arm in arms
-    ]
     return [
-        ArmResult.of(arm.name, one.sample, one.length, answered[i, chains[i]], inside[place][i])
-        for place, (arm, chains) in enumerate(zip(arms, chosen, strict=True))
-        for i, one in enumerate(samples)
+        ArmResult.of(arm.name, one.sample, one.length, answered[i, chain], in_scope)
+        for arm, chains in zip(arms, chosen, strict=True)
+        for i, (one, (chain, in_scope)) in enumerate(zip(samples, chains, strict=True))
     ]
+
+
+def _chosen(arm: Arm, block: SampleBlock) -> list[tuple[Chain, bool]]:
+    """Return an arm's chain for each sample, and whether the sample is in the router's scope."""
+    if isinstance(arm, RouterArm):
+        return [(one.chain, one.in_scope) for one in arm.decide(block)]
+    return [(chain, True) for chain in arm.chains(block)]
 
 
 @dataclass(frozen=True, config=STORED)

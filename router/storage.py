@@ -266,26 +266,46 @@ class Router:
         operations = [operation] * len(states) if isinstance(operation, Operation) else list(operation)
         if len(operations) != len(states):
             raise ValueError(f"operation: expected {len(states)} operations, one a sample, got {len(operations)}")
-        if not operations:
-            return []
-        decided: dict[int, Decision] = {}
-        padded, output = pad_states(states), None
-        for one in dict.fromkeys(operations):
+        distinct = list(dict.fromkeys(operations))
+        by_operation = dict(zip(distinct, self.decide_each(states, distinct), strict=True))
+        return [by_operation[one][row] for row, one in enumerate(operations)]
+
+    @torch.inference_mode()
+    def decide_each(
+        self, states: Sequence[Float[Tensor, "_ d_model"]], operations: Sequence[Operation]
+    ) -> list[list[Decision]]:
+        """Decide one chain for each sample at each operation, as `decide` does; the states are read once.
+
+        Args:
+            states: `hidden_states[read_layer]` of each sample's tokens.
+            operations: how much depth to spend.
+
+        Returns:
+            For each operation the samples' decisions.
+
+        Raises:
+            ValueError: as in `require`.
+        """
+        for one in operations:
             self.require(one)
-            rows = [row for row, wanted in enumerate(operations) if wanted == one]
-            point = self._point(one)
-            if point.offset is None:
-                decided |= dict.fromkeys(rows, Decision(Chain.full(self.config.num_layers), 0.0))
-                continue
-            if output is None:
-                output = self.head(*padded)
-            best = [ranked[0] for ranked in self.head.decode_at(output[rows], point.offset)]
-            decided |= {row: self._or_full(chosen, point) for row, chosen in zip(rows, best, strict=True)}
+        if not states:
+            return [[] for _ in operations]
+        padded, points = pad_states(states), [self._point(one) for one in operations]
+        output = self.head(*padded) if any(point.offset is not None for point in points) else None
+        inside = [True] * len(states)
         if self.scope is not None and any(one.scope for one in operations):
-            outside = Decision(Chain.full(self.config.num_layers), 0.0, in_scope=False)
             inside = self.scope.contains(*padded).tolist()
-            decided |= {row: outside for row, one in enumerate(operations) if one.scope and not inside[row]}
-        return [decided[row] for row in range(len(operations))]
+        full = Decision(Chain.full(self.config.num_layers), 0.0)
+        outside = dataclasses.replace(full, in_scope=False)
+        found = []
+        for one, point in zip(operations, points, strict=True):
+            decided = [full] * len(states)
+            if output is not None and point.offset is not None:
+                decided = [self._or_full(ranked[0], point) for ranked in self.head.decode_at(output, point.offset)]
+            if one.scope:
+                decided = [chosen if known else outside for chosen, known in zip(decided, inside, strict=True)]
+            found.append(decided)
+        return found
 
     def forward_flops(self, tokens: int) -> int:
         """Return the floating-point operations of one sample's decision (2 a multiply-add)."""

@@ -79,7 +79,10 @@ def test_a_menu_table_of_the_split_says_the_same_as_running_the_chains(
         write_menu(project / f"{name}.json", Menu.of([FULL, *of_menu], 2))
         table = {"splits": "[calibration]", "first_editable": 2, "verify": "false", "read_layers": layers}
         search(search_arguments(project, project / name, menu=project / f"{name}.json", **table))
-    for name, message in (("poor", "every chain of the router"), ("stateless", "states at layer 2")):
+    for name, message in (
+        ("poor", "every chain of the router"),
+        ("stateless", "the states that the router reads (hidden_states[2]) of calibration"),
+    ):
         assert run_command(main, arguments(project, records=project / name)) == 2
         assert f"records: expected {message}" in capsys.readouterr().err
     main(arguments(project, records=project / "whole"))

@@ -27,7 +27,7 @@ from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
-from data.states import StatesOrigin, read_states
+from data.states import StatesOrigin, kept_states
 from data.store import Store
 from data.tasks import TASKS_FILE
 from router.chain import Chain
@@ -176,24 +176,21 @@ def _look_up(
     unknown = [sample.id for sample in samples if sample.id not in records]
     if unknown:
         raise InputError(f"records: expected a record of each sample in {path}, got none of {unknown[0]}")
-    first = records[samples[0].id]
+    first, ids = records[samples[0].id], [sample.id for sample in samples]
     router.config.fingerprints.require(first.fingerprints, f"records {path}")
-    origin, layer = StatesOrigin(first.fingerprints, first.dtype), router.config.read_layer
-    states = read_states([path.with_suffix(".states")], origin, list(records), layer)
-    bare = [sample.id for sample in samples if sample.id not in states]
-    if bare:
-        raise InputError(
-            f"records: expected states at layer {layer} (read_layers) beside {path}, got none of {bare[0]}"
-        )
-    table = [{result.chain: result for result in records[sample.id].results} for sample in samples]
-    routed = []
-    for one in tried:
-        chains = _chains(router, [states[sample.id] for sample in samples], one)
-        missing = [chain for known, chain in zip(table, chains, strict=True) if chain not in known]
+    origin = StatesOrigin(first.fingerprints, first.dtype)
+    picked: list[tuple[Chain, ...]] = []
+    for part in kept_states(path.with_suffix(".states"), origin, ids, router.config.read_layer, settings.split):
+        picked += _chains(router, part, tried)
+    routed: list[list[ChainResult]] = [[] for _ in tried]
+    for key, chains in zip(ids, picked, strict=True):
+        known = {result.chain: result for result in records[key].results}
+        missing = [chain for chain in chains if chain not in known]
         if missing:
             raise InputError(f"records: expected every chain of the router in {path}, got none of {missing[0]}")
-        routed.append(tuple(known[chain] for known, chain in zip(table, chains, strict=True)))
-    return Calibration(tuple(records[sample.id].full for sample in samples), tuple(routed))
+        for of_setting, chain in zip(routed, chains, strict=True):
+            of_setting.append(known[chain])
+    return Calibration(tuple(records[key].full for key in ids), tuple(map(tuple, routed)))
 
 
 def _key(settings: CalibrateSettings) -> str:
@@ -390,8 +387,7 @@ def run_settings(
     def work(batch: Batch[EncodedSample], report: Report) -> list[Routed]:
         block = scorer.load(batch.items)
         states = [state.cpu() for state in scorer.states(block, router.config.read_layer)]
-        by_setting = [_chains(router, states, one) for one in tried]
-        picked = [[chains[i] for chains in by_setting] for i in range(len(batch.items))]
+        picked = _chains(router, states, tried)
         distinct = [list(dict.fromkeys([full, *chains])) for chains in picked]
         results = iter(scorer.judge(block, [(i, chain) for i, chains in enumerate(distinct) for chain in chains]))
         made = []
@@ -420,8 +416,13 @@ def _key_of(row: Routed) -> str:
     return row.sample_id
 
 
-def _chains(router: Router, states: Sequence[Tensor], setting: OperatingPoint | Chain) -> list[Chain]:
-    """Return the chain of each sample at a setting."""
-    if isinstance(setting, Chain):
-        return [setting] * len(states)
-    return [one.chain for one in router.decide(states, Operation(point=setting))]
+def _chains(
+    router: Router, states: Sequence[Tensor], tried: Sequence[OperatingPoint | Chain]
+) -> list[tuple[Chain, ...]]:
+    """Return for each sample its chain at each setting."""
+    points = [Operation(point=one) for one in tried if isinstance(one, OperatingPoint)]
+    decided = iter(router.decide_each(states, points))
+    by_setting = [
+        [one] * len(states) if isinstance(one, Chain) else [choice.chain for choice in next(decided)] for one in tried
+    ]
+    return list(zip(*by_setting, strict=True))
