@@ -5,8 +5,8 @@
 
 Every search runs on every sample with every seed, for the right answer and, as the control of luck, for a wrong one.
 Without --data the samples are ARC-Easy questions and the model SmolLM2-135M-Instruct. With --variants a chain counts
-where it is right in all of them (in --stand_share of them): choices listed in other orders. They are asked one after
-the other, and a chain that cannot stand any more is not asked on.
+stands as in `python -m search` (`search.variants`): right in all of them, or in --stand_share of them. They are asked
+one after the other, and a chain that cannot stand any more is not asked on.
 
 Cost is the nominal depth of the evaluated chains, summed, once for each variant asked; reuse of states does not count.
 Every search spends the full cost; what less of it would have found are its first trials. Random search draws uniformly
@@ -22,7 +22,6 @@ Finished samples are kept under --out: a run that was killed goes on, and a fini
 from __future__ import annotations
 
 import argparse
-import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -37,12 +36,12 @@ from quality import Trace, found_by
 
 from data.answers import wrong_answers
 from data.pool import Batch, Task, run_batches
-from data.records import ChainResult
+from data.records import ChainResult, VariantResult
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer, SampleBlock, batches_by_length
 from data.statistics import Estimate, mean_of
 from data.store import Store
-from data.tasks import TaskSet, read_tasks
+from data.tasks import read_tasks
 from router.chain import Chain
 from router.command import plain_values, run_command
 from router.engine.load import load_model
@@ -51,6 +50,7 @@ from router.validation import STORED
 from search.actions import ActionSpace
 from search.algorithms import Searcher, TreeSearcher, make_searcher
 from search.settings import SearchSettings
+from search.variants import VariantSettings, load_variants
 
 PRESETS = Path(__file__).parents[1] / "configs" / "search" / "presets"
 OURS = ("default", "local")
@@ -96,48 +96,13 @@ class Plan:
         return {arm: self.settings(arm) for arm in names if arm in self.searches}
 
     @property
-    def needed(self) -> int:
-        """Variants in which a chain must be right."""
-        return math.ceil(self.stand_share * self.variants)
+    def asked(self) -> VariantSettings:
+        """In how many variants a chain is asked, and must be right."""
+        return VariantSettings(variants=self.variants, stand_share=self.stand_share)
 
 
 Key = tuple[str, str, int]
 """Arm, answer that is looked for ("gold" or "wrong") and seed."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A chain that a search tried on a sample.
-
-    Attributes:
-        chain: the chain.
-        results: what it answers in the variants asked, judged by what the search looks for.
-        plan: says how many there are, and how many must be right.
-    """
-
-    chain: Chain
-    results: tuple[ChainResult, ...]
-    plan: Plan
-
-    @property
-    def right(self) -> int:
-        """Variants in which it is right."""
-        return sum(one.correct for one in self.results)
-
-    @property
-    def stands(self) -> bool:
-        """Whether it counts as right."""
-        return self.right >= self.plan.needed
-
-    @property
-    def decided(self) -> bool:
-        """Whether all variants were asked, or too many are wrong for it to stand."""
-        asked = len(self.results)
-        return asked == self.plan.variants or asked - self.right > self.plan.variants - self.plan.needed
-
-    def reward(self, settings: SearchSettings) -> float:
-        """Return the mean reward of the variants; one that was not asked counts as 0."""
-        return sum(settings.reward_for(one.correct, one.margin) for one in self.results) / self.plan.variants
 
 
 @dataclass
@@ -147,30 +112,32 @@ class Play:
     Attributes:
         searcher: the search.
         target: the choice that it looks for.
-        budget: its cost, layers.
-        tried: the chains that it tried, in order.
+        plan: says what it may cost, and in how many variants chains are asked.
+        tried: what the chains that it tried answer, in order, judged by what it looks for.
     """
 
     searcher: Searcher
     target: int
-    budget: float
-    tried: list[Tried] = field(default_factory=list)
+    plan: Plan
+    tried: list[ChainResult] = field(default_factory=list)
 
     @property
     def over(self) -> bool:
         """Whether the budget is spent, or nothing is left to try."""
-        return sum(one.chain.depth * len(one.results) for one in self.tried) >= self.budget or self.searcher.done
+        spent = sum(one.chain.depth * len(one.answers) for one in self.tried)
+        return spent >= self.plan.budget or self.searcher.done
 
     @property
     def trace(self) -> Trace:
         """What the budget pays for."""
-        columns = [(one.chain.depth, one.stands, len(one.results)) for one in self.tried]
-        return Trace(self.tried[0].chain.num_layers, *zip(*columns, strict=True)).within(self.budget)
+        columns = [(one.chain.depth, one.stands, len(one.answers)) for one in self.tried]
+        return Trace(self.plan.num_layers, *zip(*columns, strict=True)).within(self.plan.budget)
 
-    def take(self, tried: Sequence[Tried]) -> None:
+    def take(self, tried: Sequence[ChainResult]) -> None:
         """Take in what the chains last asked answer."""
         settings = self.searcher.settings
-        self.searcher.tell([one.reward(settings) for one in tried], [one.stands for one in tried])
+        rewards = [self.plan.asked.reward(one, settings) for one in tried]
+        self.searcher.tell(rewards, [one.stands for one in tried])
         self.tried += tried
 
 
@@ -197,21 +164,21 @@ Plays = dict[tuple[int, Key], Play]
 class Comparison:
     """Runs all searches of a batch of samples together: a chain that several ask for is run once."""
 
-    def __init__(self, scorers: Sequence[ChainScorer], plan: Plan) -> None:
-        """Compare searches of this plan on the model of the scorers, one for each variant."""
-        self._scorers, self.plan = scorers, plan
+    def __init__(self, scorer: ChainScorer, plan: Plan) -> None:
+        """Compare searches of this plan on the scorer's model."""
+        self._scorer, self.plan = scorer, plan
 
     def identity(self, sample_ids: Sequence[str]) -> dict[str, Any]:
         """Return what decides the results."""
         arms = {arm: asdict(self.plan.settings(arm)) for arm in self.plan.searches}
         fixed = {"first_editable": FIRST_EDITABLE, "wrong_seeds": WRONG_SEEDS, "batch": BATCH}
-        fingerprints = [asdict(scorer.fingerprints) for scorer in self._scorers]
-        made_for = {"samples": sha256_json(list(sample_ids)), "fingerprints": fingerprints}
+        made_for = {"samples": sha256_json(list(sample_ids)), "fingerprints": asdict(self._scorer.fingerprints)}
+        made_for |= self.plan.asked.decides(self._scorer.tasks)
         return plain_values({**asdict(self.plan), **fixed, "arms": arms, **made_for})
 
     def run(self, samples: Sequence[Sample], wrong: dict[str, int | str]) -> list[Played]:
         """Return each sample's traces."""
-        blocks = [scorer.load([scorer.encode(sample) for sample in samples]) for scorer in self._scorers]
+        blocks = load_variants(self._scorer, self._scorer.encode_all(samples), self.plan.asked)
         known: list[Known] = [{} for _ in blocks]
         plan = self.plan
         plays = self._play(blocks, known, wrong, plan.arms((*OURS, *PUBLISHED)))
@@ -246,21 +213,26 @@ class Comparison:
                 assert isinstance(answer, int)
                 space = ActionSpace(arms[arm], plan.num_layers, FIRST_EDITABLE)
                 rng = random.Random(f"{arm}/{target}/{seed}/{sample.id}")
-                plays[i, (arm, target, seed)] = Play(make_searcher(space, rng), answer, plan.budget)
+                plays[i, (arm, target, seed)] = Play(make_searcher(space, rng), answer, plan)
         while live := {place: play for place, play in plays.items() if not play.over}:
             asked = {place: play.searcher.ask() for place, play in live.items()}
-            tried = {(place, chain): Tried(chain, (), plan) for place, chains in asked.items() for chain in chains}
-            for scorer, block, seen in zip(self._scorers, blocks, known, strict=True):
-                open_ = [(place, chain) for (place, chain), one in tried.items() if not one.decided]
-                new = list(dict.fromkeys((i, chain) for (i, _), chain in open_ if (i, chain) not in seen))
-                seen.update(zip(new, scorer.score(block, new), strict=True))
-                for place, chain in open_:
+            jobs = [(place, chain) for place, chains in asked.items() for chain in chains]
+            usual: dict[tuple[tuple[int, Key], Chain], ChainResult] = {}
+            further: dict[tuple[tuple[int, Key], Chain], list[VariantResult]] = {job: [] for job in jobs}
+            for number, (block, seen) in enumerate(zip(blocks, known, strict=True)):
+                going = [job for job in jobs if not number or plan.asked.goes_on(usual[job], further[job])]
+                new = list(dict.fromkeys((i, chain) for (i, _), chain in going if (i, chain) not in seen))
+                seen.update(zip(new, self._scorer.score(block, new), strict=True))
+                for place, chain in going:
                     scores = seen[place[0], chain].scores
                     judged = ChainResult.from_scores(chain, scores, plays[place].target)
-                    before = tried[place, chain]
-                    tried[place, chain] = replace(before, results=(*before.results, judged))
+                    if number:
+                        further[place, chain].append(VariantResult.of(judged))
+                    else:
+                        usual[place, chain] = judged
             for place, chains in asked.items():
-                plays[place].take([tried[place, chain] for chain in chains])
+                tried = [plan.asked.with_variants(usual[place, chain], further[place, chain]) for chain in chains]
+                plays[place].take(tried)
         return plays
 
 
@@ -298,8 +270,8 @@ def summarise(rows: Sequence[Played], plan: Plan) -> dict[str, Any]:
     figures: dict[str, Any] = {"arms": {}, "against": {}, "samples": len(rows), "plan": asdict(plan)}
     print(
         f"{len(rows)} samples, {plan.seeds} seeds ({WRONG_SEEDS} for a wrong answer), first_editable "
-        f"{FIRST_EDITABLE}, full cost {plan.budget} layers a sample; a chain counts where it is right in {plan.needed} "
-        f"of {plan.variants} variants; each figure: right answer (wrong answer)\n"
+        f"{FIRST_EDITABLE}, full cost {plan.budget} layers a sample; a chain counts where it is right in "
+        f"{plan.asked.needed} of {plan.variants} variants; each figure: right answer (wrong answer)\n"
         f"{'search':>20} {'cost':>6} {'hypervolume':>15} "
         f"{'right':>13} {'depth':>13} {'shortened':>13} {'set right':>13}"
     )
@@ -359,11 +331,6 @@ def _mean(traces: Sequence[Trace], budget: float) -> float:
     return sum(trace.within(budget).hypervolume for trace in traces) / len(traces)
 
 
-def variants_of(tasks: TaskSet, variants: int) -> list[TaskSet]:
-    """Return the tasks of each variant: the usual one, and with choices listed in other orders."""
-    return [tasks, *(tasks.shuffled(number) for number in range(1, variants))]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -392,14 +359,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         samples = read_samples(options.data / f"{options.split}.jsonl", "data")[: options.samples]
         tasks = read_tasks(options.data)
-    scorers = [ChainScorer(model, tokenizer, of_variant) for of_variant in variants_of(tasks, options.variants)]
-    n = scorers[0].num_layers
+    scorer = ChainScorer(model, tokenizer, tasks)
+    n = scorer.num_layers
     plan = Plan(options.depths * n, options.seeds, n, tuple(options.searches), options.variants, options.stand_share)
-    comparison = Comparison(scorers, plan)
-    wrong = wrong_answers(samples, scorers[0].means_the_same)
+    plan.asked.require(scorer.tasks, samples)
+    comparison = Comparison(scorer, plan)
+    wrong = wrong_answers(samples, scorer.means_the_same)
     ids = [sample.id for sample in samples]
     store = Store(options.out / "traces.jsonl", Played, comparison.identity(ids), lambda row: row.sample)
-    lengths = [one.length for one in scorers[0].encode_all(samples)]
+    lengths = [one.length for one in scorer.encode_all(samples)]
     batches = [
         Batch(str(number), items, tuple(sample.id for sample in items), len(items))
         for number, batch in enumerate(batches_by_length(lengths, BATCH))

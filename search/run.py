@@ -178,13 +178,9 @@ class BatchSearch:
         for i, chains in enumerate(asked):
             if chains:
                 told = [results[i][chain] for chain in chains]
-                searchers[i].tell([self.reward(r) for r in told], [r.stands for r in told])
+                rewards = [self.asked.reward(result, self.settings) for result in told]
+                searchers[i].tell(rewards, [result.stands for result in told])
         return len(jobs)
-
-    def reward(self, result: ChainResult) -> float:
-        """Return the mean reward of a chain in the variants, in 0..1; one that was not tried counts as 0."""
-        rewards = [self.settings.reward_for(one.correct, one.margin) for one in result.answers]
-        return sum(rewards) / self.asked.variants
 
     def record(
         self, encoded: EncodedSample, results: Sequence[ChainResult], *, rows: int, executed: int

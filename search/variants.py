@@ -22,6 +22,7 @@ from data.scoring import ChainScorer, EncodedSample, SampleBlock
 from data.tasks import TaskSet
 from router.chain import Chain
 from router.validation import SETTINGS, Count, InputError, Positive
+from search.settings import SearchSettings
 
 ROUNDING = 1e-9
 """Of a share of the variants: 0.7 of 10 are 7, whatever the product's last digit."""
@@ -79,8 +80,21 @@ class VariantSettings:
         wrong = sum(not one.correct for one in further)
         return result.correct and wrong <= self.variants - self.needed
 
+    def goes_on(self, result: ChainResult, further: Sequence[VariantResult]) -> bool:
+        """Whether a search asks such a chain in the next variant: full depth always, others while they can stand."""
+        return result.chain.is_full or self.may_stand(result, further)
+
+    def reward(self, result: ChainResult, settings: SearchSettings) -> float:
+        """Return the mean reward of a chain in the variants, in 0..1; one that was not tried counts as 0."""
+        return sum(settings.reward_for(one.correct, one.margin) for one in result.answers) / self.variants
+
     def with_variants(self, result: ChainResult, further: Sequence[VariantResult]) -> ChainResult:
-        """Return the result with what the chain answered in the variants tried, and whether it is robust."""
+        """Return the result with what the chain answered in the variants tried, and whether it is robust.
+
+        It stays as it is where samples are asked as usual only.
+        """
+        if self.variants == 1:
+            return result
         right = 1 + sum(one.correct for one in further)
         return replace(result, variants=tuple(further), robust=result.correct and right >= self.needed)
 
@@ -122,15 +136,9 @@ def score_variants(
         whole: whether all chains go on to the last variant.
     """
     results = scorer.score(blocks[0], jobs)
-    if len(blocks) == 1:
-        return results
     further: list[list[VariantResult]] = [[] for _ in jobs]
     for block in blocks[1:]:
-        going = [
-            place
-            for place, (_, chain) in enumerate(jobs)
-            if whole or chain.is_full or asked.may_stand(results[place], further[place])
-        ]
+        going = [place for place in range(len(jobs)) if whole or asked.goes_on(results[place], further[place])]
         answers = scorer.score(block, [jobs[place] for place in going])
         for place, result in zip(going, answers, strict=True):
             further[place].append(VariantResult.of(result))
