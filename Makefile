@@ -1,6 +1,6 @@
-# make demo   set up, then search, train and evaluate on real data (runs/demo)
-# make demo-qwen   the same with a 1.5B model, where routing pays (runs/qwen; 45 minutes on 2 cores, 8 GiB of memory)
-# make demo-mixture   the same on traffic of eleven kinds (runs/mixture)
+# make demo   set up, then the main job on real data: a router for a 1.5B model on traffic of eleven kinds (runs/demo)
+# make demo-small   the published recipe with a 135M model, where routing does not pay (runs/small)
+# make demo-full   the demo with more samples, three seeds and curves: the README's figures (runs/full)
 # make test   set up, then run the test suite
 # make test-gpu   the same invariants on a GPU
 # make test-slow   set up, then run the tests with larger models (270M and 1.5B: 7 GiB of memory; downloads 1.3 GB once)
@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-qwen demo-mixture test test-slow test-families test-versions test-gpu lint clean-demo
+.PHONY: setup demo demo-small demo-full test test-slow test-families test-versions test-gpu lint clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -28,21 +28,33 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(PY) -m data prepare --config configs/data/demo.yaml
 	$(PY) -m search --config configs/search/demo.yaml
-	$(PY) -m search --config configs/search/demo_wrong.yaml
-	$(PY) -m search --config configs/search/demo_random.yaml
 	$(PY) -m train --config configs/train/demo.yaml
+	$(PY) -m train calibrate --config configs/train/demo_calibrate.yaml
 	$(PY) -m eval --config configs/eval/demo.yaml
-	$(PY) -m eval latency --config configs/eval/demo_latency.yaml
 
-demo-qwen demo-mixture: demo-%: $(READY)
-	$(PY) -m data prepare --config configs/data/$*.yaml
-	$(PY) -m search --config configs/search/$*.yaml
+demo-small: $(READY)
+	$(PY) -m data prepare --config configs/data/small.yaml
+	$(PY) -m search --config configs/search/small.yaml
+	$(PY) -m search --config configs/search/small_wrong.yaml
+	$(PY) -m search --config configs/search/small_random.yaml
+	$(PY) -m train --config configs/train/small.yaml
+	$(PY) -m eval --config configs/eval/small.yaml
+	$(PY) -m eval latency --config configs/eval/small_latency.yaml
+
+FULL := --data runs/full/data
+demo-full: $(READY)
+	$(PY) -m data prepare --config configs/data/demo.yaml --out runs/full/data \
+	  --train.size 600 --validation.size 200 --calibration.size 800 --test.size 1200
+	$(PY) -m search --config configs/search/demo.yaml $(FULL) --out runs/full/table
 	for seed in 0 1 2; do \
-	  $(PY) -m train --config configs/train/$*.yaml --seed_everything $$seed --out runs/$*/router-$$seed || exit $$?; \
+	  $(PY) -m train --config configs/train/demo.yaml $(FULL) --records runs/full/table \
+	    --seed_everything $$seed --out runs/full/router-$$seed || exit $$?; \
+	  $(PY) -m train calibrate --config configs/train/demo_calibrate.yaml $(FULL) --records runs/full/table \
+	    --static runs/full/table --router runs/full/router-$$seed || exit $$?; \
 	done
-	$(PY) -m train calibrate --config configs/train/$*_calibrate.yaml
-	$(PY) -m eval curves --config configs/eval/$*_curves.yaml
-	$(PY) -m eval --config configs/eval/$*.yaml
+	$(PY) -m eval curves --config configs/eval/full_curves.yaml
+	$(PY) -m eval --config configs/eval/demo.yaml $(FULL) --records runs/full/table --router runs/full/router-0 \
+	  --out runs/full/eval --control_samples 100
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not families"

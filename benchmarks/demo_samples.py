@@ -1,4 +1,4 @@
-"""Real samples for the benchmarks: the demo's splits of ARC-Easy, made once from the pinned wheel."""
+"""Real samples for the benchmarks: the small demo's splits of ARC-Easy, made once from the pinned wheel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data.sample import Sample, read_samples
 from data.tasks import TaskSet, read_tasks
 
 SIZES = {"train": 400, "validation": 100, "test": 400}
-"""As in configs/data/demo.yaml, so that the questions are the demo's own."""
+"""As in configs/data/small.yaml, so that the questions are the small demo's own."""
 
 
 def demo_samples(split: str, count: int) -> tuple[list[Sample], TaskSet]:

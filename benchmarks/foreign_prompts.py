@@ -1,6 +1,6 @@
 """How many prompts of kinds that a router never saw run at full depth, and how many that it knows do so needlessly.
 
-    python benchmarks/foreign_prompts.py --router runs/mixture/router-0 --data runs/mixture/data [--json PATH] [--quick]
+    python benchmarks/foreign_prompts.py --router runs/demo/router --data runs/demo/data [--json PATH] [--quick]
 
 Prompts in the model's chat template: talk, code, translations and summaries, made of the short lists below, and the
 lines of any `--more NAME=FILE.jsonl` (a prompt under `question`, `problem` or `prompt`). Each goes through

@@ -1,6 +1,6 @@
 """How many records a second one driver takes from its workers, and how large a cluster it feeds.
 
-    python benchmarks/pool.py [--quick] [--json PATH]       needs Ray: pip install 'cola-router[cluster]'
+    python benchmarks/pool.py [--quick] [--json PATH]       needs Ray: pip install -c constraints.txt -e '.[cluster]'
     python benchmarks/pool.py --simulate [--json PATH]      a run of 100,000 samples on 1 to 1,024 workers
 
 Workers that do nothing send records of real size (32 simulations: 9 kB; 200: 52 kB), and the driver appends them as
@@ -44,7 +44,7 @@ IDENTITY = {"of": "records that say nothing"}
 
 
 def made_up_record(simulations: int) -> SearchRecord:
-    """Return a record as long as those of the demo: a 30-layer model, four choices, so many simulations."""
+    """Return a record as long as those of the small demo: a 30-layer model, four choices, so many simulations."""
     rng = random.Random(simulations)
     full = Chain.full(LAYERS)
     chains = {full: None}
@@ -152,8 +152,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 BATCH_TIMES = (4, 5, 7, 7, 9, 10, 13, 15, 17, 18, 20, 23)
-"""Seconds of the full batches of the training split in `make demo` (32 samples of 32 simulations, ascending length; two
-cores of an AMD EPYC, 2026-11-26, read off the progress bar to a second); the simulation takes their spread alone."""
+"""Seconds of the full batches of the training split in `make demo-small` (32 samples of 32 simulations, ascending
+length; two cores of an AMD EPYC, 2026-11-26, read off the progress bar to a second); the simulation takes their spread
+alone."""
 LOAD_SECONDS = 60.0
 """Assumed: a worker starts and loads a 7B model in a minute."""
 RESTART_SECONDS = 120.0

@@ -2,7 +2,7 @@
 
     python benchmarks/search_throughput.py [--quick] [--json PATH]
 
-SmolLM2-135M-Instruct in bfloat16, ARC-Easy scored as continuations, the demo's search settings and batches. In one run:
+SmolLM2-135M-Instruct in bfloat16, ARC-Easy scored as continuations, the small demo's search and batches. In one run:
 
 published   one chain at a time, batch 1, from layer 0, a row for each choice: stock forwards of the chain's view
 batched     16 whole chains at a time, a row for each choice, rows sorted by length, nothing reused
@@ -194,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     repetitions, size, few, some = (3, 16, 1, 16) if options.quick else (5, 32, 2, 32)
 
-    demo = yaml.safe_load((CONFIGS / "search" / "demo.yaml").read_text(encoding="utf-8"))
+    demo = yaml.safe_load((CONFIGS / "search" / "small.yaml").read_text(encoding="utf-8"))
     settings = SearchSettings(**demo["search"])
     if options.quick:
         settings = SearchSettings(**{**demo["search"], "simulations": 25})

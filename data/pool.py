@@ -156,7 +156,9 @@ class PoolSettings:
             raise ValueError("cluster: expected HOST:PORT, 'auto' or null, got ''")
         if (self.workers or self.cluster is not None) and find_spec("ray") is None:
             name = "workers" if self.workers else "cluster"
-            raise ValueError(f"{name}: expected Ray to be installed, got none; pip install 'cola-router[cluster]'")
+            raise ValueError(
+                f"{name}: expected Ray to be installed, got none; pip install -c constraints.txt -e '.[cluster]'"
+            )
         return self
 
     @contextmanager

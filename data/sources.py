@@ -454,7 +454,7 @@ def _generated_rows(gym: ReasoningGymSource, split: str) -> Iterator[Row]:
         import reasoning_gym
     except ImportError as error:
         raise InputError(
-            "source: expected the package reasoning-gym (pip install -c constraints.txt '.[reasoning]'), "
+            "source: expected the package reasoning-gym (pip install -c constraints.txt -e '.[reasoning]'), "
             f"got: {one_line(error)}"
         ) from error
     for difficulty, settings in gym.settings.items():

@@ -1,6 +1,6 @@
 r"""Exchange chains with the published search of PoLar (arXiv 2606.06574): its file `merged_mcts_samples.json`.
 
-    python -m examples.polar_files --kind export --records runs/demo/search/train.jsonl --data runs/demo/data \
+    python -m examples.polar_files --kind export --records runs/small/search/train.jsonl --data runs/small/data \
         --file merged_mcts_samples.json
     python -m examples.polar_files --kind import --file merged_mcts_samples.json --num_layers 36 --first_editable 12 \
         --menu runs/polar/menu.json

@@ -1,9 +1,10 @@
 """Serve a routed model, ask it twice (once streamed), and stop it again.
 
-    python -m examples.serve_and_ask --router runs/demo/router --budget 27 --question "What is ice made of?"
+    python -m examples.serve_and_ask --router runs/demo/router --budget 25 --question "What is ice made of?"
 
 It prints each answer with the chain of layers that the router picked and the number of layers run. Needs the server's
-packages (`pip install 'cola-router[serve]'`); asks with OpenAI's client where that is installed, else with `urllib`.
+packages (`pip install -c constraints.txt -e '.[serve]'`); asks with OpenAI's client where that is installed, else with
+`urllib`.
 """
 
 from __future__ import annotations

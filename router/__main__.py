@@ -1,11 +1,11 @@
 """Use a trained router with its base model.
 
 python -m router info     runs/demo/router
-python -m router route    runs/demo/router --budget 27 --prompt "Which of these is a fruit?"
-python -m router generate runs/demo/router --budget 27 --prompt "The capital of France is"
-python -m router serve    runs/demo/router --budget 27
+python -m router route    runs/demo/router --budget 25 --prompt "Which of these is a fruit?"
+python -m router generate runs/demo/router --budget 25 --prompt "The capital of France is"
+python -m router serve    runs/demo/router --budget 25
 python -m router export   --model smollm2-135m-instruct --chain 0-24,28-29 --out runs/short
-python -m router lm-eval  --model cola-router --model_args router=runs/demo/router,budget=27 --tasks arc_easy
+python -m router lm-eval  --model cola-router --model_args router=runs/demo/router,budget=25 --tasks arc_easy
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None) -> None:
     if verb not in VERBS:
         raise InputError(f"command: expected one of {', '.join(VERBS)}, got {verb!r}")
     if verb == "lm-eval" and importlib.util.find_spec("lm_eval") is None:
-        raise InputError("lm-eval: expected the package lm_eval, got none (pip install 'cola-router[lm-eval]')")
+        raise InputError(
+            "lm-eval: expected the package lm_eval (pip install -c constraints.txt -e '.[lm-eval]'), got none"
+        )
     module, function = VERBS[verb]
     getattr(importlib.import_module(module), function)(rest)
 

@@ -94,7 +94,7 @@ class Family:
         attentions: attention implementations that the library offers for it.
         packs: whether several choices can share a row: false with ALiBi (a bias by place in the row) and with layers
             that mix neighbouring tokens without a mask (convolutions).
-        note: what is special about the configuration, for the README's table.
+        note: what is special about the configuration, for the table of docs/models.md.
         expected: "right", or "refused: " and words that the refusal holds.
         quick: whether `make test` runs every test of a family on it.
         stands_for: the kind of model for which `make test` surveys it; "" where `make test-families` alone does.

@@ -1,6 +1,6 @@
-"""The README's table of architectures, and the names of the other families, made from the test parametrisation.
+"""The table of architectures in docs/models.md and the names of the other families, made from the test cases.
 
-python -m tests.families_table      # rewrites them in README.md
+python -m tests.families_table      # rewrites them in docs/models.md
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from router.files import write_text
 from tests.families import ALL, Family
 from tests.tiny import FAMILIES
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 START, END = "<!-- families: python -m tests.families_table -->\n", "<!-- /families -->\n"
 
 
@@ -44,11 +44,11 @@ def class_name(family: Family) -> str:
 
 
 def with_table(text: str) -> str:
-    """Return the README's text with the table as it should be."""
+    """Return the page's text with the table as it should be."""
     before, rest = text.split(START)
     _, after = rest.split(END)
     return before + START + table() + END + after
 
 
 if __name__ == "__main__":
-    write_text(README, with_table(README.read_text(encoding="utf-8")))
+    write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8")))

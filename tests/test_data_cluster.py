@@ -311,7 +311,7 @@ def test_without_ray_workers_are_refused_in_one_line(project: Path, tmp_path: Pa
     words = arguments(project, tmp_path / "out", workers=2)
     ended = subprocess.run([sys.executable, "-c", WITHOUT_RAY, *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    wanted = "error: workers: expected Ray to be installed, got none; pip install 'cola-router[cluster]'"
+    wanted = "error: workers: expected Ray to be installed, got none; pip install -c constraints.txt -e '.[cluster]'"
     assert ended.stderr.splitlines() == [wanted]
 
 

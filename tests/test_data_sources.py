@@ -327,7 +327,7 @@ def test_a_generator_that_refuses_is_one_line(stand_in: None) -> None:
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # Oracle: an import that fails, as Python's own marker in sys.modules makes it.
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(InputError, match=r"pip install -c constraints.txt '\.\[reasoning\]'"):
+    with pytest.raises(InputError, match=r"pip install -c constraints.txt -e '\.\[reasoning\]'"):
         list(read_rows(load_task("chain_sum"), "reasoning_gym", "train"))
 
 

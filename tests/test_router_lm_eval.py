@@ -301,7 +301,7 @@ def test_several_processes_and_a_missing_package_are_refused(
             RoutedLM(str(project / "router"))
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert run_command(main, ["lm-eval", "--tasks", "tiny_choice"]) == 2
-    assert "pip install 'cola-router[lm-eval]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[lm-eval]'" in capsys.readouterr().err
 
 
 def test_lm_eval_knows_the_name_once() -> None:

@@ -83,7 +83,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     for name in ("uvicorn", "fastapi"):
         monkeypatch.setitem(sys.modules, name, None)
         assert run_command(main, ["serve", "x"]) == 2
-        told = f"serve: expected {name}, got an installation without it: pip install 'cola-router[serve]'"
+        told = f"serve: expected {name}, got an installation without it: pip install -c constraints.txt -e '.[serve]'"
         assert capsys.readouterr().err == f"error: {told}\n"
 
 

@@ -15,7 +15,7 @@ from router.chain import Chain
 from router.engine.copies import with_contiguous_head
 from router.engine.decoder import find_decoder
 from router.engine.view import chain_view
-from tests.families_table import README, with_table
+from tests.families_table import PAGE, with_table
 from tests.tiny import EACH, NUM_LAYERS, VARIANTS, tiny_model
 
 FULL = Chain.full(NUM_LAYERS)
@@ -175,9 +175,9 @@ def test_what_cannot_be_run_is_refused() -> None:
         find_decoder(model)
 
 
-def test_the_readmes_table_of_architectures_is_the_tested_one() -> None:
+def test_the_table_of_architectures_is_the_tested_one() -> None:
     # Oracle: the table made from the parametrisation; `python -m tests.families_table` writes it.
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     assert with_table(text) == text
 
 

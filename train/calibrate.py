@@ -2,7 +2,7 @@
 
     python -m train calibrate --router runs/qwen/router-0 --data runs/qwen/data --epsilon 0.02 --delta 0.1
 
-    python -m train calibrate --router runs/mixture/router-0 --data runs/mixture/data --records runs/mixture/table
+    python -m train calibrate --router runs/demo/router --data runs/demo/data --records runs/demo/table
 
 Learn then Test (Angelopoulos et al., arXiv 2110.01052; `train.guarantee`) on a split that neither training nor the
 choice of settings has seen. Writes `guarantee.json` beside the router; with too few data it says what they would have
