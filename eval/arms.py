@@ -17,17 +17,18 @@ from router.chain import Chain
 from router.heads.head import Decision
 from router.storage import OWN_CHOICE, Operation, Router
 
-FULL, ROUTER, STATIC, RANDOM, ORACLE = "full", "router", "static", "random", "oracle"
+FULL, ROUTER, STATIC, ORACLE = "full", "router", "static", "oracle"
 GUARANTEE, RANDOM_SEARCH = "guarantee", "random_search"
-Baseline = Literal["static_by_kind", "mixture", "permuted", "early_exit", "pruned"]
+Baseline = Literal["static_by_kind", "mixture", "permuted", "random", "early_exit", "pruned"]
 """Arms that a run may leave out."""
 STATIC_BY_KIND: Baseline = "static_by_kind"
 MIXTURE: Baseline = "mixture"
 PERMUTED: Baseline = "permuted"
+RANDOM: Baseline = "random"
 EARLY_EXIT: Baseline = "early_exit"
 PRUNED: Baseline = "pruned"
 
-ALWAYS = (FULL, ROUTER, STATIC, RANDOM, ORACLE)
+ALWAYS = (FULL, ROUTER, STATIC, ORACLE)
 """Arms of every run."""
 SAW_ANSWERS = frozenset({ORACLE, RANDOM_SEARCH})
 """Arms whose chains were found with the test answers in hand: upper bounds."""

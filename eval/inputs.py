@@ -18,7 +18,7 @@ from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
 from data.tracking import TrackingSettings
-from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, STATIC_BY_KIND, Baseline
+from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, RANDOM, STATIC_BY_KIND, Baseline
 from eval.luck import require_random_search, require_same_search
 from router.engine.load import ModelSettings, resolve_device
 from router.files import require_directory, require_file, sha256_file
@@ -49,8 +49,8 @@ class EvalSettings(ModelSettings, RunSettings):
         latency_factor: in place of `budget`: time that a routed call may take, in units of full depth's.
         latency_profile: latency.json of `python -m eval latency`, measured on this device, for `latency_factor`.
         baselines: which of static_by_kind, mixture (of static chains), permuted (the router's chains, within kinds),
-            early_exit and pruned (ShortGPT) are arms besides; null: all of them with several tasks, with one the
-            mixture, early_exit and pruned.
+            random (a random chain of the router's depth), early_exit and pruned (ShortGPT) are arms besides; null: all
+            of them with several tasks, with one those that do not tell kinds apart.
         random_search: folder of the records of a random search at the oracle's cost (test.jsonl), an arm; null: none.
         wrong_records: folder of the records of the oracle's search for a wrong answer (`--reward_target wrong`,
             test.jsonl): the report then says what of the oracle is luck; null: it does not.
@@ -97,7 +97,7 @@ class EvalSettings(ModelSettings, RunSettings):
         """Return the baselines of a run on some tasks."""
         if self.baselines is not None:
             return self.baselines
-        alone = (MIXTURE, EARLY_EXIT, PRUNED)
+        alone = (MIXTURE, RANDOM, EARLY_EXIT, PRUNED)
         return alone if len(tasks.tasks) == 1 else (*alone, STATIC_BY_KIND, PERMUTED)
 
 

@@ -24,7 +24,6 @@ from eval.arms import (
     MIXTURE,
     ORACLE,
     PRUNED,
-    RANDOM,
     ROUTER,
     SAW_ANSWERS,
     STATIC,
@@ -335,9 +334,8 @@ class Report(Evaluated):
                 yield f"groups[{i}].arms: expected {group.n} samples of each arm, got others"
         if self.worst_kind is not None and all(group.value != self.worst_kind for group in self.kinds):
             yield f"worst_kind: expected a task of the groups, got {self.worst_kind!r}"
-        for name in (STATIC, RANDOM):
-            if name not in self.router_against:
-                yield f"router_against: expected the arm {name}, got none"
+        if STATIC not in self.router_against:
+            yield f"router_against: expected the arm {STATIC}, got none"
         for field in ("router_against", "layer_use"):
             for name in getattr(self, field):
                 if name not in names:

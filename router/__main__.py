@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None) -> None:
         raise InputError(f"command: expected one of {', '.join(VERBS)}, got {verb!r}")
     if verb == "lm-eval" and importlib.util.find_spec("lm_eval") is None:
         raise InputError(
-            "lm-eval: expected the package lm_eval (pip install -c constraints.txt -e '.[lm-eval]'), got none"
+            "lm-eval: expected the package lm_eval, got none (pip install -c constraints.txt -e '.[lm-eval]')"
         )
     module, function = VERBS[verb]
     getattr(importlib.import_module(module), function)(rest)

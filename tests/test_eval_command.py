@@ -240,7 +240,7 @@ def test_what_is_out_of_scope_runs_at_full_depth_and_is_counted(
     train, validation = (pooled(*pad_states(states[split])) for split in ("train", "validation"))
     router = dataclasses.replace(load_router(world.folder / "router"), scope=scope_of(train, validation, 0.5))
     save_router(world.folder / "router", router)
-    main(world.arguments(control_samples=0, baselines="[]"))
+    main(world.arguments(control_samples=0, baselines="[random]"))
     decided = router.decide(states["test"], Operation(budget=4.2))
     outside = {one.id for one, routed in zip(samples["test"], decided, strict=True) if not routed.in_scope}
     assert 0 < len(outside) < len(decided)
