@@ -25,10 +25,10 @@ from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 
 from data.sample import Sample
-from eval.arms import FULL, ORACLE, ROUTER, STATIC
+from eval.arms import FULL, GUARANTEE, MIXTURE, ORACLE, ROUTER, STATIC
 from eval.figures import BLACK, BLUE, GREY, Style, drawings_of, short_label, style_of
 from eval.measures import Group, Paired
-from eval.report import Report, Spread
+from eval.report import Report, ReportArm, Spread
 from eval.results import ArmResult
 from eval.tables import control_lines, group_label, probability, scope_lines
 from router.chain import Chain
@@ -211,7 +211,7 @@ def headline(report: Report) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """Return what the result means: against full depth, against one chain for all, and what the oracle is."""
+    """Return what the result means: against full depth and fixed chains, what is certified, what the oracle is."""
     router, static, oracle = (report.arm(name) for name in (ROUTER, STATIC, ORACLE))
     against_full, against_static = router.against_full, report.router_against[STATIC]
     assert against_full is not None
@@ -236,9 +236,31 @@ def sentences(report: Report) -> list[str]:
         f"It needs {share(router.flops_ratio)} of full depth's operations.",
         f"Against the best static chain, one for all questions ({static.mean_depth:.1f} layers, "
         f"{share(static.accuracy)}), it {_gain(against_static)}.",
+        *(_mixed(arm, report.router_against[MIXTURE]) for arm in report.arms if arm.name == MIXTURE),
+        *(_certified(arm, report.model.num_layers) for arm in report.arms if arm.name == GUARANTEE),
         *(_worst(group) for group in report.kinds if group.task == report.worst_kind),
         bound,
     ]
+
+
+def _mixed(mixture: ReportArm, against: Paired) -> str:
+    """Return what the router's reading of the prompt is worth."""
+    return (
+        f"Against the best mixture of static chains, drawn without reading the prompt "
+        f"({mixture.mean_depth:.1f} layers, {share(mixture.accuracy)}), it {_gain(against)}."
+    )
+
+
+def _certified(arm: ReportArm, num_layers: int) -> str:
+    """Return what the certified operating point saves here."""
+    if arm.mean_depth == num_layers:
+        return "Nothing shorter than full depth could be certified."
+    promise = arm.label.partition("(")[2].rstrip(")")
+    assert arm.against_full is not None
+    return (
+        f"Certified ({promise}): {arm.mean_depth:.1f} of {num_layers} layers, where the router "
+        f"{_gain(arm.against_full)} here."
+    )
 
 
 def _worst(group: Group) -> str:

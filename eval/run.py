@@ -72,7 +72,7 @@ from eval.baselines import (
 from eval.controls import Plan, controls_finished, plan_controls, run_controls
 from eval.figures import write_figures
 from eval.inputs import EvalSettings, Inputs, base_model, identity_of, read_inputs
-from eval.page import write_page
+from eval.page import NBSP, headline, sentences, write_page
 from eval.report import REPORT_FILE, Report, write_report
 from eval.results import (
     RESULTS_FILE,
@@ -126,7 +126,9 @@ def main(argv: Sequence[str] | None) -> None:
     print_report(shown.report, sys.stdout)
     if tracked is not None:
         print(f"tracked in {tracked}")
-    print("written to " + ", ".join(str(path) for path in (settings.out / REPORT_FILE, shown.page, *shown.figures)))
+    print(f"written to {settings.out}: {REPORT_FILE}, {shown.page.name}, and {len(shown.figures)} figures")
+    print("\n".join(["", f"{headline(shown.report)}.", *sentences(shown.report)]).replace(NBSP, " "))
+    print(f"Look at {shown.page} in a browser.")
 
 
 def with_budget(settings: EvalSettings) -> EvalSettings:
@@ -149,7 +151,9 @@ def with_budget(settings: EvalSettings) -> EvalSettings:
 def arms_asked(settings: EvalSettings, inputs: Inputs) -> list[ArmPlan]:
     """Return the arms of the run, in order."""
     certified = inputs.router.guarantee
-    promise = None if certified is None else f"loss {certified.epsilon:g}, delta {certified.delta:g}"
+    promise = None
+    if certified is not None:
+        promise = f"loss of at most {certified.epsilon:g} with probability {1 - certified.delta:g}"
     baselines = settings.baselines_on(inputs.tasks)
     return plan_arms(settings.budget, settings.budgets, baselines, promise, inputs.random_search is not None)
 

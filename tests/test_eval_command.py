@@ -127,7 +127,7 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
         knob = {
             "router": ", budget 4.2 layers",
             "router@4.5": ", budget 4.5 layers",
-            "guarantee": " (loss 0.5, delta 0.1)",
+            "guarantee": " (loss of at most 0.5 with probability 0.9)",
         }.get(arm["name"], "")
         assert arm["label"] == LABELS[arm["name"].split("@")[0]] + knob
     against = to_plain(paired(by_arm["router"], by_arm["random"], 0))
