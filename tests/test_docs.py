@@ -69,12 +69,22 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors | set(re.findall(r'<a id="([\w-]+)">', text)), anchor
 
 
+MINE = {
+    "data": "data/demo",
+    "search": "search/demo",
+    "router": "train/demo",
+    "calibrate": "train/demo_calibrate",
+    "eval": "eval/demo",
+}
+"""What stands for the files that the pages call one's own."""
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the configs, and the files that the pages call one's own."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    for name, of in (("my-data", "data"), ("my-search", "search"), ("my-router", "train"), ("my-eval", "eval")):
-        shutil.copy(ROOT / "configs" / of / "demo.yaml", tmp_path / f"{name}.yaml")
+    for name, of in MINE.items():
+        shutil.copy(ROOT / "configs" / f"{of}.yaml", tmp_path / f"my-{name}.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
