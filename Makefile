@@ -43,8 +43,7 @@ demo-small: $(READY)
 
 FULL := --data runs/full/data
 demo-full: $(READY)
-	$(PY) -m data prepare --config configs/data/demo.yaml --out runs/full/data \
-	  --train.size 600 --validation.size 200 --calibration.size 800 --test.size 1200
+	$(PY) -m data prepare --config configs/data/demo.yaml --out runs/full/data --test.size 1200
 	$(PY) -m search --config configs/search/demo.yaml $(FULL) --out runs/full/table
 	for seed in 0 1 2; do \
 	  $(PY) -m train --config configs/train/demo.yaml $(FULL) --records runs/full/table \
