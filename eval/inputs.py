@@ -24,7 +24,7 @@ from router.engine.load import ModelSettings, resolve_device
 from router.files import require_directory, require_file, sha256_file
 from router.fingerprint import Fingerprints
 from router.storage import CONFIG_FILE, GUARANTEE_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
-from router.validation import SETTINGS, Count, InputError, Positive
+from router.validation import SETTINGS, Count, InputError, Positive, Share
 
 SPLITS = ("train", "validation", "test")
 """Splits that an evaluation reads."""
@@ -45,6 +45,8 @@ class EvalSettings(ModelSettings, RunSettings):
         router: folder of a trained router.
         budget: mean depth that the router is asked for, layers; null: the router's own choice. The arms without
             training are matched with this arm.
+        budget_share: in place of `budget`: how far between the shallowest (0) and the deepest (1) mean depth that was
+            measured for the router.
         budgets: further mean depths, an arm each.
         latency_factor: in place of `budget`: time that a routed call may take, in units of full depth's.
         latency_profile: latency.json of `python -m eval latency`, measured on this device, for `latency_factor`.
@@ -67,6 +69,7 @@ class EvalSettings(ModelSettings, RunSettings):
     records: Path
     router: Path
     budget: Depth | None = None
+    budget_share: Share | None = None
     budgets: tuple[Depth, ...] = ()
     latency_factor: Annotated[float, Field(gt=0)] | None = None
     latency_profile: Path | None = None
@@ -85,8 +88,9 @@ class EvalSettings(ModelSettings, RunSettings):
         """Refuse settings that contradict each other."""
         if (self.latency_factor is None) != (self.latency_profile is None):
             raise ValueError("latency_factor: expected it and latency_profile together, got one of them")
-        if self.latency_factor is not None and self.budget is not None:
-            raise ValueError("latency_factor: expected it or budget, got both")
+        wishes = [name for name in ("latency_factor", "budget_share", "budget") if getattr(self, name) is not None]
+        if len(wishes) > 1:
+            raise ValueError(f"{wishes[0]}: expected it or {wishes[1]}, got both")
         for name in ("budgets", "baselines"):
             given = getattr(self, name) or ()
             if len(set(given)) != len(given):

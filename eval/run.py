@@ -95,7 +95,7 @@ from router.engine.load import resolve_device
 from router.files import read_json, writable_directory, write_json
 from router.latency import budget_for
 from router.storage import Operation, load_router
-from router.validation import from_plain, to_plain
+from router.validation import InputError, from_plain, to_plain
 
 CANDIDATES_FILE, SAMPLES_FILE = "candidates.jsonl", "samples.jsonl"
 """Results of the candidates for the static chain; the test samples, copied so that the page can show them."""
@@ -132,11 +132,20 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def with_budget(settings: EvalSettings) -> EvalSettings:
-    """Return settings with the budget that a latency factor stands for on this device.
+    """Return settings with the budget that a share of the router's range, or a latency factor on this device, means.
 
     Raises:
-        InputError: where the profile is missing or of another model, device or dtype.
+        InputError: where the profile is missing or of another model, device or dtype, or the router has no range.
     """
+    if settings.budget_share is not None:
+        depths = [point.mean_depth for point in load_router(settings.router).config.budget_points]
+        if not depths:
+            raise InputError(f"budget_share: expected a router with measured depths, got {settings.router} without")
+        share = settings.budget_share
+        depth = (1 - share) * min(depths) + share * max(depths)
+        print(f"budget share {share:g}: a mean depth of {depth:.2f} layers of {min(depths):.2f}..{max(depths):.2f}")
+        depth = min(max(depth, min(depths)), max(depths))  # a sum that was rounded must not leave the range
+        return replace(settings, budget=depth, budget_share=None)
     if settings.latency_factor is None or settings.latency_profile is None:
         return settings
     expected = load_router(settings.router).config.fingerprints

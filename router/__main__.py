@@ -1,5 +1,7 @@
-"""Use a trained router with its base model.
+"""Make a router in one go, and use it with its base model.
 
+python -m router new      --model qwen2.5-coder-1.5b-instruct --task arc_easy,chain_sum --out runs/mine
+python -m router run      runs/mine
 python -m router info     runs/demo/router
 python -m router route    runs/demo/router --budget 25 --prompt "Which of these is a fruit?"
 python -m router generate runs/demo/router --budget 25 --prompt "The capital of France is"
@@ -19,6 +21,8 @@ from router.command import run_command
 from router.validation import InputError
 
 VERBS = {
+    "new": ("data.new", "main"),
+    "run": ("router.steps", "main"),
     "info": ("router.routed.commands", "info"),
     "route": ("router.routed.commands", "route"),
     "generate": ("router.routed.commands", "generate"),

@@ -362,6 +362,8 @@ class MenuSettings:
             `per_kind`, `least` and `tried` hold of a candidate if they do on one task's samples (kind records).
         per_kind: chains shorter than full depth that each task's samples choose for themselves, before the others
             (kind records).
+        blocks: drop the layers from `first_editable` on in so many runs of neighbours, as equal as can be and the
+            earlier ones the longer, so that a deep model's menu stays small (kind subsets); null: each on its own.
         max_dropped: layers that a chain drops at most (kind subsets); null: all.
         max_depth: layers of the deepest chain, besides the full one; null: any.
         min_depth: layers of the shallowest chain.
@@ -382,6 +384,7 @@ class MenuSettings:
     tried: Positive = 8
     balance: Balance = "samples"
     per_kind: Count = 0
+    blocks: Positive | None = None
     max_dropped: Positive | None = None
     max_depth: Positive | None = None
     min_depth: Positive = 1
@@ -426,17 +429,27 @@ def subsets(settings: MenuSettings) -> list[Chain]:
     n = layers_of(settings.model, settings.revision)
     if not 1 <= settings.first_editable < n:
         raise InputError(f"first_editable: expected 1..{n - 1}, got {settings.first_editable}")
-    editable = range(settings.first_editable, n)
-    most = min(len(editable), settings.max_dropped or n, n - settings.min_depth)
-    chains = (
-        Chain(tuple(layer for layer in range(n) if layer not in dropped), n)
-        for k in range(most + 1)
-        for dropped in itertools.combinations(editable, k)
+    blocks = _blocks(range(settings.first_editable, n), settings.blocks)
+    most = min(settings.max_dropped or n, n - settings.min_depth)
+    drops = (
+        set(itertools.chain.from_iterable(dropped))
+        for k in range(min(len(blocks), most) + 1)
+        for dropped in itertools.combinations(blocks, k)
+        if sum(map(len, dropped)) <= most
     )
+    chains = (Chain(tuple(layer for layer in range(n) if layer not in dropped), n) for dropped in drops)
     found = list(itertools.islice(filter(settings.allows, chains), MOST_SUBSETS + 1))
     if len(found) > MOST_SUBSETS:
         raise InputError(f"max_dropped: expected at most {MOST_SUBSETS} chains in all, got more")
     return found
+
+
+def _blocks(layers: range, count: int | None) -> list[range]:
+    """Cut layers into so many runs of neighbours, the longer ones first; None or too many: single layers."""
+    count = min(count or len(layers), len(layers))
+    size, longer = divmod(len(layers), count)
+    starts = [i * size + min(i, longer) for i in range(count + 1)]
+    return [layers[start:end] for start, end in itertools.pairwise(starts)]
 
 
 def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:

@@ -138,8 +138,21 @@ def load_processor(name: str, *, revision: str | None = None, **options: Any) ->
     return processor
 
 
-def layers_of(name: str, revision: str | None = None) -> int:
-    """Return the number of a model's layers, from its configuration alone; no weights are read.
+@dataclass(frozen=True)
+class Outline:
+    """What a model's configuration says of it.
+
+    Attributes:
+        num_layers: its layers.
+        layer_parameters: parameters of all its layers together; embeddings do not count.
+    """
+
+    num_layers: int
+    layer_parameters: int
+
+
+def outline_of(name: str, revision: str | None = None) -> Outline:
+    """Return what a model's configuration alone says of it; no weights are read.
 
     Args:
         name: as in `load_model`.
@@ -152,7 +165,25 @@ def layers_of(name: str, revision: str | None = None) -> int:
     with _reading(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = auto_class(config).from_config(config, trust_remote_code=False)
-        return find_decoder(model).num_layers
+        decoder = find_decoder(model)
+    return Outline(decoder.num_layers, sum(part.numel() for layer in decoder.layers for part in layer.parameters()))
+
+
+def layers_of(name: str, revision: str | None = None) -> int:
+    """Return the number of a model's layers, as `outline_of` does."""
+    return outline_of(name, revision).num_layers
+
+
+def has_chat_template(name: str, revision: str | None = None) -> bool:
+    """Return whether a model's tokenizer has a chat template; no weights are read. Arguments as `outline_of`.
+
+    Raises:
+        InputError: where there is no such tokenizer.
+    """
+    source = _source(name)
+    with _reading(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    return tokenizer.chat_template is not None
 
 
 def dtype_of(name: str, revision: str | None = None) -> str:

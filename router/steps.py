@@ -1,0 +1,106 @@
+"""`python -m router run DIR`: the commands of a folder of configs, one after the other, in this process.
+
+`python -m router new` writes such a folder (data/new.py). Every command goes on where it was stopped and says so when
+nothing is left to do, so the whole is resumed by running it again. One process, so that Ctrl-C and every kill reach
+the command that is running.
+"""
+
+from __future__ import annotations
+
+import gc
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic.dataclasses import dataclass
+
+from router.command import first_word, parse_settings
+from router.files import require_directory, require_file
+from router.validation import SETTINGS, InputError, parse_yaml
+
+
+class Step(NamedTuple):
+    """A command of a folder of configs.
+
+    Attributes:
+        config: its config's file name in the folder.
+        words: the words after `python -m`.
+        made: the setting that says where its result lies.
+        look: what to look at there afterwards.
+    """
+
+    config: str
+    words: tuple[str, ...]
+    made: str
+    look: str
+
+    def command(self, folder: Path) -> list[str]:
+        """Return the words after `python -m`, with the config."""
+        return [*self.words, "--config", str(folder / self.config)]
+
+
+STEPS = (
+    Step("data.yaml", ("data", "prepare"), "out", "the splits; manifest.json says what became of every row"),
+    Step("menu.yaml", ("search", "menu"), "out", "the chains that the router may choose from"),
+    Step("search.yaml", ("search",), "out", "what each chain of the menu answers on each sample"),
+    Step("train.yaml", ("train",), "out", "the router; python -m router info shows its chains and depths"),
+    Step("calibrate.yaml", ("train", "calibrate"), "router", "guarantee.json: the loss certified, at which depth"),
+    Step("eval.yaml", ("eval",), "out", "report.html: the router against full depth and static chains"),
+)
+"""The steps in their order."""
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class StepSettings:
+    """Settings of `python -m router run`.
+
+    Attributes:
+        folder: folder of configs that `python -m router new` wrote; may stand alone, as the first word.
+    """
+
+    folder: Path
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the steps; what is finished already is left as it is.
+
+    Raises:
+        InputError: where the folder lacks a config.
+        SystemExit: with the exit status of the first step that fails, which has said why.
+    """
+    description = "Run the commands of a folder of configs, or go on where an earlier run was stopped."
+    settings, _ = parse_settings(StepSettings, first_word(argv, "folder"), "router run", description)
+    folder = require_directory(settings.folder, "folder")
+    made = [_made(folder, step) for step in STEPS]  # a folder that lacks a step is refused before anything runs
+    for number, (step, place) in enumerate(zip(STEPS, made, strict=True), start=1):
+        command = step.command(folder)
+        print(f"\n{number}/{len(STEPS)}  python -m {' '.join(command)}", flush=True)
+        status = run_module(command)
+        if status:
+            print(f"stopped at step {number}: once this is set right, the same command goes on", file=sys.stderr)
+            raise SystemExit(status)
+        print(f"made: {place} ({step.look})", flush=True)
+
+
+def _made(folder: Path, step: Step) -> str:
+    path = require_file(folder / step.config, "folder")
+    values = parse_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    if not isinstance(values, dict) or step.made not in values:
+        raise InputError(f"{path}: expected the setting {step.made}, got none")
+    return str(values[step.made])
+
+
+def run_module(command: Sequence[str]) -> int:
+    """Run what `python -m` runs with some words, in this process, and return its exit status."""
+    before = sys.argv
+    sys.argv = ["", *command[1:]]
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = before
+        gc.collect()  # the step's model must not stand in the next one's memory
+    return 0
