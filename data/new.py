@@ -83,7 +83,8 @@ class NewSettings:
         path: rows of the tasks that are YAML files without a source of their own: a folder of <split>.jsonl or one
             JSON Lines file for each, parted by commas.
         revision: hub revision of the model.
-        gpu_hours: time on one GPU that search and evaluation may take; null: the demo's number of samples.
+        gpu_hours: time on one GPU that search and evaluation may take (`--gpu-hours` does too); null: the demo's
+            number of samples.
     """
 
     model: str | None = None
@@ -166,7 +167,8 @@ def main(argv: Sequence[str]) -> None:
         InputError: at bad input, or where the folder holds other configs.
     """
     description = "Write the configs of all steps for a model and some tasks."
-    settings, _ = parse_settings(NewSettings, _joined(argv, "--task"), "router new", description)
+    words = [word.replace("--gpu-hours", "--gpu_hours", 1) for word in _joined(argv, "--task")]
+    settings, _ = parse_settings(NewSettings, words, "router new", description)
     model, task, out = (_given(settings, name) for name in QUESTIONS)
     outline = outline_of(model, settings.revision)
     if outline.num_layers < 2:
@@ -234,7 +236,7 @@ def _parts(names: str, paths: str | None, chat: bool) -> tuple[Part, ...]:
         if not any((task.hub, task.wheel, task.reasoning_gym, task.shapes)):
             settings = replace(settings, path=left.pop(0) if left else None)
         source = source_of(task, None, settings.path)
-        rows = _rows(task, source, settings.path)
+        rows = _rows(settings, task, source)
         settings = _asked(settings, task, chat)
         parts.append(Part(settings, settings.load(), rows, _drawn_on(rows)))
     if left:
@@ -259,8 +261,9 @@ def _asked(settings: TaskSettings, task: Task, chat: bool) -> TaskSettings:
     return replace(settings, style="chat")
 
 
-def _rows(task: Task, source: str, path: Path | None) -> dict[str, int | None]:
+def _rows(settings: TaskSettings, task: Task, source: str) -> dict[str, int | None]:
     """Return how many rows each split of a task's source has; None: not known without fetching them."""
+    path = settings.path
     if source == "local":
         if path is not None and path.is_file():
             return {"train": _lines(path)}
@@ -272,8 +275,8 @@ def _rows(task: Task, source: str, path: Path | None) -> dict[str, int | None]:
         return dict.fromkeys(SPLITS, levels * task.reasoning_gym.size)
     if task.shapes is not None:
         return dict.fromkeys(SPLITS, task.shapes.size)
-    if task.name in ROWS:
-        return dict(ROWS[task.name])
+    if settings.task in ROWS:
+        return dict(ROWS[settings.task])
     named = ("train", "validation", "test") if task.wheel is None else tuple(task.wheel.files)
     return dict.fromkeys(named)
 
@@ -291,7 +294,8 @@ def _drawn_on(rows: Mapping[str, int | None]) -> dict[str, str]:
         "calibration": ("train", "validation", "test"),
         "test": ("test", "validation", "train"),
     }
-    return {split: next((one for one in order if one in rows), next(iter(rows))) for split, order in wanted.items()}
+    first = next(iter(rows), "train")
+    return {split: next((one for one in order if one in rows), first) for split, order in wanted.items()}
 
 
 def _sized(plan: Plan, gpu_hours: float | None) -> Plan:
@@ -401,7 +405,6 @@ def configs(plan: Plan, settings: NewSettings, folder: Path) -> dict[str, str]:
             "dtype": "bfloat16",
             "budget_share": 0.5,
             "baselines": ["mixture"],
-            "control_samples": 0,
             "batch_samples": 128,
         },
     }
@@ -456,10 +459,8 @@ def told(plan: Plan, folder: Path) -> str:
         f"tasks: {', '.join(f'{part.task.name} ({part.task.mode})' for part in plan.parts)}",
         "samples: " + ", ".join(f"{size:,} {split}" for split, size in plan.sizes.items()),
     ]
-    if plan.short:
-        lines += [
-            "  not more, for want of rows: " + ", ".join(f"{split} ({name})" for split, name in plan.short.items())
-        ]
+    short = ", ".join(f"{split} ({name})" for split, name in plan.short.items())
+    lines += [f"  not more, for want of rows: {short}"] if short else []
     unknown = [part.task.name for part in plan.parts if None in part.rows.values()]
     lines += [f"  {name}: rows not known; data prepare says where there are too few" for name in unknown]
     lines += [

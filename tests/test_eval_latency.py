@@ -19,6 +19,7 @@ from router.command import parse_settings, run_command
 from router.files import read_json, write_json
 from router.fingerprint import Fingerprints
 from router.latency import LATENCY_FILE, ChainTimes, LatencyProfile, Line, budget_for, read_latency
+from router.storage import load_router
 from router.validation import InputError
 from tests.evaluation import ARM_NAMES, World, finished  # noqa: F401  (fixture)
 
@@ -136,11 +137,23 @@ def test_evaluation_takes_a_latency_factor(
     assert "router, budget 4.2 layers" in [arm.label for arm in plan_arms(settings.budget, (), (), None, False)]
 
 
+def test_evaluation_takes_a_share_of_the_routers_range(finished: World) -> None:
+    # By hand, from the depths measured for the router; shares 0 and 1 are the ends of the range to the bit.
+    router = load_router(finished.folder / "router")
+    depths = [point.mean_depth for point in router.config.budget_points]
+    words = [word for word in finished.arguments() if not word.startswith("--budget=")]
+    for share, depth in ((0, min(depths)), (0.25, 0.75 * min(depths) + 0.25 * max(depths)), (1, max(depths))):
+        settings = with_budget(parse_settings(EvalSettings, [*words, f"--budget_share={share}"], "eval", "")[0])
+        assert settings.budget == (pytest.approx(depth) if share == 0.25 else depth)
+        router.head.offset_for(settings.budget)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--latency_factor=0.9"], "latency_factor: expected it and latency_profile together, got one of them"),
         (["--latency_factor=0.9", "--latency_profile=x.json"], "latency_factor: expected it or budget, got both"),
+        (["--budget_share=0.5"], "budget_share: expected it or budget, got both"),
     ],
 )
 def test_half_a_wish_is_refused(finished: World, flags: list[str], message: str) -> None:

@@ -317,6 +317,12 @@ def test_the_menu_of_all_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
     main([*given, "--min_depth=3", "--max_depth=3"])
     assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-2", "0-1,3", "0-1,4"]
+    main([*given, "--blocks=2"])
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-1,4", "0-1"]
+    main([*given, "--blocks=2", "--max_dropped=2"])
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-1,4"]
+    main([*given, "--blocks=9", "--max_dropped=1"])
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
     monkeypatch.setattr(menu_module, "MOST_SUBSETS", 7)
     with pytest.raises(InputError, match="max_dropped: expected at most 7 chains in all, got more"):
         main(given)

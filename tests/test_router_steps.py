@@ -1,0 +1,114 @@
+"""`python -m router new` and `run` from nothing to a report, killed, stopped and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from data.__main__ import main as data
+from router.files import sha256_file
+from router.steps import STEPS
+from search.__main__ import main as search
+from tests.newcomer import write_desk
+from train.__main__ import main as train
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ("data/train.jsonl", "table/train.jsonl", "table/test.jsonl", "router/router.safetensors")
+
+
+def start(desk: Path, *words: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    command = [sys.executable, "-m", "router", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=desk, env=environment, text=True, **pipes)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{text!r} did not come: {lines}")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_desk(tmp_path_factory.mktemp("desk"))
+    process = start(folder, "new", "--model=./model", "--task=quiz.yaml", "--path=rows", "--out=run")
+    printed, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert printed.rstrip().endswith("python -m router run run")
+    return folder
+
+
+def test_a_killed_run_goes_on_to_the_report(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: the commands given one by one, each file to the byte; the order of the steps as they are written down.
+    with start(desk, "run", "run") as process:
+        read_until(process, "4/6")
+        process.kill()
+    assert (desk / "run" / "table" / "test.jsonl").exists()
+    assert not (desk / "run" / "router" / "train.json").exists()
+    again = start(desk, "run", "run")
+    printed, error = again.communicate(timeout=300)
+    assert again.returncode == 0, error
+    said = [f"{i}/6  python -m {' '.join(step.command(Path('run')))}" for i, step in enumerate(STEPS, start=1)]
+    assert [line for line in printed.splitlines() if "/6  " in line] == said
+    assert sum(line.startswith("made: run") for line in printed.splitlines()) == 6
+    assert "run/data: the splits are there already" in printed
+    assert "0 samples to search, 100 of 100 are finished" in printed
+    arms = [arm["name"] for arm in json.loads((desk / "run" / "eval" / "report.json").read_text())["arms"]]
+    assert {"full", "router", "guarantee", "mixture"} <= set(arms)
+    records = [json.loads(line) for line in (desk / "run" / "table" / "train.jsonl").read_text().splitlines()]
+    assert {record["executed_layers"] for record in records} == {5}  # as `new` reckons: 4 first ones and 1
+
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for config in (desk / "run").glob("*.yaml"):
+        (desk / "hand").mkdir(exist_ok=True)
+        (desk / "hand" / config.name).write_text(config.read_text().replace(" run/", " hand/"))
+    with redirect_stdout(StringIO()):
+        for main, step in zip((data, search, search, train), STEPS[:4], strict=True):
+            main(step.command(Path("hand"))[1:])
+    for name in RESULTS:
+        assert sha256_file(desk / "run" / name) == sha256_file(desk / "hand" / name), name
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_polite_kill_end_it_with_one_line(desk: Path, sent: signal.Signals) -> None:
+    process = start(desk, "run", "run")
+    read_until(process, "1/6")
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: finished work is saved; run the same command again to go on" in error
+    assert "Traceback" not in error
+
+
+def test_the_first_step_that_fails_ends_it_with_its_status(desk: Path) -> None:
+    broken = desk / "broken"
+    broken.mkdir()
+    for step in STEPS:
+        (broken / step.config).write_text((desk / "run" / step.config).read_text())
+    (broken / "menu.yaml").write_text("kind: subsets\nout: broken/menu.json\nfirst_editable: 9\nmodel: ./model\n")
+    process = start(desk, "run", "broken")
+    printed, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "error: first_editable: expected 1..4, got 9" in error
+    assert "stopped at step 2" in error
+    assert "2/6" in printed
+    assert "3/6" not in printed
+    (broken / "eval.yaml").unlink()
+    process = start(desk, "run", "broken")
+    printed, error = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (2, "")
+    assert error.startswith("error: folder: expected")
