@@ -46,8 +46,8 @@ USABLE = 0.9
 """Share of a source split's rows that is taken at most: some are repeated, or no questions."""
 TOKENS = 100
 """Tokens of a prompt, assumed."""
-OPERATIONS = 1e14
-"""Operations a second of a GPU, assumed: a third of what docs/scale.md assumes of a 7B model on an H100."""
+OPERATIONS = 3e13
+"""Operations a second of a GPU, assumed: a tenth of what docs/scale.md assumes of a 7B model on an H100."""
 TABLE_SHARE = 0.5
 """Share of the GPU hours that the table may take; the evaluation has the rest."""
 ROWS: dict[str, dict[str, int]] = {
@@ -144,7 +144,7 @@ class Plan:
     @property
     def layer_runs(self) -> int:
         """Layers run for one sample's row of the table: chains share what they begin with."""
-        return self.read_layer + sum(2**i * size for i, size in enumerate(self.blocks))
+        return self.read_layer + sum(size << i for i, size in enumerate(self.blocks))
 
     @property
     def blocks(self) -> list[int]:
@@ -467,7 +467,8 @@ def told(plan: Plan, folder: Path) -> str:
         f"search: {samples:,} samples x {plan.layer_runs} layers = {samples * plan.layer_runs:,} layer runs "
         f"({chains} chains of at most {n} layers; what chains begin with in common runs once);",
         f"  with {per_layer:.3g} million parameters a layer, {TOKENS} tokens and {OPERATIONS / 1e12:g} TFLOP/s, both "
-        f"assumed, {plan.gpu_hours(samples):.2g} GPU hours, and as much again for the evaluation",
+        f"assumed, {plan.gpu_hours(samples):.2g} GPU hours, and as much again for the evaluation;",
+        "  the search says after its first batch what it really takes",
         "",
     ]
     commands = [f"python -m {' '.join(step.command(folder))}" for step in STEPS]

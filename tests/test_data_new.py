@@ -131,7 +131,7 @@ def test_gpu_hours_scale_the_samples_by_the_stated_arithmetic(desk: Path, capsys
     # table's; so twice as many samples as the demo's take 3000 * 5 layers.
     model = tiny_model("llama")
     layer = sum(part.numel() for part in model.model.layers.parameters()) / 5
-    hours = 2 * 3000 * 5 * 2 * layer * 100 / 1e14 / 3600
+    hours = 2 * 3000 * 5 * 2 * layer * 100 / 3e13 / 3600
     main(["--model=./model", "--task=arc_easy", "--out=twice", f"--gpu-hours={1.0001 * hours}"])
     sizes = [written(desk / "twice")["data.yaml"][split]["size"] for split in ("train", "validation", "test")]
     assert sizes == [800, 200, 1200]
