@@ -144,7 +144,7 @@ def with_budget(settings: EvalSettings) -> EvalSettings:
         share = settings.budget_share
         depth = (1 - share) * min(depths) + share * max(depths)
         print(f"budget share {share:g}: a mean depth of {depth:.2f} layers of {min(depths):.2f}..{max(depths):.2f}")
-        depth = min(max(depth, min(depths)), max(depths))  # a sum that was rounded must not leave the range
+        depth = min(max(round(depth, 2), min(depths)), max(depths))  # what is rounded must not leave the range
         return replace(settings, budget=depth, budget_share=None)
     if settings.latency_factor is None or settings.latency_profile is None:
         return settings

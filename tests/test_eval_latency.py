@@ -138,13 +138,13 @@ def test_evaluation_takes_a_latency_factor(
 
 
 def test_evaluation_takes_a_share_of_the_routers_range(finished: World) -> None:
-    # By hand, from the depths measured for the router; shares 0 and 1 are the ends of the range to the bit.
+    # By hand, from the depths measured for the router; to two digits, and never outside of them.
     router = load_router(finished.folder / "router")
     depths = [point.mean_depth for point in router.config.budget_points]
     words = [word for word in finished.arguments() if not word.startswith("--budget=")]
     for share, depth in ((0, min(depths)), (0.25, 0.75 * min(depths) + 0.25 * max(depths)), (1, max(depths))):
         settings = with_budget(parse_settings(EvalSettings, [*words, f"--budget_share={share}"], "eval", "")[0])
-        assert settings.budget == (pytest.approx(depth) if share == 0.25 else depth)
+        assert settings.budget == pytest.approx(depth, abs=0.005)
         router.head.offset_for(settings.budget)
 
 
