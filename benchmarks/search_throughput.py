@@ -194,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     repetitions, size, few, some = (3, 16, 1, 16) if options.quick else (5, 32, 2, 32)
 
-    demo = yaml.safe_load((CONFIGS / "search" / "small.yaml").read_text(encoding="utf-8"))
+    demo = yaml.safe_load((CONFIGS / "small" / "search.yaml").read_text(encoding="utf-8"))
     settings = SearchSettings(**demo["search"])
     if options.quick:
         settings = SearchSettings(**{**demo["search"], "simulations": 25})

@@ -1,6 +1,6 @@
 """Prepare the splits of a task or a mixture, measure what they are worth for a model, or fetch the offline assets.
 
-python -m data prepare --config configs/data/demo.yaml
+python -m data prepare --config configs/demo/data.yaml
 python -m data accuracy --data runs/demo/data --out runs/demo/accuracy
 python -m data profile --data runs/demo/data --out runs/demo/profile
 python -m data fetch [names]

@@ -3,7 +3,7 @@
     python -m router new --model qwen2.5-coder-1.5b-instruct --task arc_easy,chain_sum --out runs/mine
     python -m router run runs/mine
 
-The recipe is that of configs/*/demo.yaml: a menu head that reads the output of the first layers which always run, on
+The recipe is that of configs/demo/*.yaml: a menu head that reads the output of the first layers which always run, on
 a menu of chains that drop some of the later ones. The files are written as text, so that no command's settings are
 imported; a test lets each command parse its own.
 """
@@ -11,6 +11,7 @@ imported; a test lets each command parse its own.
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import textwrap
 from collections import defaultdict
@@ -31,7 +32,7 @@ from data.tasks import CHOICE_MODES, Task
 from router.command import parse_settings
 from router.engine.load import Outline, has_chat_template, outline_of
 from router.files import writable_directory, write_text
-from router.steps import STEPS
+from router.steps import STEPS, Step
 from router.validation import SETTINGS, InputError
 
 READ_SHARE = 22 / 28
@@ -183,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
     writable_directory(folder, "out")
     for name, text in files.items():
         write_text(folder / name, text)
-    print(told(plan, folder))
+    print(told(plan, folder, [step for step in STEPS if step.config in files]))
 
 
 def _joined(argv: Sequence[str], option: str) -> list[str]:
@@ -408,7 +409,7 @@ def configs(plan: Plan, settings: NewSettings, folder: Path) -> dict[str, str]:
             "batch_samples": 128,
         },
     }
-    return {step.config: _text(step.command(folder), values[step.config]) for step in STEPS}
+    return {step.config: _text(step.command(folder), values[step.config]) for step in STEPS if step.config in values}
 
 
 def _component(part: Part) -> dict[str, Any]:
@@ -448,12 +449,12 @@ def _text(command: Sequence[str], values: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def told(plan: Plan, folder: Path) -> str:
-    """Return what was planned, by which arithmetic, and the commands."""
+def told(plan: Plan, folder: Path, written: Sequence[Step]) -> str:
+    """Return what was planned, by which arithmetic, and the commands of the steps whose configs were written."""
     n, samples, chains = plan.outline.num_layers, sum(plan.sizes.values()), 2 ** len(plan.blocks)
     per_layer = plan.outline.layer_parameters / n / 1e6
     lines = [
-        f"configs: {', '.join(step.config for step in STEPS)} in {folder}",
+        f"configs: {', '.join(step.config for step in written)} in {folder}",
         f"model: {n} layers; {plan.read_layer} run always, and the router reads their output; "
         f"{chains} chains keep or drop the other {n - plan.read_layer}",
         f"tasks: {', '.join(f'{part.task.name} ({part.task.mode})' for part in plan.parts)}",
@@ -471,7 +472,14 @@ def told(plan: Plan, folder: Path) -> str:
         "  the search says after its first batch what it really takes",
         "",
     ]
-    commands = [f"python -m {' '.join(step.command(folder))}" for step in STEPS]
+    commands = [f"python -m {shlex.join(step.command(folder))}" for step in written]
     width = max(map(len, commands))
-    lines += [f"{command:<{width}}   # {step.look}" for command, step in zip(commands, STEPS, strict=True)]
-    return "\n".join([*lines, "", "All of them, and again to go on after a stop:", f"python -m router run {folder}"])
+    lines += [f"{command:<{width}}   # {step.does}" for command, step in zip(commands, written, strict=True)]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "All of them, and again to go on after a stop:",
+            f"python -m router run {shlex.quote(str(folder))}",
+        ]
+    )

@@ -1,6 +1,6 @@
 """Evaluate a router against full depth, a static chain, random chains and the oracle; compare and time evaluations.
 
-python -m eval --config configs/eval/demo.yaml
+python -m eval --config configs/demo/eval.yaml
 python -m eval compare A/report.json B/report.json
 """
 

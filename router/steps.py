@@ -1,14 +1,15 @@
 """`python -m router run DIR`: the commands of a folder of configs, one after the other, in this process.
 
-`python -m router new` writes such a folder (data/new.py). Every command goes on where it was stopped and says so when
-nothing is left to do, so the whole is resumed by running it again. One process, so that Ctrl-C and every kill reach
-the command that is running.
+`python -m router new` writes such a folder (data/new.py); configs/demo and configs/small are others. Every command goes
+on where it was stopped and says so when nothing is left to do, so the whole is resumed by running it again. One
+process, so that Ctrl-C and every kill reach the command that is running.
 """
 
 from __future__ import annotations
 
 import gc
 import runpy
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +28,18 @@ class Step(NamedTuple):
     Attributes:
         config: its config's file name in the folder.
         words: the words after `python -m`.
+        does: what it does, for readers.
         made: the setting that says where its result lies.
         look: what to look at there afterwards.
+        needed: whether every folder has it; others are left out where the config is missing.
     """
 
     config: str
     words: tuple[str, ...]
+    does: str
     made: str
     look: str
+    needed: bool = True
 
     def command(self, folder: Path) -> list[str]:
         """Return the words after `python -m`, with the config."""
@@ -42,12 +47,63 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("data.yaml", ("data", "prepare"), "out", "the splits; manifest.json says what became of every row"),
-    Step("menu.yaml", ("search", "menu"), "out", "the chains that the router may choose from"),
-    Step("search.yaml", ("search",), "out", "what each chain of the menu answers on each sample"),
-    Step("train.yaml", ("train",), "out", "the router; python -m router info shows its chains and depths"),
-    Step("calibrate.yaml", ("train", "calibrate"), "router", "guarantee.json: the loss certified, at which depth"),
-    Step("eval.yaml", ("eval",), "out", "report.html: the router against full depth and static chains"),
+    Step(
+        "data.yaml",
+        ("data", "prepare"),
+        "draw splits that share no question",
+        "out",
+        "one line a question; manifest.json says what became of every row",
+    ),
+    Step(
+        "menu.yaml",
+        ("search", "menu"),
+        "list the chains that the router may choose from",
+        "out",
+        "a chain a line, as the layers that it runs",
+        needed=False,
+    ),
+    Step(
+        "search.yaml", ("search",), "run chains on every sample", "out", "what each chain answered, one line a sample"
+    ),
+    Step(
+        "search_wrong.yaml",
+        ("search",),
+        "control: search chains for a wrong answer, which shows what is luck",
+        "out",
+        "as before",
+        needed=False,
+    ),
+    Step("search_random.yaml", ("search",), "control: as many random chains", "out", "as before", needed=False),
+    Step(
+        "train.yaml",
+        ("train",),
+        "train the router on what the chains answered",
+        "out",
+        "the router; python -m router info shows its chains and depths",
+    ),
+    Step(
+        "calibrate.yaml",
+        ("train", "calibrate"),
+        "certify on samples of their own what the router loses at most",
+        "router",
+        "guarantee.json: the loss, and at which depth",
+        needed=False,
+    ),
+    Step(
+        "eval.yaml",
+        ("eval",),
+        "run the router on the test questions, beside full depth and fixed chains",
+        "out",
+        "report.html, to be opened in a browser",
+    ),
+    Step(
+        "latency.yaml",
+        ("eval", "latency"),
+        "measure what the arms cost in time",
+        "evaluation",
+        "latency.json, and the same report with times",
+        needed=False,
+    ),
 )
 """The steps in their order."""
 
@@ -57,7 +113,7 @@ class StepSettings:
     """Settings of `python -m router run`.
 
     Attributes:
-        folder: folder of configs that `python -m router new` wrote; may stand alone, as the first word.
+        folder: folder of configs, as `python -m router new` writes one; may stand alone, as the first word.
     """
 
     folder: Path
@@ -73,10 +129,11 @@ def main(argv: Sequence[str]) -> None:
     description = "Run the commands of a folder of configs, or go on where an earlier run was stopped."
     settings, _ = parse_settings(StepSettings, first_word(argv, "folder"), "router run", description)
     folder = require_directory(settings.folder, "folder")
-    made = [_made(folder, step) for step in STEPS]  # a folder that lacks a step is refused before anything runs
-    for number, (step, place) in enumerate(zip(STEPS, made, strict=True), start=1):
+    steps = [step for step in STEPS if step.needed or (folder / step.config).exists()]
+    made = [_made(folder, step) for step in steps]  # a folder that lacks a step is refused before anything runs
+    for number, (step, place) in enumerate(zip(steps, made, strict=True), start=1):
         command = step.command(folder)
-        print(f"\n{number}/{len(STEPS)}  python -m {' '.join(command)}", flush=True)
+        print(f"\n{number}/{len(steps)}  {step.does}: python -m {shlex.join(command)}", flush=True)
         status = run_module(command)
         if status:
             print(f"stopped at step {number}: once this is set right, the same command goes on", file=sys.stderr)

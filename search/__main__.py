@@ -1,7 +1,7 @@
 """Search chains for every sample of one or more splits, or make a menu of chains.
 
-    python -m search --config configs/search/demo.yaml             # a menu table: every chain on every sample
-    python -m search --config configs/search/small.yaml --splits '[train]' --search.simulations 200
+    python -m search --config configs/demo/search.yaml             # a menu table: every chain on every sample
+    python -m search --config configs/small/search.yaml --splits '[train]' --search.simulations 200
     python -m search menu --kind subsets --model qwen2.5-coder-1.5b-instruct --first_editable 22 --out runs/x/menu.json
 
 Writes `<out>/<split>.jsonl`, one record a sample (docs/formats.md), `<out>/<split>.meta.json` and

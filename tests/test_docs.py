@@ -70,11 +70,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 MINE = {
-    "data": "data/demo",
-    "search": "search/demo",
-    "router": "train/demo",
-    "calibrate": "train/demo_calibrate",
-    "eval": "eval/demo",
+    "data": "data",
+    "search": "search",
+    "router": "train",
+    "calibrate": "calibrate",
+    "eval": "eval",
 }
 """What stands for the files that the pages call one's own."""
 
@@ -84,7 +84,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the configs, and the files that the pages call one's own."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for name, of in MINE.items():
-        shutil.copy(ROOT / "configs" / f"{of}.yaml", tmp_path / f"my-{name}.yaml")
+        shutil.copy(ROOT / "configs" / "demo" / f"{of}.yaml", tmp_path / f"my-{name}.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

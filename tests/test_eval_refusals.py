@@ -13,12 +13,9 @@ import pytest
 
 from eval.__main__ import main
 from eval.baselines import STATIC_FILE
-from eval.curves import CurvesSettings
-from eval.inputs import EvalSettings
-from eval.latency import LatencySettings
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
-from router.command import parse_settings, run_command
+from router.command import run_command
 from tests.evaluation import ROOT, World, finished, make_data, make_samples, vouch, world  # noqa: F401  (fixtures)
 
 
@@ -262,18 +259,3 @@ def test_a_corrupt_file_of_an_earlier_run_is_named(
     (world.out / name).write_text("no JSON\n")
     assert name in refused(world, capsys, model=finished.folder / "model")
     assert (world.out / CANDIDATES_FILE).read_bytes() == kept
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "eval").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_configs_parse(path: Path) -> None:
-    # Oracle: the parser, which refuses unknown keys.
-    if path.stem.endswith("_curves"):
-        curves, plain = parse_settings(CurvesSettings, [f"--config={path}"], "eval curves", "")
-        assert len(curves.budgets) == len(plain["budgets"]) > 0
-        return
-    if path.stem.endswith("_latency"):
-        latency, plain = parse_settings(LatencySettings, [f"--config={path}"], "eval latency", "")
-        assert len(latency.batches) == len(plain["batches"]) > 0
-        return
-    settings, resolved = parse_settings(EvalSettings, [f"--config={path}"], "eval", "")
-    assert settings.dtype == resolved["dtype"] == "bfloat16"

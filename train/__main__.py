@@ -1,7 +1,7 @@
 """Train a router on search records.
 
-    python -m train --config configs/train/demo.yaml
-    python -m train --config configs/train/demo.yaml --head.hidden 128 --trainer.max_epochs 50
+    python -m train --config configs/demo/train.yaml
+    python -m train --config configs/demo/train.yaml --head.hidden 128 --trainer.max_epochs 50
 
 Writes the router (`<out>/config.json`, `router.safetensors`, `trained_on.json`), `train.json` (settings, measures)
 and the W&B run under `<out>/wandb`. With other settings or records the same folder is trained anew; with the same ones
