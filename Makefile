@@ -7,13 +7,14 @@
 # make test-families   every family of tests/families.py, tiny, under each attention (10 minutes)
 # make test-versions   the suite with the newest transformers that is allowed
 # make lint   set up, then check style and types
+# make docs   the documentation as a site (site/index.html)
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-small demo-full test test-slow test-families test-versions test-gpu lint clean-demo
+.PHONY: setup demo demo-small demo-full test test-slow test-families test-versions test-gpu lint docs clean-demo
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -75,6 +76,10 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PY) -m mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "look at site/index.html"
 
 clean-demo:
 	rm -rf runs/demo

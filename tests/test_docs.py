@@ -6,9 +6,12 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,19 @@ def test_every_command_and_all_its_options_exist(desk: Path, command: str) -> No
         module.main([*words, "--print_config"])
     assert ended.value.code in (0, None)
     assert printed.getvalue().strip()
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    # Oracle: mkdocs, strict: a dead link, a missing page or a name that mkdocstrings does not find ends it.
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} | {"index"}
+    assert pages <= {page.stem for page in tmp_path.glob("*.html")}
+    for page in tmp_path.glob("*.html"):
+        assert not re.findall(r'(?:src|rel="stylesheet" href)="https?:', page.read_text(encoding="utf-8")), page.name
 
 
 SNIPPETS = [body for page in PAGES for body in blocks(page, "python") if "import openai" not in body]
