@@ -91,6 +91,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "basic_arithmetic": _SUMS,
     "products": _SUMS,
     "spell_backward": _WORDS,
+    "reverse_words": _WORDS,
     "shapes": [
         {"question": f"Which colour is the {shape}?", "choices": ["blue", "red"], "answer": "red", **_DRAWN}
         for shape in ("bar", "cross", "square")

@@ -331,7 +331,7 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch: pytest.Mon
         list(read_rows(load_task("chain_sum"), "reasoning_gym", "train"))
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "basic_arithmetic", "products", "spell_backward"])
+@pytest.mark.parametrize("name", ["chain_sum", "basic_arithmetic", "products", "spell_backward", "reverse_words"])
 def test_the_shipped_generators_run(name: str) -> None:
     # Oracle: the answers, computed here from the questions; every difficulty has its rows.
     pytest.importorskip("reasoning_gym")
@@ -344,6 +344,8 @@ def test_the_shipped_generators_run(name: str) -> None:
         text = one.question.removesuffix(" =").removesuffix(".")
         if name == "spell_backward":
             assert one.answer == text.split(": ")[-1][::-1]
+        elif name == "reverse_words":
+            assert one.answer == ", ".join(reversed(text.split("Reverse this list of words: ")[-1].split(", ")))
         else:
             expression = text.split(":")[-1].split(". Give")[0].removeprefix("Calculate ")
             assert set(expression) <= set("0123456789+-*/() ")

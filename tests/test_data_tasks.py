@@ -182,7 +182,7 @@ def test_examples_take_turns_in_variants() -> None:
 
 def test_the_prompts_hash_is_as_before_there_were_variants_and_each_variant_has_its_own() -> None:
     # Oracle: hashes noted before tasks had variants and wordings.
-    plain, letters = load_task("chain_sum"), load_task("arc_easy", "letter")
+    plain, letters = load_task("chain_sum", max_new_tokens=32), load_task("arc_easy", "letter")  # as it was then
     assert plain.prompt_hash().startswith("3db5e0a63a14")
     assert letters.prompt_hash().startswith("14d8e0a60f7e")
     for task in (plain, letters):
