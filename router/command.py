@@ -150,7 +150,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _stop(*_: object) -> None:
-    """End as Ctrl-C does. Not by the signal of Ctrl-C: shells start background jobs with that one ignored."""
+    """End as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -159,10 +159,12 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
 
     It is 0, 1 where a part of the work could not be done, 2 for bad input or a full disk, 130 for Ctrl-C.
 
-    SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there.
+    SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there. Ctrl-C ends a
+    background job of a script too, which a shell starts with that signal ignored: nothing is lost by it.
     """
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop)
     try:
         main(argv)
     except (InputError, OSError, UnfinishedError) as error:

@@ -113,6 +113,20 @@ def test_ctrl_c_and_a_polite_kill_end_it_with_one_line(desk: Path, sent: signal.
     assert "Traceback" not in error
 
 
+def test_ctrl_c_ends_a_background_job_of_a_script_too(desk: Path) -> None:
+    # Oracle: a shell without job control starts a background job with SIGINT ignored.
+    script = f"{sys.executable} -m router run run & echo $!; wait $!; echo status $?"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    shell = subprocess.Popen(["sh", "-c", script], cwd=desk, env=environment, text=True, stdout=subprocess.PIPE)
+    assert shell.stdout is not None
+    job = int(shell.stdout.readline())
+    for line in shell.stdout:
+        if "1/6" in line:
+            break
+    os.kill(job, signal.SIGINT)
+    assert shell.stdout.read().splitlines()[-1] == "status 130"
+
+
 def test_the_first_step_that_fails_ends_it_with_its_status(desk: Path) -> None:
     broken = desk / "broken"
     broken.mkdir()
