@@ -159,8 +159,8 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
 
     It is 0, 1 where a part of the work could not be done, 2 for bad input or a full disk, 130 for Ctrl-C.
 
-    SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there. Ctrl-C ends a
-    background job of a script too, which a shell starts with that signal ignored: nothing is lost by it.
+    SIGTERM is treated as Ctrl-C: what was computed is already on the disk, the next run goes on from there. Ctrl-C ends
+    a background job of a script too, which a shell starts with that signal ignored: nothing is lost by it.
     """
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
