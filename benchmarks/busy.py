@@ -5,8 +5,8 @@
 SmolLM2-135M-Instruct in bfloat16 on ARC-Easy questions, the small demo's search. Each run is a process of its own,
 alone and beside one and two processes that count; each in two arrangements, in turns:
 
-kept     as a command runs: waiting threads sleep early, and as many threads as are fastest (`router/threads.py`)
-stock    as OpenMP's defaults have it: threads spin, one for each core
+kept     as a command runs: waiting threads sleep early (`router/threads.py`)
+stock    as OpenMP's defaults have it: they spin
 
 Ratios are to the stock arrangement alone, medians over rounds. Timed is the search without loading.
 """
@@ -36,9 +36,8 @@ SPINNING = "300000"
 
 def environments() -> dict[str, dict[str, str]]:
     """Return the variables of each arrangement."""
-    plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_NUM_THREADS")}
-    stock = {"GOMP_SPINCOUNT": SPINNING, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
-    return {"kept": plain, "stock": plain | stock}
+    plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    return {"kept": plain, "stock": plain | {"GOMP_SPINCOUNT": SPINNING}}
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from data.store import RowT, Store
 from router.files import json_line
-from router.threads import Threads
 from router.validation import SETTINGS, Count, Positive, to_plain
 
 ItemT = TypeVar("ItemT")
@@ -135,9 +134,7 @@ class ThisProcess:
         self, task: Task[ItemT, RowT], batches: Sequence[Batch[ItemT]], tick: Tick
     ) -> Iterator[Sequence[Done[ItemT]]]:
         """Run batches in their order; see `Pool`."""
-        threads = Threads()
         for batch in batches:
-            threads.settle()
             began = time.monotonic()
             lines = task.lines(batch, Report(tick, partial(task.keep, batch.name)))
             yield [Done(batch, lines, time.monotonic() - began)]
