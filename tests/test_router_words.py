@@ -144,7 +144,7 @@ def test_a_latency_factor_becomes_a_budget(router: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["sing"], "command: expected one of info, route"),
+        (["sing"], "command: expected one of new, run, info, route"),
         (["route", "ROUTER"], "prompt: expected one of prompt and prompts, got none"),
         (["route", "ROUTER", "--prompts", "nowhere.txt"], "prompts: expected an existing file"),
         (["route", "ROUTER", "--prompt", "a", "--budget", "40"], "budget: expected a mean depth in"),
