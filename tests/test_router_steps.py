@@ -117,14 +117,13 @@ def test_ctrl_c_ends_a_background_job_of_a_script_too(desk: Path) -> None:
     # Oracle: a shell without job control starts a background job with SIGINT ignored.
     script = f"{sys.executable} -m router run run & echo $!; wait $!; echo status $?"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
-    shell = subprocess.Popen(["sh", "-c", script], cwd=desk, env=environment, text=True, stdout=subprocess.PIPE)
-    assert shell.stdout is not None
-    job = int(shell.stdout.readline())
-    for line in shell.stdout:
-        if "1/6" in line:
-            break
-    os.kill(job, signal.SIGINT)
-    assert shell.stdout.read().splitlines()[-1] == "status 130"
+    command = ["sh", "-c", script]
+    with subprocess.Popen(command, cwd=desk, env=environment, text=True, stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        job = int(shell.stdout.readline())
+        read_until(shell, "1/6")
+        os.kill(job, signal.SIGINT)
+        assert shell.stdout.read().splitlines()[-1] == "status 130"
 
 
 def test_the_first_step_that_fails_ends_it_with_its_status(desk: Path) -> None:
