@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from wandb.proto import wandb_internal_pb2
 
 from data.tracking import TrackingSettings, files_digest, hashes_of, log_files
 from eval.report import Report
@@ -24,41 +23,11 @@ from eval.tracking import lineage, shown, table, track_report
 from router.files import sha256_file
 from router.validation import to_plain
 from tests.reports import IDS, RIGHT, hash_of, results_of, run_of, write_evaluation
+from tests.wandb_runs import read_back
 
 KEY = "0123456789abcdef" * 3
 """What stands for an API key: it must be found nowhere."""
-BLOCK, HEADER = 32768, 7
-"""Bytes of a block of a W&B file, and of a record's header: LevelDB's log format."""
 PAGE = "<!doctype html><p>é &lt;script&gt;</p>\n"
-
-
-def records(path: Path) -> Iterator[Any]:
-    """Read a W&B file: records in parts (1: whole, 2: first, 3: middle, 4: last), none across a block's last bytes."""
-    content = path.read_bytes()
-    assert content.startswith(b":W&B")
-    at, whole = HEADER, b""
-    while at + HEADER <= len(content):
-        if BLOCK - at % BLOCK < HEADER:
-            at += BLOCK - at % BLOCK
-            continue
-        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        whole += content[at + HEADER : at + HEADER + size]
-        at += HEADER + size
-        if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            whole = b""
-            yield record
-
-
-def read_back(folder: Path) -> dict[str, list[Any]]:
-    """Return a run's records by kind."""
-    (path,) = folder.glob("*.wandb")
-    by_kind: dict[str, list[Any]] = defaultdict(list)
-    for record in records(path):
-        kind = record.WhichOneof("record_type")
-        by_kind[kind].append(getattr(record, kind))
-    return by_kind
 
 
 def config_of(run: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from search.__main__ import main as search
 from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments
 from tests.tiny import NUM_LAYERS, save_tiny, write_project
+from tests.wandb_runs import run_files
 from train.__main__ import main
 from train.operating import POINTS
 
@@ -205,8 +206,8 @@ def test_a_training_that_was_killed_between_its_files_is_made_again(project: Pat
 def test_an_offline_wandb_run_is_kept_with_losses_and_artifacts(project: Path) -> None:
     # Oracle: the run's own files.
     main(arguments(project, out=project / "new", tracking__mode="offline", tracking__name="tiny"))
-    (run,) = (project / "new" / "wandb").glob("offline-run-*")
-    content = next(run.glob("*.wandb")).read_bytes()
+    (run,) = run_files(project / "new" / "wandb")
+    content = run.read_bytes()
     for text in (b"validation/loss", b"validation/f1_skip", b"validation/full_share", b"validation/distinct_chains"):
         assert text in content
     assert b"search-records" in content
