@@ -6,7 +6,6 @@ this process or on the workers of `data.cluster`.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
-from tqdm import tqdm
 
 from data.store import RowT, Store
 from router.files import json_line
+from router.progress import progress
 from router.validation import SETTINGS, Count, Positive, to_plain
 
 ItemT = TypeVar("ItemT")
@@ -66,10 +65,6 @@ class Scorer(Protocol):
     """Counts answers that could not be judged, wherever they were asked for."""
 
     unjudged: int
-
-
-LINE_SECONDS = 30.0
-"""Seconds between two lines of progress in a log file."""
 
 
 def nowhere(*_: object) -> None:
@@ -201,35 +196,6 @@ class RunSettings(PoolSettings):
     batch_tokens: Positive = 1024
 
 
-class _Lines:
-    """Standard error for a progress bar that is no terminal's: whole lines, without returns."""
-
-    def write(self, text: str) -> int:
-        """Write what is more than white space."""
-        line = text.replace("\r", "").strip()
-        return sys.stderr.write(f"{line}\n") if line else 0
-
-    def flush(self) -> None:
-        """Flush standard error."""
-        sys.stderr.flush()
-
-
-def progress(total: int, initial: int, label: str, unit: str) -> tqdm[NoReturn]:
-    """Return a progress bar; where standard error is no terminal it writes a line at most every half minute.
-
-    Args:
-        total: units of the whole work.
-        initial: those that were done before.
-        label: what the bar says.
-        unit: name of a unit.
-    """
-    shown: dict[str, Any] = {"total": total, "initial": initial, "desc": label, "unit": unit}
-    if not sys.stderr.isatty():
-        form = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {elapsed} so far, {remaining} left, {rate_fmt}"
-        shown |= {"file": _Lines(), "mininterval": LINE_SECONDS, "maxinterval": 2 * LINE_SECONDS, "bar_format": form}
-    return tqdm(**shown)
-
-
 def run_batches(
     store: Store[RowT],
     batches: Sequence[Batch[ItemT]],
@@ -268,7 +234,8 @@ def run_batches(
     total = sum(batch.units for batch in batches)
     added = 0
     began = time.monotonic()
-    with progress(total, total - sum(b.units for b in missing), label, unit) as bar, store:
+    before = total - sum(batch.units for batch in missing)
+    with progress(total, label, unit, initial=before) as bar, store:
         shown = bar.n
 
         def tick(units: float) -> None:

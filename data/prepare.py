@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from tqdm import tqdm
 
 from data.manifest import MANIFEST, Manifest, SplitCount, read_manifest
 from data.pictures import FOLDER as PICTURES
@@ -23,6 +22,7 @@ from data.splits import Shots, build_splits, shares
 from data.tasks import TASKS_FILE, OverLong, Task, TaskSet, load_task, write_tasks
 from router.command import one_line, plain_values, provenance
 from router.files import sha256_file, sha256_json, writable_directory, write_json
+from router.progress import followed
 from router.validation import SETTINGS, Count, InputError, Positive, to_plain
 
 
@@ -230,7 +230,7 @@ def load_samples(
             sample is left.
     """
     name = f"{source} split {source_split!r}" + (f" of {path}" if path is not None else "")
-    rows = tqdm(read_rows(task, source, source_split, path), desc=f"{task.name} {source_split}", unit="row", delay=10)
+    rows = followed(read_rows(task, source, source_split, path), f"{task.name} {source_split}", "row", delay=10)
     loaded = _converted(task, rows, split, on_bad_row, out)
     if not loaded.samples:
         bad = sum(one.rows for one in loaded.bad.values())

@@ -24,7 +24,8 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
+
+from router.progress import followed
 
 SCHEMA = 1
 """Version of the profile's JSON."""
@@ -239,7 +240,7 @@ def probe(
 
     layers: list[LayerProfile] = []
     shuffled: dict[str, list[float]] = {"confidence": [], "correct": [], "kept": []}
-    for e in tqdm(sorted(observed.features), desc="profile", unit="layer"):
+    for e in followed(sorted(observed.features), "profile", "layer"):
         rows = [row for skip, row in labels.items() if skip[0] >= e]
         targets = np.stack([confidence, observed.correct, *rows], axis=1).astype(float)
         permuted = targets[generator.permutation(n)]

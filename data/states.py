@@ -15,12 +15,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length
 from router.files import replacing, sha256_json
 from router.fingerprint import Fingerprints
+from router.progress import progress
 from router.validation import InputError
 
 VERSION = 1
@@ -154,11 +154,11 @@ def compute_states(
     """
     encoded = scorer.encode_all(samples)
     states: dict[str, Tensor] = {}
-    with tqdm(total=len(samples), desc=label, unit="sample") as progress:
+    with progress(len(samples), label, "sample") as bar:
         for batch in batches_by_length([sample.length for sample in encoded], BATCH_SAMPLES):
             block = scorer.load([encoded[i] for i in batch])
             made = {samples[i].id: one.cpu() for i, one in zip(batch, scorer.states(block, layer), strict=True)}
             keep(made)
             states |= made
-            progress.update(len(batch))
+            bar.update(len(batch))
     return states

@@ -22,7 +22,6 @@ import torch
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass as settings_dataclass
 from rich.table import Table
-from tqdm import tqdm
 
 from eval.arms import FULL, is_routed
 from eval.results import RESULTS_FILE, ArmResult, read_arms, read_run
@@ -34,6 +33,7 @@ from router.engine.load import load_model
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LATENCY_FILE, SCHEMA, ChainTimes, LatencyProfile, Line, ladder, time_chains, time_router
+from router.progress import progress
 from router.storage import Router, load_router
 from router.validation import SETTINGS, Count, InputError, Positive
 
@@ -116,7 +116,7 @@ def measure(
     chains = list(dict.fromkeys([*steps, *(chain for of_arm in arms.values() for chain in of_arm)]))
     tokens = settings.prompt_tokens or int(np.median([one.tokens for one in by_arm[FULL]]))
     cells = []
-    with tqdm(total=len(settings.batches) * len(chains) * settings.rounds, desc="latency", unit="call") as bar:
+    with progress(len(settings.batches) * len(chains) * settings.rounds, "latency", "call") as bar:
         for batch in settings.batches:
             sizes = {"batch": batch, "prompt_tokens": tokens, "rounds": settings.rounds, "seed": settings.seed}
             times = time_chains(model, chains, new_tokens=settings.new_tokens, progress=bar.update, **sizes)

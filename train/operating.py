@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length, in_parts
@@ -20,6 +19,7 @@ from data.states import BATCH_SAMPLES
 from router.chain import Chain
 from router.heads.budget import BudgetPoint
 from router.heads.head import Head, pad_states
+from router.progress import progress
 from router.validation import InputError
 from train.datamodule import RouterData
 
@@ -117,14 +117,14 @@ def _run(open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs
     scorer = open_scorer()
     encoded = scorer.encode_all(samples)
     judged: dict[Job, bool] = {}
-    with tqdm(total=len(jobs), desc="accuracy on validation", unit="chain") as progress:
+    with progress(len(jobs), "accuracy on validation", "chain") as bar:
         for batch in batches_by_length([one.length for one in encoded], BATCH_SAMPLES):
             places = {place: i for i, place in enumerate(batch)}
             own = sorted(
                 ((places[i], chain) for i, chain in jobs if i in places), key=lambda job: (job[0], job[1].layers)
             )
             block = scorer.load([encoded[i] for i in batch])
-            results = in_parts(scorer.score, block, own, progress.update)
+            results = in_parts(scorer.score, block, own, bar.update)
             judged |= {(batch[i], chain): result.right for (i, chain), result in results.items()}
     return judged
 

@@ -30,12 +30,12 @@ from lm_eval.api.registry import model_registry, register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from router.chain import Chain
 from router.command import one_line
 from router.engine.choices import Question
 from router.heads.head import Decision
+from router.progress import progress
 from router.routed.commands import OUT_OF_SCOPE, RoutedSettings, load_routed
 from router.routed.model import RoutedModel, by_chain
 from router.validation import InputError, explain
@@ -365,12 +365,12 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         places = documents(requests)
         questions = [self._question(requests, pairs, own) for own in places]
         routed: dict[int, Decision] = {}
-        with tqdm(total=len(places), desc="Routing documents", disable=not places) as progress:
+        with progress(len(places), "Routing documents", "document", disable=not places) as bar:
             for batch in reading_batches(questions):
                 scored = self.routed.score_tokens([questions[i] for i in batch], scored=False)
                 for i, one in zip(batch, scored, strict=True):
                     routed |= dict.fromkeys(places[i], one.routed)
-                progress.update(len(batch))
+                bar.update(len(batch))
         return [routed[i] for i in range(len(requests))]
 
     def _question(
@@ -392,11 +392,11 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         groups = sorted(by_chain([one.chain for one in routed]).items(), key=lambda group: -group[0].depth)
         own = len(groups) > 1  # one bar for all chains in place of one for each
         answers: dict[int, Answer] = {}
-        with tqdm(total=len(routed), desc="Running requests by chain", disable=disable_tqdm or not own) as progress:
+        with progress(len(routed), "Running requests by chain", "request", disable=disable_tqdm or not own) as bar:
             for chain, places in groups:
                 with self._under(chain):
                     answers |= zip(places, run(places, disable_tqdm or own), strict=True)
-                progress.update(len(places))
+                bar.update(len(places))
         return [answers[i] for i in range(len(routed))]
 
     @contextmanager
