@@ -2,8 +2,9 @@
 
 torch's threads wait for each other while spinning, so on a busy machine the slowest of them sets the pace and the
 others burn what is left of it. With a short spin before a thread sleeps, set before torch is imported, a search keeps
-half of its speed beside another busy process in place of a tenth, and alone loses about 1 % (`benchmarks/busy.py`). The
-number of threads is left alone: results hang on it in the last digits, and a run that goes on must not change.
+0.46 of its speed beside another busy process in place of a tenth, 0.41 beside two, and alone loses 4 %
+(`benchmarks/busy.py`). The number of threads is left alone: results hang on it in the last digits, and a run that goes
+on must not change.
 """
 
 from __future__ import annotations
