@@ -79,7 +79,7 @@ lint: $(READY)
 	$(PY) -m mypy
 
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build  # not --quiet: strict mode then counts no warning
 	@echo "look at site/index.html"
 
 clean-demo:
