@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -190,6 +191,9 @@ class Row:
         answer: text so far.
         reason: why it ended; None: it has not, or failed.
         error: why it failed; None: it has not.
+        submitted: when it began to wait, seconds of `time.monotonic`, as for the next two.
+        first_token: when its first token came; None: none has.
+        last_token: when its latest token came; None: none has.
     """
 
     index: int
@@ -207,6 +211,9 @@ class Row:
     answer: str = ""
     reason: Literal["stop", "length"] | None = None
     error: ApiError | None = None
+    submitted: float = field(default_factory=time.monotonic)
+    first_token: float | None = None
+    last_token: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -221,6 +228,8 @@ class Row:
     def take(self, token: int, ends: AbstractSet[int]) -> None:
         """Add a token; `ends`: the tokens that end a text."""
         self.tokens.append(token)
+        self.last_token = time.monotonic()
+        self.first_token = self.last_token if self.first_token is None else self.first_token
         if token in ends:
             self._end("stop", self.text.flush())
             return
