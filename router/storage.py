@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import field
@@ -176,7 +178,7 @@ class Operation:
     """How much depth a router is to spend; without any field set, what its head likes best.
 
     Attributes:
-        budget: mean depth wanted, layers.
+        budget: mean depth wanted, layers; the model's number of layers: full depth for every sample.
         guaranteed: take the certified operating point.
         point: take this operating point, as calibration does.
         scope: run prompts unlike those of training at full depth, where the router has a scope.
@@ -201,6 +203,10 @@ class Operation:
 
 OWN_CHOICE = Operation()
 """The head's own choice."""
+ALLOWED_LOSS = 0.02
+"""Accuracy that an operating point may lose against full depth on the validation split, unless more is allowed."""
+TIE = 1e-9
+"""Losses that differ by less are equal: they are differences of shares."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,13 +229,15 @@ class Router:
             raise ValueError("guaranteed: expected a router with a guarantee (python -m train calibrate), got none")
         if operation.guaranteed and self.scope is not None and not operation.scope:
             raise ValueError("scope: expected true with guaranteed, which was certified with it, got false")
-        self.head.offset_for(operation.budget)
+        if operation.budget != self.config.num_layers:
+            self.head.offset_for(operation.budget)
 
     def measured(self, budget: float | None = None) -> Measured | None:
         """Return how right the router was on its validation split; None: the training did not measure it.
 
         Args:
-            budget: mean depth, layers, of which the nearest measured one counts; None: the router's own choice.
+            budget: mean depth, layers, of which the nearest measured one counts (the model's number of layers: full
+                depth); None: the router's own choice.
         """
         known = self.config.training.get("validation")
         names = [one.name for one in dataclasses.fields(Measured)]
@@ -238,6 +246,8 @@ class Router:
         own = Measured(**{name: known[name] for name in names})
         if budget is None:
             return own
+        if budget == self.config.num_layers:
+            return dataclasses.replace(own, mean_depth=budget, accuracy=own.full_accuracy)
         points = [
             (abs(one.mean_depth - budget), one.mean_depth, one.accuracy)
             for one in self.config.budget_points
@@ -247,6 +257,66 @@ class Router:
             return None
         _, depth, accuracy = min(points)
         return dataclasses.replace(own, mean_depth=depth, accuracy=accuracy)
+
+    def least_budget(self, allow_loss: float = ALLOWED_LOSS) -> float | None:
+        """Return the least budget, layers, at which, as at all greater ones, no more accuracy is lost than allowed.
+
+        Validation accuracies are noisy: a shallow point that looks good between worse ones is not taken.
+
+        Args:
+            allow_loss: accuracy that may be lost against full depth on the validation split.
+
+        Returns:
+            The budget; the number of layers where every point loses more; None where the training measured none.
+        """
+        layers = float(self.config.num_layers)
+        depths = {one.mean_depth for one in self.config.budget_points if one.accuracy is not None}
+        if not depths or self.measured() is None:
+            return None
+        shallower = sorted((depth for depth in depths if depth < layers), reverse=True)
+        return min([layers, *itertools.takewhile(lambda depth: self._within(depth, allow_loss), shallower)])
+
+    def _within(self, budget: float, allow_loss: float) -> bool:
+        found = self.measured(budget)
+        return found is None or found.loss <= allow_loss + TIE
+
+    def default_operation(self, allow_loss: float = ALLOWED_LOSS, *, scope: bool = True) -> Operation:
+        """Return how much depth is spent where nobody says how much.
+
+        What was certified goes before what was measured, and that before the head's own choice, which is taken for
+        routers alone whose training measured no accuracy.
+
+        Args:
+            allow_loss: as in `least_budget`.
+            scope: as in `Operation`; without it nothing is certified.
+        """
+        if self.guarantee is not None and (scope or self.scope is None):
+            return Operation(guaranteed=True, scope=scope)
+        return Operation(budget=self.least_budget(allow_loss), scope=scope)
+
+    def require_accuracy(self, budget: float, allow_loss: float = ALLOWED_LOSS) -> None:
+        """Refuse a budget at which the router lost more accuracy on its validation split than is allowed.
+
+        Routers whose training measured none are not refused.
+
+        Args:
+            budget: mean depth, layers.
+            allow_loss: accuracy that may be lost against full depth.
+
+        Raises:
+            ValueError: with the accuracies, and which budgets lose less.
+        """
+        found, layers = self.measured(budget), self.config.num_layers
+        if found is None or self._within(budget, allow_loss):
+            return
+        least = math.ceil((self.least_budget(allow_loss) or layers) * 100) / 100
+        raise ValueError(
+            f"budget: expected one that lost at most {allow_loss:g} of full depth's accuracy in validation, got "
+            f"{budget:g}, near which ({found.mean_depth:.1f} of {layers} layers) the router was right on "
+            f"{found.accuracy:.3f} of {found.samples:.0f} samples, full depth on {found.full_accuracy:.3f}, guessing "
+            f"on {found.chance_accuracy:.3f}; a budget in {least:g}..{layers} loses no more "
+            f"(allow_loss={math.ceil(found.loss * 100) / 100:g} takes this one)"
+        )
 
     @torch.inference_mode()
     def decide(
@@ -337,6 +407,8 @@ class Router:
         if operation.guaranteed:
             assert self.guarantee is not None
             return OperatingPoint(self.guarantee.offset, self.guarantee.least_score)
+        if operation.budget == self.config.num_layers:
+            return OperatingPoint(None)
         return OperatingPoint(self.head.offset_for(operation.budget))
 
     def _or_full(self, chosen: Decision, point: OperatingPoint) -> Decision:

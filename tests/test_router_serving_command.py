@@ -116,7 +116,7 @@ def test_a_signal_lets_running_requests_end(router: Path) -> None:
     text = ""
     with started(router) as (process, line):
         url = line.split()[3]
-        assert line == f"serving model at {url} (a mean depth of 4 layers)\n"
+        assert line == f"serving model at {url} (a mean depth of 4 of 5 layers)\n"
         with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as answer:
             for event in answer.iter_lines():
                 if event.startswith("data: {"):

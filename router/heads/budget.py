@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +15,6 @@ from router.validation import STORED, NotNegative, Share
 
 POINTS = 64
 """Operating points kept by calibration, about."""
-GUESSING = 1.645
-"""Standard deviations above chance that guessing exceeds one time in twenty."""
 
 
 @dataclass(frozen=True, config=STORED)
@@ -54,11 +51,9 @@ class Measured:
     samples: float
 
     @property
-    def at_chance(self) -> bool:
-        """Whether it could have come of guessing (one-sided, 5 %), which full depth's accuracy could not."""
-        spread = math.sqrt(self.chance_accuracy * (1 - self.chance_accuracy) / self.samples)
-        reached = self.chance_accuracy + GUESSING * spread
-        return self.accuracy <= reached < self.full_accuracy
+    def loss(self) -> float:
+        """Accuracy lost against full depth; below 0 where the router is right more often."""
+        return self.full_accuracy - self.accuracy
 
 
 def offset_for(points: Sequence[BudgetPoint], budget: float | None) -> float:

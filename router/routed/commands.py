@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,9 +33,9 @@ from router.latency import budget_for
 from router.routed.export import check_weights, export_chain, free_folder
 from router.routed.hub import router_folder
 from router.routed.model import RoutedModel, by_chain, require_pair
-from router.storage import Router, load_router
+from router.storage import ALLOWED_LOSS, Operation, Router, load_router
 from router.strip import draw_strip, marks_for, ruler
-from router.validation import SETTINGS, InputError, Positive, to_plain
+from router.validation import SETTINGS, InputError, Positive, Share, to_plain
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 OUT_OF_SCOPE = "out of the router's scope"
@@ -55,8 +53,11 @@ class RoutedSettings:
         router_revision: the router's hub revision.
         model: base model: an offline asset, a local directory or a hub id; null: the one that the router names.
         revision: its hub revision; null: the router's, where the base model is.
-        budget: mean depth wanted, layers; null: the router's own choice.
-        guaranteed: take the certified operating point instead (`python -m train calibrate`).
+        budget: mean depth wanted, layers; null: the certified operating point where there is one, else the least budget
+            that lost at most allow_loss.
+        guaranteed: take the certified operating point (`python -m train calibrate`).
+        allow_loss: accuracy that a budget may have lost against full depth on the router's validation split; what lost
+            more is refused.
         scope: run prompts unlike those that the router was trained on at full depth, where it has a scope.
         latency_factor: latency wanted, in units of full depth's, in place of a budget; needs latency_profile.
         latency_profile: `latency.json` that `python -m eval latency` measured on this device.
@@ -73,6 +74,7 @@ class RoutedSettings:
     revision: str | None = None
     budget: float | None = None
     guaranteed: bool = False
+    allow_loss: Share = ALLOWED_LOSS
     scope: bool = True
     latency_factor: float | None = None
     latency_profile: Path | None = None
@@ -115,6 +117,7 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
             base_revision=settings.revision,
             budget=settings.budget,
             guaranteed=settings.guaranteed,
+            allow_loss=settings.allow_loss,
             scope=settings.scope,
             dtype=settings.dtype,
             device=settings.device,
@@ -123,40 +126,12 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
         )
         if settings.latency_factor is not None and settings.latency_profile is not None:
             routed.budget = depth_for(settings.latency_profile, routed)(settings.latency_factor)
-            routed.router.head.offset_for(routed.budget)
+            routed.guaranteed = False
+            routed.router.require(Operation(budget=routed.budget))
+            routed.router.require_accuracy(routed.budget, settings.allow_loss)
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from error
     return routed
-
-
-def require_above_chance(routed: RoutedModel, budgets: Sequence[float | None]) -> None:
-    """Refuse to write text at an operating point that was no better than guessing where the router was validated.
-
-    Args:
-        routed: the routed model.
-        budgets: mean depths that it is to run at, layers; None: its own choice.
-
-    Raises:
-        InputError: at the first such operating point; names its accuracy and budgets that are better.
-    """
-    router = routed.router
-    for budget in [] if routed.guaranteed else budgets:
-        found = router.measured(budget)
-        if found is None or not found.at_chance:
-            continue
-        better = itertools.takewhile(
-            lambda depth: (point := router.measured(depth)) is not None and not point.at_chance,
-            sorted((point.mean_depth for point in router.config.budget_points), reverse=True),
-        )
-        depths = list(better)
-        advice = f"a budget in {math.ceil(depths[-1] * 100) / 100:g}..{depths[0]:g} is" if depths else "no budget is"
-        point = "its own choice" if budget is None else f"a budget of {budget:g} layers"
-        raise InputError(
-            f"budget: expected an operating point of the router above chance, got {point}, {found.mean_depth:.1f} of "
-            f"{router.config.num_layers} layers: right on {found.accuracy:.3f} of {found.samples:.0f} validation "
-            f"samples (guessing {found.chance_accuracy:.3f}, full depth {found.full_accuracy:.3f}); {advice} above it "
-            "(at_chance=true runs it nevertheless)"
-        )
 
 
 def depth_for(profile: Path, routed: RoutedModel) -> Callable[[float], float]:
@@ -303,6 +278,7 @@ def describe(router: Router) -> dict[str, Any]:
         "task": config.task,
         "mode": config.mode,
         "budgets": [round(depths[0], 2), round(depths[-1], 2)] if depths else None,
+        "default": said_of(router, router.default_operation()),
         "guarantee": None if certified is None else to_plain(certified),
         "scope": None if config.scope is None else to_plain(config.scope),
         "fingerprints": to_plain(config.fingerprints),
@@ -310,6 +286,22 @@ def describe(router: Router) -> dict[str, Any]:
     if isinstance(router.head, MenuHead):
         facts["menu"] = [str(chain) for chain in router.head.chains]
     return facts
+
+
+def said_of(router: Router, operation: Operation) -> str:
+    """Return in words how much depth an operation spends."""
+    layers = router.config.num_layers
+    if operation.guaranteed and router.guarantee is not None:
+        if router.guarantee.offset is None:
+            return f"its guaranteed depth, which is full depth, {layers} layers"
+        return f"its guaranteed depth, about {router.guarantee.mean_depth:.1f} of {layers} layers"
+    if operation.budget is None:
+        return "the router's own depth, whose accuracy was not measured"
+    found = router.measured(operation.budget)
+    told = f"a mean depth of {operation.budget:g} of {layers} layers"
+    if found is None:
+        return told
+    return f"{told}; in validation right on {found.accuracy:.3f}, full depth on {found.full_accuracy:.3f}"
 
 
 def _shown(value: Any) -> str:
@@ -401,14 +393,12 @@ class GenerateSettings(PromptSettings):
         temperature: of sampling; 0: the most probable token each time.
         top_p: share of probability that sampling draws from.
         seed: seed of sampling.
-        at_chance: run also where the router was no better than guessing on its validation split.
     """
 
     max_new_tokens: Positive = 64
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int = 0
-    at_chance: bool = False
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -421,8 +411,8 @@ def generate(argv: Sequence[str]) -> None:
     settings, _ = parse_settings(GenerateSettings, first_word(argv, "router"), "router generate", description)
     prompts = read_prompts(settings)
     routed = load_routed(settings)
-    if not settings.at_chance:
-        require_above_chance(routed, [routed.budget])
+    operation = Operation(budget=routed.budget, guaranteed=routed.guaranteed)
+    print(f"[{said_of(routed.router, operation)}]", file=sys.stderr)
     set_seed(settings.seed)
     for texts, ids, mask in encode_prompts(routed, prompts, settings, settings.max_new_tokens):
         for text, (answer, one) in zip(texts, _answers(routed, ids, mask, settings), strict=True):

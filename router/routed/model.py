@@ -45,7 +45,7 @@ from router.fingerprint import model_fingerprint, tokenizer_fingerprint
 from router.heads.head import Decision
 from router.routed.card import model_card
 from router.routed.hub import push_router, router_folder, write_router_folder
-from router.storage import Operation, Router, load_router
+from router.storage import ALLOWED_LOSS, Operation, Router, load_router
 from router.validation import InputError
 
 CHAIN_OF_CACHE = "cola_chain"
@@ -146,6 +146,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         base_revision: str | None = None,
         budget: float | None = None,
         guaranteed: bool = False,
+        allow_loss: float = ALLOWED_LOSS,
         scope: bool = True,
         dtype: str | None = None,
         device: str = "auto",
@@ -162,8 +163,10 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             token: hub token, for the base model too; None: the one that the hub's own tools have stored, if any.
             base_model: name or path of the base model; None: the one that the router was trained with.
             base_revision: its hub revision; None: the router's, where the base model is.
-            budget: mean depth wanted, layers; None: the router's own choice.
+            budget: mean depth wanted, layers; None: what `Router.default_operation` says: what was certified, else
+                the least budget that lost no more than `allow_loss` in validation.
             guaranteed: take the certified operating point.
+            allow_loss: accuracy that a budget may have lost against full depth on the router's validation split.
             scope: run prompts unlike those of training at full depth, where the router has a scope.
             dtype: "float32", "bfloat16" or "float16"; None: that of the states which the router was trained on.
             device: torch device, or "auto": CUDA where there is one. A `device_map` goes before it.
@@ -172,12 +175,17 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
 
         Raises:
             InputError: where one of them cannot be loaded, or they do not fit each other.
-            ValueError: as in `join`.
+            ValueError: as in `join`, or where the budget lost more accuracy than is allowed.
         """
         folder = router_folder(router, revision=revision, token=token)
         if token is not None:
             options["token"] = token
         loaded = load_router(folder)
+        if budget is not None:
+            loaded.require_accuracy(budget, allow_loss)
+        elif not guaranteed:
+            operation = loaded.default_operation(allow_loss, scope=scope)
+            budget, guaranteed = operation.budget, operation.guaranteed
         name, base_revision = loaded.config.base(base_model, base_revision)
         try:
             model, tokenizer = load_model(

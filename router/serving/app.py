@@ -38,7 +38,7 @@ from router.serving.protocol import (
     parse,
 )
 from router.serving.rows import Piece, Row, Sampling, TextStream
-from router.storage import Operation
+from router.storage import ALLOWED_LOSS, Operation
 from router.validation import InputError
 
 JOIN_SECONDS = 30.0
@@ -390,6 +390,7 @@ class RowMaker:
         *,
         max_tokens: int,
         max_rows: int,
+        allow_loss: float = ALLOWED_LOSS,
         depth_for: Callable[[float], float] | None = None,
     ) -> None:
         """Prepare.
@@ -398,11 +399,13 @@ class RowMaker:
             routed: the routed model, with its tokenizer.
             max_tokens: most tokens that a request may generate for a choice.
             max_rows: most choices of a request.
+            allow_loss: accuracy that a request's budget may have lost against full depth in validation.
             depth_for: returns the mean depth, layers, that takes a latency (units of full depth's); None: unknown.
         """
         assert routed.tokenizer is not None
         self._router, self._tokenizer = routed.router, routed.tokenizer
         self._max_tokens, self._max_rows, self._depth_for = max_tokens, max_rows, depth_for
+        self._allow_loss = allow_loss
         self._positions = context_of(routed)
         self._vocabulary: int = routed.get_input_embeddings().num_embeddings
         self._lock = threading.Lock()  # tokenizers keep state
@@ -482,6 +485,8 @@ class RowMaker:
                     raise bad(param, "a server with a latency_profile", "one without")
                 budget = self._depth_for(asked.latency_factor)
             self._router.require(Operation(budget=budget))
+            if budget is not None:
+                self._router.require_accuracy(budget, self._allow_loss)
         except (InputError, ValueError) as error:
             raise ApiError(400, str(error), param=param, code="invalid_value") from None
         return budget

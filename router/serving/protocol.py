@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from router.validation import Positive, Share, explain, shown
 
-MOST_CHARACTERS = 250
+MOST_CHARACTERS = 400
 """Characters of an error's message: what clients have sent is cut short."""
 
 

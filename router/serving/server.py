@@ -22,9 +22,10 @@ from starlette.types import ASGIApp
 
 from router.command import first_word, parse_settings
 from router.routed import RoutedModel
-from router.routed.commands import RoutedSettings, depth_for, load_routed, require_above_chance
+from router.routed.commands import RoutedSettings, depth_for, load_routed, said_of
 from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
+from router.storage import Operation
 from router.validation import SETTINGS, InputError, Positive, explain
 
 KEY_VARIABLE = "COLA_ROUTER_API_KEY"
@@ -152,7 +153,6 @@ class ServeSettings(RoutedSettings):
         max_body_bytes: largest body of a request.
         request_timeout: longest that a request may take, seconds.
         shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
-        at_chance: serve also where the router was no better than guessing on its validation split.
     """
 
     busy_budget: float | None = None
@@ -168,7 +168,6 @@ class ServeSettings(RoutedSettings):
     max_body_bytes: Positive = 2**20
     request_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 300.0
     shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
-    at_chance: bool = False
 
     @model_validator(mode="after")
     def _falls_from_a_budget(self) -> ServeSettings:
@@ -194,10 +193,6 @@ def main(argv: Sequence[str]) -> None:
                 flush=True,
             )
         routed = load_routed(settings)
-        if not settings.at_chance:
-            require_above_chance(
-                routed, [routed.budget, *([] if settings.busy_budget is None else [settings.busy_budget])]
-            )
         run(settings, routed, bound, key)
 
 
@@ -213,10 +208,8 @@ def run(settings: ServeSettings, routed: RoutedModel, bound: socket.socket, key:
         raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
 
     def ready() -> None:
-        budget = service.batcher.budget
-        depth = "the router's own depth" if budget is None else f"a mean depth of {budget:g} layers"
-        depth = "its guaranteed depth" if settings.guaranteed else depth
-        print(f"serving {service.name} at {url_of(bound)}/v1 ({depth})", flush=True)
+        operation = Operation(budget=routed.budget, guaranteed=routed.guaranteed)
+        print(f"serving {service.name} at {url_of(bound)}/v1 ({said_of(routed.router, operation)})", flush=True)
 
     server = Server(make_app(service), service.batcher, shutdown_seconds=settings.shutdown_timeout, ready=ready)
     server.run(sockets=[bound])
@@ -235,8 +228,16 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     if settings.latency_profile is not None:
         find_depth = depth_for(settings.latency_profile, routed)
         find_depth(1.0)  # reads the file, so that one of another model or device is refused now
-    rows = RowMaker(routed, max_tokens=settings.max_tokens, max_rows=settings.max_queue, depth_for=find_depth)
-    load = LoadBudget(None if settings.guaranteed else routed.budget, settings.busy_budget, settings.busy_queue)
+    rows = RowMaker(
+        routed,
+        max_tokens=settings.max_tokens,
+        max_rows=settings.max_queue,
+        allow_loss=settings.allow_loss,
+        depth_for=find_depth,
+    )
+    if settings.busy_budget is not None:
+        routed.router.require_accuracy(settings.busy_budget, settings.allow_loss)
+    load = LoadBudget(routed.budget, settings.busy_budget, settings.busy_queue)
     limits = BatchLimits(settings.max_batch, settings.max_batch_tokens)
     batcher = Batcher(routed, load=load, limits=limits, max_queue=settings.max_queue)
     base = settings.model or routed.router.config.base_model
