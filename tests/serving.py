@@ -61,7 +61,11 @@ class Alone:
     chain: Chain
     text: str
     reason: str
-    tokens: int
+    ids: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
 
 
 class Oracle:
@@ -100,10 +104,10 @@ class Oracle:
             made = ids[len(prompt) :]
             text = self.text(made)
             if made[-1] == END:
-                return Alone(chain, text, "stop", len(made))
+                return Alone(chain, text, "stop", tuple(made))
             if cut := [text.index(stop) for stop in asked.get("stop", []) if stop in text]:
-                return Alone(chain, text[: min(cut)], "stop", len(made))
-        return Alone(chain, text, "length", new_tokens)
+                return Alone(chain, text[: min(cut)], "stop", tuple(made))
+        return Alone(chain, text, "length", tuple(made))
 
 
 def pick(logits: np.ndarray[Any, Any], sampling: Sampling, step: int) -> int:

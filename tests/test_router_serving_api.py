@@ -17,13 +17,14 @@ import openai
 import pytest
 import torch
 
+from router.engine.view import chain_view
 from router.heads.head import pad_states
 from router.latency import SCHEMA, LatencyProfile, Line
 from router.routed import RoutedModel
 from router.scope import pooled
 from router.serving import app as gate
 from router.serving.rows import Sampling
-from tests.serving import BUDGET, NAME, Alone, Brake, Oracle, Running, running, tiny_routed, until
+from tests.serving import BUDGET, END, NAME, Alone, Brake, Oracle, Running, running, tiny_routed, until
 from tests.tiny import NUM_LAYERS
 from train.scope import scope_of
 
@@ -103,6 +104,73 @@ def test_a_streamed_chat(server: Running, client: openai.OpenAI) -> None:
     assert (last.delta.content, last.finish_reason) == (None, alone.reason)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == alone.text
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def token_name(server: Running, token: int) -> str:
+    """A token's text; of a part of a character the tokenizer's name."""
+    text = server.oracle.tokenizer.decode([token])
+    return server.oracle.tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text
+
+
+def expected_scores(server: Running, prompt: list[int], alone: Alone) -> list[tuple[int, torch.Tensor]]:
+    """Each token of an answer but the one that ends it, and all tokens' log-probabilities at its step.
+
+    They come from the chain's view in one pass over prompt and answer.
+    """
+    with torch.no_grad():
+        ids = torch.tensor([[*prompt, *alone.ids]])
+        logits = chain_view(server.oracle.routed, alone.chain)(input_ids=ids).logits[0]
+    steps = zip(alone.ids, logits[len(prompt) - 1 : -1].float().log_softmax(1), strict=True)
+    return [(token, scores) for token, scores in steps if token != END]
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0}, {"temperature": 1.5, "seed": 3, "top_p": 0.9}])
+def test_log_probabilities_are_the_chains_own(server: Running, client: openai.OpenAI, asked: dict[str, Any]) -> None:
+    # Oracle: the view of the prompt's chain.
+    request = {"model": NAME, "prompt": PROMPT, "max_tokens": 9, "logprobs": 3, **asked}
+    prompt = server.oracle.tokens(PROMPT)
+    alone = server.oracle.alone(prompt, 9, **asked)
+    got = client.completions.create(**request).choices[0]
+    assert (got.text, got.finish_reason) == (alone.text, alone.reason)
+    assert got.logprobs is not None
+    wanted = expected_scores(server, prompt, alone)
+    assert got.logprobs.tokens == [token_name(server, token) for token, _ in wanted]
+    assert got.logprobs.token_logprobs == pytest.approx([float(one[token]) for token, one in wanted], abs=1e-4)
+    for named, (_, scores) in zip(got.logprobs.top_logprobs, wanted, strict=True):
+        best = scores.topk(3)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        assert named == pytest.approx({token_name(server, token): value for token, value in pairs}, abs=1e-4)
+    assert got.logprobs.text_offset == [len("".join(got.logprobs.tokens[:i])) for i in range(len(wanted))]
+    streamed = [chunk.choices[0].logprobs for chunk in client.completions.create(**request, stream=True)]
+    for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [one for part in streamed for one in getattr(part, field)] == getattr(got.logprobs, field)
+
+
+def test_log_probabilities_of_a_chat(server: Running, client: openai.OpenAI) -> None:
+    request = {"model": NAME, "messages": CHAT, "max_tokens": 7, "temperature": 0}
+    got = client.chat.completions.create(**request, logprobs=True, top_logprobs=2).choices[0]
+    assert got.logprobs is not None
+    assert got.logprobs.content is not None
+    prompt = server.oracle.chat_tokens(CHAT)
+    wanted = expected_scores(server, prompt, server.oracle.alone(prompt, 7))
+    for one, (token, scores) in zip(got.logprobs.content, wanted, strict=True):
+        assert (one.token, one.bytes) == (token_name(server, token), list(token_name(server, token).encode()))
+        assert one.logprob == pytest.approx(float(scores.max()), abs=1e-4)
+        assert (one.top_logprobs[0].token, len(one.top_logprobs)) == (one.token, 2)
+    streamed = client.chat.completions.create(**request, logprobs=True, stream=True)
+    told = [one for chunk in streamed for one in (chunk.choices[0].logprobs.content or [])]
+    assert [one.token for one in told] == [one.token for one in got.logprobs.content]
+    assert not any(one.top_logprobs for one in told)
+    assert client.chat.completions.create(**request).choices[0].logprobs is None
+
+
+def test_the_clients_own_message_is_taken_back(server: Running, client: openai.OpenAI) -> None:
+    asked = {"model": NAME, "max_tokens": 6, "temperature": 0}
+    first = client.chat.completions.create(messages=CHAT, **asked).choices[0].message
+    turns: list[Any] = [*CHAT, first, {"role": "user", "content": "More?"}]
+    second = client.chat.completions.create(messages=turns, store=False, metadata={}, **asked).choices[0]
+    said = [*CHAT, {"role": "assistant", "content": first.content or ""}, {"role": "user", "content": "More?"}]
+    assert second.message.content == server.oracle.alone(server.oracle.chat_tokens(said), 6).text
 
 
 def test_several_choices_of_several_prompts(server: Running, client: openai.OpenAI) -> None:

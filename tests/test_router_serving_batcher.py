@@ -55,7 +55,7 @@ class Asked:
         """It is what it would be alone, said once."""
         row, chain = self.row, self.row.chain
         assert chain is not None
-        assert Alone(chain, row.answer, row.reason or "", len(row.tokens)) == self.alone()
+        assert Alone(chain, row.answer, row.reason or "", tuple(row.tokens)) == self.alone()
         assert "".join(self.pieces) == row.answer
         assert self.ends == 1
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionMessage
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast, TopPLogitsWarper
 
 from router.serving.batcher import BatchLimits, LoadBudget, batch_of, partners_matter, within
-from router.serving.protocol import ApiError, ChatAsked, CompletionAsked, parse
+from router.serving.protocol import MOST_CHARACTERS, ApiError, ChatAsked, CompletionAsked, parse
 from router.serving.rows import Row, Sampling, TextStream, draw
 from tests.serving import pick
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -232,6 +233,28 @@ def test_a_body_is_read() -> None:
     assert (read.messages[0].text, read.new_tokens) == ("ab", 7)
 
 
+def test_what_asks_for_nothing_is_taken() -> None:
+    nothing: dict[str, Any] = {
+        "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "user": "me", "frequency_penalty": 0,
+        "presence_penalty": 0.0, "logit_bias": {}, "safety_identifier": "x", "prompt_cache_key": "y",
+    }  # fmt: skip
+    parse(CompletionAsked, said(**nothing, suffix="", best_of=1))
+    of_chat: dict[str, Any] = {
+        "parallel_tool_calls": False, "tools": [], "tool_choice": "auto", "functions": [], "function_call": "none",
+        "modalities": ["text"], "response_format": {"type": "text", "json_schema": None}, "logprobs": False,
+        "top_logprobs": 0, "audio": None, "prediction": None, "web_search_options": None,
+    }  # fmt: skip
+    # As the official client returns an assistant's message.
+    message = ChatCompletionMessage(role="assistant", content="yes").model_dump()
+    turns = [{"role": "developer", "content": "be"}, {"role": "user", "content": "x"}, message]
+    refused = {"role": "assistant", "content": None, "refusal": "no"}
+    body = json.dumps({"model": "m", "messages": [*turns, refused], **nothing, **of_chat}).encode()
+    read = parse(ChatAsked, body).messages
+    assert [(one.speaker, one.text) for one in read] == [
+        ("system", "be"), ("user", "x"), ("assistant", "yes"), ("assistant", "no"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -256,8 +279,10 @@ def test_a_body_is_read() -> None:
         (said(stop=["a"] * 5), "stop: expected at most 4 entries"),
         (said(stop=""), r"stop\[0\]: expected"),
         (said(stop="x" * 257), r"stop\[0\]: expected"),
-        (said(logprobs=1), "logprobs: expected"),
-        (said(logprobs=0), "logprobs: expected"),
+        (said(logprobs=21), "logprobs: expected at most 20, got 21"),
+        (said(logprobs=True), "logprobs: expected an integer, got True"),
+        (said(store=True), "store: expected false, got true"),
+        (said(service_tier="flex"), "service_tier: expected"),
         (said(presence_penalty=0.5), "presence_penalty: expected at most 0, got 0.5"),
         (said(budget=3, latency_factor=0.5), "budget: expected a budget or a latency_factor, got both"),
         (said(stream_options={}), "stream_options: expected none without stream, got some"),
@@ -269,7 +294,7 @@ def test_what_a_body_may_not_say(body: bytes, message: str) -> None:
     with pytest.raises(ApiError, match=f"^{message}") as caught:
         parse(CompletionAsked, body)
     assert caught.value.status == 400
-    assert len(caught.value.message) <= 250
+    assert len(caught.value.message) <= MOST_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -282,7 +307,13 @@ def test_what_a_body_may_not_say(body: bytes, message: str) -> None:
         ({"messages": [{"role": "user"}]}, "messages"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens"),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "refusal": "no"}]}, "messages"),
     ],
 )
 def test_what_a_chat_may_not_say(fields: dict[str, Any], param: str) -> None:

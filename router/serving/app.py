@@ -37,7 +37,7 @@ from router.serving.protocol import (
     internal,
     parse,
 )
-from router.serving.rows import Piece, Row, Sampling, TextStream
+from router.serving.rows import BROKEN, Piece, Row, Sampling, TextStream, TokenScore
 from router.storage import ALLOWED_LOSS, Operation
 from router.validation import InputError
 
@@ -148,7 +148,7 @@ class _Routes:
         asked = parse(kind, await _body(request, deadline))
         self._check_model(asked.model)
         rows = await asyncio.to_thread(make, asked)
-        answer = Answer(self._service.name, asked)
+        answer = Answer(self._service.name, asked, self._service.rows.token_text)
         exchange = Exchange(self._service.batcher, rows, deadline)
         try:
             if asked.stream:
@@ -425,6 +425,12 @@ class RowMaker:
         self._check_rows(asked.n)
         return self._rows(asked, [self._chat(asked.messages)], "messages", None)
 
+    def token_text(self, token: int) -> str:
+        """Return a token's own text, also that of special ones; its name where it is a part of a character."""
+        with self._lock:
+            text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            return str(self._tokenizer.convert_ids_to_tokens(token)) if BROKEN in text else text
+
     def _rows(self, asked: Asked, prompts: Sequence[tuple[int, ...]], param: str, default: int | None) -> list[Row]:
         budget, rows = self._budget(asked), list[Row]()
         for prompt in prompts:
@@ -432,7 +438,9 @@ class RowMaker:
             for choice in range(asked.n):
                 sampling = Sampling.of(asked.temperature, asked.top_p, asked.seed, choice)
                 text = TextStream(self._tokenizer, asked.stop)
-                rows.append(Row(len(rows), prompt, new_tokens, sampling, text, budget, asked.stream))
+                row = Row(len(rows), prompt, new_tokens, sampling, text, budget, asked.stream)
+                row.alternatives = asked.alternatives
+                rows.append(row)
         return rows
 
     def _check_rows(self, rows: int) -> None:
@@ -446,7 +454,7 @@ class RowMaker:
     def _chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         if self._tokenizer.chat_template is None:
             raise bad("messages", "a model with a chat template (/v1/completions takes plain text)", "one without")
-        said = [{"role": message.role, "content": message.text} for message in messages]
+        said = [{"role": message.speaker, "content": message.text} for message in messages]
         try:
             with self._lock:
                 return chat_tokens(self._tokenizer, said)
@@ -495,9 +503,11 @@ class RowMaker:
 class Answer:
     """Makes the objects of one request's answer."""
 
-    def __init__(self, model: str, asked: Asked) -> None:
+    def __init__(self, model: str, asked: Asked, token_text: Callable[[int], str]) -> None:
         """Begin the answer to a request; its choices of a prompt (`n`) count the prompt's tokens once."""
         self._chat, self._choices = isinstance(asked, ChatAsked), asked.n
+        self._scored, self._token_text = asked.alternatives is not None, token_text
+        self._offsets: dict[Row, int] = {}
         prefix, self._whole, self._part = (
             ("chatcmpl", "chat.completion", "chat.completion.chunk")
             if self._chat
@@ -507,32 +517,65 @@ class Answer:
 
     def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the answer of rows that have ended."""
-        choices = [self._choice(row, row.reason, self._said(row.answer)) for row in rows]
+        choices = [self._choice(row, row.reason, self._said(row.answer), row.scores) for row in rows]
         return {**self._about, "object": self._whole, "choices": choices, "usage": self._usage(rows)}
 
     def opening(self, row: Row) -> bytes | None:
         """Return the event of a choice's first chunk, which says who speaks; None: a completion has none."""
         return self._chunk(row, {"delta": {"role": "assistant", "content": ""}}) if self._chat else None
 
-    def chunk(self, row: Row, text: str | None) -> bytes:
-        """Return the event of one choice's next text; None: of its end, with the reason."""
+    def chunk(self, piece: Piece) -> bytes:
+        """Return the event of one choice's next text, or of its end, with the reason."""
+        text = piece.text
         added: dict[str, Any] = {"delta": {"content": text} if text else {}} if self._chat else {"text": text or ""}
-        return self._chunk(row, added, row.reason if text is None else None)
+        return self._chunk(piece.row, added, piece.row.reason if text is None else None, piece.scores)
 
     def usage_chunk(self, rows: Sequence[Row]) -> bytes:
         """Return the event that counts tokens."""
         return event({**self._about, "object": self._part, "choices": [], "usage": self._usage(rows)})
 
-    def _chunk(self, row: Row, added: dict[str, Any], reason: str | None = None) -> bytes:
-        return event({**self._about, "object": self._part, "choices": [self._choice(row, reason, added)]})
+    def _chunk(
+        self, row: Row, added: dict[str, Any], reason: str | None = None, scores: Sequence[TokenScore] = ()
+    ) -> bytes:
+        choices = [self._choice(row, reason, added, scores)]
+        return event({**self._about, "object": self._part, "choices": choices})
 
     def _said(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
 
-    def _choice(self, row: Row, reason: str | None, said: dict[str, Any]) -> dict[str, Any]:
+    def _choice(
+        self, row: Row, reason: str | None, said: dict[str, Any], scores: Sequence[TokenScore]
+    ) -> dict[str, Any]:
         assert row.chain is not None
         routed = {"chain": str(row.chain), "depth": row.chain.depth, "in_scope": row.in_scope}
-        return {"index": row.index, **said, "logprobs": None, "finish_reason": reason, **routed}
+        return {"index": row.index, **said, "logprobs": self._logprobs(row, scores), "finish_reason": reason, **routed}
+
+    def _logprobs(self, row: Row, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+        """Return the log-probabilities of tokens in the form of the interface; None where none were asked for."""
+        if not self._scored:
+            return None
+        if self._chat:
+            content = [
+                self._scored_token(one.token, one.logprob)
+                | {"top_logprobs": [self._scored_token(*other) for other in one.likeliest]}
+                for one in scores
+            ]
+            return {"content": content, "refusal": None}
+        texts, offsets, offset = [self._token_text(one.token) for one in scores], [], self._offsets.get(row, 0)
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        self._offsets[row] = offset
+        return {
+            "tokens": texts,
+            "token_logprobs": [one.logprob for one in scores],
+            "top_logprobs": [{self._token_text(token): value for token, value in one.likeliest} for one in scores],
+            "text_offset": offsets,
+        }
+
+    def _scored_token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._token_text(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
     def _usage(self, rows: Sequence[Row]) -> dict[str, int]:
         prompts = sum(len(row.prompt) for row in rows[:: self._choices])
@@ -565,7 +608,7 @@ async def stream(
             if piece.row not in opened and (opening := answer.opening(piece.row)):
                 yield opening
             opened.add(piece.row)
-            yield answer.chunk(piece.row, piece.text)
+            yield answer.chunk(piece)
             piece = await anext(pieces, None)
     except ApiError as error:
         yield event(error.body)

@@ -1,7 +1,7 @@
 """What clients may ask: the bodies of OpenAI's completions and chat completions, checked strictly; and errors.
 
 Two fields are ours: `budget` (mean depth, layers) and `latency_factor` (time in units of full depth's). What the server
-does not do (penalties, log-probabilities, tools) is refused unless it is asked to do nothing; so is an unknown field.
+does not do (penalties, tools, JSON) is refused unless it is asked to do nothing; so is an unknown field.
 """
 
 from __future__ import annotations
@@ -74,7 +74,11 @@ def _refuse_true(value: bool) -> bool:
 
 
 Off = Annotated[bool, AfterValidator(_refuse_true)]
-"""What can only be off; 0 is refused, which asks for something as `logprobs`."""
+"""What can only be off."""
+Nothing = Annotated[list[Any], Field(max_length=0)]
+"""A list of what the server does not do."""
+Alternatives = Annotated[int, Field(ge=0, le=20)]
+"""Likeliest tokens named for each token, at most as many as in OpenAI's chat."""
 
 
 class _Body(BaseModel):
@@ -104,7 +108,7 @@ class Asked(_Body):
         n: choices for each prompt, at most as many as in OpenAI's interface.
         stream: send text as it comes, as server-sent events.
         stream_options: see there.
-        user: ignored.
+        user: ignored, as the next five, which ask a server that keeps nothing for nothing.
         budget: mean depth wanted, layers, over prompts like those that the router was trained for.
         latency_factor: mean latency wanted, in units of full depth's.
         frequency_penalty: nothing else can be asked for, as for the fields below.
@@ -122,11 +126,15 @@ class Asked(_Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, str] = {}
+    store: Off = False
+    service_tier: Literal["auto", "default"] = "auto"
     budget: Annotated[float, Field(gt=0)] | None = None
     latency_factor: Annotated[float, Field(gt=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
     presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
-    logprobs: Off = False
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
 
     @model_validator(mode="after")
@@ -142,12 +150,18 @@ class Asked(_Body):
         """Most tokens to generate for a choice; None: not given."""
         return self.max_tokens
 
+    @property
+    def alternatives(self) -> int | None:
+        """Likeliest tokens to name with their log-probabilities beside each token's own; None: no log-probabilities."""
+        return None
+
 
 class CompletionAsked(Asked):
     """The body of POST /v1/completions.
 
     Attributes:
         prompt: texts, or token ids of each prompt; a single one counts as a list of one.
+        logprobs: likeliest tokens to name beside each token, with log-probabilities; None: no log-probabilities.
         echo: nothing else can be asked for, as for the fields below.
     """
 
@@ -155,9 +169,15 @@ class CompletionAsked(Asked):
         Annotated[list[str], Field(min_length=1)] | Annotated[list[list[int]], Field(min_length=1)],
         BeforeValidator(_listed),
     ]
+    logprobs: Alternatives | None = None
     echo: Off = False
     best_of: Literal[1] = 1
     suffix: Literal[""] = ""
+
+    @property
+    def alternatives(self) -> int | None:
+        """See `Asked.alternatives`."""
+        return self.logprobs
 
 
 class TextPart(_Body):
@@ -168,21 +188,42 @@ class TextPart(_Body):
 
 
 class Message(_Body):
-    """A message of a chat.
+    """A message of a chat; what the official client returns of one of ours is one too.
 
     Attributes:
-        role: who says it.
-        content: what, as one text or as parts that follow each other.
+        role: who says it; a developer is the system.
+        content: what, as one text or as parts that follow each other; an assistant may have said nothing.
         name: ignored.
+        refusal: what an assistant said in place of content.
+        annotations: nothing else can be given, as for the next.
     """
 
-    role: Literal["system", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
     name: str | None = None
+    refusal: str | None = None
+    annotations: Nothing = []
+    tool_calls: Nothing = []
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.role != "assistant":
+            if self.content is None:
+                raise ValueError(f"content: expected a text of the {self.role}, got none")
+            if self.refusal is not None:
+                raise ValueError(f"refusal: expected none of the {self.role}, got one")
+        return self
+
+    @property
+    def speaker(self) -> str:
+        """The role by the name that chat templates know."""
+        return "system" if self.role == "developer" else self.role
 
     @property
     def text(self) -> str:
         """What is said, as one text."""
+        if self.content is None:
+            return self.refusal or ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -192,21 +233,35 @@ class ChatAsked(Asked):
     Attributes:
         messages: the chat so far.
         max_completion_tokens: the newer name of `max_tokens`.
-        top_logprobs: nothing else can be asked for, as for the fields below.
+        logprobs: whether each token's log-probability is wanted.
+        top_logprobs: likeliest tokens to name beside each; needs `logprobs`.
+        tools: nothing else can be asked for, as for the fields below; without tools the next three say nothing.
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Positive | None = None
-    top_logprobs: Literal[0] = 0
-    tools: Annotated[list[Any], Field(max_length=0)] = []
-    tool_choice: Literal["none"] = "none"
+    logprobs: bool = False
+    top_logprobs: Alternatives = 0
+    tools: Nothing = []
+    tool_choice: Literal["none", "auto"] = "none"
+    parallel_tool_calls: bool = False
+    function_call: Literal["none", "auto"] = "none"
+    functions: Nothing = []
+    modalities: list[Literal["text"]] = ["text"]
     response_format: dict[Literal["type"], Literal["text"]] = {"type": "text"}
 
     @model_validator(mode="after")
     def _one_limit(self) -> ChatAsked:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens: expected max_tokens or max_completion_tokens, got both")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError(f"top_logprobs: expected logprobs with it, got {self.top_logprobs} without")
         return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """See `Asked.alternatives`."""
+        return self.top_logprobs if self.logprobs else None
 
     @property
     def new_tokens(self) -> int | None:
@@ -233,9 +288,16 @@ def parse(kind: type[AskedT], body: bytes) -> AskedT:
     if not isinstance(value, dict):
         raise ApiError(400, f"body: expected a JSON object, got {shown(value)}", code="invalid_json")
     try:
-        return kind.model_validate({name: item for name, item in value.items() if item is not None})
+        return kind.model_validate(_without_nulls(value))
     except ValidationError as error:
         raise _refused(error) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return JSON without the fields that are null, which official clients send for what was not given."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _refused(error: ValidationError) -> ApiError:

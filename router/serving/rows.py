@@ -22,6 +22,10 @@ BROKEN = "\ufffd"
 """What decoders write for bytes that are no character, or not yet."""
 
 
+LEAST_LOGPROB = -9999.0
+"""Said of tokens of no probability, as OpenAI's interface does: JSON has no infinity."""
+
+
 class TextStream:
     """Turns tokens into pieces of text that can be shown at once, since later tokens do not change them.
 
@@ -156,16 +160,40 @@ def _nucleus(shares: Float[Tensor, " vocabulary"], top_p: float) -> Float[Tensor
 
 
 @dataclass(frozen=True)
+class TokenScore:
+    """How likely a generated token was, by the chain's logits before temperature and `top_p`.
+
+    Attributes:
+        token: its id.
+        logprob: its log-probability, nats.
+        likeliest: ids and log-probabilities of the likeliest tokens, best first.
+    """
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, " vocabulary"], token: int, alternatives: int) -> TokenScore:
+        """Return a token's score; `alternatives`: how many of the likeliest are named."""
+        logprobs = logits.float().log_softmax(0).clamp(min=LEAST_LOGPROB)
+        best = logprobs.topk(alternatives)
+        return cls(token, float(logprobs[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+
+
+@dataclass(frozen=True)
 class Piece:
     """Text that a row has added.
 
     Attributes:
         row: the row.
         text: what it adds; None: the row has ended, with a reason or an error.
+        scores: how likely the tokens since the last piece were, where that was asked for.
     """
 
     row: Row
     text: str | None
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(eq=False)
@@ -184,10 +212,12 @@ class Row:
         budget: mean depth wanted, layers; None: the server's.
         streaming: whether pieces of text are posted as they come, or the end only.
         post: takes pieces, on the worker's thread.
+        alternatives: likeliest tokens to score beside each token; None: no scores are kept.
         stop: why it is to end early, said by others: nobody waits for it, or the server stops; None: it is not.
         chain: the chain that the router has picked; None: not yet.
         in_scope: whether the prompt is in the router's scope, as far as is known.
         tokens: tokens generated, the one that ended it included.
+        scores: how likely they were, where asked for; that which ends a text has none.
         answer: text so far.
         reason: why it ended; None: it has not, or failed.
         error: why it failed; None: it has not.
@@ -204,16 +234,19 @@ class Row:
     budget: float | None = None
     streaming: bool = False
     post: Callable[[Piece], None] = lambda _: None
+    alternatives: int | None = None
     stop: ApiError | None = None
     chain: Chain | None = None
     in_scope: bool = True
     tokens: list[int] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
     answer: str = ""
     reason: Literal["stop", "length"] | None = None
     error: ApiError | None = None
     submitted: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     last_token: float | None = None
+    _scores_told: int = 0
 
     @property
     def ended(self) -> bool:
@@ -231,6 +264,7 @@ class Row:
         self.last_token = time.monotonic()
         self.first_token = self.last_token if self.first_token is None else self.first_token
         if token in ends:
+            self.scores = self.scores[: len(self.tokens) - 1]
             self._end("stop", self.text.flush())
             return
         piece = self.text.push(token)
@@ -251,12 +285,16 @@ class Row:
         self._say(last)
         # The last text may have completed a stop string.
         self.reason = "stop" if self.text.stopped else reason
-        self.post(Piece(self, None))
+        self.post(Piece(self, None, self._new_scores()))
 
     def _say(self, piece: str) -> None:
         self.answer += piece
         if piece and self.streaming:
-            self.post(Piece(self, piece))
+            self.post(Piece(self, piece, self._new_scores()))
+
+    def _new_scores(self) -> tuple[TokenScore, ...]:
+        new, self._scores_told = tuple(self.scores[self._scores_told :]), len(self.scores)
+        return new
 
 
 class Progress(StoppingCriteria):  # type: ignore[misc]
@@ -303,6 +341,10 @@ class Picks(LogitsProcessor):  # type: ignore[misc]
         if drawn:
             picked = draw(scores[drawn], [rows[i].sampling for i in drawn], number)
             tokens |= zip(drawn, picked.tolist(), strict=True)
+        for i, row in enumerate(rows):
+            if row.alternatives is not None and row.live and number == len(row.tokens):
+                token = tokens[i] if i in tokens else int(scores[i].argmax())
+                row.scores.append(TokenScore.of(scores[i], token, row.alternatives))
         if tokens:
             index = torch.tensor(list(tokens), device=scores.device)
             scores[index] = -torch.inf
