@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from router.engine.load import chat_tokens, context_of, prompt_tokens
 from router.routed import RoutedModel
 from router.serving.batcher import Batcher
+from router.serving.page import Page
 from router.serving.protocol import (
     ApiError,
     Asked,
@@ -47,8 +48,8 @@ SPARE_SECONDS = 10.0
 """Beyond a request's time: to send what was generated to a client that is slow to read."""
 DEFAULT_NEW_TOKENS = 16
 """Tokens generated for a completion that does not say, as in OpenAI's interface."""
-OPEN_PATHS = frozenset({"/health"})
-"""Paths that need no key: load balancers ask there."""
+OPEN_PATHS = frozenset({"/", "/health"})
+"""Paths that need no key: the page, which holds no data and asks for the key; load balancers ask for the other."""
 DRAIN_SECONDS, DRAIN_BYTES = 2.0, 64 * 2**20
 """How much of a body that is too large is read and thrown away, so that a client which sends it all reads why."""
 
@@ -67,6 +68,8 @@ class Service:
         request_timeout: longest that a request may take, seconds.
         max_body_bytes: largest body, bytes.
         key: what clients must send; None: nothing.
+        page: the page for people and its data; None: there is none.
+        observers: called with each row once, on the event loop, when nobody waits for it any more.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Service:
     request_timeout: float = 300.0
     max_body_bytes: int = 2**20
     key: str | None = None
+    page: Page | None = None
+    observers: Sequence[Callable[[Row], None]] = ()
 
 
 def make_app(service: Service) -> FastAPI:
@@ -109,6 +114,8 @@ def make_app(service: Service) -> FastAPI:
         ("/health", routes.health, "GET"),
     ):
         app.add_api_route(path, handler, methods=[method], response_model=None)
+    if service.page is not None:
+        service.page.add_to(app)
     return app
 
 
@@ -149,7 +156,7 @@ class _Routes:
         self._check_model(asked.model)
         rows = await asyncio.to_thread(make, asked)
         answer = Answer(self._service.name, asked, self._service.rows.token_text)
-        exchange = Exchange(self._service.batcher, rows, deadline)
+        exchange = Exchange(self._service.batcher, rows, deadline, self._service.observers)
         try:
             if asked.stream:
                 return await self._stream(request, asked, answer, exchange)
@@ -315,14 +322,27 @@ class Exchange:
         rows: the rows, in the order of the request's choices.
     """
 
-    def __init__(self, batcher: Batcher, rows: Sequence[Row], deadline: float) -> None:
-        """Let rows wait for the worker; `deadline`: when they are given up, in seconds of the event loop's clock.
+    def __init__(
+        self,
+        batcher: Batcher,
+        rows: Sequence[Row],
+        deadline: float,
+        observers: Sequence[Callable[[Row], None]] = (),
+    ) -> None:
+        """Let rows wait for the worker.
+
+        Args:
+            batcher: the worker.
+            rows: the rows.
+            deadline: when they are given up, in seconds of the event loop's clock.
+            observers: called with each row once, when it has ended or is given up.
 
         Raises:
-            ApiError: as `Batcher.submit` does.
+            ApiError: as `Batcher.submit` does; such rows are not observed.
         """
         self.rows = list(rows)
-        self._batcher, self._deadline = batcher, deadline
+        self._batcher, self._deadline, self._observers = batcher, deadline, observers
+        self._observed: set[Row] = set()
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -338,6 +358,14 @@ class Exchange:
         """Give up rows that have not ended."""
         if any(not row.ended for row in self.rows):
             self._batcher.abandon(self.rows)
+        for row in self.rows:
+            self._observe(row)
+
+    def _observe(self, row: Row) -> None:
+        if row not in self._observed:
+            self._observed.add(row)
+            for observe in self._observers:
+                observe(row)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield what the rows say, until all have ended.
@@ -351,7 +379,11 @@ class Exchange:
                 async with asyncio.timeout_at(self._deadline):
                     piece = await self._pieces.get()
             except TimeoutError:
-                raise ApiError(504, "the request took too long", code="timeout") from None
+                late = ApiError(504, "the request took too long", code="timeout")
+                self._batcher.abandon(self.rows, late)
+                raise late from None
+            if piece.text is None:
+                self._observe(piece.row)
             if piece.row.error is not None:
                 raise piece.row.error
             left -= piece.text is None

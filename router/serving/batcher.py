@@ -217,11 +217,16 @@ class Batcher:
             self._waiting.extend(rows)
             self._changed.notify_all()
 
-    def abandon(self, rows: Sequence[Row]) -> None:
-        """Give rows up, nobody waits for them: they leave the queue, those that run end at their next token."""
+    def abandon(self, rows: Sequence[Row], why: ApiError | None = None) -> None:
+        """Give rows up, nobody waits for them: they leave the queue, those that run end at their next token.
+
+        Args:
+            rows: the rows.
+            why: what is said of them, unless something was said before; None: that the client has left.
+        """
         with self._changed:
             for row in rows:
-                row.stop = ApiError(499, "the client has left", code="abandoned")
+                row.stop = row.stop or why or ApiError(499, "the client has left", code="abandoned")
             self._waiting = [row for row in self._waiting if row.stop is None]
 
     def close(self) -> None:

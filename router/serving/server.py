@@ -25,6 +25,7 @@ from router.routed import RoutedModel
 from router.routed.commands import RoutedSettings, depth_for, load_routed, said_of
 from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
+from router.serving.page import Page
 from router.storage import Operation
 from router.validation import SETTINGS, InputError, Positive, explain
 
@@ -153,6 +154,7 @@ class ServeSettings(RoutedSettings):
         max_body_bytes: largest body of a request.
         request_timeout: longest that a request may take, seconds.
         shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
+        page: serve a page for people at `/`, and its data at `/status`.
     """
 
     busy_budget: float | None = None
@@ -168,6 +170,7 @@ class ServeSettings(RoutedSettings):
     max_body_bytes: Positive = 2**20
     request_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 300.0
     shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
+    page: bool = True
 
     @model_validator(mode="after")
     def _falls_from_a_budget(self) -> ServeSettings:
@@ -242,7 +245,11 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     batcher = Batcher(routed, load=load, limits=limits, max_queue=settings.max_queue)
     base = settings.model or routed.router.config.base_model
     name = settings.name or (Path(base).name if Path(base).is_dir() else base)
-    return Service(name, rows, batcher, settings.request_timeout, settings.max_body_bytes, key)
+    page = None
+    if settings.page:
+        page = Page(name, routed, batcher, max_tokens=settings.max_tokens, allow_loss=settings.allow_loss)
+    observers = () if page is None else (page.recent.observe,)
+    return Service(name, rows, batcher, settings.request_timeout, settings.max_body_bytes, key, page, observers)
 
 
 def read_key() -> str | None:
