@@ -267,7 +267,8 @@ def test_a_prompt_runs_routed_and_at_full_depth(page: Page, server: Running) -> 
         assert pane(page, title).locator(".layers").text_content() == f"{chain.depth} of {NUM_LAYERS}"
         assert pane(page, title).locator(".scope").text_content() == "inside"
         assert re.fullmatch(r"[\d.]+ s", pane(page, title).locator(".first").text_content())
-        assert re.fullmatch(r"[\d.]+ tokens/s", pane(page, title).locator(".speed").text_content())
+        speed = pane(page, title).locator(".speed").text_content()
+        assert re.fullmatch(r"[\d.]+", speed) if len(choice.text) == 24 else not re.search(r"\d", speed)
 
 
 def test_a_chat_at_the_servers_own_budget_both_at_once(page: Page, server: Running) -> None:
@@ -382,7 +383,6 @@ def test_a_phone_has_no_sideways_scrolling(page: Page, scheme: Any) -> None:
     for width in (390, 320, 1280):
         page.set_viewport_size({"width": width, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.screenshot(path=f"/tmp/page-{scheme}-{width}.png", full_page=True)
 
 
 def test_the_key_is_asked_for_and_kept(browser: Browser) -> None:
