@@ -442,7 +442,7 @@ def test_strange_text_is_text(server: Running) -> None:
 def test_routes_methods_and_models_that_are_not_there(server: Running) -> None:
     with server.http() as client:
         for method, path, status in (
-            ("GET", "/", 404),
+            ("GET", "/status/", 404),
             ("POST", "/v1/embeddings", 404),
             ("GET", "/v1/models/", 404),
             ("GET", "/v1/models/../../etc/passwd", 404),

@@ -117,6 +117,8 @@ def test_a_signal_lets_running_requests_end(router: Path) -> None:
     with started(router) as (process, line):
         url = line.split()[3]
         assert line == f"serving model at {url} (a mean depth of 4 of 5 layers)\n"
+        assert httpx.get(url.replace("/v1", "/status")).status_code == 200
+        assert httpx.get(url.replace("/v1", "/status/")).status_code == 404
         with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as answer:
             for event in answer.iter_lines():
                 if event.startswith("data: {"):
@@ -128,6 +130,8 @@ def test_a_signal_lets_running_requests_end(router: Path) -> None:
     assert text == oracle.alone(prompt, 300, **asked).text
     assert "Traceback" not in err
     assert '"POST /v1/completions HTTP/1.1" 200' in err
+    assert '"GET /status/ HTTP/1.1" 404' in err
+    assert '"GET /status HTTP/1.1"' not in err
     assert "Which?" not in err
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/models")

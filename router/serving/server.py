@@ -7,6 +7,7 @@ import contextlib
 import copy
 import errno
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -66,9 +67,16 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Return whether a request is logged: those of an open page, one each two seconds, are not."""
+    return '"GET /status HTTP/1.1" 200' not in record.getMessage()
+
+
 def _logs() -> dict[str, Any]:
     """Return uvicorn's logging with all of it on stderr: stdout says where the server is and nothing else."""
     logs: dict[str, Any] = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logs["filters"] = {"page": {"()": lambda: _worth_a_line}}
+    logs["handlers"]["access"]["filters"] = ["page"]
     logs["handlers"]["access"]["stream"] = "ext://sys.stderr"
     logs["loggers"][LOGGER] = {"handlers": ["default"], "level": "INFO"}
     return logs
