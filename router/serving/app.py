@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from router.engine.load import chat_tokens, context_of, prompt_tokens
 from router.routed import RoutedModel
 from router.serving.batcher import Batcher
+from router.serving.metrics import Metrics
 from router.serving.page import Page
 from router.serving.protocol import (
     ApiError,
@@ -65,21 +66,26 @@ class Service:
         name: the model's name for clients.
         rows: makes rows of requests.
         batcher: generates them.
+        metrics: what is counted of them.
         request_timeout: longest that a request may take, seconds.
         max_body_bytes: largest body, bytes.
         key: what clients must send; None: nothing.
         page: the page for people and its data; None: there is none.
-        observers: called with each row once, on the event loop, when nobody waits for it any more.
     """
 
     name: str
     rows: RowMaker
     batcher: Batcher
+    metrics: Metrics
     request_timeout: float = 300.0
     max_body_bytes: int = 2**20
     key: str | None = None
     page: Page | None = None
-    observers: Sequence[Callable[[Row], None]] = ()
+
+    @property
+    def observers(self) -> list[Callable[[Row], None]]:
+        """What is called with each row once, on the event loop, when nobody waits for it any more."""
+        return [self.metrics.observe, *([] if self.page is None else [self.page.recent.observe])]
 
 
 def make_app(service: Service) -> FastAPI:
@@ -116,6 +122,7 @@ def make_app(service: Service) -> FastAPI:
         app.add_api_route(path, handler, methods=[method], response_model=None)
     if service.page is not None:
         service.page.add_to(app)
+    service.metrics.add_to(app)
     return app
 
 

@@ -26,6 +26,7 @@ from router.routed import RoutedModel
 from router.routed.commands import RoutedSettings, depth_for, load_routed, said_of
 from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
+from router.serving.metrics import Metrics
 from router.serving.page import Page
 from router.storage import Operation
 from router.validation import SETTINGS, InputError, Positive, explain
@@ -256,8 +257,8 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     page = None
     if settings.page:
         page = Page(name, routed, batcher, max_tokens=settings.max_tokens, allow_loss=settings.allow_loss)
-    observers = () if page is None else (page.recent.observe,)
-    return Service(name, rows, batcher, settings.request_timeout, settings.max_body_bytes, key, page, observers)
+    metrics = Metrics(batcher, routed.router.config.num_layers)
+    return Service(name, rows, batcher, metrics, settings.request_timeout, settings.max_body_bytes, key, page)
 
 
 def read_key() -> str | None:
