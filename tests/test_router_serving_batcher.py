@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from router.chain import Chain
+from router.engine.load import left_padded
 from router.routed import RoutedModel
 from router.serving.batcher import Batcher, BatchLimits, LoadBudget
+from router.serving.groups import Group, can_pause
 from router.serving.protocol import ApiError
 from router.serving.rows import Picks, Piece, Progress, Row, Sampling, TextStream
-from tests.serving import BUDGET, END, Alone, Brake, Oracle, tiny_routed, until
+from tests.serving import BUDGET, END, Alone, Brake, Oracle, pick, tiny_routed, until
 from tests.tiny import EACH
 
 BAD = 77
@@ -122,7 +125,8 @@ def test_each_of_the_models_ends_ends_a_text() -> None:
 
 
 def test_rows_of_one_chain_generate_together_and_equal_prompts_are_read_once() -> None:
-    # Oracle: by hand, the calls of the embedding: one reads all prompts, then one a token, a chain at a time.
+    # Oracle: by hand, the calls of the embedding: one reads all prompts, one begins each chain, then one for each token
+    # of a chain.
     routed, oracle = tiny_routed(), Oracle(tiny_routed())
     first, second = [90, 91], next([n] * 9 for n in range(92, 250) if oracle.chain([n] * 9) != oracle.chain([90, 91]))
     asked = [Asked(oracle, prompt, 5, temperature=1.0, seed=i) for i, prompt in enumerate([first] * 3 + [second])]
@@ -135,7 +139,7 @@ def test_rows_of_one_chain_generate_together_and_equal_prompts_are_read_once() -
     for one in asked:
         one.check()
         assert len(one.row.tokens) == 5
-    assert shapes == [(2, 9), (3, 9), *[(3, 1)] * 4, (1, 9), *[(1, 1)] * 4]
+    assert shapes == [(2, 9), (3, 9), (1, 9), *[(3, 1)] * 4, *[(1, 1)] * 4]
 
 
 def fail_on(routed: RoutedModel, fails: Any, error: BaseException) -> None:
@@ -207,29 +211,86 @@ def test_logits_that_are_no_numbers_fail_their_row_alone() -> None:
     progress, scores = Progress(rows, {END}), torch.zeros(5, 300)
     scores[:, 100] = 50.0
     scores[1, 7], scores[2, 7], scores[4] = torch.nan, torch.inf, -torch.inf
-    tokens = Picks(progress)(torch.zeros(5, 1).long(), scores).argmax(1)
+    tokens = Picks(rows)(torch.zeros(5, 1).long(), scores).argmax(1)
     ended = progress(torch.cat([torch.zeros(5, 1).long(), tokens[:, None]], 1), None)
     assert ended.tolist() == [False, True, True, False, True]
     assert [row.tokens for row in rows] == [[100], [], [], [100], []]
     assert [row.error and row.error.code for row in rows] == [None, "overflow", "overflow", None, "overflow"]
 
 
-def test_what_a_row_has_said_is_repeated_whatever_the_numbers_say_now() -> None:
-    # Oracle: by hand. A batch that goes on may round otherwise; what was sent cannot be taken back.
+def test_rows_of_different_ages_draw_each_at_its_own_step() -> None:
+    # Oracle: the definition of a draw, one row at a time.
     oracle = Oracle(tiny_routed())
-    asked = [Asked(oracle, [90], 4), Asked(oracle, [90], 4, temperature=1.0, seed=1)]
-    rows, scores, (said, likely) = [one.row for one in asked], torch.zeros(2, 300), oracle.tokens("ab")
-    scores[:, likely] = 50.0
-    for row in rows:
-        row.take(said, {END})
-    progress = Progress(rows, {END})
-    picks = Picks(progress)
-    for expected in (said, likely):
-        tokens = picks(torch.zeros(2, 1).long(), scores.clone()).argmax(1)
-        assert tokens.tolist() == [expected] * 2
-        assert progress(tokens[:, None], None).tolist() == [False] * 2
-    assert [row.tokens for row in rows] == [[said, likely]] * 2
-    assert ["".join(one.pieces) for one in asked] == ["ab"] * 2
+    rows = [Asked(oracle, [90], 9, temperature=1.0, seed=4).row for _ in range(2)]
+    rows[1].tokens = [91, 92, 93]
+    scores = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
+    tokens = Picks(rows)(torch.zeros(2, 1).long(), scores.clone()).argmax(1).tolist()
+    wanted = [pick(scores[i].double().numpy(), row.sampling, len(row.tokens)) for i, row in enumerate(rows)]
+    assert tokens == wanted
+
+
+@pytest.mark.parametrize("variant", EACH, ids="-".join)
+def test_rows_join_and_leave_a_batch_that_runs(variant: tuple[str, str]) -> None:
+    # Oracle: each prompt alone; by hand, that those who come late do not wait for those who run.
+    routed, oracle = tiny_routed(*variant), Oracle(tiny_routed(*variant))
+    brake = Brake(routed)
+    running, late = many(oracle, 3, 30), many(oracle, 6, 4)[3:]
+    with working(routed) as batcher:
+        brake.hold()
+        batcher.submit([one.row for one in running])
+        until(lambda: batcher.running == 3)
+        brake.step(8)
+        until(lambda: brake.passes == 9)
+        batcher.submit([one.row for one in late])
+        brake.release()
+        until(lambda: all(one.ends for one in running + late))
+    for one in running + late:
+        one.check()
+    if can_pause(routed):
+        assert max(one.row.last_token for one in late) < max(one.row.last_token for one in running)
+
+
+FREE: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True}
+
+
+def begun(oracle: Oracle, prompts: Sequence[list[int]], new_tokens: int) -> Group:
+    """Prompts at full depth, some tokens long."""
+    routed, rows = oracle.routed, [Asked(oracle, prompt, 99).row for prompt in prompts]
+    chain = Chain.full(routed.router.config.num_layers)
+    reading = routed.read(*left_padded([row.prompt for row in rows], "cpu"))
+    out = routed.generate_as(chain, reading, max_new_tokens=new_tokens, **FREE)
+    group = Group(chain, rows, reading.run.ids, reading.run.mask, out.past_key_values)
+    group.grow(out.sequences)
+    return group
+
+
+def go_on(oracle: Oracle, group: Group, new_tokens: int) -> None:
+    state = (group.chain, group.ids, group.mask, group.cache)
+    group.grow(oracle.routed.continue_as(*state, max_new_tokens=new_tokens, **FREE).sequences)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_groups_join_and_rows_leave_with_what_they_have_computed(family: str) -> None:
+    # Oracle: each row by itself, without cache. Gemma's window of few tokens is passed on the way.
+    oracle = Oracle(tiny_routed(family))
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(80, 250, (length,), generator=generator).tolist() for length in (14, 3, 9, 5)]
+    group = begun(oracle, prompts[:2], 2)
+    group.join(begun(oracle, prompts[2:], 1))
+    go_on(oracle, group, 3)
+    group.keep([3, 1])
+    assert group.ids.shape[1] == max(5 + 1 + 3, 3 + 2 + 3)  # no padding that both rows have
+    go_on(oracle, group, 6)
+    late = begun(oracle, prompts[:1], 1)
+    assert group.takes(late)
+    late.join(group)
+    go_on(oracle, late, 2)
+    assert [row.prompt for row in late.rows] == [tuple(prompts[place]) for place in (0, 3, 1)]
+    for row, ids, mask, new_tokens in zip(
+        late.rows, late.ids, late.mask, (1 + 2, 1 + 3 + 6 + 2, 2 + 3 + 6 + 2), strict=True
+    ):
+        text = ids[mask.bool()].tolist()
+        assert tuple(text) == (*row.prompt, *oracle.alone(row.prompt, new_tokens, chain=late.chain).ids)
 
 
 def test_a_long_generation_carries_no_other_row_past_the_positions(caplog: pytest.LogCaptureFixture) -> None:
@@ -286,7 +347,7 @@ def test_a_full_queue_and_a_closed_one_take_no_more() -> None:
 
 
 def test_the_budget_falls_while_rows_wait_and_rises_again() -> None:
-    # Oracle: the load's own line, by the rows that each batch leaves behind.
+    # Oracle: the load's own line, by the rows that are left behind as places get free.
     routed, oracle = tiny_routed(), Oracle(tiny_routed())
     brake, load = Brake(routed), LoadBudget(BUDGET, oracle.least, 8)
     first, asked = Asked(oracle, [90] * 3), [Asked(oracle, [91 + i] * 5, 2) for i in range(12)]
@@ -301,7 +362,10 @@ def test_the_budget_falls_while_rows_wait_and_rises_again() -> None:
         until(lambda: all(one.ends for one in asked))
     assert first.row.budget == BUDGET
     budgets = [one.row.budget for one in asked]
-    assert budgets == [own, *[load.at(8)] * 3, *[load.at(4)] * 4, *[BUDGET] * 4]
+    assert budgets[:4] == [own, *[load.at(9)] * 3]
+    assert budgets[-1] == BUDGET
+    assert budgets[4:] == sorted(budgets[4:])
+    assert {*budgets[4:]} <= {load.at(waiting) for waiting in range(9)}
     assert [one.row.chain for one in asked] == [
         oracle.chain(one.prompt, budget) for one, budget in zip(asked, budgets, strict=True)
     ]

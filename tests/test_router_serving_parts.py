@@ -124,7 +124,7 @@ def drawn(scores: torch.Tensor, temperature: float, top_p: float, draws: int) ->
     one = Sampling.of(temperature, top_p, 5, 0)
     counts = torch.zeros(scores.shape[-1])
     for step in range(draws):
-        counts[draw(scores[None], [one], step)] += 1
+        counts[draw(scores[None], [one], [step])] += 1
     return counts
 
 
@@ -150,15 +150,15 @@ def test_a_row_is_drawn_as_if_it_were_alone() -> None:
     scores = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 3
     rows = [Sampling.of(0.2 + i / 3, 1 - i / 8, i, i) for i in range(6)]
     for step in range(20):
-        together = draw(scores, rows, step).tolist()
-        assert together == [int(draw(scores[i : i + 1], [one], step)) for i, one in enumerate(rows)]
+        together = draw(scores, rows, [step] * len(rows)).tolist()
+        assert together == [int(draw(scores[i : i + 1], [one], [step])) for i, one in enumerate(rows)]
         assert together == [pick(scores[i].double().numpy(), one, step) for i, one in enumerate(rows)]
 
 
 def test_extreme_temperatures_and_logits_give_a_token() -> None:
     scores = torch.tensor([[3.0e38, -3.0e38, 1.0], [-torch.inf, 0.0, -torch.inf]])
     for temperature in (1e-300, 2.0):
-        assert draw(scores, [Sampling.of(temperature, 0.5, 0, 0)] * 2, 0).tolist() == [0, 1]
+        assert draw(scores, [Sampling.of(temperature, 0.5, 0, 0)] * 2, [0, 0]).tolist() == [0, 1]
 
 
 def test_random_numbers_are_those_of_seed_choice_and_step() -> None:

@@ -483,6 +483,30 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
                 setattr(held, CHAIN_OF_CACHE, chain)
         return out
 
+    def continue_as(
+        self,
+        chain: Chain,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Int[Tensor, "rows tokens"],
+        cache: Cache,
+        **options: Any,
+    ) -> Any:
+        """Generate on under a chain, from the cache that `generate_as` has filled.
+
+        Args:
+            chain: the chain.
+            ids: all tokens so far, padded on the left.
+            mask: 1 for tokens, 0 for padding.
+            cache: keys and values of all tokens but each row's last.
+            options: what the library's `generate` takes.
+        """
+        settings, options = self._settings(options.pop("generation_config", None), options)
+        options[cache_argument(self)] = cache
+        with torch.no_grad():
+            return self._view(chain).runner.generate(
+                input_ids=ids, attention_mask=mask, generation_config=settings, **options
+            )
+
     def view(self, chain: Chain) -> PreTrainedModel:
         """Return a plain model that runs a chain, for all that a model does; the last views are kept.
 

@@ -1,29 +1,33 @@
 """The worker: one thread that takes waiting rows, reads their prompts once, and generates chain by chain.
 
-There is no continuous batching: the library's `generate` runs a batch to its end, so what arrives meanwhile waits for
-the next one. What a batch's rows want apart from each other (sampling, length, stop strings, being abandoned) does not
-keep them apart; their chains do.
+Batches are continuous: a call of the library's `generate` pauses at the next token where somebody waits or a row has
+ended; new rows are read, join those of their chain, and all go on from their keys and values. Chains take turns. What
+rows want apart from each other (sampling, length, stop strings, being abandoned) does not keep them apart; their chains
+do. Models whose caches cannot be joined (`groups.can_pause`) run a batch to its end.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
+from jaxtyping import Int
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from torch import Tensor
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from router.chain import Chain
 from router.engine.copies import shallow_copy
 from router.engine.load import context_of, left_padded, padding_token
 from router.routed import RoutedModel
 from router.routed.model import Reading, by_chain
+from router.serving.groups import Group, alike, can_pause
 from router.serving.protocol import ApiError, internal
 from router.serving.rows import Picks, Progress, Row
 from router.storage import Operation
@@ -35,10 +39,8 @@ log = logging.getLogger(LOGGER)
 
 FILL_SECONDS = 0.005
 """How long a batch that is not full waits for more rows."""
-SHORT = 64
-"""Prompts of up to so many tokens go together whatever their lengths: padding costs little there."""
-ALIKE = 2.0
-"""Longer prompts go together up to this ratio of their lengths: at worst half of a batch is padding."""
+TURN = 8
+"""Tokens that the rows of a chain generate before those of another have their turn."""
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -74,7 +76,7 @@ class BatchLimits:
     """How large a batch may be.
 
     Attributes:
-        rows: most rows.
+        rows: most rows that generate at a time, of all chains together.
         prompt_tokens: most tokens of its prompts, padding included; a single prompt may be longer.
     """
 
@@ -94,14 +96,10 @@ def batch_of(waiting: Sequence[Row], limits: BatchLimits) -> list[Row]:
         wider = max(width, len(row.prompt))
         if len(taken) >= limits.rows:
             break
-        if _alike(len(lead.prompt), len(row.prompt)) and (len(taken) + 1) * wider <= limits.prompt_tokens:
+        if alike(len(lead.prompt), len(row.prompt)) and (len(taken) + 1) * wider <= limits.prompt_tokens:
             taken.append(row)
             width = wider
     return taken
-
-
-def _alike(one: int, other: int) -> bool:
-    return max(one, other) <= max(SHORT, ALIKE * min(one, other))
 
 
 def within(rows: Sequence[Row], positions: int | None) -> list[list[Row]]:
@@ -173,8 +171,10 @@ class Batcher:
         self._routed.generation_config = _special_tokens(routed)
         self._ends = _ends(routed)
         self._changed = threading.Condition()
+        self._pausing = can_pause(routed)
         self._waiting: list[Row] = []
         self._running: list[Row] = []
+        self._groups: deque[Group] = deque()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
 
@@ -194,12 +194,12 @@ class Batcher:
 
     @property
     def running(self) -> int:
-        """Rows of the present batch that have not ended."""
+        """Rows that are read or generate and have not ended."""
         return sum(row.live for row in self._running)
 
     @property
     def budget(self) -> float | None:
-        """Mean depth, layers, that a batch would be given now; None: the router's own choice."""
+        """Mean depth, layers, that a row would be given now; None: the router's own choice."""
         return self._load.at(self.waiting)
 
     def submit(self, rows: Sequence[Row]) -> None:
@@ -246,34 +246,52 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while rows := self._next():
-            began = time.perf_counter()
-            self._halving(rows, self._serve)
-            for row in rows:  # every row ends, whatever happened
-                row.fail(internal())
-            log.debug("batch: %d rows, %.3f s, %d wait", len(rows), time.perf_counter() - began, self.waiting)
+        while (rows := self._next()) is not None:
+            if rows:
+                self._attempt(rows, self._admit)
+            if self._groups:
+                group = self._groups.popleft()
+                self._attempt(group.rows, lambda _, group=group: self._go_on(group))
+            self._forget()
 
-    def _next(self) -> list[Row]:
-        """Wait for rows and return the next batch, their budgets set; none where the server stops."""
+    def _next(self) -> list[Row] | None:
+        """Return waiting rows that there is room for, their budgets set; None where the server stops and none run.
+
+        Where rows run it does not wait for more.
+        """
         with self._changed:
-            self._running = []
-            while True:
+            if not self._groups:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 self._changed.wait_for(lambda: len(self._waiting) >= self.limits.rows or self._closed, FILL_SECONDS)
                 if self._closed:
-                    return []
-                if self._waiting:  # none are left where all were given up meanwhile
-                    break
-            self._running = batch_of(self._waiting, self.limits)
-            taken = set(self._running)
+                    return None
+            if not self._has_room():
+                return []
+            limits = BatchLimits(self.limits.rows - self.running, self.limits.prompt_tokens)
+            rows = batch_of(self._waiting, limits)
+            taken = set(rows)
+            self._running += rows
             self._waiting = [row for row in self._waiting if row not in taken]
             budget = self._load.at(len(self._waiting))
-            for row in self._running:
+            for row in rows:
                 row.budget = budget if row.budget is None else row.budget
-            return self._running
+            return rows
 
-    def _halving(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], None]) -> None:
-        """Do work for rows together; where it fails, for each half: memory may do then, and one bad row fails alone."""
+    def _has_room(self) -> bool:
+        """Whether somebody waits who can be read now."""
+        return bool(self._waiting) and self.running < self.limits.rows
+
+    def _forget(self) -> None:
+        """Fail rows that have left their group without an end: they were given up, or the server stops."""
+        held = {row for group in self._groups for row in group.rows}
+        for row in self._running:
+            if row not in held:
+                row.fail(internal())
+        with self._changed:
+            self._running = [row for row in self._running if row in held]
+
+    def _attempt(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], None]) -> None:
+        """Do work for rows together; where it fails, begin anew with each half, so that one bad row fails alone."""
         try:
             work(rows)
             return
@@ -287,41 +305,98 @@ class Batcher:
         if alone:
             rows[0].fail(_out_of_memory() if full else internal())
             return
-        middle = (len(rows) + 1) // 2
+        rows, middle = list(rows), (len(rows) + 1) // 2
         for half in (rows[:middle], rows[middle:]):
-            self._halving(half, work)
+            self._attempt(half, self._admit)
 
-    def _serve(self, rows: Sequence[Row]) -> None:
-        """Read the rows' prompts, each once, and generate chain by chain, that of the oldest row first."""
-        prompts = list(dict.fromkeys((row.prompt, row.budget) for row in rows))
-        reading = self._routed.read(*left_padded([prompt for prompt, _ in prompts], self._routed.device))
-        chosen = self._routed.decide(reading, [budget for _, budget in prompts])
-        places = {prompt: place for place, prompt in enumerate(prompts)}
-        for row in rows:
-            if row.chain is None:  # one that is served again keeps its chain, since it may have said something
-                one = chosen[places[row.prompt, row.budget]]
-                row.chain, row.in_scope = one.chain, one.in_scope
-                self.routed += 1
-                self.out_of_scope += not one.in_scope
-        at = {row: places[row.prompt, row.budget] for row in rows}
-        for chain, members in by_chain([cast(Chain, row.chain) for row in rows]).items():
-            for part in within([rows[member] for member in members], self._positions):
-                self._halving(part, partial(self._generate, chain, reading, at))
+    def _admit(self, rows: Sequence[Row]) -> None:
+        """Read rows, texts that are equal once, pick their chains, and generate each one's first token or more.
 
-    def _generate(self, chain: Chain, reading: Reading, at: Mapping[Row, int], rows: Sequence[Row]) -> None:
-        """Generate rows of one chain, which end on the way."""
+        A row that is read again, because its batch failed, keeps what it has said and its chain.
+        """
+        texts = list(dict.fromkeys((row.text_ids, row.budget) for row in rows))
+        reading = self._routed.read(*left_padded([text for text, _ in texts], self._routed.device))
+        places = {text: place for place, text in enumerate(texts)}
+        at = {row: places[row.text_ids, row.budget] for row in rows}
+        if any(row.chain is None for row in rows):
+            chosen = self._routed.decide(reading, [budget for _, budget in texts])
+            for row in rows:
+                if row.chain is None:
+                    one = chosen[at[row]]
+                    row.chain, row.in_scope = one.chain, one.in_scope
+                    self.routed += 1
+                    self.out_of_scope += not one.in_scope
+        chains = by_chain([cast(Chain, row.chain) for row in rows])
+        alone = len(chains) == 1 and not self._groups
+        for chain, members in chains.items():
+            for part in within([rows[member] for member in members], None if self._pausing else self._positions):
+                begin = partial(self._begin, chain, reading, at, alone)
+                self._attempt(part, begin)
+
+    def _begin(self, chain: Chain, reading: Reading, at: Mapping[Row, int], alone: bool, rows: Sequence[Row]) -> None:
+        """Generate the first tokens of rows of one chain that have been read: one token unless they are alone."""
         rows = [row for row in rows if row.live]
         if not rows:
             return
-        progress = Progress(rows, self._ends)
-        self._routed.generate_as(
-            chain,
-            reading.select([at[row] for row in rows]),
-            max_new_tokens=max(row.new_tokens for row in rows),
+        own = reading.select([at[row] for row in rows])
+        generate = partial(self._routed.generate_as, chain, own)
+        ids, cache = self._generate(rows, generate, most=None if alone else 1)
+        if not self._pausing:
+            return
+        group = Group(chain, list(rows), own.run.ids, own.run.mask, cache)
+        group.grow(ids)
+        self._put(group)
+
+    def _go_on(self, group: Group) -> None:
+        """Let a group that paused generate on."""
+        generate = partial(self._routed.continue_as, group.chain, group.ids, group.mask, group.cache)
+        ids, _ = self._generate(group.rows, generate, most=TURN if self._groups else None)
+        group.grow(ids)
+        self._put(group)
+
+    def _put(self, group: Group) -> None:
+        """Let rows that have ended leave a group, and the others wait for their turn, with those of their chain."""
+        live = [place for place, row in enumerate(group.rows) if row.live]
+        if not live:
+            return
+        if len(live) < len(group.rows):
+            group.keep(live)
+        for other in self._groups:
+            if other.takes(group):
+                other.join(group)
+                return
+        self._groups.append(group)
+
+    def _generate(
+        self, rows: Sequence[Row], generate: Callable[..., Any], most: int | None
+    ) -> tuple[Int[Tensor, "rows tokens"], Cache]:
+        """Generate until a row ends, somebody waits who can be read, or each row has `most` more tokens.
+
+        Batches that cannot pause run until all rows have ended.
+
+        Args:
+            rows: rows of one chain.
+            generate: `generate_as` or `continue_as` of the routed model, for these rows.
+            most: most tokens for each row; None: as many as the shortest still wants.
+
+        Returns:
+            All tokens, those before included, and keys and values of all but the last.
+        """
+        left = [row.new_tokens - len(row.tokens) for row in rows]
+        limit = min(left) if self._pausing else max(left)
+
+        def pauses(number: int) -> bool:
+            return self._has_room() or number == most or not all(row.live for row in rows)
+
+        progress = Progress(rows, self._ends, pauses) if self._pausing else Progress(rows, self._ends)
+        out = generate(
+            max_new_tokens=limit,
             do_sample=False,
-            logits_processor=LogitsProcessorList([Picks(progress)]),
+            return_dict_in_generate=True,
+            logits_processor=LogitsProcessorList([Picks(rows)]),
             stopping_criteria=StoppingCriteriaList([progress]),
         )
+        return out.sequences, out.past_key_values
 
 
 def _out_of_memory() -> ApiError:

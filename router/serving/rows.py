@@ -125,7 +125,9 @@ class Sampling:
         return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
 
 
-def draw(scores: Float[Tensor, "rows vocabulary"], settings: Sequence[Sampling], step: int) -> Int[Tensor, " rows"]:
+def draw(
+    scores: Float[Tensor, "rows vocabulary"], settings: Sequence[Sampling], steps: Sequence[int]
+) -> Int[Tensor, " rows"]:
     """Draw a token for each row.
 
     By the inverse of the distribution function, in the order of the vocabulary: one random number a token, where noise
@@ -135,7 +137,7 @@ def draw(scores: Float[Tensor, "rows vocabulary"], settings: Sequence[Sampling],
     Args:
         scores: logits, each row's greatest one finite.
         settings: each row's settings; temperatures above 0.
-        step: tokens drawn before.
+        steps: tokens that each row has.
     """
     device = scores.device
     column = {"dtype": torch.float64, "device": device}
@@ -146,9 +148,10 @@ def draw(scores: Float[Tensor, "rows vocabulary"], settings: Sequence[Sampling],
         if one.top_p < 1:
             shares[row] = _nucleus(shares[row], one.top_p)
     bounds = shares.cumsum(1)
-    uniforms = torch.tensor([[one.uniform(step)] for one in settings], **column)  # type: ignore[arg-type]
+    uniforms = [[one.uniform(step)] for one, step in zip(settings, steps, strict=True)]
+    drawn = torch.tensor(uniforms, **column)  # type: ignore[arg-type]
     # The first token whose bound lies above; the last bound does, since the random number is below 1.
-    return torch.searchsorted(bounds, uniforms * bounds[:, -1:], right=True)[:, 0]
+    return torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)[:, 0]
 
 
 def _nucleus(shares: Float[Tensor, " vocabulary"], top_p: float) -> Float[Tensor, " vocabulary"]:
@@ -249,6 +252,11 @@ class Row:
     _scores_told: int = 0
 
     @property
+    def text_ids(self) -> tuple[int, ...]:
+        """Token ids of the prompt and of what has been generated."""
+        return (*self.prompt, *self.tokens)
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will come of it."""
         return self.reason is not None or self.error is not None
@@ -298,51 +306,57 @@ class Row:
 
 
 class Progress(StoppingCriteria):  # type: ignore[misc]
-    """Hands each row its token, and tells the library which rows have ended.
-
-    A batch that goes on after a failure first repeats the tokens that its rows have already: they are forced.
+    """Hands each row its token, and tells the library which rows have ended, or that all are to pause.
 
     Attributes:
         rows: the batch's rows.
-        number: tokens generated in this run of the batch.
     """
 
-    def __init__(self, rows: Sequence[Row], ends: AbstractSet[int]) -> None:
-        """Begin before the first token; `ends`: the tokens that end a text."""
-        self.rows, self.number, self._ends = list(rows), 0, ends
+    def __init__(
+        self, rows: Sequence[Row], ends: AbstractSet[int], pauses: Callable[[int], bool] = lambda _: False
+    ) -> None:
+        """Begin before the first token.
+
+        Args:
+            rows: the batch's rows.
+            ends: the tokens that end a text.
+            pauses: says after so many tokens whether the batch is to pause.
+        """
+        self.rows, self._number, self._ends, self._pauses = list(rows), 0, ends, pauses
 
     def __call__(self, input_ids: Int[Tensor, "rows tokens"], _scores: object, **_: object) -> Bool[Tensor, " rows"]:
-        """Return which rows have ended."""
+        """Return which rows have ended, or all where the batch pauses."""
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-            if self.number >= len(row.tokens) and row.live:
+            if row.live:
                 row.take(token, self._ends)
-        self.number += 1
-        return torch.tensor([not row.live for row in self.rows], device=input_ids.device)
+        self._number += 1
+        paused = self._pauses(self._number)
+        return torch.tensor([paused or not row.live for row in self.rows], device=input_ids.device)
 
 
 class Picks(LogitsProcessor):  # type: ignore[misc]
     """Turns each row's logits into ones whose greatest is at the token that the row's settings pick.
 
-    So rows of different settings share a batch under the library's greedy search.
+    So rows of different settings, and of different numbers of tokens, share a batch under the library's greedy search.
     """
 
-    def __init__(self, progress: Progress) -> None:
-        """Pick for a batch that has come so far."""
-        self._progress = progress
+    def __init__(self, rows: Sequence[Row]) -> None:
+        """Pick for a batch."""
+        self._rows = list(rows)
 
     def __call__(
         self, _ids: Int[Tensor, "rows tokens"], scores: Float[Tensor, "rows vocabulary"]
     ) -> Float[Tensor, "rows vocabulary"]:
-        """Return the logits; rows that are drawn or repeated have one finite value left."""
-        number, rows = self._progress.number, self._progress.rows
+        """Return the logits; rows that are drawn have one finite value left."""
         self._fail_broken(scores)
-        tokens = {i: row.tokens[number] for i, row in enumerate(rows) if number < len(row.tokens)}
-        drawn = [i for i, row in enumerate(rows) if i not in tokens and row.live and row.sampling.temperature > 0]
-        if drawn:
-            picked = draw(scores[drawn], [rows[i].sampling for i in drawn], number)
-            tokens |= zip(drawn, picked.tolist(), strict=True)
-        for i, row in enumerate(rows):
-            if row.alternatives is not None and row.live and number == len(row.tokens):
+        live = [(i, row) for i, row in enumerate(self._rows) if row.live]
+        tokens: dict[int, int] = {}
+        if drawn := [(i, row) for i, row in live if row.sampling.temperature > 0]:
+            places, rows = [i for i, _ in drawn], [row for _, row in drawn]
+            picked = draw(scores[places], [row.sampling for row in rows], [len(row.tokens) for row in rows])
+            tokens = dict(zip(places, picked.tolist(), strict=True))
+        for i, row in live:
+            if row.alternatives is not None:
                 token = tokens[i] if i in tokens else int(scores[i].argmax())
                 row.scores.append(TokenScore.of(scores[i], token, row.alternatives))
         if tokens:
@@ -353,6 +367,6 @@ class Picks(LogitsProcessor):  # type: ignore[misc]
 
     def _fail_broken(self, scores: Tensor) -> None:
         """Fail rows whose logits are no numbers (overflow in half precision): the greatest would be anything."""
-        for row, good in zip(self._progress.rows, scores.max(1).values.isfinite().tolist(), strict=True):
+        for row, good in zip(self._rows, scores.max(1).values.isfinite().tolist(), strict=True):
             if not good:
                 row.fail(ApiError(500, "the model's numbers overflowed at this prompt", code="overflow"))
