@@ -6,6 +6,7 @@ python -m router info     runs/demo/router
 python -m router route    runs/demo/router --budget 25 --prompt "Which of these is a fruit?"
 python -m router generate runs/demo/router --budget 25 --prompt "The capital of France is"
 python -m router serve    runs/demo/router --budget 25
+python -m router proxy    runs/demo/router --backends backends.yaml --budget 25
 python -m router export   --model smollm2-135m-instruct --chain 0-24,28-29 --out runs/short
 python -m router lm-eval  --model cola-router --model_args router=runs/demo/router,budget=25 --tasks arc_easy
 """
@@ -27,6 +28,7 @@ VERBS = {
     "route": ("router.routed.commands", "route"),
     "generate": ("router.routed.commands", "generate"),
     "serve": ("router.serving.server", "main"),
+    "proxy": ("router.serving.proxy", "main"),
     "export": ("router.routed.commands", "export"),
     "lm-eval": ("router.routed.lm_eval", "main"),
 }

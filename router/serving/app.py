@@ -10,9 +10,9 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -41,7 +41,7 @@ from router.serving.protocol import (
 )
 from router.serving.rows import BROKEN, Piece, Row, Sampling, TextStream, TokenScore
 from router.storage import ALLOWED_LOSS, Operation
-from router.validation import InputError
+from router.validation import InputError, shown
 
 JOIN_SECONDS = 30.0
 """How long the worker may take to end its step when the server stops."""
@@ -88,6 +88,22 @@ class Service:
         return [self.metrics.observe, *([] if self.page is None else [self.page.recent.observe])]
 
 
+class Guarded(Protocol):
+    """What the gate and the list of models want to know of what is served; attributes as of `Service`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def request_timeout(self) -> float: ...  # noqa: D102
+
+    @property
+    def max_body_bytes(self) -> int: ...  # noqa: D102
+
+    @property
+    def key(self) -> str | None: ...  # noqa: D102
+
+
 def make_app(service: Service) -> FastAPI:
     """Return the application; the batcher starts and stops with it.
 
@@ -102,6 +118,31 @@ def make_app(service: Service) -> FastAPI:
         batcher.close()
         await asyncio.to_thread(batcher.join, JOIN_SECONDS)
 
+    routes = _Routes(service)
+    handlers = (
+        ("/v1/completions", routes.completions, "POST"),
+        ("/v1/chat/completions", routes.chat, "POST"),
+        ("/health", routes.health, "GET"),
+    )
+    app = guarded_app(service, handlers, lifespan)
+    if service.page is not None:
+        service.page.add_to(app)
+    service.metrics.add_to(app)
+    return app
+
+
+def guarded_app(
+    service: Guarded,
+    handlers: Sequence[tuple[str, Callable[..., Awaitable[Response]], str]],
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+) -> FastAPI:
+    """Return an application behind the gate, whose errors are OpenAI's and which lists its one model.
+
+    Args:
+        service: what is served.
+        handlers: path, handler and method of each route besides those that list the model.
+        lifespan: starts and stops what the application needs.
+    """
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, debug=False
     )
@@ -111,37 +152,48 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(ClientLeftError, _left)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _failed)
-    routes = _Routes(service)
-    for path, handler, method in (
-        ("/v1/completions", routes.completions, "POST"),
-        ("/v1/chat/completions", routes.chat, "POST"),
-        ("/v1/models", routes.models, "GET"),
-        ("/v1/models/{name:path}", routes.model, "GET"),
-        ("/health", routes.health, "GET"),
-    ):
+    listed = _Listed(service.name)
+    models = (("/v1/models", listed.models, "GET"), ("/v1/models/{name:path}", listed.model, "GET"))
+    for path, handler, method in (*handlers, *models):
         app.add_api_route(path, handler, methods=[method], response_model=None)
-    if service.page is not None:
-        service.page.add_to(app)
-    service.metrics.add_to(app)
     return app
+
+
+class _Listed:
+    """The routes that list the one model."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "cola-router"}
+
+    async def models(self) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    async def model(self, name: str) -> Response:
+        check_model(self._name, name)
+        return JSONResponse(self._model)
+
+
+def check_model(served: str, name: object) -> None:
+    """Refuse another model's name than the served one.
+
+    Raises:
+        ApiError: 404.
+    """
+    if name != served:
+        message = f"model: expected {served!r}, got {shown(name)}"
+        raise ApiError(404, message, param="model", code="model_not_found")
 
 
 class _Routes:
     def __init__(self, service: Service) -> None:
-        self._service, self._created = service, int(time.time())
+        self._service = service
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(request, CompletionAsked, self._service.rows.of_completion)
 
     async def chat(self, request: Request) -> Response:
         return await self._generate(request, ChatAsked, self._service.rows.of_chat)
-
-    async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model()]})
-
-    async def model(self, name: str) -> Response:
-        self._check_model(name)
-        return JSONResponse(self._model())
 
     async def health(self) -> Response:
         """Say whether the worker runs, how busy it is, and how many choices it routed."""
@@ -159,8 +211,8 @@ class _Routes:
 
     async def _generate(self, request: Request, kind: type[AskedT], make: Callable[[AskedT], list[Row]]) -> Response:
         deadline = asyncio.get_running_loop().time() + self._service.request_timeout
-        asked = parse(kind, await _body(request, deadline))
-        self._check_model(asked.model)
+        asked = parse(kind, await read_body(request, deadline))
+        check_model(self._service.name, asked.model)
         rows = await asyncio.to_thread(make, asked)
         answer = Answer(self._service.name, asked, self._service.rows.token_text)
         exchange = Exchange(self._service.batcher, rows, deadline, self._service.observers)
@@ -180,14 +232,6 @@ class _Routes:
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return _Events(stream(answer, exchange.rows, first, pieces, include_usage=include_usage), exchange)
 
-    def _check_model(self, name: str) -> None:
-        if name != self._service.name:
-            message = f"model: expected {self._service.name!r}, got {name[:80]!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-
-    def _model(self) -> dict[str, Any]:
-        return {"id": self._service.name, "object": "model", "created": self._created, "owned_by": "cola-router"}
-
 
 class _Events(StreamingResponse):
     """Server-sent events; rows that are left when it ends, because the client has gone, are given up."""
@@ -203,7 +247,12 @@ class _Events(StreamingResponse):
             self._exchange.abandon()
 
 
-async def _body(request: Request, deadline: float) -> bytes:
+async def read_body(request: Request, deadline: float) -> bytes:
+    """Return a request's body, which must be JSON; `deadline`: in seconds of the event loop's clock.
+
+    Raises:
+        ApiError: 415 where it is of another type, 408 where it does not come in time.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Other types are what a web page may send to any server unasked.
@@ -243,7 +292,7 @@ async def _failed(_request: Request, _error: Exception) -> Response:
 class Gate:
     """ASGI middleware that every request passes first: the key, the size of its body, a last limit on its time."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Guarded) -> None:
         """Stand before an application; a client that does not read is cut off some seconds after the request's time."""
         self._app, self._key = app, None if service.key is None else service.key.encode()
         self._max_body_bytes, self._seconds = service.max_body_bytes, service.request_timeout + SPARE_SECONDS

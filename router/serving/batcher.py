@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -84,7 +84,18 @@ class BatchLimits:
     prompt_tokens: Positive = 16384
 
 
-def batch_of(waiting: Sequence[Row], limits: BatchLimits) -> list[Row]:
+@runtime_checkable
+class HasPrompt(Protocol):
+    """What waits with a prompt, token ids."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+Waiting = TypeVar("Waiting", bound=HasPrompt)
+
+
+def batch_of(waiting: Sequence[Waiting], limits: BatchLimits) -> list[Waiting]:
     """Return the rows to run next, of those that wait, the oldest first.
 
     The oldest leads; those behind it go with it where their prompts are about as long. One that is passed over is the

@@ -273,13 +273,25 @@ AskedT = TypeVar("AskedT", bound=Asked)
 
 
 def parse(kind: type[AskedT], body: bytes) -> AskedT:
-    """Read a body.
-
-    Fields that are null count as not given. Numbers that are none (NaN), halves of surrogate pairs and deep nesting are
-    no JSON to this parser.
+    """Read a body; fields that are null count as not given.
 
     Raises:
         ApiError: 400, where it is no JSON object, or a field is unknown, missing or of another type.
+    """
+    value = read_object(body)
+    try:
+        return kind.model_validate(_without_nulls(value))
+    except ValidationError as error:
+        raise _refused(error) from None
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Numbers that are none (NaN), halves of surrogate pairs and deep nesting are no JSON to this parser.
+
+    Raises:
+        ApiError: 400, where it is none.
     """
     try:
         value = from_json(body, allow_inf_nan=False)
@@ -287,10 +299,7 @@ def parse(kind: type[AskedT], body: bytes) -> AskedT:
         raise ApiError(400, f"body: expected JSON, got something else: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, f"body: expected a JSON object, got {shown(value)}", code="invalid_json")
-    try:
-        return kind.model_validate(_without_nulls(value))
-    except ValidationError as error:
-        raise _refused(error) from None
+    return value
 
 
 def _without_nulls(value: Any) -> Any:

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import uvicorn
 from pydantic import Field, ValidationError, model_validator
@@ -83,13 +83,20 @@ def _logs() -> dict[str, Any]:
     return logs
 
 
+class Closes(Protocol):
+    """What a server tells to give up its running requests."""
+
+    def close(self) -> None:
+        """Take no more requests, and fail those that run."""
+
+
 class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT: then takes no more requests, and gives those that run some time to end."""
 
     def __init__(
         self,
         app: ASGIApp,
-        batcher: Batcher,
+        batcher: Closes,
         *,
         shutdown_seconds: float,
         ready: Callable[[], None] = lambda: None,
@@ -99,7 +106,7 @@ class Server(uvicorn.Server):
 
         Args:
             app: the application.
-            batcher: its worker.
+            batcher: what works for it, closed once their time is up.
             shutdown_seconds: how long running requests may take to end; then they are answered with an error.
             ready: called once requests are taken.
             log_level: what uvicorn logs; bodies and headers are in no level's lines.
@@ -198,12 +205,7 @@ def main(argv: Sequence[str]) -> None:
     settings, _ = parse_settings(ServeSettings, first_word(argv, "router"), "router serve", description)
     key = read_key()
     with bind(settings.host, settings.port) as bound:  # before the model is loaded, which takes time
-        if key is None and not _only_here(bound):
-            print(
-                f"warning: {settings.host} can be reached from elsewhere, and there is no key; set {KEY_VARIABLE}",
-                file=sys.stderr,
-                flush=True,
-            )
+        warn_if_open(settings.host, bound, key)
         routed = load_routed(settings)
         run(settings, routed, bound, key)
 
@@ -235,7 +237,7 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     """
     if settings.chat_template is not None:
         assert routed.tokenizer is not None
-        routed.tokenizer.chat_template = _text(settings.chat_template)
+        routed.tokenizer.chat_template = read_template(settings.chat_template)
     find_depth = None
     if settings.latency_profile is not None:
         find_depth = depth_for(settings.latency_profile, routed)
@@ -252,8 +254,7 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     load = LoadBudget(routed.budget, settings.busy_budget, settings.busy_queue)
     limits = BatchLimits(settings.max_batch, settings.max_batch_tokens)
     batcher = Batcher(routed, load=load, limits=limits, max_queue=settings.max_queue)
-    base = settings.model or routed.router.config.base_model
-    name = settings.name or (Path(base).name if Path(base).is_dir() else base)
+    name = settings.name or name_for(settings.model or routed.router.config.base_model)
     page = None
     if settings.page:
         page = Page(name, routed, batcher, max_tokens=settings.max_tokens, allow_loss=settings.allow_loss)
@@ -273,11 +274,24 @@ def read_key() -> str | None:
     return None if key is None else key.strip()
 
 
-def _only_here(bound: socket.socket) -> bool:
-    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+def warn_if_open(host: str, bound: socket.socket, key: str | None) -> None:
+    """Say on stderr that other machines reach a server that asks for no key."""
+    if key is None and not ipaddress.ip_address(bound.getsockname()[0]).is_loopback:
+        told = f"warning: {host} can be reached from elsewhere, and there is no key; set {KEY_VARIABLE}"
+        print(told, file=sys.stderr, flush=True)
 
 
-def _text(path: Path) -> str:
+def name_for(base: str) -> str:
+    """Return the name under which clients know a base model where no other is set."""
+    return Path(base).name if Path(base).is_dir() else base
+
+
+def read_template(path: Path) -> str:
+    """Return a chat template's text.
+
+    Raises:
+        InputError: where it is no text file.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

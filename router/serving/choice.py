@@ -1,0 +1,181 @@
+"""Which of a proxy's chains a request takes: read from its prompt, or always the same one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from pydantic import ValidationError
+
+from router.chain import Chain
+from router.engine.load import chat_tokens, context_of, left_padded, prompt_tokens
+from router.heads.menu import MenuHead
+from router.routed import RoutedModel
+from router.serving.batcher import BatchLimits, batch_of, partners_matter
+from router.serving.protocol import Message
+from router.validation import adapter
+
+log = logging.getLogger("router.serving")
+
+
+class Choice(Protocol):
+    """What picks the chain of a request."""
+
+    async def chain_of(self, asked: Mapping[str, Any]) -> Chain:
+        """Return one of the served chains for a request's body."""
+
+
+@dataclass(frozen=True)
+class StaticChoice:
+    """Always the same chain; no model is needed.
+
+    Attributes:
+        chain: the chain.
+    """
+
+    chain: Chain
+
+    async def chain_of(self, asked: Mapping[str, Any]) -> Chain:  # noqa: ARG002
+        """Return the chain."""
+        return self.chain
+
+
+@dataclass(eq=False)
+class _Waiting:
+    prompt: tuple[int, ...]
+    chosen: asyncio.Future[Chain]
+
+
+class RouterChoice:
+    """The chain that a router picks for a prompt, of which it reads the first layers' output.
+
+    Prompts that wait are read together. What the router cannot read takes full depth: several prompts of different
+    chains, pictures and tools, chats that the template refuses, prompts beyond the model's positions.
+    """
+
+    def __init__(self, routed: RoutedModel, served: Sequence[Chain], limits: BatchLimits) -> None:
+        """Prepare; prompts are read while `running` is entered.
+
+        Args:
+            routed: the routed model with its tokenizer; the layers behind those that the router reads do not run.
+            served: the chains that have a backend, the full one among them.
+            limits: how many prompts are read together.
+        """
+        assert routed.tokenizer is not None
+        self._routed, self._tokenizer, self._served = routed, routed.tokenizer, tuple(served)
+        self._limits = BatchLimits(1, limits.prompt_tokens) if partners_matter(routed) else limits
+        self._most_prompts = limits.rows
+        self._full = Chain.full(routed.router.config.num_layers)
+        self._positions = context_of(routed)
+        self._vocabulary: int = routed.get_input_embeddings().num_embeddings
+        self._lock = threading.Lock()  # tokenizers keep state
+        self._waiting: list[_Waiting] = []
+        self._arrived = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Read prompts in the background."""
+        reading = asyncio.create_task(self._read_on())
+        try:
+            yield
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def chain_of(self, asked: Mapping[str, Any]) -> Chain:
+        """Return the router's chain for a request's body, or of those that are served the one that suits best."""
+        prompts = await asyncio.to_thread(self.prompts_of, asked)
+        if not prompts:
+            return self._full
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting(prompt, loop.create_future()) for prompt in prompts]
+        self._waiting += waiting
+        self._arrived.set()
+        try:
+            chains = set(await asyncio.gather(*(one.chosen for one in waiting)))
+        finally:
+            for one in waiting:
+                one.chosen.cancel()
+        return chains.pop() if len(chains) == 1 else self._full
+
+    def prompts_of(self, asked: Mapping[str, Any]) -> list[tuple[int, ...]]:
+        """Return the token ids of a request's prompts; none where the router cannot read them all."""
+        try:
+            with self._lock:
+                prompts = self._chat(asked) if "messages" in asked else self._plain(asked.get("prompt"))
+        except Exception as error:  # templates raise what they like; the backend says what is wrong with a prompt
+            log.debug("a prompt that cannot be read takes full depth: %s", type(error).__name__)
+            return []
+        good = 1 <= len(prompts) <= self._most_prompts and all(map(self._readable, prompts))
+        return prompts if good else []
+
+    def _chat(self, asked: Mapping[str, Any]) -> list[tuple[int, ...]]:
+        if asked.get("tools"):
+            return []
+        try:
+            messages: list[Message] = adapter(list[Message]).validate_python(asked["messages"])
+        except ValidationError:
+            return []
+        said = [{"role": message.role, "content": message.text} for message in messages]
+        return [chat_tokens(self._tokenizer, said)]
+
+    def _plain(self, prompt: object) -> list[tuple[int, ...]]:
+        if isinstance(prompt, str):
+            return [prompt_tokens(self._tokenizer, prompt)]
+        if not isinstance(prompt, list):
+            return []
+        if all(isinstance(token, int) for token in prompt):
+            return [tuple(prompt)]
+        return [one for part in prompt[: self._most_prompts + 1] for one in self._plain(part) or [()]]
+
+    def _readable(self, prompt: tuple[int, ...]) -> bool:
+        fits = self._positions is None or len(prompt) <= self._positions
+        return bool(prompt) and fits and min(prompt) >= 0 and max(prompt) < self._vocabulary
+
+    async def _read_on(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._waiting = [one for one in self._waiting if not one.chosen.done()]
+            if not self._waiting:
+                self._arrived.clear()
+                continue
+            batch = batch_of(self._waiting, self._limits)
+            taken = set(batch)
+            self._waiting = [one for one in self._waiting if one not in taken]
+            try:
+                chains = await asyncio.to_thread(self.chains_of, [one.prompt for one in batch])
+            except Exception as error:
+                log.exception("%d prompts could not be read and take full depth: %s", len(batch), type(error).__name__)
+                chains = [self._full] * len(batch)
+            for one, chain in zip(batch, chains, strict=True):
+                if not one.chosen.done():
+                    one.chosen.set_result(chain)
+
+    def chains_of(self, prompts: Sequence[tuple[int, ...]]) -> list[Chain]:
+        """Return the chain of each prompt, token ids, of those that are served."""
+        reading = self._routed.read(*left_padded(prompts, self._routed.device))
+        chains = [one.chain for one in self._routed.decide(reading)]
+        if missing := [row for row, chain in enumerate(chains) if chain not in self._served]:
+            states = [reading.run.rows()[row].cpu() for row in missing]
+            for row, chain in zip(missing, self._in_place(states), strict=True):
+                chains[row] = chain
+        return chains
+
+    def _in_place(self, states: Sequence[torch.Tensor]) -> list[Chain]:
+        """Return the served chain that a menu's values, less the present price of depth, put first; else the full one.
+
+        A guarantee was made for the router's own chains, so with it only the full one takes their place.
+        """
+        router = self._routed.router
+        if self._routed.guaranteed or not isinstance(router.head, MenuHead):
+            return [self._full] * len(states)
+        price = router.head.offset_for(self._routed.budget)
+        depths = torch.tensor([float(chain.depth) for chain in self._served])
+        worth = router.scores(states, self._served).cpu() - price * depths
+        return [self._served[place] for place in worth.argmax(dim=1).tolist()]

@@ -1,0 +1,335 @@
+"""`python -m router proxy`: the router before stock engines, each of which serves one exported chain.
+
+A request goes to the backend of the chain that its prompt takes, and its answer comes back as it is, but for the
+model's name and two headers, `x-cola-chain` and `x-cola-depth`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from starlette.types import Receive, Scope, Send
+
+from router.chain import Chain
+from router.command import first_word, parse_settings
+from router.routed.commands import RoutedSettings, load_routed, said_of
+from router.routed.hub import router_folder
+from router.serving.app import check_model, event, guarded_app, read_body, unless_left
+from router.serving.backends import Backends, Patience, Upstream, read_backends
+from router.serving.batcher import BatchLimits
+from router.serving.choice import Choice, RouterChoice, StaticChoice
+from router.serving.protocol import ApiError, read_object
+from router.serving.server import MAX_TIMEOUT, Server, bind, name_for, read_key, read_template, url_of, warn_if_open
+from router.storage import Operation, Router, load_router
+from router.validation import SETTINGS, InputError, Positive
+
+CHAIN_HEADER, DEPTH_HEADER = "x-cola-chain", "x-cola-depth"
+SENT_ON = ("accept", "traceparent", "tracestate", "x-request-id")
+"""Headers of a request that a backend gets; keys and cookies are not among them."""
+KEPT_BACK = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "date",
+        "keep-alive",
+        "proxy-authenticate",
+        "server",
+        "set-cookie",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers of an answer that speak of the backend's connection and not of the answer."""
+Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class ProxySettings(RoutedSettings):
+    """Settings of `python -m router proxy`. A key for clients is taken from the environment: COLA_ROUTER_API_KEY.
+
+    Attributes:
+        backends: YAML file that lists the backends.
+        choose: router: the chain that the router picks for each prompt; static: always the same, no model is loaded.
+        chain: the chain of `static`, such as 0-24,28-29.
+        host: address to listen at; other machines reach 0.0.0.0 or this machine's own.
+        port: port; 0: any free one, which is printed.
+        name: the model's name for clients; unset: the base model's, of a directory its last part.
+        chat_template: Jinja file in place of the tokenizer's chat template, where backends have another too.
+        max_batch: most prompts that the router reads together.
+        max_batch_tokens: most tokens of the prompts read together, padding included.
+        max_requests: most requests under way; more are refused with status 429.
+        max_body_bytes: largest body of a request.
+        connect_timeout: longest wait for a connection to a backend, seconds.
+        first_byte_timeout: longest wait for the first byte of a backend's answer, seconds; without streaming that is
+            the whole generation.
+        idle_timeout: longest wait between two parts of a streamed answer, seconds.
+        request_timeout: longest that a request may take, seconds.
+        retry_seconds: how long a backend that is down is left out before it is tried again.
+        shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
+    """
+
+    backends: Path
+    choose: Literal["router", "static"] = "router"
+    chain: str | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    name: str | None = None
+    chat_template: Path | None = None
+    max_batch: Positive = 16
+    max_batch_tokens: Positive = 16384
+    max_requests: Positive = 1024
+    max_body_bytes: Positive = 2**20
+    connect_timeout: Seconds = 2.0
+    first_byte_timeout: Seconds = 300.0
+    idle_timeout: Seconds = 60.0
+    request_timeout: Seconds = 600.0
+    retry_seconds: Seconds = 10.0
+    shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
+
+    @model_validator(mode="after")
+    def _chooses_one_way(self) -> ProxySettings:
+        if (self.chain is not None) != (self.choose == "static"):
+            raise ValueError(f"chain: expected one with choose=static alone, got {self.chain} with {self.choose}")
+        wishes = ("budget", "guaranteed", "latency_factor")
+        if self.choose == "static" and (given := [name for name in wishes if getattr(self, name)]):
+            raise ValueError(f"{given[0]}: expected none with choose=static, got {getattr(self, given[0])}")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Proxy:
+    """What the application serves.
+
+    Attributes:
+        name: the model's name for clients.
+        backends: where requests go.
+        choice: picks the chain.
+        request_timeout: longest that a request may take, seconds.
+        max_body_bytes: largest body, bytes.
+        max_requests: most requests under way.
+        key: what clients must send; None: nothing.
+    """
+
+    name: str
+    backends: Backends
+    choice: Choice
+    request_timeout: float
+    max_body_bytes: int
+    max_requests: int
+    key: str | None = dataclasses.field(default=None, repr=False)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        InputError: at bad input, or a port in use.
+    """
+    description = "Route requests to engines of which each serves one exported chain."
+    settings, _ = parse_settings(ProxySettings, first_word(argv, "router"), "router proxy", description)
+    key = read_key()
+    with bind(settings.host, settings.port) as bound:
+        warn_if_open(settings.host, bound, key)
+        proxy, told = make_proxy(settings, key)
+
+        def ready() -> None:
+            print(f"serving {proxy.name} at {url_of(bound)}/v1 ({told})", flush=True)
+
+        server = Server(make_app(proxy), proxy.backends, shutdown_seconds=settings.shutdown_timeout, ready=ready)
+        server.run(sockets=[bound])
+
+
+def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
+    """Return what the application serves, and in words how it chooses.
+
+    Raises:
+        InputError: where router or backends cannot be loaded, or the settings do not fit them.
+    """
+    router = load_router(router_folder(settings.router, revision=settings.router_revision))
+    config = router.config
+    listed = read_backends(settings.backends, config.num_layers, config.read_layer)
+    served = [one.chain for one in listed]
+    choice: Choice
+    if settings.chain is not None:
+        choice = StaticChoice(_static(settings.chain, served, config.num_layers))
+        told = f"always chain {choice.chain}"
+    else:
+        choice, told = _routed(settings, served)
+    patience = Patience(
+        settings.connect_timeout, settings.first_byte_timeout, settings.idle_timeout, settings.retry_seconds
+    )
+    proxy = Proxy(
+        settings.name or name_for(settings.model or config.base_model),
+        Backends(listed, patience),
+        choice,
+        settings.request_timeout,
+        settings.max_body_bytes,
+        settings.max_requests,
+        key,
+    )
+    return proxy, f"{told}; {len(served)} backends{_of_menu(router, served)}"
+
+
+def _static(text: str, served: Sequence[Chain], num_layers: int) -> Chain:
+    try:
+        chain = Chain.parse(text, num_layers)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if chain not in served:
+        raise InputError(f"chain: expected one that has a backend ({'; '.join(map(str, served))}), got {chain}")
+    return chain
+
+
+def _routed(settings: ProxySettings, served: Sequence[Chain]) -> tuple[RouterChoice, str]:
+    routed = load_routed(settings)
+    if settings.chat_template is not None:
+        assert routed.tokenizer is not None
+        routed.tokenizer.chat_template = read_template(settings.chat_template)
+    choice = RouterChoice(routed, served, BatchLimits(settings.max_batch, settings.max_batch_tokens))
+    return choice, said_of(routed.router, Operation(budget=routed.budget, guaranteed=routed.guaranteed))
+
+
+def _of_menu(router: Router, served: Sequence[Chain]) -> str:
+    """Return in words how many chains of a router's menu have a backend."""
+    menu = getattr(router.head, "chains", None)
+    return "" if menu is None else f", for {len(set(menu) & set(served))} of the menu's {len(menu)} chains"
+
+
+def make_app(proxy: Proxy) -> FastAPI:
+    """Return the application; what reads prompts starts and stops with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(proxy.backends.disconnect)
+            if isinstance(proxy.choice, RouterChoice):
+                await stack.enter_async_context(proxy.choice.running())
+            yield
+
+    routes = _Routes(proxy)
+    handlers = (
+        ("/v1/completions", routes.completions, "POST"),
+        ("/v1/chat/completions", routes.chat, "POST"),
+        ("/health", routes.health, "GET"),
+    )
+    return guarded_app(proxy, handlers, lifespan)
+
+
+class _Routes:
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy, self._running = proxy, 0
+
+    async def completions(self, request: Request) -> Response:
+        return await self._pass_on(request, "completions")
+
+    async def chat(self, request: Request) -> Response:
+        return await self._pass_on(request, "chat/completions")
+
+    async def health(self) -> Response:
+        """Say which backends are up; without full depth's the proxy cannot serve."""
+        backends = self._proxy.backends
+        await backends.look()
+        up = backends.full.up
+        listed = [
+            {"chain": str(one.chain), "depth": one.chain.depth, "model": one.model, "up": one.up}
+            for one in backends.all
+        ]
+        said = {"status": "ok" if up else "down", "ready": up, "running": self._running, "backends": listed}
+        return JSONResponse(said, 200 if up else 503)
+
+    async def _pass_on(self, request: Request, path: str) -> Response:
+        deadline = asyncio.get_running_loop().time() + self._proxy.request_timeout
+        asked = read_object(await read_body(request, deadline))
+        check_model(self._proxy.name, asked.get("model"))
+        headers = {name: request.headers[name] for name in SENT_ON if name in request.headers}
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._counted())
+            answer, whole = await unless_left(request, self._answer(asked, path, headers, deadline, stack))
+            told = {name: value for name, value in answer.response.headers.items() if name not in KEPT_BACK}
+            told |= {CHAIN_HEADER: str(answer.chain), DEPTH_HEADER: str(answer.chain.depth)}
+            status = answer.response.status_code
+            if whole is not None:
+                return Response(whole, status, told)
+            return _Events(renamed_events(answer, self._proxy.name), status, told, stack.pop_all())
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self._running >= self._proxy.max_requests:
+            message = f"too many requests: expected at most {self._proxy.max_requests} under way, try again later"
+            raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def _answer(
+        self, asked: dict[str, Any], path: str, headers: dict[str, str], deadline: float, stack: AsyncExitStack
+    ) -> tuple[Upstream, bytes | None]:
+        """Return the backend's answer, and its body where it is no stream; `stack` closes it."""
+        backends = self._proxy.backends
+        chain = await backends.until(deadline, self._proxy.choice.chain_of(asked))
+        answer = await backends.open(chain, path, asked, headers, deadline)
+        stack.push_async_callback(answer.close)
+        if answer.response.headers.get("content-type", "").startswith("text/event-stream"):
+            return answer, None
+        return answer, renamed(b"".join([part async for part in answer.parts()]), self._proxy.name)
+
+
+def renamed(text: bytes, name: str) -> bytes:
+    """Return an object's JSON with the model's name replaced; anything else as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(value, dict) or "model" not in value:
+        return text
+    return json.dumps(value | {"model": name}).encode("ascii")
+
+
+async def renamed_events(answer: Upstream, name: str) -> AsyncIterator[bytes]:
+    """Yield a stream's events as they come, with the model's name replaced; an error in mid-stream is the last one."""
+    rest = b""
+    try:
+        async for part in answer.parts():
+            *lines, rest = (rest + part).split(b"\n")
+            if lines:
+                yield b"".join(_renamed_line(line, name) + b"\n" for line in lines)
+        if rest:
+            yield _renamed_line(rest, name)
+    except ApiError as error:
+        yield b"\n" + event(error.body)  # the line ends an event that broke off
+
+
+def _renamed_line(line: bytes, name: str) -> bytes:
+    field, _, value = line.partition(b":")
+    if field != b"data" or b'"model"' not in value:
+        return line
+    ending = b"\r" if line.endswith(b"\r") else b""
+    return b"data: " + renamed(value.strip(), name) + ending
+
+
+class _Events(StreamingResponse):
+    """A backend's stream; its connection is closed when it ends, also because the client has gone."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], status: int, headers: dict[str, str], stack: AsyncExitStack
+    ) -> None:
+        super().__init__(events, status, headers)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
