@@ -27,8 +27,9 @@ from router.heads.head import pad_states
 from router.routed import RoutedModel
 from router.routed.export import export_chain
 from router.serving.proxy import Proxy, ProxySettings, make_app, make_proxy
+from router.serving.server import bind
 from router.storage import Router, load_router, save_router
-from tests.routed_folders import prompts as some_prompts
+from tests.routed_folders import router_for
 from tests.serving import NAME, Brake, Oracle, Running, chat_tokenizer, on_a_socket, running, until, write_served
 from tests.tiny import tiny_model
 
@@ -37,6 +38,12 @@ FULL, SHORT, SHORTER, ABSENT = "0-4", "0-1,3-4", "0-2", "0-1,4"
 """The menu; the last chain has no backend."""
 SERVED = (FULL, SHORT, SHORTER)
 COUNT = 200
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Texts of many lengths, all different."""
+    draw = random.Random(seed)
+    return [f"{i}: " + "".join(draw.choices("abcdefgh é€😀", k=draw.randint(0, 60))) for i in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +73,7 @@ class Setting:
 
     def prompt_of(self, chain: str) -> str:
         """A prompt that takes a chain."""
-        asked = (f"Which of these is {i}?" for i in range(2000))
-        return next(text for text in asked if self.alone(self.oracle.tokens(text)) == chain)
+        return next(text for text in texts(400, 1) if self.alone(self.oracle.tokens(text)) == chain)
 
     def text(self, prompt: list[int], chain: str, new_tokens: int) -> str:
         return self.oracle.alone(prompt, new_tokens, chain=Chain.parse(chain, LAYERS)).text
@@ -83,15 +89,15 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         head_settings={"hidden": 8, "pooling": "ends", "chains": [FULL, SHORT, SHORTER, ABSENT]},
         budget_points=(),
     )
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     head = config.build()
     for parameter in head.parameters():
         parameter.data.normal_(0, 1)
     head.eval()
     base = AutoModelForCausalLM.from_pretrained(folder / "model")
-    ids, mask = some_prompts(40)
-    hidden = base(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[config.read_layer]
-    states = [row[kept.bool()] for row, kept in zip(hidden, mask, strict=True)]
+    rows = [torch.tensor([chat_tokenizer()(text)["input_ids"]]) for text in texts(100, 2)]
+    with torch.no_grad():
+        states = [base(row, output_hidden_states=True).hidden_states[config.read_layer][0] for row in rows]
     with torch.inference_mode():
         head.calibrate(head(*pad_states(states)))
     made = dataclasses.replace(config, budget_points=head.budget_points)
@@ -108,14 +114,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 def at_full_depth(model: PreTrainedModel) -> RoutedModel:
     """A model behind our own server, at its full depth whatever comes."""
     layers = model.config.num_hidden_layers
-    config = dataclasses.replace(load_router_of(model), num_layers=layers)
+    config = dataclasses.replace(router_for(tiny_model("llama")).config, num_layers=layers)
     return RoutedModel.join(model, Router(config, config.build().eval()), tokenizer=chat_tokenizer(), budget=layers)
-
-
-def load_router_of(model: PreTrainedModel) -> Any:
-    from tests.routed_folders import router_for
-
-    return router_for(tiny_model("llama")).config
 
 
 @contextmanager
@@ -207,12 +207,12 @@ def test_a_prompt_goes_to_the_backend_of_its_chain(proxy: Proxied, backends: dic
 
 def test_a_chain_without_a_backend_gives_way_to_the_best_that_has_one(proxy: Proxied) -> None:
     # Oracle: the menu's ranking at the budget's price, from which the absent chain is left out.
-    oracle, asked = proxy.setting.oracle, [f"Is it {i}?" for i in range(400)]
-    absent = [text for text in asked if str(oracle.chain(oracle.tokens(text))) == ABSENT][:12]
+    oracle = proxy.setting.oracle
+    absent = [text for text in texts(200, 3) if str(oracle.chain(oracle.tokens(text))) == ABSENT][:12]
     assert len(absent) == 12
     wanted = [proxy.setting.alone(oracle.tokens(text)) for text in absent]
     assert [proxy.post(prompt=text, max_tokens=1).headers["x-cola-chain"] for text in absent] == wanted
-    assert set(wanted) - {FULL}
+    assert len(set(wanted)) > 1
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -244,8 +244,7 @@ def events_of(text: str) -> list[Any]:
 
 def many_requests(setting: Setting) -> list[dict[str, Any]]:
     draw, made = random.Random(5), []
-    for number in range(COUNT):
-        text = f"{number}: " + "".join(draw.choices("abcdefgh é€😀", k=draw.randint(0, 60)))
+    for text in texts(COUNT, 5):
         chat = draw.random() < 0.4
         made.append({"chat": chat, "text": text, "stream": draw.random() < 0.5, "max_tokens": draw.choice([1, 4, 9])})
     return made
@@ -286,3 +285,356 @@ def test_two_hundred_at_once_are_not_mixed_up(proxy: Proxied) -> None:
     assert set(Counter(chain for chain, _ in wanted)) == set(SERVED)
     assert len({text for _, text in wanted}) > COUNT // 3  # were texts alike, mixing them up would not show
     assert proxy.health()["running"] == 0
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def free_port() -> int:
+    with bind("127.0.0.1", 0) as bound:
+        return int(bound.getsockname()[1])
+
+
+def test_full_depth_stands_in_for_a_backend_that_is_down_until_it_is_up_again(
+    setting: Setting, backends: dict[str, str], tmp_path: Path
+) -> None:
+    port, prompt = free_port(), setting.prompt_of(SHORT)
+    urls = backends | {SHORT: f"http://127.0.0.1:{port}"}
+    with proxied(setting, tmp_path, urls, retry_seconds=0.3) as proxy:
+        answer = proxy.post(prompt=prompt)
+        assert answer.headers["x-cola-chain"] == FULL
+        assert answer.json()["choices"][0]["text"] == setting.text(setting.oracle.tokens(prompt), FULL, 6)
+        assert proxy.up() == {FULL: True, SHORT: False, SHORTER: True}
+        with backend(setting, SHORT, port=port):
+            until(lambda: proxy.post(prompt=prompt).headers["x-cola-chain"] == SHORT)
+            assert proxy.up()[SHORT]
+            with proxied(setting, tmp_path, {FULL: f"http://127.0.0.1:{free_port()}", SHORT: urls[SHORT]}) as alone:
+                # The chain's own backend needs no other; what needs full depth's is refused.
+                assert alone.post(prompt=prompt).headers["x-cola-chain"] == SHORT
+                assert refusal(alone.post(prompt=setting.prompt_of(FULL))) == (502, "backend_down")
+                health = httpx.get(f"{alone.url}/health", timeout=60)
+                assert (health.status_code, health.json()["ready"]) == (503, False)
+        until(lambda: proxy.post(prompt=prompt).headers["x-cola-chain"] == FULL)
+        until(lambda: not proxy.up()[SHORT])
+
+
+def test_a_backend_that_is_down_is_left_out_for_a_while(
+    setting: Setting, backends: dict[str, str], tmp_path: Path
+) -> None:
+    # Oracle: the connections that a peer counts, which closes each without an answer.
+    prompt = setting.prompt_of(SHORT)
+    with (
+        peer(b"") as broken,
+        proxied(setting, tmp_path, backends | {SHORT: broken.url}, retry_seconds=3600.0) as proxy,
+    ):
+        for _ in range(3):
+            assert proxy.post(prompt=prompt).headers["x-cola-chain"] == FULL
+        assert broken.connections == 1
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_backend_that_fails_at_a_request_gives_way(
+    setting: Setting, backends: dict[str, str], tmp_path: Path, closed: bool
+) -> None:
+    # Oracle: which of the two statuses says that a backend is down: 503, but not 500, which one request may cause.
+    prompt = setting.prompt_of(SHORT)
+    routed = at_full_depth(AutoModelForCausalLM.from_pretrained(setting.models[SHORT].name_or_path).eval())
+    with backend(setting, SHORT, routed) as short:
+        if closed:
+            short.service.batcher.close()
+        else:
+            routed.get_input_embeddings().register_forward_pre_hook(lambda *_: 1 / 0)
+        status = httpx.post(f"{short.url}/v1/completions", json={"model": "backend-4", "prompt": "x"}).status_code
+        assert status == (503 if closed else 500)
+        with proxied(setting, tmp_path, backends | {SHORT: short.url}, retry_seconds=3600.0) as proxy:
+            assert proxy.post(prompt=prompt).headers["x-cola-chain"] == FULL
+            assert proxy.proxy.backends.all[1].up != closed
+
+
+@dataclasses.dataclass
+class Peer:
+    """A raw socket that stands for a backend which breaks; counts its connections."""
+
+    url: str
+    connections: int = 0
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENT = b'data: {"model": "backend-4", "choices": [{"index": 0, "text": "one"}]}\n\n'
+CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
+
+
+@contextmanager
+def peer(sent: bytes, hold: bool = False) -> Iterator[Peer]:
+    """Answer every request with some bytes; then close, or say nothing more."""
+    done, kept = threading.Event(), list[socket.socket]()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        made = Peer(f"http://127.0.0.1:{listening.getsockname()[1]}")
+
+        def serve() -> None:
+            while not done.is_set():
+                one, _ = listening.accept()
+                made.connections += not done.is_set()
+                one.settimeout(60)
+                if not done.is_set() and one.recv(2**16):
+                    one.sendall(sent)
+                if hold:
+                    kept.append(one)
+                else:
+                    one.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield made
+        finally:
+            done.set()
+            socket.create_connection(listening.getsockname()).close()
+            thread.join(60)
+            for one in kept:
+                one.close()
+
+
+def test_what_breaks_before_the_first_byte_goes_to_full_depth(
+    setting: Setting, backends: dict[str, str], tmp_path: Path
+) -> None:
+    prompt = setting.prompt_of(SHORT)
+    for sent in (HEAD, b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"):
+        with peer(sent) as broken, proxied(setting, tmp_path, backends | {SHORT: broken.url}) as proxy:
+            assert proxy.post(prompt=prompt, stream=True).headers["x-cola-chain"] == FULL
+
+
+@pytest.mark.parametrize(("hold", "code"), [(False, "backend_lost"), (True, "timeout")])
+def test_what_breaks_in_mid_stream_ends_with_an_error(
+    setting: Setting, backends: dict[str, str], tmp_path: Path, hold: bool, code: str
+) -> None:
+    prompt = setting.prompt_of(SHORT)
+    with (
+        peer(HEAD + CHUNK, hold) as broken,
+        proxied(setting, tmp_path, backends | {SHORT: broken.url}, idle_timeout=0.3) as proxy,
+    ):
+        answer = proxy.post(prompt=prompt, stream=True)
+        assert (answer.status_code, answer.headers["x-cola-chain"]) == (200, SHORT)
+        first, last = events_of(answer.text)
+        assert first == {"model": NAME, "choices": [{"index": 0, "text": "one"}]}
+        assert last["error"]["code"] == code
+        chunks = proxy.openai().completions.create(model=NAME, prompt=prompt, stream=True)
+        assert next(chunks).choices[0].text == "one"
+        with pytest.raises(openai.APIError):
+            next(chunks)
+
+
+def test_a_first_byte_that_does_not_come_is_waited_for_some_time(
+    setting: Setting, backends: dict[str, str], tmp_path: Path
+) -> None:
+    prompt = setting.prompt_of(SHORT)
+    for timeout in ("first_byte_timeout", "request_timeout"):
+        with (
+            peer(HEAD, hold=True) as silent,
+            proxied(setting, tmp_path, backends | {SHORT: silent.url}, **{timeout: 0.5}) as proxy,
+        ):
+            assert refusal(proxy.post(prompt=prompt)) == (504, "timeout")
+            assert proxy.proxy.backends.all[1].up  # it is slow, not down
+
+
+def test_a_connection_that_does_not_come_is_waited_for_some_time(
+    setting: Setting, backends: dict[str, str], tmp_path: Path
+) -> None:
+    # A socket whose queue is full drops further connections, as an address that nobody has does.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        for _ in range(4):
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        urls = backends | {SHORT: f"http://127.0.0.1:{full.getsockname()[1]}"}
+        with proxied(setting, tmp_path, urls, connect_timeout=0.3) as proxy:
+            answer = proxy.post(prompt=setting.prompt_of(SHORT))
+            assert answer.headers["x-cola-chain"] == FULL
+            assert not proxy.proxy.backends.all[1].up
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_backend(
+    setting: Setting, backends: dict[str, str], tmp_path: Path, stream: bool
+) -> None:
+    # Oracle: the backend's passes; all four hundred tokens would take as many.
+    routed = at_full_depth(AutoModelForCausalLM.from_pretrained(setting.models[SHORT].name_or_path).eval())
+    brake = Brake(routed)
+    with (
+        backend(setting, SHORT, routed) as short,
+        proxied(setting, tmp_path, backends | {SHORT: short.url}) as proxy,
+    ):
+        brake.hold()
+        brake.step(20)
+        body = {"model": NAME, "prompt": setting.prompt_of(SHORT), "max_tokens": 300, "temperature": 1, "seed": 1}
+        sent = json.dumps(body | {"stream": stream}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n"
+        host, port = proxy.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as one:
+            one.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + sent)
+            until(lambda: brake.passes > 20)
+            assert short.service.batcher.running == 1
+            if stream:
+                assert b"data: {" in one.recv(2**16)
+        until(lambda: short.service.batcher.running == 0)
+        brake.release()
+        assert brake.passes < 50
+        until(lambda: proxy.health()["running"] == 0)
+
+
+def test_a_proxy_that_stops_tells_what_runs(setting: Setting, backends: dict[str, str], tmp_path: Path) -> None:
+    prompt = setting.prompt_of(SHORT)
+    with peer(HEAD + CHUNK, hold=True) as silent:
+        got = list[str]()
+        with proxied(
+            setting, tmp_path, backends | {SHORT: silent.url}, shutdown_timeout=0.2, connect_timeout=0.2
+        ) as proxy:
+            asking = threading.Thread(target=lambda: got.append(proxy.post(prompt=prompt, stream=True).text))
+            asking.start()
+            until(lambda: proxy.health()["running"] == 1)
+        asking.join(60)
+        assert events_of(got[0])[-1]["error"]["code"] == "stopping"
+
+
+def test_keys_of_clients_and_of_backends_are_apart(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FULL_KEY", "of-the-backend")
+    with running(at_full_depth(setting.models[FULL]), key="of-the-backend", budget=5, name="backend-5") as full:
+        asked = {"prompt": "x", "model": NAME, "max_tokens": 2}
+        static = {"choose": "static", "chain": FULL}
+        with proxied(setting, tmp_path, {FULL: full.url}, "of-clients", key_variable="FULL_KEY", **static) as proxy:
+            url = f"{proxy.url}/v1/completions"
+            for key in ("of-the-backend", "none"):
+                assert httpx.post(url, json=asked, headers={"authorization": f"Bearer {key}"}).status_code == 401
+            good = httpx.post(url, json=asked, headers={"authorization": "Bearer of-clients"}, timeout=60)
+            assert good.status_code == 200, good.text
+            assert proxy.up() == {FULL: True}
+        assert "of-the-backend" not in repr(proxy.proxy.backends.all)
+    assert "of-the-backend" not in caplog.text
+
+
+def test_a_static_choice_loads_no_model(
+    setting: Setting, backends: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: a base model that is not there.
+    static = {"choose": "static", "chain": SHORTER, "model": "gone/for-good"}
+    with proxied(setting, tmp_path, backends, **static) as proxy:
+        for prompt in map(setting.prompt_of, SERVED):
+            assert proxy.post(prompt=prompt).headers["x-cola-chain"] == SHORTER
+
+
+def test_what_the_router_cannot_read_takes_full_depth(proxy: Proxied) -> None:
+    # Oracle: full depth's backend, which answers or refuses.
+    picture = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    twins = [proxy.setting.prompt_of(SHORT)] * 2
+    for path, fields in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": picture}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "the template refuses"}]}),
+        ("/v1/completions", {"prompt": ""}),
+        ("/v1/completions", {"prompt": [10**9]}),
+        ("/v1/completions", {"prompt": {"what": 1}}),
+        ("/v1/completions", {"prompt": "x" * 5000}),
+        ("/v1/completions", {}),
+        ("/v1/completions", {"prompt": [twins[0], proxy.setting.prompt_of(SHORTER)]}),
+        ("/v1/completions", {"prompt": twins * 9}),
+    ):
+        answer = proxy.post(path, **fields)
+        assert answer.headers["x-cola-chain"] == FULL, fields
+        assert answer.status_code in (200, 400)
+    agreed = proxy.post(prompt=twins)
+    assert agreed.headers["x-cola-chain"] == SHORT
+    ids = proxy.post(prompt=proxy.setting.oracle.tokens(twins[0]))
+    assert ids.headers["x-cola-chain"] == SHORT
+    assert ids.json()["choices"][0]["text"] == agreed.json()["choices"][0]["text"]
+
+
+def test_unknown_fields_are_the_backends_matter_and_the_model_is_not(proxy: Proxied) -> None:
+    answer = proxy.post(prompt="x", best_guess=7)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_field")
+    assert "best_guess" in answer.json()["error"]["message"]
+    assert answer.headers["x-cola-chain"] in SERVED
+    for model in ("backend-4", None, 3):
+        assert refusal(proxy.post(prompt="x", model=model)) == (404, "model_not_found")
+    assert [one.id for one in proxy.openai().models.list()] == [NAME]
+    assert proxy.openai().models.retrieve(NAME).id == NAME
+
+
+def test_more_than_may_be_under_way_are_refused(setting: Setting, backends: dict[str, str], tmp_path: Path) -> None:
+    with (
+        peer(HEAD, hold=True) as silent,
+        proxied(
+            setting,
+            tmp_path,
+            backends | {SHORT: silent.url},
+            max_requests=1,
+            connect_timeout=0.2,
+            first_byte_timeout=2.0,
+            max_body_bytes=999,
+        ) as proxy,
+    ):
+        asking = threading.Thread(target=proxy.post, kwargs={"prompt": setting.prompt_of(SHORT)})
+        asking.start()
+        until(lambda: proxy.health()["running"] == 1)
+        assert refusal(proxy.post(prompt="x")) == (429, "queue_full")
+        assert refusal(proxy.post(prompt="x" * 999)) == (413, "body_too_large")
+        asking.join(60)
+
+
+GOOD = {"chain": FULL, "url": "http://127.0.0.1:1/v1", "model": "full"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "expected YAML, got something corrupt"),
+        ("{}", "expected a list of backends"),
+        ("- 3", "entry 1: value: expected an object, got 3"),
+        ([GOOD | {"weight": 2}], "entry 1: expected no field weight, got one"),
+        ([{"chain": FULL, "url": "http://x/v1"}], "entry 1: expected the field model, got none"),
+        ([GOOD, GOOD | {"model": "b"}], "entry 2: expected each chain once, got 0-4 twice"),
+        ([GOOD, GOOD | {"chain": SHORT}], "entry 2: expected another url or model for another chain, got those of 0-4"),
+        ([GOOD | {"chain": "0-5"}], "entry 1: layers[5]: expected an integer in 0..4, got 5"),
+        ([GOOD, GOOD | {"chain": "0,2-4", "model": "b"}], "entry 2: chain: expected one that begins with the first 2"),
+        ([GOOD | {"chain": SHORT}], "expected one of the full chain, 0-4, in "),
+        ([GOOD | {"url": "ftp://x/v1"}], "entry 1: url: expected text like ^https?://"),
+        ([GOOD | {"url": "http://me:secret@x/v1"}], "entry 1: url: expected text like ^https?://"),
+        ([GOOD | {"url": "http://x:99999999/v1"}], "entry 1: url: expected one like http://127.0.0.1:8001/v1, got"),
+        ([GOOD | {"key_variable": "NOT_SET_ANYWHERE"}], "entry 1: key_variable: expected a key in NOT_SET_ANYWHERE"),
+    ],
+)
+def test_a_bad_file_of_backends_is_one_line(
+    setting: Setting, tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "backends.yaml"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    assert run_command(main, ["proxy", str(setting.router), f"--backends={path}", "--port=0"]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert (shown.err.count("\n"), shown.out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backends=gone.yaml"], "backends: expected"),
+        (["--choose=static"], "chain: expected one with choose=static alone, got None with static"),
+        ([f"--chain={FULL}"], "chain: expected one with choose=static alone, got 0-4 with router"),
+        (["--choose=static", f"--chain={SHORT}"], "chain: expected one that has a backend (0-4), got 0-1,3-4"),
+        (["--choose=static", "--chain=no"], "chain: expected items such as 4, 0-3 or 5*2"),
+        (["--choose=static", f"--chain={FULL}", "--budget=4"], "budget: expected none with choose=static, got 4.0"),
+        (["--budget=77"], "budget: expected a mean depth in"),
+        (["--retry_seconds=0"], "retry_seconds: expected above 0, got 0"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    setting: Setting, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "backends.yaml"
+    path.write_text(json.dumps([GOOD]))
+    assert run_command(main, ["proxy", str(setting.router), f"--backends={path}", "--port=0", *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert (shown.err.count("\n"), shown.out) == (1, "")

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import pydantic.dataclasses
@@ -130,7 +131,8 @@ def _backend(value: object, num_layers: int, read_layer: int) -> Backend:
         raise ValueError(f"chain: expected one that begins with the first {read_layer} layers, got {chain}")
     try:
         httpx.URL(entry.url)
-    except httpx.InvalidURL as error:
+        urlsplit(entry.url).port  # noqa: B018 - reading it refuses one that is none
+    except (httpx.InvalidURL, ValueError) as error:
         raise ValueError(f"url: expected one like http://127.0.0.1:8001/v1, got {entry.url!r} ({error})") from error
     key = None
     if entry.key_variable is not None:
@@ -287,6 +289,8 @@ class Backends:
         try:
             found = await self._client.get(f"{backend.url}/models", headers=key, timeout=self._patience.connect)
             backend.note(found.status_code < 500)
+        except httpx.ReadTimeout:
+            return  # slow, not down
         except httpx.RequestError:
             backend.note(False)
 
