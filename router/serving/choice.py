@@ -27,8 +27,8 @@ log = logging.getLogger("router.serving")
 class Choice(Protocol):
     """What picks the chain of a request."""
 
-    async def chain_of(self, asked: Mapping[str, Any]) -> Chain:
-        """Return one of the served chains for a request's body."""
+    async def chain_of(self, asked: Mapping[str, Any], *, chat: bool) -> Chain:
+        """Return one of the served chains for a request's body; `chat`: whether it holds messages or a prompt."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StaticChoice:
 
     chain: Chain
 
-    async def chain_of(self, asked: Mapping[str, Any]) -> Chain:  # noqa: ARG002
+    async def chain_of(self, asked: Mapping[str, Any], *, chat: bool) -> Chain:  # noqa: ARG002
         """Return the chain."""
         return self.chain
 
@@ -88,9 +88,9 @@ class RouterChoice:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def chain_of(self, asked: Mapping[str, Any]) -> Chain:
+    async def chain_of(self, asked: Mapping[str, Any], *, chat: bool) -> Chain:
         """Return the router's chain for a request's body, or of those that are served the one that suits best."""
-        prompts = await asyncio.to_thread(self.prompts_of, asked)
+        prompts = await asyncio.to_thread(self.prompts_of, asked, chat)
         if not prompts:
             return self._full
         loop = asyncio.get_running_loop()
@@ -104,11 +104,11 @@ class RouterChoice:
                 one.chosen.cancel()
         return chains.pop() if len(chains) == 1 else self._full
 
-    def prompts_of(self, asked: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    def prompts_of(self, asked: Mapping[str, Any], chat: bool) -> list[tuple[int, ...]]:
         """Return the token ids of a request's prompts; none where the router cannot read them all."""
         try:
             with self._lock:
-                prompts = self._chat(asked) if "messages" in asked else self._plain(asked.get("prompt"))
+                prompts = self._chat(asked) if chat else self._plain(asked.get("prompt"))
         except Exception as error:  # templates raise what they like; the backend says what is wrong with a prompt
             log.debug("a prompt that cannot be read takes full depth: %s", type(error).__name__)
             return []
@@ -119,7 +119,7 @@ class RouterChoice:
         if asked.get("tools"):
             return []
         try:
-            messages: list[Message] = adapter(list[Message]).validate_python(asked["messages"])
+            messages: list[Message] = adapter(list[Message]).validate_python(asked.get("messages"))
         except ValidationError:
             return []
         said = [{"role": message.role, "content": message.text} for message in messages]
@@ -162,7 +162,8 @@ class RouterChoice:
         reading = self._routed.read(*left_padded(prompts, self._routed.device))
         chains = [one.chain for one in self._routed.decide(reading)]
         if missing := [row for row, chain in enumerate(chains) if chain not in self._served]:
-            states = [reading.run.rows()[row].cpu() for row in missing]
+            rows = reading.run.rows()
+            states = [rows[row].cpu() for row in missing]
             for row, chain in zip(missing, self._in_place(states), strict=True):
                 chains[row] = chain
         return chains

@@ -33,6 +33,7 @@ from router.serving.server import MAX_TIMEOUT, Server, bind, name_for, read_key,
 from router.storage import Operation, Router, load_router
 from router.validation import SETTINGS, InputError, Positive
 
+CHAT = "chat/completions"
 CHAIN_HEADER, DEPTH_HEADER = "x-cola-chain", "x-cola-depth"
 SENT_ON = ("accept", "traceparent", "tracestate", "x-request-id")
 """Headers of a request that a backend gets; keys and cookies are not among them."""
@@ -179,7 +180,7 @@ def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
         settings.max_requests,
         key,
     )
-    return proxy, f"{told}; {len(served)} backends{_of_menu(router, served)}"
+    return proxy, f"{told}; backends: {len(served)}{_of_menu(router, served)}"
 
 
 def _static(text: str, served: Sequence[Chain], num_layers: int) -> Chain:
@@ -235,7 +236,7 @@ class _Routes:
         return await self._pass_on(request, "completions")
 
     async def chat(self, request: Request) -> Response:
-        return await self._pass_on(request, "chat/completions")
+        return await self._pass_on(request, CHAT)
 
     async def health(self) -> Response:
         """Say which backends are up; without full depth's the proxy cannot serve."""
@@ -280,7 +281,8 @@ class _Routes:
     ) -> tuple[Upstream, bytes | None]:
         """Return the backend's answer, and its body where it is no stream; `stack` closes it."""
         backends = self._proxy.backends
-        chain = await backends.until(deadline, self._proxy.choice.chain_of(asked))
+        choosing = self._proxy.choice.chain_of(asked, chat=path == CHAT)
+        chain = await backends.until(deadline, choosing)
         answer = await backends.open(chain, path, asked, headers, deadline)
         stack.push_async_callback(answer.close)
         if answer.response.headers.get("content-type", "").startswith("text/event-stream"):
