@@ -419,6 +419,11 @@ def test_what_the_router_cannot_read_takes_full_depth(proxy: Proxied) -> None:
         answer = proxy.post(path, **fields)
         assert answer.headers["x-cola-chain"] == FULL, fields
         assert answer.status_code in (200, 400)
+    said = {"content": "Is it?", "name": None}
+    chat = [proxy.post("/v1/chat/completions", messages=[{"role": role} | said]) for role in ("system", "developer")]
+    wanted = proxy.setting.alone(proxy.setting.oracle.chat_tokens([{"role": "system", "content": "Is it?"}]))
+    assert [one.headers["x-cola-chain"] for one in chat] == [wanted, wanted]
+    assert wanted != FULL
     agreed = proxy.post(prompt=twins)
     assert agreed.headers["x-cola-chain"] == SHORT
     ids = proxy.post(prompt=proxy.setting.oracle.tokens(twins[0]))

@@ -18,7 +18,7 @@ from router.engine.load import chat_tokens, context_of, left_padded, prompt_toke
 from router.heads.menu import MenuHead
 from router.routed import RoutedModel
 from router.serving.batcher import BatchLimits, batch_of, partners_matter
-from router.serving.protocol import Message
+from router.serving.protocol import Message, without_nulls
 from router.validation import adapter
 
 log = logging.getLogger("router.serving")
@@ -119,10 +119,10 @@ class RouterChoice:
         if asked.get("tools"):
             return []
         try:
-            messages: list[Message] = adapter(list[Message]).validate_python(asked.get("messages"))
+            messages: list[Message] = adapter(list[Message]).validate_python(without_nulls(asked.get("messages")))
         except ValidationError:
             return []
-        said = [{"role": message.role, "content": message.text} for message in messages]
+        said = [{"role": message.speaker, "content": message.text} for message in messages]
         return [chat_tokens(self._tokenizer, said)]
 
     def _plain(self, prompt: object) -> list[tuple[int, ...]]:

@@ -280,7 +280,7 @@ def parse(kind: type[AskedT], body: bytes) -> AskedT:
     """
     value = read_object(body)
     try:
-        return kind.model_validate(_without_nulls(value))
+        return kind.model_validate(without_nulls(value))
     except ValidationError as error:
         raise _refused(error) from None
 
@@ -302,11 +302,11 @@ def read_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Return JSON without the fields that are null, which official clients send for what was not given."""
     if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _refused(error: ValidationError) -> ApiError:
