@@ -121,7 +121,7 @@ def test_rows_that_fail_run_late_or_are_left_are_in_the_status() -> None:
             list(server.openai().completions.create(model=NAME, prompt="x", max_tokens=40, stream=True))
         (late,) = ended(server, 1)
         assert (late["error"], late["reason"]) == ("timeout", None)
-        assert late["seconds"] >= 2.0
+        assert late["seconds"] >= 1.99
         brake.release()
         until(lambda: server.service.batcher.running == 0)
         brake.hold()

@@ -262,7 +262,7 @@ class Batcher:
                 self._attempt(rows, self._admit)
             if self._groups:
                 group = self._groups.popleft()
-                self._attempt(group.rows, lambda _, group=group: self._go_on(group))
+                self._attempt(group.rows, partial(self._go_on, group))
             self._forget()
 
     def _next(self) -> list[Row] | None:
@@ -358,8 +358,8 @@ class Batcher:
         group.grow(ids)
         self._put(group)
 
-    def _go_on(self, group: Group) -> None:
-        """Let a group that paused generate on."""
+    def _go_on(self, group: Group, _rows: Sequence[Row]) -> None:
+        """Let a group that paused, and its rows with it, generate on."""
         generate = partial(self._routed.continue_as, group.chain, group.ids, group.mask, group.cache)
         ids, _ = self._generate(group.rows, generate, most=TURN if self._groups else None)
         group.grow(ids)
