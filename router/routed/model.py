@@ -45,6 +45,7 @@ from router.fingerprint import model_fingerprint, tokenizer_fingerprint
 from router.heads.head import Decision
 from router.routed.card import model_card
 from router.routed.hub import push_router, router_folder, write_router_folder
+from router.routed.lossless import generate_lossless
 from router.storage import ALLOWED_LOSS, Operation, Router, load_router
 from router.validation import InputError
 
@@ -388,6 +389,8 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        *,
+        lossless: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Generate as the library's `generate` does, each row under the chain that the router picks for its prompt.
@@ -400,14 +403,16 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         Args:
             inputs: token ids, `[rows, tokens]`, padded on the left; or `input_ids` by name.
             generation_config: settings; None: the model's own.
+            lossless: let the router's chain draft and full depth check: the text is full depth's likeliest one.
             kwargs: what the library's `generate` takes.
 
         Returns:
-            Token ids, prompts included, `[rows * sequences, tokens]`, or what the library returns for one group.
+            Token ids, prompts included, `[rows * sequences, tokens]`, or what the library returns for one group; of a
+            lossless call `Lossless`, which says what the drafting was worth.
 
         Raises:
-            ValueError: where there are no token ids, an option has no meaning for a routed model, or rows of several
-                chains were asked for what belongs to one.
+            ValueError: where there are no token ids, an option has no meaning for a routed model, rows of several
+                chains were asked for what belongs to one, or a lossless call has several rows or is to sample.
         """
         began = time.monotonic()
         ids = kwargs.pop("input_ids", inputs)
@@ -421,7 +426,13 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         given = {name: options.pop(name) for name in list(options) if name not in OF_GENERATE}
         if given or has_placeholders(self.plain_model(), ids):
             check_no_turn_before(options.get("past_key_values"))
-        reading = self.read(ids, mask_of(ids, settings) if mask is None else mask, **given)
+        mask = mask_of(ids, settings) if mask is None else mask
+        reading = self.read(ids, mask, **given)
+        if lossless:
+            require_lossless(settings, ids, given)
+            (one,) = self.decide(reading)
+            options |= {"generation_config": settings, "attention_mask": mask}
+            return generate_lossless(self.plain_model(), one.chain, ids, **options)
         groups = by_chain([one.chain for one in self.decide(reading)])
         if len(groups) > 1:
             check_one_chain(settings, options, len(groups))
@@ -696,6 +707,20 @@ def by_chain(chains: Sequence[Chain]) -> dict[Chain, list[int]]:
     for row, chain in enumerate(chains):
         groups.setdefault(chain, []).append(row)
     return groups
+
+
+def require_lossless(settings: GenerationConfig, ids: Tensor, inputs: Mapping[str, Any]) -> None:
+    """Refuse what lossless generation cannot do.
+
+    Raises:
+        ValueError: where there are several rows, inputs besides tokens, or sampling or beams.
+    """
+    if len(ids) != 1 or (settings.num_return_sequences or 1) > 1:
+        raise ValueError(f"lossless: expected one row and one text of it, got {len(ids)} rows")
+    if settings.do_sample or (settings.num_beams or 1) > 1:
+        raise ValueError("lossless: expected do_sample=False without beams, got sampling or beams")
+    if inputs:
+        raise ValueError(f"lossless: expected token ids alone, got {', '.join(inputs)}")
 
 
 def check_routable(settings: GenerationConfig, options: Mapping[str, Any]) -> None:

@@ -361,7 +361,8 @@ class Batcher:
     def _go_on(self, group: Group, _rows: Sequence[Row]) -> None:
         """Let a group that paused, and its rows with it, generate on."""
         generate = partial(self._routed.continue_as, group.chain, group.ids, group.mask, group.cache)
-        ids, _ = self._generate(group.rows, generate, most=TURN if self._groups else None)
+        del group.cache  # where this fails, nothing else holds the memory
+        ids, group.cache = self._generate(group.rows, generate, most=TURN if self._groups else None)
         group.grow(ids)
         self._put(group)
 
