@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +23,8 @@ from examples.serve_and_ask import (
 from router.chain import Chain
 from router.command import run_command
 from router.routed import RoutedModel
-from tests.serving import Oracle, running, write_served
+from tests.harness import documents, write_tasks
+from tests.serving import NAME, Oracle, Running, chat_tokenizer, running, write_served
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,58 @@ def test_both_clients_get_the_same_answers_whole_and_in_pieces() -> None:
                 for stream in (True, False):
                     got = collect(chunks_of(f"{server.url}/v1", request, stream), echo=False)
                     assert got == Answer(text, str(chain), chain.depth)
+
+
+DEPLOYMENT = Path(__file__).parents[1] / "docs" / "deployment.md"
+
+
+def block_with(word: str) -> str:
+    """The page's block of code that holds a word."""
+    found = re.findall(r"^```(?:python)?\n(.*?)^```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (block,) = [one for one in found if word in one]
+    return str(block)
+
+
+def here(text: str, server: Running) -> str:
+    """A text of the page, for a server of this test."""
+    served = text.replace("http://127.0.0.1:8000", server.url).replace('"budget": 26', '"budget": 4')
+    return served.replace("qwen2.5-coder-1.5b-instruct", NAME)
+
+
+def test_the_pages_python_and_curl_get_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: the prompts alone.
+    with running() as server:
+        exec(compile(here(block_with("import openai"), server), "snippet", "exec"), {})
+        alone = server.oracle.alone(
+            server.oracle.chat_tokens([{"role": "user", "content": "What is the capital of France?"}]), 20
+        )
+        assert capsys.readouterr().out == f"{alone.text} {alone.chain} {alone.chain.depth}\n"
+        curl = block_with("curl").split("\n\n")[0]
+        got = subprocess.run(here(curl, server), shell=True, capture_output=True, text=True, check=True)
+        alone = server.oracle.alone(server.oracle.tokens("The capital of France is"), 8)
+        assert json.loads(got.stdout)["choices"][0]["text"] == alone.text
+
+
+def test_the_pages_harness_gets_answers(tmp_path: Path) -> None:
+    # Oracle: each document's prompt alone.
+    chat_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    write_tasks(tmp_path / "tasks", documents())
+    command = block_with("local-completions").split("\n\n")[1].split("\n", 1)[1]
+    command = command.replace("gsm8k", "tiny_written").replace(
+        "Qwen/Qwen2.5-Coder-1.5B-Instruct", str(tmp_path / "tokenizer")
+    )
+    options = f"--include_path {tmp_path / 'tasks'} --log_samples --output_path {tmp_path / 'out'}"
+    with running() as server:
+        words = shlex.split(here(command, server).replace("\\\n", " ")) + shlex.split(options)
+        ran = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        (path,) = (tmp_path / "out").rglob("samples_tiny_written*.jsonl")
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert len(rows) == 10
+        for row in rows:
+            prompt = row["arguments"]["gen_args_0"]["arg_0"]
+            alone = server.oracle.alone(server.oracle.tokens(prompt), 6, stop=["\n"])
+            assert row["resps"] == [[alone.text] * 2]  # the task asks twice
 
 
 def test_a_server_that_does_not_start_is_one_line(
