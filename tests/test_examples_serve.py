@@ -113,7 +113,7 @@ def test_the_pages_harness_gets_answers(tmp_path: Path) -> None:
     options = f"--include_path {tmp_path / 'tasks'} --log_samples --output_path {tmp_path / 'out'}"
     with running() as server:
         words = shlex.split(here(command, server).replace("\\\n", " ")) + shlex.split(options)
-        ran = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        ran = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         (path,) = (tmp_path / "out").rglob("samples_tiny_written*.jsonl")
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
