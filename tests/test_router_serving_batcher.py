@@ -193,6 +193,38 @@ def test_a_batch_too_large_for_memory_goes_on_in_halves(width: int) -> None:
         one.check()
 
 
+def test_groups_too_large_to_join_are_read_again_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: each alone. Memory ends in the middle of a join, when one of the groups has lost what it had.
+    routed, oracle = tiny_routed(), Oracle(tiny_routed())
+    brake, join, failed = Brake(routed), Group.join, list[int]()
+
+    def full(group: Group, other: Group) -> None:
+        if not failed:
+            failed.append(len(group.rows) + len(other.rows))
+            group.rows += other.rows
+            del group.cache
+            raise torch.OutOfMemoryError("full")
+        join(group, other)
+
+    monkeypatch.setattr(Group, "join", full)
+    asked = [Asked(oracle, [90, 91, 92 + i], 12, temperature=1.0, seed=i, budget=oracle.most) for i in range(6)]
+    chains = [oracle.chain(one.prompt, oracle.most) for one in asked]
+    same = [one for one, chain in zip(asked, chains, strict=True) if chain == max(chains, key=chains.count)]
+    assert len(same) > 2
+    with working(routed) as batcher:
+        brake.hold()
+        batcher.submit([one.row for one in same[:2]])
+        until(lambda: batcher.running == 2)
+        brake.step(4)
+        until(lambda: brake.passes == 5)
+        batcher.submit([one.row for one in same[2:]])
+        brake.release()
+        until(lambda: all(one.ends for one in same))
+    assert failed == [len(same)]
+    for one in same:
+        one.check()
+
+
 def test_a_row_too_large_for_memory_alone_is_told_so() -> None:
     routed, oracle = tiny_routed(), Oracle(tiny_routed())
     fail_on(routed, lambda ids: ids.shape[1] > 20, torch.OutOfMemoryError("full"))

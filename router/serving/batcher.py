@@ -373,10 +373,16 @@ class Batcher:
             return
         if len(live) < len(group.rows):
             group.keep(live)
-        for other in self._groups:
-            if other.takes(group):
-                other.join(group)
-                return
+        other = next((one for one in self._groups if one.takes(group)), None)
+        if other is None:
+            self._groups.append(group)
+            return
+        self._groups.remove(other)
+        self._attempt([*other.rows, *group.rows], partial(self._join, other, group))
+
+    def _join(self, group: Group, other: Group, _rows: Sequence[Row]) -> None:
+        """Let a group's rows, and those of another that it takes, generate on together."""
+        group.join(other)
         self._groups.append(group)
 
     def _generate(

@@ -62,14 +62,16 @@ class Group:
         return self.chain == other.chain and alike(self.ids.shape[1], other.ids.shape[1])
 
     def join(self, other: Group) -> None:
-        """Take in the rows of another group of the same chain, which is used up."""
+        """Take in the rows of another group of the same chain, which is used up; where this fails, so is this one."""
         width = max(self.ids.shape[1], other.ids.shape[1])
+        own, its = self.cache, other.cache
+        del self.cache, other.cache
         self.rows += other.rows
         self.ids, self.mask = (
             torch.cat([_widened(one, width, dim=1), _widened(two, width, dim=1)])
             for one, two in ((self.ids, other.ids), (self.mask, other.mask))
         )
-        for layer, more in zip(self.cache.layers, other.cache.layers, strict=True):
+        for layer, more in zip(own.layers, its.layers, strict=True):
             if not layer.is_initialized:  # it uses another layer's keys and values
                 continue
             columns = max(layer.keys.shape[-2], more.keys.shape[-2])
@@ -77,6 +79,7 @@ class Group:
                 parts = [_widened(getattr(one, name), columns, dim=-2) for one in (layer, more)]
                 setattr(layer, name, torch.cat(parts))
             _set_length(layer, width - 1)
+        self.cache = own
 
     def grow(self, ids: Int[Tensor, "rows longer"]) -> None:
         """Take in what was generated: the same rows with more tokens at their ends."""
