@@ -21,6 +21,7 @@ from router.chain import Chain
 from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.serving.app import Service, make_app
+from router.serving.proxy import ProxySettings
 from router.serving.rows import Sampling
 from router.serving.server import Closes, Server, ServeSettings, bind, make_service, url_of
 from tests.routed_folders import router_for, write_routed
@@ -212,19 +213,25 @@ def running(routed: RoutedModel | None = None, key: str | None = None, **setting
     """Serve on a free port of this machine, in a thread."""
     chosen = ServeSettings(router="tiny", **{"budget": BUDGET, "name": NAME, "max_tokens": 400} | settings)
     service = make_service(chosen, routed or tiny_routed(budget=chosen.budget), key)
-    with on_a_socket(make_app(service), service.batcher, chosen.shutdown_timeout, settings.get("port", 0)) as (
-        url,
-        server,
-    ):
+    with on_a_socket(make_app(service), service.batcher, chosen, settings.get("port", 0)) as (url, server):
         yield Running(url, service, server, Oracle(tiny_routed(budget=chosen.budget)))
 
 
 @contextmanager
-def on_a_socket(app: ASGIApp, closes: Closes, shutdown_seconds: float, port: int = 0) -> Iterator[tuple[str, Server]]:
+def on_a_socket(
+    app: ASGIApp, closes: Closes, settings: ServeSettings | ProxySettings, port: int = 0
+) -> Iterator[tuple[str, Server]]:
     """Serve an application in a thread; gives its URL and the server."""
     started = threading.Event()
     with bind("127.0.0.1", port) as bound:
-        server = Server(app, closes, shutdown_seconds=shutdown_seconds, ready=started.set, log_level="critical")
+        server = Server(
+            app,
+            closes,
+            shutdown_seconds=settings.shutdown_timeout,
+            client_seconds=settings.client_timeout,
+            ready=started.set,
+            log_level="critical",
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:

@@ -68,6 +68,7 @@ class Service:
         batcher: generates them.
         metrics: what is counted of them.
         request_timeout: longest that a request may take, seconds.
+        client_timeout: how long the server waits for a client, seconds.
         max_body_bytes: largest body, bytes.
         key: what clients must send; None: nothing.
         page: the page for people and its data; None: there is none.
@@ -78,6 +79,7 @@ class Service:
     batcher: Batcher
     metrics: Metrics
     request_timeout: float = 300.0
+    client_timeout: float = 30.0
     max_body_bytes: int = 2**20
     key: str | None = None
     page: Page | None = None
@@ -96,6 +98,9 @@ class Guarded(Protocol):
 
     @property
     def request_timeout(self) -> float: ...  # noqa: D102
+
+    @property
+    def client_timeout(self) -> float: ...  # noqa: D102
 
     @property
     def max_body_bytes(self) -> int: ...  # noqa: D102
@@ -211,7 +216,7 @@ class _Routes:
 
     async def _generate(self, request: Request, kind: type[AskedT], make: Callable[[AskedT], list[Row]]) -> Response:
         deadline = asyncio.get_running_loop().time() + self._service.request_timeout
-        asked = parse(kind, await read_body(request, deadline))
+        asked = parse(kind, await read_body(request))
         check_model(self._service.name, asked.model)
         rows = await asyncio.to_thread(make, asked)
         answer = Answer(self._service.name, asked, self._service.rows.token_text)
@@ -247,21 +252,17 @@ class _Events(StreamingResponse):
             self._exchange.abandon()
 
 
-async def read_body(request: Request, deadline: float) -> bytes:
-    """Return a request's body, which must be JSON; `deadline`: in seconds of the event loop's clock.
+async def read_body(request: Request) -> bytes:
+    """Return a request's body, which must be JSON.
 
     Raises:
-        ApiError: 415 where it is of another type, 408 where it does not come in time.
+        ApiError: 415 where it is of another type; what the gate says of a body.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Other types are what a web page may send to any server unasked.
         raise ApiError(415, f"Content-Type: expected application/json, got {kind[:60]!r}", code="unsupported_type")
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await request.body()
-    except TimeoutError:
-        raise ApiError(408, "body: expected it in time, got a part", headers={"Connection": "close"}) from None
+    return await request.body()
 
 
 async def _finish(exchange: Exchange) -> None:
@@ -290,12 +291,13 @@ async def _failed(_request: Request, _error: Exception) -> Response:
 
 
 class Gate:
-    """ASGI middleware that every request passes first: the key, the size of its body, a last limit on its time."""
+    """ASGI middleware that every request passes first: the key, its body's size and time, a last limit on its time."""
 
     def __init__(self, app: ASGIApp, service: Guarded) -> None:
         """Stand before an application; a client that does not read is cut off some seconds after the request's time."""
         self._app, self._key = app, None if service.key is None else service.key.encode()
         self._max_body_bytes, self._seconds = service.max_body_bytes, service.request_timeout + SPARE_SECONDS
+        self._body_seconds = min(service.client_timeout, service.request_timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
@@ -313,13 +315,21 @@ class Gate:
             await refused(refusal)(scope, receive, send)
             return
         length = headers.get("content-length", "")
+        if length and "transfer-encoding" in headers:  # two programs could read such a request in two ways
+            message = "Content-Length: expected none beside Transfer-Encoding, got one"
+            await refused(ApiError(400, message, headers={"Connection": "close"}))(scope, receive, send)
+            return
         if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
             if "expect" not in headers:  # such a client sends nothing before it is told to
                 await _drain(receive)
             await refused(self._too_large())(scope, receive, send)
             return
-        async with asyncio.timeout(self._seconds):
-            await self._app(scope, self._limited(receive), send)
+        try:
+            async with asyncio.timeout(self._seconds) as limit:
+                await self._app(scope, self._limited(receive), send)
+        except TimeoutError:  # uvicorn cuts the connection, since the answer is not complete
+            if not limit.expired():
+                raise
 
     def _knows(self, path: str, headers: Headers) -> bool:
         if self._key is None or path in OPEN_PATHS:
@@ -329,12 +339,18 @@ class Gate:
         return hmac.compare_digest(sent.strip().encode("latin-1"), self._key) and scheme.lower() == "bearer"
 
     def _limited(self, receive: Receive) -> Receive:
-        """Return a `receive` that raises once a body is too large, whatever its length was said to be."""
-        got = 0
+        """Return a `receive` that raises once a body is late, or too large, whatever its length was said to be."""
+        got, late, whole = 0, asyncio.get_running_loop().time() + self._body_seconds, False
 
         async def limited() -> types.Message:
-            nonlocal got
-            message = await receive()
+            nonlocal got, whole
+            try:
+                async with asyncio.timeout_at(None if whole else late):
+                    message = await receive()
+            except TimeoutError:
+                told = f"body: expected it within {self._body_seconds:g} seconds, got a part"
+                raise ApiError(408, told, code="timeout", headers={"Connection": "close"}) from None
+            whole = not message.get("more_body", False)
             got += len(message.get("body", b""))
             if got > self._max_body_bytes:
                 await _drain(receive)

@@ -77,6 +77,8 @@ class ProxySettings(RoutedSettings):
             the whole generation.
         idle_timeout: longest wait between two parts of a streamed answer, seconds.
         request_timeout: longest that a request may take, seconds.
+        client_timeout: longest wait for a client, seconds: for a request's headers, for its body, for an answer to be
+            read.
         retry_seconds: how long a backend that is down is left out before it is tried again.
         shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
     """
@@ -96,6 +98,7 @@ class ProxySettings(RoutedSettings):
     first_byte_timeout: Seconds = 300.0
     idle_timeout: Seconds = 60.0
     request_timeout: Seconds = 600.0
+    client_timeout: Seconds = 30.0
     retry_seconds: Seconds = 10.0
     shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
 
@@ -118,6 +121,7 @@ class Proxy:
         backends: where requests go.
         choice: picks the chain.
         request_timeout: longest that a request may take, seconds.
+        client_timeout: how long the proxy waits for a client, seconds.
         max_body_bytes: largest body, bytes.
         max_requests: most requests under way.
         key: what clients must send; None: nothing.
@@ -127,6 +131,7 @@ class Proxy:
     backends: Backends
     choice: Choice
     request_timeout: float
+    client_timeout: float
     max_body_bytes: int
     max_requests: int
     key: str | None = dataclasses.field(default=None, repr=False)
@@ -148,7 +153,13 @@ def main(argv: Sequence[str]) -> None:
         def ready() -> None:
             print(f"serving {proxy.name} at {url_of(bound)}/v1 ({told})", flush=True)
 
-        server = Server(make_app(proxy), proxy.backends, shutdown_seconds=settings.shutdown_timeout, ready=ready)
+        server = Server(
+            make_app(proxy),
+            proxy.backends,
+            shutdown_seconds=settings.shutdown_timeout,
+            client_seconds=settings.client_timeout,
+            ready=ready,
+        )
         server.run(sockets=[bound])
 
 
@@ -176,6 +187,7 @@ def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
         Backends(listed, patience),
         choice,
         settings.request_timeout,
+        settings.client_timeout,
         settings.max_body_bytes,
         settings.max_requests,
         key,
@@ -252,7 +264,7 @@ class _Routes:
 
     async def _pass_on(self, request: Request, path: str) -> Response:
         deadline = asyncio.get_running_loop().time() + self._proxy.request_timeout
-        asked = read_object(await read_body(request, deadline))
+        asked = read_object(await read_body(request))
         check_model(self._proxy.name, asked.get("model"))
         headers = {name: request.headers[name] for name in SENT_ON if name in request.headers}
         async with AsyncExitStack() as stack:

@@ -26,6 +26,7 @@ from router.routed import RoutedModel
 from router.routed.commands import RoutedSettings, depth_for, load_routed, said_of
 from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
+from router.serving.connection import connections_of
 from router.serving.metrics import Metrics
 from router.serving.page import Page
 from router.storage import Operation
@@ -99,6 +100,7 @@ class Server(uvicorn.Server):
         batcher: Closes,
         *,
         shutdown_seconds: float,
+        client_seconds: float,
         ready: Callable[[], None] = lambda: None,
         log_level: str = "info",
     ) -> None:
@@ -108,12 +110,19 @@ class Server(uvicorn.Server):
             app: the application.
             batcher: what works for it, closed once their time is up.
             shutdown_seconds: how long running requests may take to end; then they are answered with an error.
+            client_seconds: how long the server waits for a client.
             ready: called once requests are taken.
             log_level: what uvicorn logs; bodies and headers are in no level's lines.
         """
         cut = int(shutdown_seconds) + BACKSTOP_SECONDS
         config = uvicorn.Config(
-            app, ws="none", lifespan="on", log_level=log_level, log_config=_logs(), timeout_graceful_shutdown=cut
+            app,
+            http=connections_of(client_seconds),
+            ws="none",
+            lifespan="on",
+            log_level=log_level,
+            log_config=_logs(),
+            timeout_graceful_shutdown=cut,
         )
         super().__init__(config)
         self._batcher, self._seconds, self._ready = batcher, shutdown_seconds, ready
@@ -169,6 +178,8 @@ class ServeSettings(RoutedSettings):
         max_queue: most choices that wait; more are refused with status 429.
         max_body_bytes: largest body of a request.
         request_timeout: longest that a request may take, seconds.
+        client_timeout: longest wait for a client, seconds: for a request's headers, for its body, for an answer to be
+            read.
         shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
         page: serve a page for people at `/`, and its data at `/status`.
     """
@@ -185,6 +196,7 @@ class ServeSettings(RoutedSettings):
     max_queue: Positive = 256
     max_body_bytes: Positive = 2**20
     request_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 300.0
+    client_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 30.0
     shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
     page: bool = True
 
@@ -225,7 +237,13 @@ def run(settings: ServeSettings, routed: RoutedModel, bound: socket.socket, key:
         operation = Operation(budget=routed.budget, guaranteed=routed.guaranteed)
         print(f"serving {service.name} at {url_of(bound)}/v1 ({said_of(routed.router, operation)})", flush=True)
 
-    server = Server(make_app(service), service.batcher, shutdown_seconds=settings.shutdown_timeout, ready=ready)
+    server = Server(
+        make_app(service),
+        service.batcher,
+        shutdown_seconds=settings.shutdown_timeout,
+        client_seconds=settings.client_timeout,
+        ready=ready,
+    )
     server.run(sockets=[bound])
 
 
@@ -259,7 +277,17 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     if settings.page:
         page = Page(name, routed, batcher, max_tokens=settings.max_tokens, allow_loss=settings.allow_loss)
     metrics = Metrics(batcher, routed.router.config.num_layers)
-    return Service(name, rows, batcher, metrics, settings.request_timeout, settings.max_body_bytes, key, page)
+    return Service(
+        name,
+        rows,
+        batcher,
+        metrics,
+        settings.request_timeout,
+        settings.client_timeout,
+        settings.max_body_bytes,
+        key,
+        page,
+    )
 
 
 def read_key() -> str | None:
