@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import numpy as np
@@ -241,3 +243,15 @@ def on_a_socket(
             server.should_exit = True
             thread.join(60)
             assert not thread.is_alive()
+
+
+@contextmanager
+def started(*words: str, log: int | IO[str] = subprocess.PIPE) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `python -m router` with a free port; gives it and the line that it prints once it is ready."""
+    command = [sys.executable, "-m", "router", *words, "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()

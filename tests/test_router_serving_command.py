@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,7 +16,7 @@ from router.command import run_command
 from router.routed import RoutedModel
 from router.serving.app import make_app
 from router.serving.server import KEY_VARIABLE, Server, ServeSettings, bind, make_service, url_of
-from tests.serving import NAME, Brake, Oracle, running, tiny_routed, until, write_served
+from tests.serving import NAME, Brake, Oracle, running, started, tiny_routed, until, write_served
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +92,6 @@ def test_addresses_of_both_kinds() -> None:
             assert url_of(bound).startswith(url)
 
 
-@contextmanager
-def started(router: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the command; gives it and the line that it prints once it is ready."""
-    command = [sys.executable, "-m", "router", "serve", str(router), "--port=0", "--budget=4", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline()
-        finally:
-            process.kill()
-
-
 def test_a_signal_lets_running_requests_end(router: Path) -> None:
     # Oracle: the prompt alone, with a seed that draws no early end.
     oracle, asked = Oracle(RoutedModel.from_pretrained(router, budget=4.0)), {"temperature": 1, "seed": 0}
@@ -114,7 +99,7 @@ def test_a_signal_lets_running_requests_end(router: Path) -> None:
     asked["seed"] = next(one for one in range(99) if oracle.alone(prompt, 60, temperature=1, seed=one).tokens == 60)
     body = asked | {"model": "model", "prompt": "Which?", "max_tokens": 300, "stream": True}
     text = ""
-    with started(router) as (process, line):
+    with started("serve", str(router), "--budget=4") as (process, line):
         url = line.split()[3]
         assert line == f"serving model at {url} (a mean depth of 4 of 5 layers)\n"
         assert httpx.get(url.replace("/v1", "/status")).status_code == 200

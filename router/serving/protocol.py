@@ -77,6 +77,8 @@ Off = Annotated[bool, AfterValidator(_refuse_true)]
 """What can only be off."""
 Nothing = Annotated[list[Any], Field(max_length=0)]
 """A list of what the server does not do."""
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+"""A prompt. Lists without a small bound stop at their first fault: a million of them would hold up all requests."""
 Alternatives = Annotated[int, Field(ge=0, le=20)]
 """Likeliest tokens named for each token, at most as many as in OpenAI's chat."""
 
@@ -166,7 +168,8 @@ class CompletionAsked(Asked):
     """
 
     prompt: Annotated[
-        Annotated[list[str], Field(min_length=1)] | Annotated[list[list[int]], Field(min_length=1)],
+        Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)],
         BeforeValidator(_listed),
     ]
     logprobs: Alternatives | None = None
@@ -199,7 +202,7 @@ class Message(_Body):
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
     name: str | None = None
     refusal: str | None = None
     annotations: Nothing = []
@@ -238,7 +241,7 @@ class ChatAsked(Asked):
         tools: nothing else can be asked for, as for the fields below; without tools the next three say nothing.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Positive | None = None
     logprobs: bool = False
     top_logprobs: Alternatives = 0
@@ -247,7 +250,7 @@ class ChatAsked(Asked):
     parallel_tool_calls: bool = False
     function_call: Literal["none", "auto"] = "none"
     functions: Nothing = []
-    modalities: list[Literal["text"]] = ["text"]
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] = ["text"]
     response_format: dict[Literal["type"], Literal["text"]] = {"type": "text"}
 
     @model_validator(mode="after")
