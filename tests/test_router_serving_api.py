@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import random
@@ -30,7 +31,7 @@ from train.scope import scope_of
 
 PROMPT = "Which of these is a fox?"
 CHAT = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Which is ice?"}]
-COUNT = 100
+COUNT = 200
 LARGE = 2**16
 OK: dict[str, Any] = {"model": NAME, "prompt": "x", "max_tokens": 1}
 JSON = {"Content-Type": "application/json"}
@@ -336,24 +337,44 @@ def many_requests(oracle: Oracle) -> list[dict[str, Any]]:
                 "seed": draw.randrange(1000),
                 "stop": draw.choice([[], [], ["e"], ["\n", "ab"]]),
                 "budget": draw.choice([None, None, oracle.least, (oracle.least + oracle.most) / 2, oracle.most]),
+                "alternatives": draw.choice([None, None, 0, 2]),
             }
         )
     return made
 
 
-def expected(oracle: Oracle, request: dict[str, Any]) -> Alone:
+Told = tuple[str, str, str, list[float]]
+"""Text, chain, the reason of the end, and the tokens' log-probabilities where they were asked for."""
+
+
+def expected(server: Running, request: dict[str, Any]) -> Told:
+    oracle = server.oracle
     if request["chat"]:
         prompt = oracle.chat_tokens([{"role": "user", "content": request["text"]}])
     else:
         prompt = oracle.tokens(request["text"])
     names = ("temperature", "top_p", "seed", "stop", "budget")
-    return oracle.alone(prompt, request["max_tokens"], **{name: request[name] for name in names})
+    alone = oracle.alone(prompt, request["max_tokens"], **{name: request[name] for name in names})
+    scores = [] if request["alternatives"] is None else expected_scores(server, prompt, alone)
+    return alone.text, str(alone.chain), alone.reason, [float(values[token]) for token, values in scores]
 
 
-async def ask(client: openai.AsyncOpenAI, request: dict[str, Any]) -> tuple[str, str, str]:
-    """Return text, chain and the reason of the end."""
+def told_scores(choice: Any) -> list[float]:
+    """The log-probabilities of a choice, or of a part of one."""
+    if choice.logprobs is None:
+        return []
+    if hasattr(choice.logprobs, "token_logprobs"):
+        return list(choice.logprobs.token_logprobs)
+    return [one.logprob for one in choice.logprobs.content or []]
+
+
+async def ask(client: openai.AsyncOpenAI, request: dict[str, Any]) -> Told:
+    """Return what a request is told."""
     options = {name: request[name] for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "stream")}
     options |= {"model": NAME, "extra_body": {"budget": request["budget"]}}
+    alternatives = request["alternatives"]
+    if alternatives is not None:
+        options |= {"logprobs": True, "top_logprobs": alternatives} if request["chat"] else {"logprobs": alternatives}
     if request["chat"]:
         messages = [{"role": "user", "content": request["text"]}]
         got: Any = await client.chat.completions.create(messages=messages, **options)
@@ -361,27 +382,32 @@ async def ask(client: openai.AsyncOpenAI, request: dict[str, Any]) -> tuple[str,
         got = await client.completions.create(prompt=request["text"], **options)
     if not request["stream"]:
         choice = got.choices[0]
-        return (choice.message.content if request["chat"] else choice.text), choice.chain, choice.finish_reason
-    text = ""
+        text = choice.message.content if request["chat"] else choice.text
+        return text, choice.chain, choice.finish_reason, told_scores(choice)
+    text, scores = "", list[float]()
     async for chunk in got:
         choice = chunk.choices[0]
         text += (choice.delta.content or "") if request["chat"] else choice.text
-    return text, choice.chain, choice.finish_reason
+        scores += told_scores(choice)
+    return text, choice.chain, choice.finish_reason, scores
 
 
-async def ask_all(server: Running, asked: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+async def ask_all(server: Running, asked: list[dict[str, Any]]) -> list[Told]:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
         return await asyncio.gather(*(ask(client, request) for request in asked))
 
 
-def test_a_hundred_at_once_come_out_as_alone(server: Running) -> None:
+def test_two_hundred_at_once_come_out_as_alone(server: Running) -> None:
     # Oracle: each request's prompt alone, without cache, batch or padding, and sampling as its definition says.
     asked = many_requests(server.oracle)
     got = asyncio.run(ask_all(server, asked))
-    alone = [expected(server.oracle, request) for request in asked]
-    assert got == [(one.text, str(one.chain), one.reason) for one in alone]
-    assert len({one.chain for one in alone}) > 5
-    assert len({one.text for one in alone}) > COUNT // 2  # were texts alike, mixing them up would not show
+    alone = [expected(server, request) for request in asked]
+    assert [one[:3] for one in got] == [one[:3] for one in alone]
+    for told, wanted in zip(got, alone, strict=True):
+        assert told[3] == pytest.approx(wanted[3], abs=1e-4)
+    assert sum(map(bool, (one[3] for one in alone))) > COUNT // 4
+    assert len({one[1] for one in alone}) > 5
+    assert len({one[0] for one in alone}) > COUNT // 2  # were texts alike, mixing them up would not show
 
 
 def refusal(answer: httpx.Response) -> dict[str, Any]:
@@ -545,8 +571,9 @@ def test_clients_that_talk_nonsense_or_leave_early(server: Running) -> None:
     server.check_answers()
 
 
-def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    with running(request_timeout=0.2) as server, connection(server, {"Content-Length": "100"}) as one:
+@pytest.mark.parametrize("limit", ["client_timeout", "request_timeout"])
+def test_a_body_that_does_not_come_is_not_waited_for(limit: str) -> None:
+    with running(**{limit: 0.2}) as server, connection(server, {"Content-Length": "100"}) as one:
         one.sendall(b'{"model"')
         assert read(one).startswith(b"HTTP/1.1 408 ")
 
@@ -607,15 +634,17 @@ def test_a_full_queue_says_so_and_when_to_come_back() -> None:
         server.check_answers()
 
 
-def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limits", [{"client_timeout": 1.5}, {"request_timeout": 1.5, "client_timeout": 5.0}])
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch, limits: dict[str, float]) -> None:
     # Each piece of the answer holds the model's name; together they are more than any buffer on the way.
     monkeypatch.setattr("router.serving.app.SPARE_SECONDS", 0.5)
     name = "m" * 200_000
-    with running(request_timeout=1.5, name=name, max_tokens=400) as server:
+    with running(name=name, max_tokens=400, **limits) as server:
         with asked(server, model=name, max_tokens=400, n=16, temperature=1, stream=True) as one:
             until(lambda: bool(server.server.server_state.tasks))
-            until(lambda: not server.server.server_state.tasks)
-            got = read(one)
+            until(lambda: not server.server.server_state.connections)
+            with contextlib.suppress(ConnectionResetError):
+                got = read(one)
         assert got.startswith(b"HTTP/1.1 200 ")
         assert not got.endswith(b"0\r\n\r\n")  # how a whole answer ends
         assert server.service.batcher.running == 0

@@ -216,7 +216,7 @@ class _Routes:
 
     async def _generate(self, request: Request, kind: type[AskedT], make: Callable[[AskedT], list[Row]]) -> Response:
         deadline = asyncio.get_running_loop().time() + self._service.request_timeout
-        asked = parse(kind, await read_body(request))
+        asked = await asyncio.to_thread(parse, kind, await read_body(request))  # a large body takes a while
         check_model(self._service.name, asked.model)
         rows = await asyncio.to_thread(make, asked)
         answer = Answer(self._service.name, asked, self._service.rows.token_text)
