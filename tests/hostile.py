@@ -29,7 +29,7 @@ class Client:
         pause: between two parts, in units of the time that a server waits for a client.
         end: what it does then: waits for the server to close; closes; resets; closes its own direction and waits.
         deaf: how long it does not read, in the same unit.
-        statuses: what it may be answered with; empty: anything but a fault of the server.
+        statuses: what it may be answered with, 0 being a reset before the answer is read; empty: anything but a fault.
         most: most bytes that it may get; None: any number.
     """
 
@@ -119,19 +119,7 @@ def no_json(name: str) -> list[Client]:
     return [one(post(body, path=draw.choice(PATHS)), statuses={400}) for body in bodies]
 
 
-WRONG = (
-    *(-1, 0, 2**31, 2**63, -(2**63) - 1, 10**40, 1e308, -1e308, 5e-324, True, "", "x", "\x00", "\ufffe" * 9, [], {}),
-    *(
-        [[]],
-        [None],
-        [[[]]],
-        {"": {}},
-        [1, "x"],
-        ["x"] * 300,
-        [{"role": "user", "content": []}],
-        {"type": "json_object"},
-    ),
-)
+WRONG = (-1, 0, 2**63, 10**40, 1e308, 5e-324, True, "", "\x00", "\ufffe" * 9, {}, [[]], [None], {"": {}}, [1, "x"])
 
 
 def wrong_types(name: str) -> list[Client]:
@@ -174,7 +162,7 @@ def many_errors(name: str) -> list[Client]:
         for field_name in (b'"stop"', b'"modalities"', b'"logit_bias"')
     ]
     made += [post(b"{%b, %b" % (keys, good(name)[1:])), post(b'{"metadata": {%b}, %b' % (keys, good(name)[1:]))]
-    return [one(sent, statuses={400}) for sent in made]
+    return [one(sent, statuses={400, 413}) for sent in made]  # the proxy's JSON of them is longer
 
 
 def contradictory_headers(name: str) -> list[Client]:
@@ -217,7 +205,7 @@ def contradictory_headers(name: str) -> list[Client]:
 
 
 def floods(name: str) -> list[Client]:
-    body, no = good(name), {400}
+    body, no = good(name), {0, 400}
     many = [f"x-{i}: {i}" for i in range(50_000)]
     return [
         one(post(body, *many), statuses=no),

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import random
 import re
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -631,6 +632,20 @@ def test_a_full_queue_says_so_and_when_to_come_back() -> None:
         for one in (first, others):
             assert one.recv(2**16).startswith(b"HTTP/1.1 200 ")
             one.close()
+        server.check_answers()
+
+
+def test_connections_that_would_take_the_last_files_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr("router.serving.connection.SPARE_FILES", files - 2)
+    with running() as server:
+        held = [connection(server, {"Content-Length": "9"}) for _ in range(2)]
+        until(lambda: len(server.server.server_state.connections) == 2)
+        with contextlib.suppress(ConnectionError), connection(server, {"Content-Length": "9"}) as third:
+            assert not read(third)
+        for one in held:
+            one.close()
+        until(lambda: not server.server.server_state.connections)
         server.check_answers()
 
 
