@@ -35,7 +35,7 @@ def text(router: Path) -> str:
 @contextmanager
 def proxied(router: Path, text: str, unit: float) -> Iterator[Target]:
     """`python -m router proxy` before it, which sends all to it."""
-    with served(router, text, unit) as behind:
+    with served(router, text, 6.0) as behind:  # longer than the proxy keeps an unused connection
         (router.parent / "backends.yaml").write_text(f"- {{chain: 0-4, url: '{behind.url}/v1', model: {NAME}}}")
         words = (str(router), f"--backends={router.parent / 'backends.yaml'}", "--choose=static", "--chain=0-4")
         with target(router.parent, "proxy", unit, text, *words) as one:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import json
 import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -53,6 +55,9 @@ OPEN_PATHS = frozenset({"/", "/health"})
 """Paths that need no key: the page, which holds no data and asks for the key; load balancers ask for the other."""
 DRAIN_SECONDS, DRAIN_BYTES = 2.0, 64 * 2**20
 """How much of a body that is too large is read and thrown away, so that a client which sends it all reads why."""
+
+_READER = ThreadPoolExecutor(1, "bodies")
+"""One thread: several would each keep the memory of the largest body that they have read."""
 
 LAST_EVENT = b"data: [DONE]\n\n"
 Result = TypeVar("Result")
@@ -216,7 +221,7 @@ class _Routes:
 
     async def _generate(self, request: Request, kind: type[AskedT], make: Callable[[AskedT], list[Row]]) -> Response:
         deadline = asyncio.get_running_loop().time() + self._service.request_timeout
-        asked = await asyncio.to_thread(parse, kind, await read_body(request))  # a large body takes a while
+        asked = await read_body(request, functools.partial(parse, kind))
         check_model(self._service.name, asked.model)
         rows = await asyncio.to_thread(make, asked)
         answer = Answer(self._service.name, asked, self._service.rows.token_text)
@@ -252,17 +257,17 @@ class _Events(StreamingResponse):
             self._exchange.abandon()
 
 
-async def read_body(request: Request) -> bytes:
-    """Return a request's body, which must be JSON.
+async def read_body(request: Request, parse: Callable[[bytes], Result]) -> Result:
+    """Return what a request's body says; `parse` reads it, beside the event loop since a large one takes a while.
 
     Raises:
-        ApiError: 415 where it is of another type; what the gate says of a body.
+        ApiError: 415 where it is no JSON; what the gate says of a body; what `parse` raises.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Other types are what a web page may send to any server unasked.
         raise ApiError(415, f"Content-Type: expected application/json, got {kind[:60]!r}", code="unsupported_type")
-    return await request.body()
+    return await asyncio.get_running_loop().run_in_executor(_READER, parse, await request.body())
 
 
 async def _finish(exchange: Exchange) -> None:

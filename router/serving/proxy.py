@@ -264,7 +264,7 @@ class _Routes:
 
     async def _pass_on(self, request: Request, path: str) -> Response:
         deadline = asyncio.get_running_loop().time() + self._proxy.request_timeout
-        asked = await asyncio.to_thread(read_object, await read_body(request))  # a large body takes a while
+        asked = await read_body(request, read_object)
         check_model(self._proxy.name, asked.get("model"))
         headers = {name: request.headers[name] for name in SENT_ON if name in request.headers}
         async with AsyncExitStack() as stack:
