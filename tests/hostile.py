@@ -244,7 +244,7 @@ def no_http(name: str) -> list[Client]:
         one(b"CONNECT / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"),
         one(head(path="http://example.org/v1/models", method="GET"), statuses={404}),
         one(head(path="https://user:pass@[::1]:1/", method="GET"), statuses={404}),
-        one(head("Upgrade: websocket", *upgrade, path="/", method="GET"), statuses={200}),
+        one(head("Upgrade: websocket", *upgrade, path="/", method="GET"), statuses={200, 404}),
         one(head("Upgrade: websocket", *upgrade, method="GET"), b"\x81\x85" + draw.randbytes(9)),
         one(head("Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__", "Connection: Upgrade", path="/", method="GET")),
         *(one(post(body).replace(b"POST", method.encode("latin-1"), 1)) for method in methods),
