@@ -39,7 +39,7 @@ log = logging.getLogger(LOGGER)
 
 FILL_SECONDS = 0.005
 """How long a batch that is not full waits for more rows."""
-TURN = 8
+TURN = 2
 """Tokens that the rows of a chain generate before those of another have their turn."""
 
 
