@@ -62,7 +62,7 @@ class Lossless:
         return (
             f"{self.new_tokens} tokens in {self.seconds:.2f} s; {self.drafted} drafted by {self.chain}, "
             f"{self.acceptance:.2f} of them accepted, {self.passes} passes of full depth; "
-            f"speed {self.speed:.2f}: {told}"
+            f"{self.speed:.2f} of full depth's speed by layers: {told}"
         )
 
 
