@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from router.chain import Chain
 from router.engine.load import left_padded
 from router.routed import RoutedModel
-from router.serving.batcher import Batcher, BatchLimits, LoadBudget
+from router.serving.batcher import TURN, Batcher, BatchLimits, LoadBudget
 from router.serving.groups import Group, can_pause
 from router.serving.protocol import ApiError
 from router.serving.rows import Picks, Piece, Progress, Row, Sampling, TextStream
@@ -139,7 +139,8 @@ def test_rows_of_one_chain_generate_together_and_equal_prompts_are_read_once() -
     for one in asked:
         one.check()
         assert len(one.row.tokens) == 5
-    assert shapes == [(2, 9), (3, 9), (1, 9), *[(3, 1)] * 4, *[(1, 1)] * 4]
+    turns = [*[(3, 1)] * TURN, *[(1, 1)] * TURN]
+    assert shapes == [(2, 9), (3, 9), (1, 9), *turns * (4 // TURN)]
 
 
 def fail_on(routed: RoutedModel, fails: Any, error: BaseException) -> None:

@@ -412,9 +412,11 @@ def generate(argv: Sequence[str]) -> None:
     prompts = read_prompts(settings)
     routed = load_routed(settings)
     operation = Operation(budget=routed.budget, guaranteed=routed.guaranteed)
-    print(f"[{said_of(routed.router, operation)}]", file=sys.stderr)
     set_seed(settings.seed)
-    for texts, ids, mask in encode_prompts(routed, prompts, settings, settings.max_new_tokens):
+    batches = encode_prompts(routed, prompts, settings, settings.max_new_tokens)
+    for number, (texts, ids, mask) in enumerate(batches):
+        if not number:
+            print(f"[{said_of(routed.router, operation)}]", file=sys.stderr)
         for text, (answer, one) in zip(texts, _answers(routed, ids, mask, settings), strict=True):
             if settings.json:
                 print(as_json(text, one, text=answer), flush=True)
