@@ -24,7 +24,8 @@ from router.chain import Chain
 from router.command import first_word, parse_settings
 from router.routed.commands import RoutedSettings, load_routed, said_of
 from router.routed.hub import router_folder
-from router.serving.app import check_model, event, guarded_app, read_body, unless_left
+from router.serving.answers import event
+from router.serving.app import check_model, guarded_app, read_body, unless_left
 from router.serving.backends import Backends, Patience, Upstream, read_backends
 from router.serving.batcher import BatchLimits
 from router.serving.choice import Choice, RouterChoice, StaticChoice
