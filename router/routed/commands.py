@@ -411,12 +411,11 @@ def generate(argv: Sequence[str]) -> None:
     settings, _ = parse_settings(GenerateSettings, first_word(argv, "router"), "router generate", description)
     prompts = read_prompts(settings)
     routed = load_routed(settings)
-    operation = Operation(budget=routed.budget, guaranteed=routed.guaranteed)
     set_seed(settings.seed)
     batches = encode_prompts(routed, prompts, settings, settings.max_new_tokens)
     for number, (texts, ids, mask) in enumerate(batches):
         if not number:
-            print(f"[{said_of(routed.router, operation)}]", file=sys.stderr)
+            print(f"[{said_of(routed.router, routed.operation)}]", file=sys.stderr)
         for text, (answer, one) in zip(texts, _answers(routed, ids, mask, settings), strict=True):
             if settings.json:
                 print(as_json(text, one, text=answer), flush=True)

@@ -377,12 +377,13 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         wanted = [None] * len(states) if budgets is None else list(budgets)
         if len(wanted) != len(states):
             raise ValueError(f"budgets: expected {len(states)} entries, one a row, got {len(wanted)}")
-        own = self._operation
+        own = self.operation
         asked = [own if budget is None else Operation(budget=budget, scope=self.scope) for budget in wanted]
         return self.router.decide(states, asked)
 
     @property
-    def _operation(self) -> Operation:
+    def operation(self) -> Operation:
+        """How much depth is spent on a row that does not say."""
         return Operation(budget=self.budget, guaranteed=self.guaranteed, scope=self.scope)
 
     def generate(
@@ -588,7 +589,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         Raises:
             ValueError: where a prompt or a choice is empty.
         """
-        operation = self._operation
+        operation = self.operation
         with self._lock:
             scorer = self._make_scorer()
         return scorer.score(questions, lambda states: self.router.decide(states, operation), scored=scored)

@@ -69,8 +69,8 @@ class Metrics:
 
     def observe(self, row: Row) -> None:
         """Count a row for which nobody waits any more."""
-        fault = None if row.reason is not None else row.error or row.stop
-        self._choices.labels(row.reason or (fault.code if fault is not None else None) or OTHER).inc()
+        code = None if row.fault is None else row.fault.code
+        self._choices.labels(row.reason or code or OTHER).inc()
         if row.chain is None:
             return
         self._by_chain.labels(self._name(str(row.chain))).inc()

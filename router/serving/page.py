@@ -52,7 +52,6 @@ def entry_of(row: Row, at: float, now: float) -> dict[str, Any]:
         now: now, seconds of `time.monotonic`; a row that did not end took from its submission up to now.
     """
     chain = row.chain
-    fault = None if row.reason is not None else row.error or row.stop
     last = row.last_token if row.reason is not None and row.last_token is not None else now
     return {
         "time": at,
@@ -65,7 +64,7 @@ def entry_of(row: Row, at: float, now: float) -> dict[str, Any]:
         "first_token_seconds": None if row.first_token is None else row.first_token - row.submitted,
         "seconds": last - row.submitted,
         "reason": row.reason,
-        "error": None if fault is None else fault.code or str(fault.status),
+        "error": None if row.fault is None else row.fault.code or str(row.fault.status),
     }
 
 

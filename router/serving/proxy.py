@@ -30,8 +30,17 @@ from router.serving.backends import Backends, Patience, Upstream, read_backends
 from router.serving.batcher import BatchLimits
 from router.serving.choice import Choice, RouterChoice, StaticChoice
 from router.serving.protocol import ApiError, read_object
-from router.serving.server import MAX_TIMEOUT, Server, bind, name_for, read_key, read_template, url_of, warn_if_open
-from router.storage import Operation, Router, load_router
+from router.serving.server import (
+    MAX_TIMEOUT,
+    bind,
+    name_for,
+    read_key,
+    read_template,
+    serve_on,
+    url_of,
+    warn_if_open,
+)
+from router.storage import Router, load_router
 from router.validation import SETTINGS, InputError, Positive
 
 CHAT = "chat/completions"
@@ -150,18 +159,8 @@ def main(argv: Sequence[str]) -> None:
     with bind(settings.host, settings.port) as bound:
         warn_if_open(settings.host, bound, key)
         proxy, told = make_proxy(settings, key)
-
-        def ready() -> None:
-            print(f"serving {proxy.name} at {url_of(bound)}/v1 ({told})", flush=True)
-
-        server = Server(
-            make_app(proxy),
-            proxy.backends,
-            shutdown_seconds=settings.shutdown_timeout,
-            client_seconds=settings.client_timeout,
-            ready=ready,
-        )
-        server.run(sockets=[bound])
+        said = f"serving {proxy.name} at {url_of(bound)}/v1 ({told})"
+        serve_on(bound, make_app(proxy), proxy.backends, said, settings.shutdown_timeout, settings.client_timeout)
 
 
 def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
@@ -212,7 +211,7 @@ def _routed(settings: ProxySettings, served: Sequence[Chain]) -> tuple[RouterCho
         assert routed.tokenizer is not None
         routed.tokenizer.chat_template = read_template(settings.chat_template)
     choice = RouterChoice(routed, served, BatchLimits(settings.max_batch, settings.max_batch_tokens))
-    return choice, said_of(routed.router, Operation(budget=routed.budget, guaranteed=routed.guaranteed))
+    return choice, said_of(routed.router, routed.operation)
 
 
 def _of_menu(router: Router, served: Sequence[Chain]) -> str:

@@ -262,6 +262,11 @@ class Row:
         return self.reason is not None or self.error is not None
 
     @property
+    def fault(self) -> ApiError | None:
+        """Why it has no whole answer: its error, or why it was given up; None: it has one, or goes on."""
+        return None if self.reason is not None else self.error or self.stop
+
+    @property
     def live(self) -> bool:
         """Whether tokens are still wanted."""
         return not self.ended and self.stop is None

@@ -29,7 +29,6 @@ from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
 from router.serving.connection import connections_of
 from router.serving.metrics import Metrics
 from router.serving.page import Page
-from router.storage import Operation
 from router.validation import SETTINGS, InputError, Positive, explain
 
 KEY_VARIABLE = "COLA_ROUTER_API_KEY"
@@ -233,17 +232,29 @@ def run(settings: ServeSettings, routed: RoutedModel, bound: socket.socket, key:
     except ValueError as error:
         raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
 
-    def ready() -> None:
-        operation = Operation(budget=routed.budget, guaranteed=routed.guaranteed)
-        print(f"serving {service.name} at {url_of(bound)}/v1 ({said_of(routed.router, operation)})", flush=True)
+    depth = said_of(routed.router, routed.operation)
+    told = f"serving {service.name} at {url_of(bound)}/v1 ({depth})"
+    serve_on(bound, make_app(service), service.batcher, told, settings.shutdown_timeout, settings.client_timeout)
 
-    server = Server(
-        make_app(service),
-        service.batcher,
-        shutdown_seconds=settings.shutdown_timeout,
-        client_seconds=settings.client_timeout,
-        ready=ready,
-    )
+
+def serve_on(
+    bound: socket.socket, app: ASGIApp, worker: Closes, told: str, shutdown_seconds: float, client_seconds: float
+) -> None:
+    """Serve an application on a socket until SIGTERM or SIGINT.
+
+    Args:
+        bound: the socket.
+        app: the application.
+        worker: what works for it.
+        told: printed once requests are taken.
+        shutdown_seconds: as of `Server`, as the next.
+        client_seconds: how long the server waits for a client.
+    """
+
+    def ready() -> None:
+        print(told, flush=True)
+
+    server = Server(app, worker, shutdown_seconds=shutdown_seconds, client_seconds=client_seconds, ready=ready)
     server.run(sockets=[bound])
 
 
