@@ -624,6 +624,15 @@ def confidences(
     return [found[i] for i in places]
 
 
+def delivered(result: ChainResult, task: Task, *, one_token: bool) -> ChainResult:
+    """Return a chain's result as a router delivers it, which may end generation after one token.
+
+    Choices are compared as ever; a free answer, which is more than a token and its end, is then cut off, so wrong.
+    """
+    cut = one_token and task.judged_mode not in CHOICE_MODES
+    return ChainResult.from_answer(result.chain, None, correct=False) if cut else result
+
+
 JOBS_PER_CALL = 256
 """(Sample, chain) pairs run at once, which bounds the memory of their last states; shared prefixes stay cached."""
 Judge = Callable[[SampleBlock, Sequence[tuple[int, Chain]]], list[ChainResult]]

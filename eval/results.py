@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,12 +19,12 @@ from data.flops import ForwardFlops
 from data.pool import Batch, Pool, Report, Task, Tick, run_batches
 from data.records import Answer, ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, Judge, SampleBlock, batches_by_length, in_parts
+from data.scoring import ChainScorer, EncodedSample, Judge, SampleBlock, batches_by_length, delivered, in_parts
 from data.store import Store, read_finished
 from eval.arms import ALWAYS, FULL, LABELS, Arm, RouterArm
-from router.chain import Chain
 from router.files import read_json, require_file
 from router.fingerprint import Fingerprints
+from router.heads.head import Decision
 from router.validation import STORED, ChainField, Count, InputError, NotNegative, Positive, from_plain
 
 SCHEMA: Literal[4] = 4
@@ -63,6 +64,7 @@ class ArmResult:
         scores: as in `ChainResult`; none of a generated answer.
         margin: as in `ChainResult`.
         in_scope: whether it is in the router's scope; true of other arms than the router's. Left out where true.
+        one_token: whether the router ends generation after one token; left out where not.
     """
 
     arm: str
@@ -79,6 +81,7 @@ class ArmResult:
     scores: tuple[float, ...]
     margin: float
     in_scope: Annotated[bool, Field(exclude_if=bool)] = True
+    one_token: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -88,8 +91,8 @@ class ArmResult:
         return self
 
     @classmethod
-    def of(cls, arm: str, sample: Sample, tokens: int, result: ChainResult, in_scope: bool = True) -> ArmResult:
-        """Join what the scorer found and what is known of the sample, which has so many tokens."""
+    def of(cls, arm: str, sample: Sample, tokens: int, result: ChainResult, decision: Decision) -> ArmResult:
+        """Join what the scorer found, what is known of the sample, which has so many tokens, and what was decided."""
         return cls(
             arm=arm,
             sample_id=sample.id,
@@ -104,7 +107,8 @@ class ArmResult:
             correct=result.correct,
             scores=result.scores,
             margin=result.margin,
-            in_scope=in_scope,
+            in_scope=decision.in_scope,
+            one_token=decision.one_token,
         )
 
     @property
@@ -172,22 +176,23 @@ def _run_batch(
 ) -> list[ArmResult]:
     """Run all arms' chains on a batch."""
     block = scorer.load(samples)
-    chosen = [_chosen(arm, block) for arm in arms]
-    wanted = {(i, chain) for chains in chosen for i, (chain, _) in enumerate(chains)}
+    chosen = [_decided(arm, block) for arm in arms]
+    wanted = {(i, one.chain) for decided in chosen for i, one in enumerate(decided)}
     jobs = sorted(wanted, key=lambda job: (job[1].layers, job[0]))
     answered = in_parts(judge, block, jobs, lambda done: tick(done / len(jobs) * len(arms) * len(samples)))
-    return [
-        ArmResult.of(arm.name, one.sample, one.length, answered[i, chain], in_scope)
-        for arm, chains in zip(arms, chosen, strict=True)
-        for i, (one, (chain, in_scope)) in enumerate(zip(samples, chains, strict=True))
-    ]
+    results = []
+    for arm, decided in zip(arms, chosen, strict=True):
+        for i, (encoded, one) in enumerate(zip(samples, decided, strict=True)):
+            result = delivered(answered[i, one.chain], encoded.task, one_token=one.one_token)
+            results.append(ArmResult.of(arm.name, encoded.sample, encoded.length, result, one))
+    return results
 
 
-def _chosen(arm: Arm, block: SampleBlock) -> list[tuple[Chain, bool]]:
-    """Return an arm's chain for each sample, and whether the sample is in the router's scope."""
+def _decided(arm: Arm, block: SampleBlock) -> list[Decision]:
+    """Return an arm's decision for each sample; arms other than the router's choose a chain and nothing else."""
     if isinstance(arm, RouterArm):
-        return [(one.chain, one.in_scope) for one in arm.decide(block)]
-    return [(chain, True) for chain in arm.chains(block)]
+        return arm.decide(block)
+    return [Decision(chain, 0.0) for chain in arm.chains(block)]
 
 
 @dataclass(frozen=True, config=STORED)

@@ -4,11 +4,16 @@ A head answers whatever it reads, also what is unlike anything that it was train
 training prompts lie, and a prompt that lies farther off than nearly all validation prompts runs at full depth. Training
 prompts lie near a space of few dimensions; what leaves it is another kind of prompt. The distance is Mahalanobis' under
 probabilistic principal components (Tipping and Bishop 1999; scikit-learn's `PCA.score_samples` up to a constant).
-`train.scope` fits it.
+
+An answer by letter is judged by its first token, and a chain without the last layers that says the right letter goes
+on with nonsense where the full one ends. So a scope also tells prompts whose answers were judged by their first token
+from those whose answers were judged whole, by logistic regression on the principal components. A prompt that may be
+either is outside. `train.scope` fits it.
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated
 
 import torch
@@ -21,6 +26,9 @@ from torch.nn import functional
 from router.heads.head import pool_ends
 from router.validation import STORED, Positive, Share
 
+SURE = 0.95
+"""How probable it must be that an answer is judged by its first token, or that it is not, for a prompt to be inside."""
+
 
 @dataclass(frozen=True, config=STORED)
 class ScopeConfig:
@@ -30,11 +38,14 @@ class ScopeConfig:
         components: principal components of the training prompts.
         samples: training prompts that they were fitted to.
         share: share of the validation prompts that lie outside: the false alarms that were asked for.
+        one_token: whether some training prompts' answers were judged by their first token, and it tells which. Left
+            out where it does not.
     """
 
     components: Annotated[int, Field(ge=1, le=2**12)]
     samples: Positive
     share: Share
+    one_token: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
 
 class Scope(nn.Module):
@@ -48,6 +59,9 @@ class Scope(nn.Module):
         variances: variance of the training prompts along each.
         noise: variance along every other direction, mean.
         threshold: the greatest distance that is inside.
+        slopes: log-odds that an answer is judged by its first token, along each component in units of its standard
+            deviation, `[components]`; not there where the configuration tells no such thing, as the next.
+        intercept: these log-odds at the centre.
     """
 
     centre: Float[Tensor, " width"]
@@ -56,6 +70,8 @@ class Scope(nn.Module):
     variances: Float[Tensor, " components"]
     noise: Float[Tensor, ""]
     threshold: Float[Tensor, ""]
+    slopes: Float[Tensor, " components"]
+    intercept: Float[Tensor, ""]
 
     def __init__(self, config: ScopeConfig, d_model: int) -> None:
         """Make room for the numbers of a scope over states of that width."""
@@ -70,6 +86,8 @@ class Scope(nn.Module):
             "noise": (),
             "threshold": (),
         }
+        if config.one_token:
+            shapes |= {"slopes": (config.components,), "intercept": ()}
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
 
@@ -77,7 +95,25 @@ class Scope(nn.Module):
         self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
     ) -> Bool[Tensor, " batch"]:
         """Return which prompts lie inside; padding (mask False) does not count."""
-        return self.distances(pooled(states, mask)) <= self.threshold
+        return self.holds(pooled(states, mask))
+
+    def holds(self, prompts: Float[Tensor, "batch width"]) -> Bool[Tensor, " batch"]:
+        """Do as `contains` does, for prompts as `pooled` makes them."""
+        near = self.distances(prompts) <= self.threshold
+        if not self.config.one_token:
+            return near
+        probability = self.one_token(prompts)
+        return near & ((probability >= SURE) | (probability <= 1 - SURE))
+
+    def one_token(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
+        """Return how probable it is that each prompt's answer is judged by its first token alone."""
+        if not self.config.one_token:
+            return torch.zeros(len(prompts))
+        return (self.components(prompts) @ self.slopes + self.intercept).sigmoid()
+
+    def components(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, "batch components"]:
+        """Return where prompts lie along each principal component, in standard deviations of the training prompts."""
+        return (prompts - self.centre) / self.scale @ self.axes / self.variances.sqrt()
 
     def distances(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
         """Return how far prompts, as `pooled` makes them, lie from the training prompts."""

@@ -29,7 +29,7 @@ from router.heads.budget import BudgetPoint, Measured
 from router.heads.head import Decision, Head, Pooling, pad_states
 from router.heads.layerwise import LayerwiseHead
 from router.heads.menu import MenuHead
-from router.scope import Scope, ScopeConfig
+from router.scope import Scope, ScopeConfig, pooled
 from router.validation import STORED, Count, InputError, NotNegative, Share, from_plain, shown, to_plain
 
 SCHEMA = 3
@@ -362,9 +362,10 @@ class Router:
             return [[] for _ in operations]
         padded, points = pad_states(states), [self._point(one) for one in operations]
         output = self.head(*padded) if any(point.offset is not None for point in points) else None
-        inside = [True] * len(states)
-        if self.scope is not None and any(one.scope for one in operations):
-            inside = self.scope.contains(*padded).tolist()
+        inside, short = [True] * len(states), [False] * len(states)
+        if self.scope is not None:
+            prompts = pooled(*padded)
+            inside, short = self.scope.holds(prompts).tolist(), (self.scope.one_token(prompts) > 0.5).tolist()
         full = Decision(Chain.full(self.config.num_layers), 0.0)
         outside = dataclasses.replace(full, in_scope=False)
         found = []
@@ -372,6 +373,10 @@ class Router:
             decided = [full] * len(states)
             if output is not None and point.offset is not None:
                 decided = [self._or_full(ranked[0], point) for ranked in self.head.decode_at(output, point.offset)]
+                decided = [
+                    dataclasses.replace(chosen, one_token=short_one and not chosen.chain.is_full)
+                    for chosen, short_one in zip(decided, short, strict=True)
+                ]
             if one.scope:
                 decided = [chosen if known else outside for chosen, known in zip(decided, inside, strict=True)]
             found.append(decided)

@@ -11,8 +11,9 @@ import pytest
 from data.generation import Answer, Generator, Request, end_tokens
 from data.grading import Grader
 from data.prompts import Prompt
+from data.records import ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, judge
+from data.scoring import ChainScorer, delivered, judge
 from data.sources import Columns
 from data.tasks import Task, load_task
 from router.chain import Chain
@@ -176,6 +177,16 @@ def test_the_scorer_judges_in_both_modes() -> None:
     assert generated.scores == ()
     assert generated.margin == -1
     assert generated.chain == exact.chain == chain
+
+
+def test_a_free_answer_of_which_one_token_is_delivered_is_wrong() -> None:
+    # Oracle: written by hand; compared choices are delivered by their first token as they are judged.
+    right = ChainResult.from_answer(FULL, "0.5", correct=True)
+    for task in (SUMS, FREE, dataclasses.replace(LETTERS, real_mode="generate")):
+        assert delivered(right, task, one_token=False) == right
+        assert delivered(right, task, one_token=True) == ChainResult(FULL, (), None, False, -1.0)
+    chosen = ChainResult.from_scores(FULL, (-1.0, -0.5, -2.0), 1)
+    assert delivered(chosen, LETTERS, one_token=True) == delivered(chosen, LETTERS, one_token=False) == chosen
 
 
 def test_an_answer_that_holds_its_own_end_is_no_question() -> None:

@@ -238,7 +238,9 @@ def test_what_is_out_of_scope_runs_at_full_depth_and_is_counted(
     scorer, samples = ChainScorer(model, tokenizer, load_task("arc_easy")), make_samples()
     states = {split: scorer.states(scorer.load(scorer.encode_all(samples[split])), PREFIX) for split in samples}
     train, validation = (pooled(*pad_states(states[split])) for split in ("train", "validation"))
-    router = dataclasses.replace(load_router(world.folder / "router"), scope=scope_of(train, validation, 0.5))
+    router = dataclasses.replace(
+        load_router(world.folder / "router"), scope=scope_of(train, validation, 0.5, [True] * len(train))
+    )
     save_router(world.folder / "router", router)
     main(world.arguments(control_samples=0, baselines="[random]"))
     decided = router.decide(states["test"], Operation(budget=4.2))
@@ -247,6 +249,9 @@ def test_what_is_out_of_scope_runs_at_full_depth_and_is_counted(
     results = read_results(world.out / RESULTS_FILE, NUM_LAYERS)
     assert {one.sample_id for one in results if not one.in_scope} == outside
     assert all(one.chain == FULL for one in results if not one.in_scope)
+    assert {one.sample_id for one in results if one.one_token} == {
+        one.id for one, routed in zip(samples["test"], decided, strict=True) if routed.one_token
+    }
     arms = {arm["name"]: arm["out_of_scope"] for arm in read_json(world.out / REPORT_FILE)["arms"]}
     assert (arms["router"], arms["full"], arms["random"]) == (len(outside), 0, 0)
     assert f"out of the router's scope, so at full depth: {len(outside)} of 14 samples" in capsys.readouterr().out

@@ -24,6 +24,7 @@ from router.command import run_command
 from router.engine.choices import Question
 from router.engine.view import chain_view
 from router.heads.head import pad_states
+from router.routed import RoutedModel
 from router.routed.lm_eval import RoutedLM, question_of_requests
 from router.scope import pooled
 from router.storage import Operation, load_router, save_router
@@ -333,3 +334,24 @@ def test_documents_out_of_scope_run_at_full_depth_and_are_counted(
     told = results["config"]["cola_router"]["tasks"]["tiny_choice"]
     assert told["out_of_scope"] == sum(not one.in_scope for one in decided) == 3
     assert told["mean_depth"] == pytest.approx(sum(one.chain.depth for one in decided) / len(decided))
+
+
+def test_a_text_ends_after_the_one_token_that_its_chain_was_judged_by(project: Path, model: PreTrainedModel) -> None:
+    # Oracle: the same router that knows nothing of answers' lengths; its texts begin with that token.
+    contexts = [prompt_of(row) for row in documents()]
+    states = [states_of(model, one, []) for one in contexts]
+    known = pooled(*pad_states(states))
+    plain = RoutedModel.from_pretrained(project / "router", budget=BUDGET)
+    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0, [True] * len(known)))
+    short = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
+    settings = {"until": ["\n\n\n"], "max_gen_toks": 5}
+    requests = [
+        Instance("generate_until", {}, (one, dict(settings)), 0, ("tiny_text", i, 1)) for i, one in enumerate(contexts)
+    ]
+    whole, cut = RoutedLM(plain).generate_until(requests), RoutedLM(short).generate_until(requests)
+    decided = router.decide(states, Operation(budget=BUDGET))
+    assert any(one.one_token for one in decided)
+    for before, after, one in zip(whole, cut, decided, strict=True):
+        assert before.startswith(after.rstrip("\ufffd"))  # a token may be a part of a character
+        assert (after != before) == one.one_token
+    assert all(request.args[1] == settings for request in requests)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,10 +19,10 @@ from router.__main__ import main
 from router.chain import Chain
 from router.heads.head import pad_states
 from router.routed import RoutedModel
-from router.scope import Scope, pooled
+from router.scope import SURE, Scope, pooled
 from router.storage import Guarantee, OperatingPoint, Operation, Router, load_router, save_router, weights_sha256
-from router.validation import InputError
-from tests.routed_folders import GREEDY, prompts, router_for, write_routed
+from router.validation import InputError, to_plain
+from tests.routed_folders import GREEDY, PADDING, prompts, router_for, write_routed
 from tests.test_router_storage import make_router, states
 from tests.tiny import tiny_model
 from train.scope import scope_of
@@ -136,6 +137,50 @@ def test_a_scope_is_stored_with_the_weights(tmp_path: Path) -> None:
     assert old.decide(many) == dataclasses.replace(router, scope=None).decide(many)
 
 
+def test_prompts_whose_answers_are_judged_by_one_token_are_told_from_the_others() -> None:
+    # Oracle: the kinds themselves, of which one is judged so; scikit-learn's probabilities; none, and all, are.
+    many, fresh = kinds_of_prompts(300, 1), kinds_of_prompts(300, 9)
+    train, unknown, short = read(many), read(fresh), [i % 3 == 0 for i in range(300)]
+    scope = scope_of(train, unknown, 0.1, short)
+    probability = scope.one_token(unknown)
+    assert ((probability > 0.5).tolist(), scope.config.one_token) == (short, True)
+    fitted = LogisticRegression(max_iter=1000).fit(scope.components(train), short)
+    told = fitted.predict_proba(scope.components(unknown))[:, 1]
+    assert probability.tolist() == pytest.approx(told.tolist(), abs=1e-4)
+    assert scope.contains(*pad_states(fresh)).float().mean() > 0.85
+    none, every = scope_of(train, unknown, 0.1), scope_of(train, unknown, 0.1, [True] * 300)
+    assert (none.config.one_token, bool(none.one_token(unknown).any())) == (False, False)
+    assert bool((every.one_token(unknown) > SURE).all())
+    assert "one_token" not in to_plain(none.config)
+    assert set(scope.state_dict()) - set(none.state_dict()) == {"slopes", "intercept"}
+
+
+def test_a_prompt_that_may_have_either_answer_is_outside() -> None:
+    # Oracle: prompts of one kind, half of which are said to be judged by one token: nothing tells which.
+    one_kind = read(kinds_of_prompts(900, 1)[::3])
+    scope = scope_of(one_kind, one_kind, 0.0, [i % 2 == 0 for i in range(300)])
+    sure = (scope.one_token(one_kind) - 0.5).abs() >= SURE - 0.5
+    assert bool((scope.distances(one_kind) <= scope.threshold).all())
+    assert scope.holds(one_kind).tolist() == sure.tolist()
+    assert not sure.all()
+
+
+def test_decisions_say_where_generation_ends_after_one_token() -> None:
+    # Oracle: the scope by itself; the same router whose scope tells no lengths.
+    plain, many = scoped_router(), kinds_of_prompts(30, 8) + states(6)
+    short = [i % 3 == 0 for i in range(300)]
+    scope = scope_of(read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(2000, 2)), 0.1, short)
+    router = dataclasses.replace(plain, scope=scope)
+    for wanted in (Operation(3.0), Operation(3.0, scope=False), Operation(6.0)):
+        decided = router.decide(many, wanted)
+        expected = [i % 3 == 0 and not one.chain.is_full for i, one in enumerate(decided[:30])]
+        assert [one.one_token for one in decided[:30]] == expected
+        assert any(expected) == (wanted.budget == 3.0)
+        assert not any(one.one_token for one in plain.decide(many, wanted))
+        if wanted.scope:
+            assert not any(one.one_token for one in decided[30:])
+
+
 def prompts_states(model: PreTrainedModel, rows: int) -> list[Tensor]:
     ids, mask = prompts(rows)
     hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[2]
@@ -175,3 +220,40 @@ def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(
         RoutedModel.join(
             model, dataclasses.replace(made, guarantee=router_for(model).guarantee), guaranteed=True, scope=False
         )
+
+
+def short_answers(tmp_path: Path) -> tuple[Path, PreTrainedModel]:
+    """A routed model whose router has seen answers of one token alone, to prompts like `prompts`."""
+    folder, model = write_routed(tmp_path), tiny_model("llama")
+    known = read(prompts_states(model, 24))
+    save_router(folder, dataclasses.replace(load_router(folder), scope=scope_of(known, known, 0.0, [True] * 24)))
+    return folder, model
+
+
+def test_a_text_ends_after_the_one_token_that_a_chain_was_judged_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Oracle: each row's chain's own view, cut to one token; full depth, which ends by itself, for the row outside.
+    folder, model = short_answers(tmp_path)
+    routed = RoutedModel.from_pretrained(folder, budget=4.0)
+    ids, mask = prompts(6)
+    ids[5], mask[5] = torch.full_like(ids[5], 7), 1
+    decided = routed.route(ids, mask)
+    assert [one.one_token for one in decided] == [not one.chain.is_full for one in decided]
+    assert {one.one_token for one in decided} == {True, False}
+    generated, width = routed.generate(input_ids=ids, attention_mask=mask, **GREEDY), ids.shape[1]
+    for row, one in enumerate(decided):
+        own = {"input_ids": ids[row : row + 1], "attention_mask": mask[row : row + 1]}
+        whole = routed.view(one.chain).generate(**own, **GREEDY)[0, width:].tolist()
+        wanted = [whole[0], *[PADDING] * 5] if one.one_token else whole
+        assert generated[row, width:].tolist() == wanted
+        (again,) = routed.generate(**own, **GREEDY)[:, width:].tolist()
+        assert again == (whole[:1] if one.one_token else whole)
+    assert torch.equal(generated[5:], model.generate(input_ids=ids[5:], attention_mask=mask[5:], **GREEDY))
+    drawn = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 6, "pad_token_id": PADDING}
+    sampled = routed.generate(input_ids=ids[:1], attention_mask=mask[:1], **drawn)
+    assert sampled.shape == (3, width + 1)
+    text = routed.tokenizer.decode(ids[0][mask[0].bool()])
+    main(["generate", str(folder), "--prompt", text, "--budget", "4", "--json", "true", "--scope", "false"])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["one_token"], len(routed.tokenizer(told["text"], add_special_tokens=False)["input_ids"])) == (True, 1)

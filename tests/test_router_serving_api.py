@@ -679,3 +679,33 @@ def test_an_answer_says_whether_its_prompt_is_in_scope() -> None:
         with server.http() as client:
             health = client.get("/health").json()
     assert (health["routed"], health["out_of_scope"]) == (2, 1)
+
+
+def test_a_text_ends_after_the_one_token_that_its_chain_was_judged_by() -> None:
+    # Oracle: a router of answers of one token alone, against the one that knows nothing of answers' lengths.
+    plain, forms = tiny_routed(), [f"Which of these is number {i}?" for i in range(40)]
+    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in forms]
+    known = pooled(*pad_states(read))
+    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0, [True] * 40))
+    short = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
+    asked = {"prompt": forms[:8], "max_tokens": 5, "temperature": 0}
+    with running(plain) as server:
+        whole = server.post(**asked).json()
+    with running(short) as server:
+        full = server.post(**asked, budget=NUM_LAYERS).json()
+        cut = server.post(**asked).json()
+        streamed = server.post(**asked | {"stream": True}).text
+    ends = {False: ("length", 5), True: ("stop", 1)}
+    tokens = 0
+    for before, after in zip(whole["choices"], cut["choices"], strict=True):
+        assert (after["chain"], after["one_token"]) == (before["chain"], after["depth"] != NUM_LAYERS)
+        reason, count = ends[after["one_token"]]
+        assert after["finish_reason"] == reason
+        assert before["text"].startswith(after["text"])
+        tokens += count
+    assert {(one["one_token"], one["finish_reason"]) for one in full["choices"]} == {(False, "length")}
+    assert True in {one["one_token"] for one in cut["choices"]}
+    assert cut["usage"]["completion_tokens"] == tokens
+    said = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n")[:-2]]
+    texts = {i: "".join(one["choices"][0]["text"] for one in said if one["choices"][0]["index"] == i) for i in range(8)}
+    assert list(texts.values()) == [one["text"] for one in cut["choices"]]

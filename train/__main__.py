@@ -36,7 +36,7 @@ from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
 from train.module import HeadSettings, RouterModule
 from train.operating import calibrate_in_scope, measure_accuracy
-from train.scope import ScopeSettings, fit_scope
+from train.scope import ScopeSettings, fit_scope, one_token_errors
 
 DONE_FILE = "train.json"
 TRAINER = {"max_epochs": 100, "accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False}
@@ -224,6 +224,8 @@ def _finish(
     final = module.measures(output, torch.stack(validation.targets))
     figures, head.budget_points = measure_accuracy(head, data, inside)
     final |= figures
+    if scope is not None and scope.config.one_token:
+        final["one_token_errors"] = one_token_errors(scope, data)
     flops = head.forward_flops(validation.tokens) + (0 if scope is None else scope.forward_flops(validation.tokens))
     final["head_mflops"] = flops / 1e6
     # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.

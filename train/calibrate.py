@@ -26,15 +26,16 @@ from torch import Tensor
 from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split, read_samples
-from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
+from data.scoring import ChainScorer, EncodedSample, batches_by_length, delivered, open_scorer
 from data.states import StatesOrigin, kept_states
 from data.store import Store
-from data.tasks import TASKS_FILE
+from data.tasks import TASKS_FILE, read_tasks
 from router.chain import Chain
 from router.command import parse_settings, plain_values, provenance
 from router.engine.load import ModelSettings
 from router.files import read_json, require_directory, require_file, sha256_file, sha256_json
 from router.heads.budget import BudgetPoint
+from router.heads.head import Decision
 from router.storage import (
     CONFIG_FILE,
     GUARANTEE_FILE,
@@ -179,17 +180,18 @@ def _look_up(
     first, ids = records[samples[0].id], [sample.id for sample in samples]
     router.config.fingerprints.require(first.fingerprints, f"records {path}")
     origin = StatesOrigin(first.fingerprints, first.dtype)
-    picked: list[tuple[Chain, ...]] = []
+    tasks = read_tasks(settings.data)
+    picked: list[tuple[Decision, ...]] = []
     for part in kept_states(path.with_suffix(".states"), origin, ids, router.config.read_layer, settings.split):
-        picked += _chains(router, part, tried)
+        picked += _decisions(router, part, tried)
     routed: list[list[ChainResult]] = [[] for _ in tried]
-    for key, chains in zip(ids, picked, strict=True):
-        known = {result.chain: result for result in records[key].results}
-        missing = [chain for chain in chains if chain not in known]
+    for sample, decided in zip(samples, picked, strict=True):
+        known = {result.chain: result for result in records[sample.id].results}
+        missing = [one.chain for one in decided if one.chain not in known]
         if missing:
             raise InputError(f"records: expected every chain of the router in {path}, got none of {missing[0]}")
-        for of_setting, chain in zip(routed, chains, strict=True):
-            of_setting.append(known[chain])
+        for of_setting, one in zip(routed, decided, strict=True):
+            of_setting.append(delivered(known[one.chain], tasks[sample.task], one_token=one.one_token))
     return Calibration(tuple(records[key].full for key in ids), tuple(map(tuple, routed)))
 
 
@@ -387,13 +389,16 @@ def run_settings(
     def work(batch: Batch[EncodedSample], report: Report) -> list[Routed]:
         block = scorer.load(batch.items)
         states = [state.cpu() for state in scorer.states(block, router.config.read_layer)]
-        picked = _chains(router, states, tried)
-        distinct = [list(dict.fromkeys([full, *chains])) for chains in picked]
-        results = iter(scorer.judge(block, [(i, chain) for i, chains in enumerate(distinct) for chain in chains]))
+        picked = _decisions(router, states, tried)
+        distinct = [list(dict.fromkeys([full, *(one.chain for one in own)])) for own in picked]
+        judged = iter(scorer.judge(block, [(i, chain) for i, chains in enumerate(distinct) for chain in chains]))
         made = []
         for one, chains, wanted in zip(batch.items, distinct, picked, strict=True):
-            answers = tuple(next(results) for _ in chains)
-            made.append(Routed(one.sample.id, answers, tuple(chains.index(chain) for chain in wanted)))
+            answers = {chain: next(judged) for chain in chains}
+            results = [answers[full]]
+            results += [delivered(answers[it.chain], one.task, one_token=it.one_token) for it in wanted]
+            distinct_results = list(dict.fromkeys(results))
+            made.append(Routed(one.sample.id, tuple(distinct_results), tuple(map(distinct_results.index, results[1:]))))
         report.tick(len(made))
         return made
 
@@ -416,13 +421,11 @@ def _key_of(row: Routed) -> str:
     return row.sample_id
 
 
-def _chains(
+def _decisions(
     router: Router, states: Sequence[Tensor], tried: Sequence[OperatingPoint | Chain]
-) -> list[tuple[Chain, ...]]:
-    """Return for each sample its chain at each setting."""
+) -> list[tuple[Decision, ...]]:
+    """Return for each sample what is decided at each setting."""
     points = [Operation(point=one) for one in tried if isinstance(one, OperatingPoint)]
     decided = iter(router.decide_each(states, points))
-    by_setting = [
-        [one] * len(states) if isinstance(one, Chain) else [choice.chain for choice in next(decided)] for one in tried
-    ]
+    by_setting = [[Decision(one, 0.0)] * len(states) if isinstance(one, Chain) else next(decided) for one in tried]
     return list(zip(*by_setting, strict=True))

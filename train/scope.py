@@ -1,4 +1,7 @@
-"""Fitting a router's scope: where the training prompts lie, and within which distance the validation prompts do."""
+"""Fitting a router's scope: where the training prompts lie, and within which distance the validation prompts do.
+
+Where some training samples are judged by an answer's first token (`Task.judged_mode` "letter"), it also learns which.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -23,6 +27,8 @@ COMPONENTS = 64
 """Principal components at most; half of the training samples, where those are fewer than twice as many."""
 LEAST = 1e-6
 """Least variance along a direction; where prompts do not differ at all, any distance would be infinite."""
+CERTAIN = 20.0
+"""Log-odds that an answer is judged by its first token, where every training sample's is."""
 MARGIN = 1e-3
 """By how much a threshold lies above the distance that it was measured at, relatively: no prompt stands on it."""
 
@@ -48,21 +54,36 @@ def fit_scope(data: RouterData, settings: ScopeSettings) -> tuple[Scope, Bool[Te
     Raises:
         InputError: as of `scope_of`.
     """
-    train, validation = (
-        _pooled(data.states(split, [sample for _, sample in data.pairs[split]])) for split in ("train", "validation")
-    )
-    scope = scope_of(train, validation, settings.share)
-    return scope, scope.distances(validation) <= scope.threshold
+    train, validation = (_read(data, split) for split in ("train", "validation"))
+    scope = scope_of(train, validation, settings.share, _by_one_token(data, "train"))
+    return scope, scope.holds(validation)
 
 
 @torch.inference_mode()
-def scope_of(train: Float[Tensor, "samples width"], validation: Float[Tensor, "others width"], share: float) -> Scope:
+def one_token_errors(scope: Scope, data: RouterData) -> float:
+    """Return the share of validation samples that a scope takes wrongly for ones judged by one token, or for others.
+
+    Those that it is not sure of are outside, and no errors.
+    """
+    prompts = _read(data, "validation")
+    wrong = (scope.one_token(prompts) > 0.5) != torch.tensor(_by_one_token(data, "validation"))
+    return float((wrong & scope.holds(prompts)).double().mean())
+
+
+@torch.inference_mode()
+def scope_of(
+    train: Float[Tensor, "samples width"],
+    validation: Float[Tensor, "others width"],
+    share: float,
+    one_token: Sequence[bool] = (),
+) -> Scope:
     """Return the scope of training prompts, outside of which a share of the validation prompts lies.
 
     Args:
         train: the training prompts, as `router.scope.pooled` makes them.
         validation: the validation prompts, on which the threshold is measured.
         share: false alarms, 0..1.
+        one_token: whether each training prompt's answer is judged by its first token; empty: none is.
 
     Raises:
         InputError: where there is a single training prompt, which no direction can be told from.
@@ -73,7 +94,8 @@ def scope_of(train: Float[Tensor, "samples width"], validation: Float[Tensor, "o
     scaler = StandardScaler().fit(prompts)
     found = PCA(min(COMPONENTS, *(size // 2 for size in prompts.shape)), svd_solver="full")
     found.fit(scaler.transform(prompts))
-    scope = Scope(ScopeConfig(found.n_components_, len(train), share), train.shape[1] // 2)
+    config = ScopeConfig(found.n_components_, len(train), share, one_token=any(one_token))
+    scope = Scope(config, train.shape[1] // 2)
     numbers = {
         "centre": scaler.mean_,
         "scale": scaler.scale_,
@@ -84,9 +106,21 @@ def scope_of(train: Float[Tensor, "samples width"], validation: Float[Tensor, "o
     for name, value in numbers.items():
         getattr(scope, name).copy_(torch.as_tensor(value))
     scope.threshold.copy_(scope.distances(validation).quantile(1 - share) * (1 + MARGIN))
+    if config.one_token and all(one_token):
+        scope.intercept.fill_(CERTAIN)
+    elif config.one_token:
+        told = LogisticRegression(max_iter=1000).fit(scope.components(train), one_token)
+        scope.slopes.copy_(torch.as_tensor(told.coef_[0]))
+        scope.intercept.copy_(torch.as_tensor(told.intercept_[0]))
     return scope
 
 
-def _pooled(states: Sequence[Float[Tensor, "_ d_model"]]) -> Float[Tensor, "samples width"]:
+def _by_one_token(data: RouterData, split: str) -> list[bool]:
+    """Return which samples' answers are judged by their first token."""
+    return [data.tasks[sample.task].judged_mode == "letter" for _, sample in data.pairs[split]]
+
+
+def _read(data: RouterData, split: str) -> Float[Tensor, "samples width"]:
+    states = data.states(split, [sample for _, sample in data.pairs[split]])
     parts = [states[start : start + BATCH_SAMPLES] for start in range(0, len(states), BATCH_SAMPLES)]
     return torch.cat([pooled(*pad_states(part)) for part in parts])

@@ -30,11 +30,14 @@ class Decision:
         chain: the chain.
         score: what the head thinks of it, in the head's own terms: a log-probability (nats), or a value.
         in_scope: whether the prompt is like those of training; one that is not runs at full depth (`router.scope`).
+        one_token: whether the chain is only known to say an answer's first token, and generation is to end after it:
+            true of chains other than the full one where the training judged answers to such prompts by that token.
     """
 
     chain: Chain
     score: float
     in_scope: bool = True
+    one_token: bool = False
 
 
 class Head(nn.Module, ABC):

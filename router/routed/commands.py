@@ -32,13 +32,15 @@ from router.heads.menu import MenuHead
 from router.latency import budget_for
 from router.routed.export import check_weights, export_chain, free_folder
 from router.routed.hub import router_folder
-from router.routed.model import RoutedModel, by_chain, require_pair
+from router.routed.model import RoutedModel, require_pair
+from router.routed.options import grouped
 from router.storage import ALLOWED_LOSS, Operation, Router, load_router
 from router.strip import draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, Share, to_plain
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 OUT_OF_SCOPE = "out of the router's scope"
+SHORT = ", an answer of one token"
 """Said of prompts unlike those of training, which run at full depth."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The base model where neither a setting nor a router names one."""
@@ -373,7 +375,7 @@ def drawn(prompt: str, routed: Decision, read_layer: int) -> str:
     shown = shown if len(shown) <= 100 else shown[:99] + "…"
     strip = draw_strip(chain, read_layer, marks_for(sys.stdout.encoding))
     why = f"score {routed.score:.3f}" if routed.in_scope else OUT_OF_SCOPE
-    told = f"{chain.depth} of {chain.num_layers} layers, {why}"
+    told = f"{chain.depth} of {chain.num_layers} layers{SHORT if routed.one_token else ''}, {why}"
     return f"\n{shown}\n  {strip}   {told}\n  {ruler(chain.num_layers)}\n  {chain}"
 
 
@@ -381,7 +383,8 @@ def as_json(prompt: str, routed: Decision, **more: object) -> str:
     """Return a prompt and its chain as one line of JSON."""
     chain = routed.chain
     value = {"prompt": prompt, **more, "chain": str(chain), "layers": list(chain.layers), "depth": chain.depth}
-    return json.dumps(value | {"score": routed.score, "in_scope": routed.in_scope}, ensure_ascii=False)
+    value |= {"score": routed.score, "in_scope": routed.in_scope, "one_token": routed.one_token}
+    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -421,6 +424,7 @@ def generate(argv: Sequence[str]) -> None:
                 print(as_json(text, one, text=answer), flush=True)
             else:
                 why = "" if one.in_scope else f", {OUT_OF_SCOPE}"
+                why += SHORT if one.one_token else ""
                 print(f"[{one.chain.depth} of {one.chain.num_layers} layers: {one.chain}{why}]", file=sys.stderr)
                 print(answer, flush=True)
 
@@ -439,8 +443,8 @@ def _answers(
     reading = routed.read(ids, mask)
     chosen = routed.decide(reading)
     texts = [""] * len(chosen)
-    for chain, rows in by_chain([one.chain for one in chosen]).items():
-        out = routed.generate_as(chain, reading.select(rows), **options)
+    for (chain, one_token), rows in grouped([(one.chain, one.one_token) for one in chosen]).items():
+        out = routed.generate_as(chain, reading.select(rows), one_token=one_token, **options)
         for row, tokens in zip(rows, out[:, ids.shape[1] :], strict=True):
             texts[row] = str(routed.tokenizer.decode(tokens, skip_special_tokens=True))
     return list(zip(texts, chosen, strict=True))

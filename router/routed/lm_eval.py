@@ -20,7 +20,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,8 @@ from router.engine.choices import Question
 from router.heads.head import Decision
 from router.progress import progress
 from router.routed.commands import OUT_OF_SCOPE, RoutedSettings, load_routed
-from router.routed.model import RoutedModel, by_chain
+from router.routed.model import RoutedModel
+from router.routed.options import grouped
 from router.validation import InputError, explain
 
 NAME = "cola-router"
@@ -69,6 +70,16 @@ _REFUSING = ("lm_eval._cli.", "lm_eval.config.", "lm_eval.evaluator", "lm_eval.a
 """Modules of lm-eval that raise a bare ValueError or TypeError at what the user typed."""
 
 Answer = TypeVar("Answer")
+
+
+def ending(request: Instance, routed: Decision) -> Instance:
+    """Return a request to generate, which ends after one token where the router's decision says so."""
+    if not routed.one_token:
+        return request
+    context, settings = request.args
+    limits = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length")
+    kept = {name: value for name, value in settings.items() if name not in limits}
+    return replace(request, arguments=(context, kept | {"max_gen_toks": 1}))
 
 
 def documents(requests: Sequence[Instance]) -> list[list[int]]:
@@ -311,7 +322,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         generate = super().generate_until
         prompts = [(self._prompt(*request.args[:2]), ()) for request in requests]
         routed = self._route(requests, prompts)
-        texts = self._by_chain(routed, lambda rows, quiet: generate([requests[i] for i in rows], quiet), disable_tqdm)
+        asked = [ending(*one) for one in zip(requests, routed, strict=True)]
+        texts = self._by_chain(routed, lambda rows, quiet: generate([asked[i] for i in rows], quiet), disable_tqdm)
         self._note("generate_until", requests, routed)
         return texts
 
@@ -389,7 +401,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         self, routed: Sequence[Decision], run: Callable[[list[int], bool], list[Answer]], disable_tqdm: bool
     ) -> list[Answer]:
         """Run requests chain by chain and order the answers; the deepest first: if memory ends, then at the start."""
-        groups = sorted(by_chain([one.chain for one in routed]).items(), key=lambda group: -group[0].depth)
+        groups = sorted(grouped([one.chain for one in routed]).items(), key=lambda group: -group[0].depth)
         own = len(groups) > 1  # one bar for all chains in place of one for each
         answers: dict[int, Answer] = {}
         with progress(len(routed), "Running requests by chain", "request", disable=disable_tqdm or not own) as bar:

@@ -24,11 +24,15 @@ from typing import Any, NoReturn, Self, cast, overload
 
 import torch
 from jaxtyping import Int
-from packaging.version import Version
 from torch import Tensor
-from torch.nn import functional
-from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from transformers import __version__ as transformers_version
+from transformers import (
+    Cache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    StoppingCriteriaList,
+)
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
@@ -46,32 +50,23 @@ from router.heads.head import Decision
 from router.routed.card import model_card
 from router.routed.hub import push_router, router_folder, write_router_folder
 from router.routed.lossless import generate_lossless
+from router.routed.options import (
+    CHAIN_OF_CACHE,
+    EndsAtOnce,
+    check_no_turn_before,
+    check_one_chain,
+    check_routable,
+    given_cache,
+    grouped,
+    joined,
+    mask_of,
+    numbered,
+    require_lossless,
+    rows_of_option,
+    usable_cache,
+)
 from router.storage import ALLOWED_LOSS, Operation, Router, load_router
 from router.validation import InputError
-
-CHAIN_OF_CACHE = "cola_chain"
-"""Attribute of a key/value cache: the chain that filled it. Copies of the cache have it too."""
-ALIKE_FOR_ALL_ROWS = frozenset(
-    {
-        "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor",
-        "NoBadWordsLogitsProcessor",
-        "NoRepeatNGramLogitsProcessor",
-        "SequenceBiasLogitsProcessor",
-        "SuppressTokensLogitsProcessor",
-        "TemperatureLogitsWarper",
-        "TopKLogitsWarper",
-        "TopPLogitsWarper",
-        "MinPLogitsWarper",
-        "EosTokenCriteria",
-        "MaxTimeCriteria",
-        "StopStringCriteria",
-    }
-)
-"""The library's logits processors and stopping criteria that do the same to a row wherever it stands in the batch."""
-
-COUNTS_PROMPTS = Version(transformers_version) >= Version("5.24")
-"""Whether `prefix_allowed_tokens_fn` is told the number of the prompt, also where a prompt has several sequences."""
 
 
 @dataclass(frozen=True)
@@ -397,9 +392,11 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         """Generate as the library's `generate` does, each row under the chain that the router picks for its prompt.
 
         Rows of different chains run one group after another. Their sequences are padded at the end to the longest, as
-        the library pads rows that end early. What belongs to a whole batch (a streamer, beams, a result as a
-        dictionary, a caller's own logits processor) needs rows of one chain. Sampling draws group by group, and
-        `max_time` is shared among the groups. A cache of an earlier turn is used where its chain is the present one.
+        the library pads rows that end early. A row ends after its first token where the router's chain was judged by
+        that token alone (`Decision.one_token`): what it would say after it nobody knows. What belongs to a whole batch
+        (a streamer, beams, a result as a dictionary, a caller's own logits processor) needs rows of one chain. Sampling
+        draws group by group, and `max_time` is shared among the groups. A cache of an earlier turn is used where its
+        chain is the present one.
 
         Args:
             inputs: token ids, `[rows, tokens]`, padded on the left; or `input_ids` by name.
@@ -434,19 +431,20 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
             (one,) = self.decide(reading)
             options |= {"generation_config": settings, "attention_mask": mask}
             return generate_lossless(self.plain_model(), one.chain, ids, **options)
-        groups = by_chain([one.chain for one in self.decide(reading)])
+        groups = grouped([(one.chain, one.one_token) for one in self.decide(reading)])
         if len(groups) > 1:
             check_one_chain(settings, options, len(groups))
         parts = []
         limit, allowed = settings.max_time, options.pop("prefix_allowed_tokens_fn", None)
-        for done, (chain, rows) in enumerate(groups.items()):
+        for done, ((chain, one_token), rows) in enumerate(groups.items()):
             index = torch.tensor(rows, device=ids.device)
             own = {name: rows_of_option(value, index, len(ids)) for name, value in options.items()}
             if allowed is not None:
-                own["prefix_allowed_tokens_fn"] = _numbered(allowed, rows, settings)
+                own["prefix_allowed_tokens_fn"] = numbered(allowed, rows, settings)
             if limit is not None:
                 settings.max_time = max(0.0, (limit - (time.monotonic() - began)) / (len(groups) - done))
-            out = self.generate_as(chain, reading.select(rows), generation_config=settings, **own)
+            own |= {"generation_config": settings, "one_token": one_token}
+            out = self.generate_as(chain, reading.select(rows), **own)
             if len(groups) == 1:
                 return out
             parts.append((rows, out))
@@ -467,15 +465,24 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
                 setattr(settings, name, value.tolist())
         return settings, options
 
-    def generate_as(self, chain: Chain, reading: Reading, **options: Any) -> Any:
-        """Generate under one chain for all rows of a reading; `options`: what the library's `generate` takes.
+    def generate_as(self, chain: Chain, reading: Reading, *, one_token: bool = False, **options: Any) -> Any:
+        """Generate under one chain for all rows of a reading.
+
+        Args:
+            chain: the chain.
+            reading: what was read of the rows.
+            one_token: end after the first new token, as a decision may say (`Decision.one_token`).
+            options: what the library's `generate` takes.
 
         Raises:
             ValueError: where the chain does not begin with the layers that were read, or a cache is given that no
                 routed model has filled.
         """
         settings, options = self._settings(options.pop("generation_config", None), options)
-        cache = _given_cache(options)
+        if one_token:
+            given = options.get("stopping_criteria") or ()
+            options["stopping_criteria"] = StoppingCriteriaList([*given, EndsAtOnce()])
+        cache = given_cache(options)
         options = {name: value for name, value in options.items() if name not in CACHE_ARGUMENTS}
         if cache is not None:
             options[cache_argument(self)] = cache = usable_cache(cache, chain, reading.run.ids.shape[1])
@@ -700,153 +707,3 @@ def _routed_class(base: type[Any]) -> type[Any]:
     if base not in _classes:
         _classes[base] = type(base.__name__, (RoutedModel, base), {"__module__": base.__module__})
     return _classes[base]
-
-
-def by_chain(chains: Sequence[Chain]) -> dict[Chain, list[int]]:
-    """Return the rows of each chain, chains in order of their first row."""
-    groups: dict[Chain, list[int]] = {}
-    for row, chain in enumerate(chains):
-        groups.setdefault(chain, []).append(row)
-    return groups
-
-
-def require_lossless(settings: GenerationConfig, ids: Tensor, inputs: Mapping[str, Any]) -> None:
-    """Refuse what lossless generation cannot do.
-
-    Raises:
-        ValueError: where there are several rows, inputs besides tokens, or sampling or beams.
-    """
-    if len(ids) != 1 or (settings.num_return_sequences or 1) > 1:
-        raise ValueError(f"lossless: expected one row and one text of it, got {len(ids)} rows")
-    if settings.do_sample or (settings.num_beams or 1) > 1:
-        raise ValueError("lossless: expected do_sample=False without beams, got sampling or beams")
-    if inputs:
-        raise ValueError(f"lossless: expected token ids alone, got {', '.join(inputs)}")
-
-
-def check_routable(settings: GenerationConfig, options: Mapping[str, Any]) -> None:
-    """Refuse options that have no meaning where each prompt takes a chain of its own.
-
-    Raises:
-        ValueError: at the first such option.
-    """
-    if settings.is_assistant:
-        raise ValueError(
-            "assistant_model: expected a model of one chain, such as view(chain), got a routed one, whose chain may "
-            "change from draft to draft"
-        )
-    if settings.cache_implementation == "paged":
-        raise ValueError("cache_implementation: expected a cache of generate's own, got 'paged' (continuous batching)")
-    if options.get("synced_gpus"):
-        raise ValueError("synced_gpus: expected one process, got several, whose rows would run different layers")
-
-
-def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chains: int) -> None:
-    """Refuse what belongs to a whole batch where its rows have several chains.
-
-    Raises:
-        ValueError: where a streamer, beams, a dictionary, a given cache, an assistant or code of the caller's own that
-            sees the rows is asked for.
-    """
-    asked = {
-        "streamer": options.get("streamer") is not None,
-        "num_beams": (settings.num_beams or 1) > 1,
-        "return_dict_in_generate": bool(settings.return_dict_in_generate),
-        "past_key_values": _given_cache(options) is not None,
-        "assistant_model": options.get("assistant_model") is not None,
-        "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens is not None,
-        "custom_generate": options.get("custom_generate") is not None,
-        "logits_processor": _sees_rows(options.get("logits_processor")),
-        "stopping_criteria": _sees_rows(options.get("stopping_criteria")),
-    }
-    if wrong := [name for name, given in asked.items() if given]:
-        raise ValueError(
-            f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
-            "them by what route() returns"
-        )
-
-
-def _sees_rows(given: Sequence[Any] | None) -> bool:
-    """Whether any of several logits processors or stopping criteria may tell rows apart by their place in the batch."""
-    return any(type(one).__name__ not in ALIKE_FOR_ALL_ROWS for one in given or [])
-
-
-def _numbered(
-    allowed: Callable[[int, Tensor], list[int]], rows: Sequence[int], settings: GenerationConfig
-) -> Callable[[int, Tensor], list[int]]:
-    """Return `prefix_allowed_tokens_fn` of a group, called with each row's number in the whole batch.
-
-    The library counts prompts; without beams, before its release 5.24, sequences, of which a prompt may have several.
-    """
-    by_prompt = COUNTS_PROMPTS or (settings.num_beams or 1) > 1
-    times = 1 if by_prompt else settings.num_return_sequences or 1
-    return lambda place, ids: allowed(rows[place // times] * times + place % times, ids)
-
-
-def _given_cache(options: Mapping[str, Any]) -> Any:
-    """Return the cache among a call's options, by either of its names; None: none is given."""
-    return next((options[name] for name in CACHE_ARGUMENTS if options.get(name) is not None), None)
-
-
-def check_no_turn_before(cache: object) -> None:
-    """Refuse the cache of an earlier turn beside inputs other than tokens.
-
-    Raises:
-        ValueError: where there is one: the router reads the whole text with all its pictures, and the library's
-            `generate` then wants the new ones alone.
-    """
-    if isinstance(cache, Cache) and cache.get_seq_length():
-        raise ValueError(
-            "past_key_values: expected none, or an empty cache, with pictures or other inputs besides tokens, got "
-            f"{int(cache.get_seq_length())} tokens; give the whole text with all its inputs"
-        )
-
-
-def usable_cache(cache: object, chain: Chain, tokens: int) -> Cache | None:
-    """Return a cache that the caller gave where it is new or holds what the same chain computed; None: another chain's.
-
-    Args:
-        cache: what was given as `past_key_values`.
-        chain: the chain that the whole text takes now.
-        tokens: tokens of the whole text.
-
-    Raises:
-        ValueError: where it is no such cache, or holds the whole text already.
-    """
-    made_by = getattr(cache, CHAIN_OF_CACHE, None)
-    if not isinstance(cache, Cache) or (made_by is None and cache.layers):
-        raise ValueError(
-            "past_key_values: expected a new DynamicCache(), or one that this model's generate has filled, got "
-            f"another {type(cache).__name__}; cache_implementation names other kinds"
-        )
-    if made_by is not None and int(cache.get_seq_length()) >= tokens:
-        raise ValueError(
-            f"input_ids: expected the whole text, longer than the {int(cache.get_seq_length())} tokens in "
-            f"past_key_values, got {tokens} tokens"
-        )
-    return cache if made_by in (None, chain) else None
-
-
-def mask_of(ids: Tensor, settings: GenerationConfig) -> Tensor:
-    """Tell padding from tokens as the library does: padding tokens that are no end of sequence."""
-    padding, ends = settings.pad_token_id, settings.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    if padding is None or padding in ends or not bool((ids == padding).any()):
-        return torch.ones_like(ids)
-    mask: Tensor = (ids != padding).long()
-    return mask
-
-
-def rows_of_option(value: Any, index: Tensor, rows: int) -> Any:
-    """Return a tensor's part for some rows; anything else as it is."""
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows:
-        return value[index.to(value.device)]
-    return value
-
-
-def joined(parts: Sequence[tuple[list[int], Tensor]], padding: int) -> Tensor:
-    """Put groups' sequences back into the order of the rows, padded at the end; a row may have several."""
-    rows = {row: own for group, out in parts for row, own in zip(group, out.chunk(len(group)), strict=True)}
-    width = max(own.shape[1] for own in rows.values())
-    padded = [functional.pad(rows[row], (0, width - rows[row].shape[1]), value=padding) for row in sorted(rows)]
-    return torch.cat(padded)

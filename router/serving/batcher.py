@@ -26,7 +26,8 @@ from router.chain import Chain
 from router.engine.copies import shallow_copy
 from router.engine.load import context_of, left_padded, padding_token
 from router.routed import RoutedModel
-from router.routed.model import Reading, by_chain
+from router.routed.model import Reading
+from router.routed.options import grouped
 from router.serving.groups import Group, alike, can_pause
 from router.serving.protocol import ApiError, internal
 from router.serving.rows import Picks, Progress, Row
@@ -334,10 +335,10 @@ class Batcher:
             for row in rows:
                 if row.chain is None:
                     one = chosen[at[row]]
-                    row.chain, row.in_scope = one.chain, one.in_scope
+                    row.chain, row.in_scope, row.one_token = one.chain, one.in_scope, one.one_token
                     self.routed += 1
                     self.out_of_scope += not one.in_scope
-        chains = by_chain([cast(Chain, row.chain) for row in rows])
+        chains = grouped([cast(Chain, row.chain) for row in rows])
         alone = len(chains) == 1 and not self._groups
         for chain, members in chains.items():
             for part in within([rows[member] for member in members], None if self._pausing else self._positions):
@@ -400,7 +401,7 @@ class Batcher:
         Returns:
             All tokens, those before included, and keys and values of all but the last.
         """
-        left = [row.new_tokens - len(row.tokens) for row in rows]
+        left = [row.left for row in rows]
         limit = min(left) if self._pausing else max(left)
 
         def pauses(number: int) -> bool:

@@ -219,6 +219,7 @@ class Row:
         stop: why it is to end early, said by others: nobody waits for it, or the server stops; None: it is not.
         chain: the chain that the router has picked; None: not yet.
         in_scope: whether the prompt is in the router's scope, as far as is known.
+        one_token: whether the text ends after its first token (`Decision.one_token`), as far as is known.
         tokens: tokens generated, the one that ended it included.
         scores: how likely they were, where asked for; that which ends a text has none.
         answer: text so far.
@@ -241,6 +242,7 @@ class Row:
     stop: ApiError | None = None
     chain: Chain | None = None
     in_scope: bool = True
+    one_token: bool = False
     tokens: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     answer: str = ""
@@ -255,6 +257,11 @@ class Row:
     def text_ids(self) -> tuple[int, ...]:
         """Token ids of the prompt and of what has been generated."""
         return (*self.prompt, *self.tokens)
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still generate."""
+        return (1 if self.one_token else self.new_tokens) - len(self.tokens)
 
     @property
     def ended(self) -> bool:
@@ -283,8 +290,8 @@ class Row:
         piece = self.text.push(token)
         if self.text.stopped:
             self._end("stop", piece)
-        elif len(self.tokens) == self.new_tokens:
-            self._end("length", piece + self.text.flush())
+        elif not self.left:
+            self._end("stop" if self.one_token else "length", piece + self.text.flush())
         else:
             self._say(piece)
 
