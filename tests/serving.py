@@ -23,9 +23,8 @@ from router.chain import Chain
 from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.serving.app import Service, make_app
-from router.serving.proxy import ProxySettings
 from router.serving.rows import Sampling
-from router.serving.server import Closes, Server, ServeSettings, bind, make_service, url_of
+from router.serving.server import Closes, ListenSettings, Server, ServeSettings, bind, make_service, url_of
 from tests.routed_folders import router_for, write_routed
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -220,9 +219,7 @@ def running(routed: RoutedModel | None = None, key: str | None = None, **setting
 
 
 @contextmanager
-def on_a_socket(
-    app: ASGIApp, closes: Closes, settings: ServeSettings | ProxySettings, port: int = 0
-) -> Iterator[tuple[str, Server]]:
+def on_a_socket(app: ASGIApp, closes: Closes, settings: ListenSettings, port: int = 0) -> Iterator[tuple[str, Server]]:
     """Serve an application in a thread; gives its URL and the server."""
     started = threading.Event()
     with bind("127.0.0.1", port) as bound:

@@ -24,7 +24,7 @@ from router.heads.head import pad_states
 from router.latency import SCHEMA, LatencyProfile, Line
 from router.routed import RoutedModel
 from router.scope import pooled
-from router.serving import app as gate
+from router.serving import gate
 from router.serving.rows import Sampling
 from tests.serving import BUDGET, END, NAME, Alone, Brake, Oracle, Running, running, tiny_routed, until
 from tests.tiny import NUM_LAYERS
@@ -652,7 +652,7 @@ def test_connections_that_would_take_the_last_files_are_closed(monkeypatch: pyte
 @pytest.mark.parametrize("limits", [{"client_timeout": 1.5}, {"request_timeout": 1.5, "client_timeout": 5.0}])
 def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch, limits: dict[str, float]) -> None:
     # Each piece of the answer holds the model's name; together they are more than any buffer on the way.
-    monkeypatch.setattr("router.serving.app.SPARE_SECONDS", 0.5)
+    monkeypatch.setattr(gate, "SPARE_SECONDS", 0.5)
     name = "m" * 200_000
     with running(name=name, max_tokens=400, **limits) as server:
         with asked(server, model=name, max_tokens=400, n=16, temperature=1, stream=True) as one:

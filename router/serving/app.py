@@ -1,64 +1,36 @@
-"""The FastAPI application: the gate before it, OpenAI's routes over a batcher, prompts as rows, rows as answers."""
+"""The server's application: OpenAI's routes over a batcher, prompts as rows, rows as answers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
-import hmac
 import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from jinja2 import TemplateError
-from starlette import types
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from router.engine.load import chat_tokens, context_of, prompt_tokens
 from router.routed import RoutedModel
 from router.serving.answers import Answer, stream
 from router.serving.batcher import Batcher
+from router.serving.gate import Guard, check_model, guarded_app, read_body, unless_left
 from router.serving.metrics import Metrics
 from router.serving.page import Page
-from router.serving.protocol import (
-    ApiError,
-    Asked,
-    AskedT,
-    ChatAsked,
-    CompletionAsked,
-    Message,
-    bad,
-    internal,
-    parse,
-)
+from router.serving.protocol import ApiError, Asked, AskedT, ChatAsked, CompletionAsked, Message, bad, parse
 from router.serving.rows import BROKEN, Piece, Row, Sampling, TextStream
 from router.storage import ALLOWED_LOSS, Operation
-from router.validation import InputError, shown
+from router.validation import InputError
 
 JOIN_SECONDS = 30.0
 """How long the worker may take to end its step when the server stops."""
-SPARE_SECONDS = 10.0
-"""Beyond a request's time: to send what was generated to a client that is slow to read."""
 DEFAULT_NEW_TOKENS = 16
 """Tokens generated for a completion that does not say, as in OpenAI's interface."""
-OPEN_PATHS = frozenset({"/", "/health"})
-"""Paths that need no key: the page, which holds no data and asks for the key; load balancers ask for the other."""
-DRAIN_SECONDS, DRAIN_BYTES = 2.0, 64 * 2**20
-"""How much of a body that is too large is read and thrown away, so that a client which sends it all reads why."""
-
-_READER = ThreadPoolExecutor(1, "bodies")
-"""One thread: several would each keep the memory of the largest body that they have read."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,25 +38,17 @@ class Service:
     """What the application serves.
 
     Attributes:
-        name: the model's name for clients.
+        guard: what the gate asks for, and the model's name.
         rows: makes rows of requests.
         batcher: generates them.
         metrics: what is counted of them.
-        request_timeout: longest that a request may take, seconds.
-        client_timeout: how long the server waits for a client, seconds.
-        max_body_bytes: largest body, bytes.
-        key: what clients must send; None: nothing.
         page: the page for people and its data; None: there is none.
     """
 
-    name: str
+    guard: Guard
     rows: RowMaker
     batcher: Batcher
     metrics: Metrics
-    request_timeout: float = 300.0
-    client_timeout: float = 30.0
-    max_body_bytes: int = 2**20
-    key: str | None = None
     page: Page | None = None
 
     @property
@@ -93,30 +57,8 @@ class Service:
         return [self.metrics.observe, *([] if self.page is None else [self.page.recent.observe])]
 
 
-class Guarded(Protocol):
-    """What the gate and the list of models want to know of what is served; attributes as of `Service`."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def request_timeout(self) -> float: ...  # noqa: D102
-
-    @property
-    def client_timeout(self) -> float: ...  # noqa: D102
-
-    @property
-    def max_body_bytes(self) -> int: ...  # noqa: D102
-
-    @property
-    def key(self) -> str | None: ...  # noqa: D102
-
-
 def make_app(service: Service) -> FastAPI:
-    """Return the application; the batcher starts and stops with it.
-
-    There is no page of documentation: it would come from elsewhere.
-    """
+    """Return the application; the batcher starts and stops with it."""
     batcher = service.batcher
 
     @asynccontextmanager
@@ -126,71 +68,11 @@ def make_app(service: Service) -> FastAPI:
         batcher.close()
         await asyncio.to_thread(batcher.join, JOIN_SECONDS)
 
-    routes = _Routes(service)
-    handlers = (
-        ("/v1/completions", routes.completions, "POST"),
-        ("/v1/chat/completions", routes.chat, "POST"),
-        ("/health", routes.health, "GET"),
-    )
-    app = guarded_app(service, handlers, lifespan)
+    app = guarded_app(service.guard, _Routes(service), lifespan)
     if service.page is not None:
         service.page.add_to(app)
     service.metrics.add_to(app)
     return app
-
-
-def guarded_app(
-    service: Guarded,
-    handlers: Sequence[tuple[str, Callable[..., Awaitable[Response]], str]],
-    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
-) -> FastAPI:
-    """Return an application behind the gate, whose errors are OpenAI's and which lists its one model.
-
-    Args:
-        service: what is served.
-        handlers: path, handler and method of each route besides those that list the model.
-        lifespan: starts and stops what the application needs.
-    """
-    app = FastAPI(
-        lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, debug=False
-    )
-    app.add_middleware(Gate, service=service)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(StarletteHTTPException, _http_error)
-    app.add_exception_handler(ClientLeftError, _left)
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_exception_handler(Exception, _failed)
-    listed = _Listed(service.name)
-    models = (("/v1/models", listed.models, "GET"), ("/v1/models/{name:path}", listed.model, "GET"))
-    for path, handler, method in (*handlers, *models):
-        app.add_api_route(path, handler, methods=[method], response_model=None)
-    return app
-
-
-class _Listed:
-    """The routes that list the one model."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "cola-router"}
-
-    async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model]})
-
-    async def model(self, name: str) -> Response:
-        check_model(self._name, name)
-        return JSONResponse(self._model)
-
-
-def check_model(served: str, name: object) -> None:
-    """Refuse another model's name than the served one.
-
-    Raises:
-        ApiError: 404.
-    """
-    if name != served:
-        message = f"model: expected {served!r}, got {shown(name)}"
-        raise ApiError(404, message, param="model", code="model_not_found")
 
 
 class _Routes:
@@ -218,11 +100,11 @@ class _Routes:
         return JSONResponse(said, 200 if batcher.alive else 503)
 
     async def _generate(self, request: Request, kind: type[AskedT], make: Callable[[AskedT], list[Row]]) -> Response:
-        deadline = asyncio.get_running_loop().time() + self._service.request_timeout
+        deadline = asyncio.get_running_loop().time() + self._service.guard.request_timeout
         asked = await read_body(request, functools.partial(parse, kind))
-        check_model(self._service.name, asked.model)
+        check_model(self._service.guard.name, asked.model)
         rows = await asyncio.to_thread(make, asked)
-        answer = Answer(self._service.name, asked, self._service.rows.token_text)
+        answer = Answer(self._service.guard.name, asked, self._service.rows.token_text)
         exchange = Exchange(self._service.batcher, rows, deadline, self._service.observers)
         try:
             if asked.stream:
@@ -255,139 +137,9 @@ class _Events(StreamingResponse):
             self._exchange.abandon()
 
 
-async def read_body(request: Request, parse: Callable[[bytes], Result]) -> Result:
-    """Return what a request's body says; `parse` reads it, beside the event loop since a large one takes a while.
-
-    Raises:
-        ApiError: 415 where it is no JSON; what the gate says of a body; what `parse` raises.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # Other types are what a web page may send to any server unasked.
-        raise ApiError(415, f"Content-Type: expected application/json, got {kind[:60]!r}", code="unsupported_type")
-    return await asyncio.get_running_loop().run_in_executor(_READER, parse, await request.body())
-
-
 async def _finish(exchange: Exchange) -> None:
     async for _ in exchange.pieces():
         pass
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return refused(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException | HTTPException)
-    say = {404: "no such route", 405: f"{request.method} is not for this route"}
-    message = say.get(error.status_code, str(error.detail))
-    return refused(ApiError(error.status_code, message, headers=error.headers))
-
-
-async def _left(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)
-
-
-async def _failed(_request: Request, _error: Exception) -> Response:
-    return refused(internal())
-
-
-class Gate:
-    """ASGI middleware that every request passes first: the key, its body's size and time, a last limit on its time."""
-
-    def __init__(self, app: ASGIApp, service: Guarded) -> None:
-        """Stand before an application; a client that does not read is cut off some seconds after the request's time."""
-        self._app, self._key = app, None if service.key is None else service.key.encode()
-        self._max_body_bytes, self._seconds = service.max_body_bytes, service.request_timeout + SPARE_SECONDS
-        self._body_seconds = min(service.client_timeout, service.request_timeout)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or refuse it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        if not self._knows(scope["path"], headers):
-            refusal = ApiError(
-                401,
-                "Authorization: expected 'Bearer' and this server's key, got none or another",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-            await refused(refusal)(scope, receive, send)
-            return
-        length = headers.get("content-length", "")
-        if length and "transfer-encoding" in headers:  # two programs could read such a request in two ways
-            message = "Content-Length: expected none beside Transfer-Encoding, got one"
-            await refused(ApiError(400, message, headers={"Connection": "close"}))(scope, receive, send)
-            return
-        if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
-            if "expect" not in headers:  # such a client sends nothing before it is told to
-                await _drain(receive)
-            await refused(self._too_large())(scope, receive, send)
-            return
-        try:
-            async with asyncio.timeout(self._seconds) as limit:
-                await self._app(scope, self._limited(receive), send)
-        except TimeoutError:  # uvicorn cuts the connection, since the answer is not complete
-            if not limit.expired():
-                raise
-
-    def _knows(self, path: str, headers: Headers) -> bool:
-        if self._key is None or path in OPEN_PATHS:
-            return True
-        scheme, _, sent = headers.get("authorization", "").partition(" ")
-        # Headers are read as Latin-1; in constant time, so that how long it takes says nothing of the key.
-        return hmac.compare_digest(sent.strip().encode("latin-1"), self._key) and scheme.lower() == "bearer"
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Return a `receive` that raises once a body is late, or too large, whatever its length was said to be."""
-        got, late, whole = 0, asyncio.get_running_loop().time() + self._body_seconds, False
-
-        async def limited() -> types.Message:
-            nonlocal got, whole
-            try:
-                async with asyncio.timeout_at(None if whole else late):
-                    message = await receive()
-            except TimeoutError:
-                told = f"body: expected it within {self._body_seconds:g} seconds, got a part"
-                raise ApiError(408, told, code="timeout", headers={"Connection": "close"}) from None
-            whole = not message.get("more_body", False)
-            got += len(message.get("body", b""))
-            if got > self._max_body_bytes:
-                await _drain(receive)
-                raise self._too_large()
-            return message
-
-        return limited
-
-    def _too_large(self) -> ApiError:
-        message = f"body: expected at most {self._max_body_bytes} bytes, got more"
-        return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
-
-
-def refused(error: ApiError) -> JSONResponse:
-    """Return the answer to a request that is not served."""
-    return JSONResponse(error.body, error.status, error.headers)
-
-
-async def _drain(receive: Receive) -> None:
-    """Read a body and forget it: closed before, the connection would be reset and the answer lost."""
-    got = 0
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while got < DRAIN_BYTES:
-                message = await receive()
-                got += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
-
-
-class ClientLeftError(Exception):
-    """The client has closed its connection; nobody reads an answer."""
 
 
 class Exchange:
@@ -463,29 +215,6 @@ class Exchange:
                 raise piece.row.error
             left -= piece.text is None
             yield piece
-
-
-async def unless_left(request: Request, work: Awaitable[Result]) -> Result:
-    """Return what work returns; its request's body has been read.
-
-    Raises:
-        ClientLeftError: where the client leaves before; the work is cancelled.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_leaving(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientLeftError
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _leaving(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 class RowMaker:

@@ -12,34 +12,24 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from router.chain import Chain
 from router.command import first_word, parse_settings
-from router.routed.commands import RoutedSettings, load_routed, said_of
+from router.routed.commands import load_routed, said_of
 from router.routed.hub import router_folder
 from router.serving.answers import event
-from router.serving.app import check_model, guarded_app, read_body, unless_left
 from router.serving.backends import Backends, Patience, Upstream, read_backends
-from router.serving.batcher import BatchLimits
 from router.serving.choice import Choice, RouterChoice, StaticChoice
+from router.serving.gate import Guard, check_model, guarded_app, read_body, unless_left
 from router.serving.protocol import ApiError, read_object
-from router.serving.server import (
-    MAX_TIMEOUT,
-    bind,
-    name_for,
-    read_key,
-    read_template,
-    serve_on,
-    url_of,
-    warn_if_open,
-)
+from router.serving.server import ListenSettings, Seconds, Served, serve, set_template
 from router.storage import Router, load_router
 from router.validation import SETTINGS, InputError, Positive
 
@@ -63,54 +53,33 @@ KEPT_BACK = frozenset(
     }
 )
 """Headers of an answer that speak of the backend's connection and not of the answer."""
-Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class ProxySettings(RoutedSettings):
-    """Settings of `python -m router proxy`. A key for clients is taken from the environment: COLA_ROUTER_API_KEY.
+class ProxySettings(ListenSettings):
+    """Settings of `python -m router proxy`.
 
     Attributes:
         backends: YAML file that lists the backends.
         choose: router: the chain that the router picks for each prompt; static: always the same, no model is loaded.
         chain: the chain of `static`, such as 0-24,28-29.
-        host: address to listen at; other machines reach 0.0.0.0 or this machine's own.
-        port: port; 0: any free one, which is printed.
-        name: the model's name for clients; unset: the base model's, of a directory its last part.
-        chat_template: Jinja file in place of the tokenizer's chat template, where backends have another too.
-        max_batch: most prompts that the router reads together.
-        max_batch_tokens: most tokens of the prompts read together, padding included.
         max_requests: most requests under way; more are refused with status 429.
-        max_body_bytes: largest body of a request.
         connect_timeout: longest wait for a connection to a backend, seconds.
         first_byte_timeout: longest wait for the first byte of a backend's answer, seconds; without streaming that is
             the whole generation.
         idle_timeout: longest wait between two parts of a streamed answer, seconds.
-        request_timeout: longest that a request may take, seconds.
-        client_timeout: longest wait for a client, seconds: for a request's headers, for its body, for an answer to be
-            read.
         retry_seconds: how long a backend that is down is left out before it is tried again.
-        shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
     """
 
     backends: Path
     choose: Literal["router", "static"] = "router"
     chain: str | None = None
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    name: str | None = None
-    chat_template: Path | None = None
-    max_batch: Positive = 16
-    max_batch_tokens: Positive = 16384
     max_requests: Positive = 1024
-    max_body_bytes: Positive = 2**20
     connect_timeout: Seconds = 2.0
     first_byte_timeout: Seconds = 300.0
     idle_timeout: Seconds = 60.0
     request_timeout: Seconds = 600.0
-    client_timeout: Seconds = 30.0
     retry_seconds: Seconds = 10.0
-    shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
 
     @model_validator(mode="after")
     def _chooses_one_way(self) -> ProxySettings:
@@ -127,24 +96,16 @@ class Proxy:
     """What the application serves.
 
     Attributes:
-        name: the model's name for clients.
+        guard: what the gate asks for, and the model's name.
         backends: where requests go.
         choice: picks the chain.
-        request_timeout: longest that a request may take, seconds.
-        client_timeout: how long the proxy waits for a client, seconds.
-        max_body_bytes: largest body, bytes.
         max_requests: most requests under way.
-        key: what clients must send; None: nothing.
     """
 
-    name: str
+    guard: Guard
     backends: Backends
     choice: Choice
-    request_timeout: float
-    client_timeout: float
-    max_body_bytes: int
     max_requests: int
-    key: str | None = dataclasses.field(default=None, repr=False)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -155,12 +116,12 @@ def main(argv: Sequence[str]) -> None:
     """
     description = "Route requests to engines of which each serves one exported chain."
     settings, _ = parse_settings(ProxySettings, first_word(argv, "router"), "router proxy", description)
-    key = read_key()
-    with bind(settings.host, settings.port) as bound:
-        warn_if_open(settings.host, bound, key)
+
+    def make(key: str | None) -> Served:
         proxy, told = make_proxy(settings, key)
-        said = f"serving {proxy.name} at {url_of(bound)}/v1 ({told})"
-        serve_on(bound, make_app(proxy), proxy.backends, said, settings.shutdown_timeout, settings.client_timeout)
+        return Served(proxy.guard.name, told, make_app(proxy), proxy.backends)
+
+    serve(settings, make)
 
 
 def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
@@ -182,16 +143,8 @@ def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
     patience = Patience(
         settings.connect_timeout, settings.first_byte_timeout, settings.idle_timeout, settings.retry_seconds
     )
-    proxy = Proxy(
-        settings.name or name_for(settings.model or config.base_model),
-        Backends(listed, patience),
-        choice,
-        settings.request_timeout,
-        settings.client_timeout,
-        settings.max_body_bytes,
-        settings.max_requests,
-        key,
-    )
+    guard = settings.guard(config.base_model, key)
+    proxy = Proxy(guard, Backends(listed, patience), choice, settings.max_requests)
     return proxy, f"{told}; backends: {len(served)}{_of_menu(router, served)}"
 
 
@@ -207,11 +160,8 @@ def _static(text: str, served: Sequence[Chain], num_layers: int) -> Chain:
 
 def _routed(settings: ProxySettings, served: Sequence[Chain]) -> tuple[RouterChoice, str]:
     routed = load_routed(settings)
-    if settings.chat_template is not None:
-        assert routed.tokenizer is not None
-        routed.tokenizer.chat_template = read_template(settings.chat_template)
-    choice = RouterChoice(routed, served, BatchLimits(settings.max_batch, settings.max_batch_tokens))
-    return choice, said_of(routed.router, routed.operation)
+    set_template(routed, settings.chat_template)
+    return RouterChoice(routed, served, settings.batch_limits), said_of(routed.router, routed.operation)
 
 
 def _of_menu(router: Router, served: Sequence[Chain]) -> str:
@@ -231,13 +181,7 @@ def make_app(proxy: Proxy) -> FastAPI:
                 await stack.enter_async_context(proxy.choice.running())
             yield
 
-    routes = _Routes(proxy)
-    handlers = (
-        ("/v1/completions", routes.completions, "POST"),
-        ("/v1/chat/completions", routes.chat, "POST"),
-        ("/health", routes.health, "GET"),
-    )
-    return guarded_app(proxy, handlers, lifespan)
+    return guarded_app(proxy.guard, _Routes(proxy), lifespan)
 
 
 class _Routes:
@@ -263,9 +207,9 @@ class _Routes:
         return JSONResponse(said, 200 if up else 503)
 
     async def _pass_on(self, request: Request, path: str) -> Response:
-        deadline = asyncio.get_running_loop().time() + self._proxy.request_timeout
+        deadline = asyncio.get_running_loop().time() + self._proxy.guard.request_timeout
         asked = await read_body(request, read_object)
-        check_model(self._proxy.name, asked.get("model"))
+        check_model(self._proxy.guard.name, asked.get("model"))
         headers = {name: request.headers[name] for name in SENT_ON if name in request.headers}
         async with AsyncExitStack() as stack:
             stack.enter_context(self._counted())
@@ -275,7 +219,7 @@ class _Routes:
             status = answer.response.status_code
             if whole is not None:
                 return Response(whole, status, told)
-            return _Events(renamed_events(answer, self._proxy.name), status, told, stack.pop_all())
+            return _Events(renamed_events(answer, self._proxy.guard.name), status, told, stack.pop_all())
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -299,7 +243,7 @@ class _Routes:
         stack.push_async_callback(answer.close)
         if answer.response.headers.get("content-type", "").startswith("text/event-stream"):
             return answer, None
-        return answer, renamed(b"".join([part async for part in answer.parts()]), self._proxy.name)
+        return answer, renamed(b"".join([part async for part in answer.parts()]), self._proxy.guard.name)
 
 
 def renamed(text: bytes, name: str) -> bytes:

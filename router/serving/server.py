@@ -1,4 +1,4 @@
-"""`python -m router serve`: the application on a socket, until it is told to stop."""
+"""`python -m router serve`, and what the proxy shares: an application on a socket, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import uvicorn
 from pydantic import Field, ValidationError, model_validator
@@ -27,6 +27,7 @@ from router.routed.commands import RoutedSettings, depth_for, load_routed, said_
 from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
 from router.serving.connection import connections_of
+from router.serving.gate import Guard
 from router.serving.metrics import Metrics
 from router.serving.page import Page
 from router.validation import SETTINGS, InputError, Positive, explain
@@ -35,6 +36,7 @@ KEY_VARIABLE = "COLA_ROUTER_API_KEY"
 """Environment variable of the key that clients must send; unset: none."""
 MAX_TIMEOUT = 86400.0
 """Longest time limits, seconds: a day."""
+Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
 BACKSTOP_SECONDS = 5
 """Beyond the time that running requests have to end when the server stops: then connections are cut."""
 
@@ -161,42 +163,67 @@ class Server(uvicorn.Server):
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class ServeSettings(RoutedSettings):
-    """Settings of `python -m router serve`. A key for clients is taken from the environment: COLA_ROUTER_API_KEY.
+class ListenSettings(RoutedSettings):
+    """What server and proxy both want to know. A key for clients is taken from the environment: COLA_ROUTER_API_KEY.
 
     Attributes:
-        busy_budget: mean depth under load, layers; needs a budget, from which it falls as requests queue up.
-        busy_queue: waiting choices at which busy_budget is reached.
         host: address to listen at; other machines reach 0.0.0.0 or this machine's own.
         port: port; 0: any free one, which is printed.
         name: the model's name for clients; unset: the base model's, of a directory its last part.
-        chat_template: Jinja file in place of the tokenizer's chat template.
-        max_batch: most choices that generate together.
+        chat_template: Jinja file in place of the tokenizer's chat template; a proxy's backends need the same one.
+        max_batch: most prompts that are read together, and in a server most choices that generate together.
         max_batch_tokens: most tokens of the prompts read together, padding included.
-        max_tokens: most tokens that a request may generate for a choice.
-        max_queue: most choices that wait; more are refused with status 429.
         max_body_bytes: largest body of a request.
         request_timeout: longest that a request may take, seconds.
         client_timeout: longest wait for a client, seconds: for a request's headers, for its body, for an answer to be
             read.
         shutdown_timeout: how long running requests may take to end when the server is told to stop, seconds.
-        page: serve a page for people at `/`, and its data at `/status`.
     """
 
-    busy_budget: float | None = None
-    busy_queue: Positive = 32
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     name: str | None = None
     chat_template: Path | None = None
     max_batch: Positive = 16
     max_batch_tokens: Positive = 16384
+    max_body_bytes: Positive = 2**20
+    request_timeout: Seconds = 300.0
+    client_timeout: Seconds = 30.0
+    shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        """How many prompts are read together."""
+        return BatchLimits(self.max_batch, self.max_batch_tokens)
+
+    def guard(self, base_model: str, key: str | None) -> Guard:
+        """Return what the gate asks for.
+
+        Args:
+            base_model: the base model that the router names.
+            key: what clients must send; None: nothing.
+        """
+        base = self.model or base_model
+        name = self.name or (Path(base).name if Path(base).is_dir() else base)
+        return Guard(name, self.request_timeout, self.client_timeout, self.max_body_bytes, key)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class ServeSettings(ListenSettings):
+    """Settings of `python -m router serve`.
+
+    Attributes:
+        busy_budget: mean depth under load, layers; needs a budget, from which it falls as requests queue up.
+        busy_queue: waiting choices at which busy_budget is reached.
+        max_tokens: most tokens that a request may generate for a choice.
+        max_queue: most choices that wait; more are refused with status 429.
+        page: serve a page for people at `/`, and its data at `/status`.
+    """
+
+    busy_budget: float | None = None
+    busy_queue: Positive = 32
     max_tokens: Positive = 1024
     max_queue: Positive = 256
-    max_body_bytes: Positive = 2**20
-    request_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 300.0
-    client_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 30.0
-    shutdown_timeout: Annotated[float, Field(ge=0, le=MAX_TIMEOUT)] = 30.0
     page: bool = True
 
     @model_validator(mode="after")
@@ -214,48 +241,50 @@ def main(argv: Sequence[str]) -> None:
     """
     description = "Serve a routed model to OpenAI's clients."
     settings, _ = parse_settings(ServeSettings, first_word(argv, "router"), "router serve", description)
-    key = read_key()
-    with bind(settings.host, settings.port) as bound:  # before the model is loaded, which takes time
-        warn_if_open(settings.host, bound, key)
+
+    def make(key: str | None) -> Served:
         routed = load_routed(settings)
-        run(settings, routed, bound, key)
+        try:
+            service = make_service(settings, routed, key)
+        except ValueError as error:
+            raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
+        told = said_of(routed.router, routed.operation)
+        return Served(service.guard.name, told, make_app(service), service.batcher)
+
+    serve(settings, make)
 
 
-def run(settings: ServeSettings, routed: RoutedModel, bound: socket.socket, key: str | None) -> None:
-    """Serve a routed model on a socket until SIGTERM or SIGINT.
+class Served(NamedTuple):
+    """What is served under which name, what works for it, and in words how much depth it spends."""
+
+    name: str
+    told: str
+    app: ASGIApp
+    worker: Closes
+
+
+def serve(settings: ListenSettings, make: Callable[[str | None], Served]) -> None:
+    """Serve until SIGTERM or SIGINT what `make` returns for a key; without one it is given None.
 
     Raises:
-        InputError: where settings do not fit the model.
+        InputError: at an address that cannot be listened at, an empty key, or as `make` does.
     """
-    try:
-        service = make_service(settings, routed, key)
-    except ValueError as error:
-        raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
+    key = read_key()
+    with bind(settings.host, settings.port) as bound:  # before a model is loaded, which takes time
+        warn_if_open(settings.host, bound, key)
+        made = make(key)
 
-    depth = said_of(routed.router, routed.operation)
-    told = f"serving {service.name} at {url_of(bound)}/v1 ({depth})"
-    serve_on(bound, make_app(service), service.batcher, told, settings.shutdown_timeout, settings.client_timeout)
+        def ready() -> None:
+            print(f"serving {made.name} at {url_of(bound)}/v1 ({made.told})", flush=True)
 
-
-def serve_on(
-    bound: socket.socket, app: ASGIApp, worker: Closes, told: str, shutdown_seconds: float, client_seconds: float
-) -> None:
-    """Serve an application on a socket until SIGTERM or SIGINT.
-
-    Args:
-        bound: the socket.
-        app: the application.
-        worker: what works for it.
-        told: printed once requests are taken.
-        shutdown_seconds: as of `Server`, as the next.
-        client_seconds: how long the server waits for a client.
-    """
-
-    def ready() -> None:
-        print(told, flush=True)
-
-    server = Server(app, worker, shutdown_seconds=shutdown_seconds, client_seconds=client_seconds, ready=ready)
-    server.run(sockets=[bound])
+        server = Server(
+            made.app,
+            made.worker,
+            shutdown_seconds=settings.shutdown_timeout,
+            client_seconds=settings.client_timeout,
+            ready=ready,
+        )
+        server.run(sockets=[bound])
 
 
 def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) -> Service:
@@ -264,9 +293,7 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     Raises:
         ValueError: where settings do not fit the model.
     """
-    if settings.chat_template is not None:
-        assert routed.tokenizer is not None
-        routed.tokenizer.chat_template = read_template(settings.chat_template)
+    set_template(routed, settings.chat_template)
     find_depth = None
     if settings.latency_profile is not None:
         find_depth = depth_for(settings.latency_profile, routed)
@@ -281,24 +308,13 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     if settings.busy_budget is not None:
         routed.router.require_accuracy(settings.busy_budget, settings.allow_loss)
     load = LoadBudget(routed.budget, settings.busy_budget, settings.busy_queue)
-    limits = BatchLimits(settings.max_batch, settings.max_batch_tokens)
-    batcher = Batcher(routed, load=load, limits=limits, max_queue=settings.max_queue)
-    name = settings.name or name_for(settings.model or routed.router.config.base_model)
+    batcher = Batcher(routed, load=load, limits=settings.batch_limits, max_queue=settings.max_queue)
+    guard = settings.guard(routed.router.config.base_model, key)
     page = None
     if settings.page:
-        page = Page(name, routed, batcher, max_tokens=settings.max_tokens, allow_loss=settings.allow_loss)
+        page = Page(guard.name, routed, batcher, max_tokens=settings.max_tokens, allow_loss=settings.allow_loss)
     metrics = Metrics(batcher, routed.router.config.num_layers)
-    return Service(
-        name,
-        rows,
-        batcher,
-        metrics,
-        settings.request_timeout,
-        settings.client_timeout,
-        settings.max_body_bytes,
-        key,
-        page,
-    )
+    return Service(guard, rows, batcher, metrics, page)
 
 
 def read_key() -> str | None:
@@ -320,18 +336,16 @@ def warn_if_open(host: str, bound: socket.socket, key: str | None) -> None:
         print(told, file=sys.stderr, flush=True)
 
 
-def name_for(base: str) -> str:
-    """Return the name under which clients know a base model where no other is set."""
-    return Path(base).name if Path(base).is_dir() else base
-
-
-def read_template(path: Path) -> str:
-    """Return a chat template's text.
+def set_template(routed: RoutedModel, path: Path | None) -> None:
+    """Give a routed model's tokenizer the chat template of a file; None: it keeps its own.
 
     Raises:
         InputError: where it is no text file.
     """
+    if path is None:
+        return
+    assert routed.tokenizer is not None
     try:
-        return path.read_text(encoding="utf-8")
+        routed.tokenizer.chat_template = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"chat_template: expected a text file, got {str(path)!r} ({error})") from error
