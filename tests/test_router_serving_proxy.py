@@ -24,7 +24,8 @@ from router.chain import Chain
 from router.command import run_command
 from router.routed import RoutedModel
 from router.serving.batcher import BatchLimits
-from router.serving.choice import RouterChoice
+from router.serving.choice import Picked, RouterChoice
+from router.serving.protocol import Budgets
 from router.serving.server import bind
 from router.storage import Guarantee
 from tests.proxied import (
@@ -116,9 +117,9 @@ def test_full_depth_takes_the_place_where_nothing_says_what_suits(setting: Setti
         served = [Chain.parse(text, LAYERS) for text in SERVED]
         prompts = [tuple(tokenizer(text)["input_ids"]) for text in texts(100, 3)]
         alone = [Oracle(routed).chain(prompt) for prompt in prompts]
-        choice = RouterChoice(routed, served, BatchLimits())
-        got = [chain for prompt in prompts for chain in choice.chains_of([prompt])]
-        assert got == [chain if chain in served else served[0] for chain in alone]
+        choice = RouterChoice(routed, served, BatchLimits(), Budgets(routed.router, 0.02))
+        got = [one for prompt in prompts for one in choice.read([prompt], [None])]
+        assert got == [Picked(chain) if chain in served else Picked(served[0], "no_backend") for chain in alone]
         assert not all(chain in served for chain in alone)
 
 
@@ -127,7 +128,7 @@ def test_prompts_that_cannot_be_read_for_a_fault_take_full_depth(
 ) -> None:
     prompt = proxy.setting.prompt_of(SHORT)
     with monkeypatch.context() as patched:
-        patched.setattr(RouterChoice, "chains_of", lambda *_: 1 / 0)
+        patched.setattr(RouterChoice, "read", lambda *_: 1 / 0)
         assert proxy.post(prompt=prompt).headers["x-cola-chain"] == FULL
     assert "1 prompts could not be read and take full depth: ZeroDivisionError" in caplog.text
     assert prompt not in caplog.text

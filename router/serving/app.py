@@ -20,12 +20,10 @@ from router.routed import RoutedModel
 from router.serving.answers import Answer, stream
 from router.serving.batcher import Batcher
 from router.serving.gate import Guard, check_model, guarded_app, read_body, unless_left
-from router.serving.metrics import Metrics
+from router.serving.metrics import RowMetrics
 from router.serving.page import Page
-from router.serving.protocol import ApiError, Asked, AskedT, ChatAsked, CompletionAsked, Message, bad, parse
+from router.serving.protocol import ApiError, Asked, AskedT, Budgets, ChatAsked, CompletionAsked, Message, bad, parse
 from router.serving.rows import BROKEN, Piece, Row, Sampling, TextStream
-from router.storage import ALLOWED_LOSS, Operation
-from router.validation import InputError
 
 JOIN_SECONDS = 30.0
 """How long the worker may take to end its step when the server stops."""
@@ -48,7 +46,7 @@ class Service:
     guard: Guard
     rows: RowMaker
     batcher: Batcher
-    metrics: Metrics
+    metrics: RowMetrics
     page: Page | None = None
 
     @property
@@ -226,8 +224,7 @@ class RowMaker:
         *,
         max_tokens: int,
         max_rows: int,
-        allow_loss: float = ALLOWED_LOSS,
-        depth_for: Callable[[float], float] | None = None,
+        budgets: Budgets,
     ) -> None:
         """Prepare.
 
@@ -235,13 +232,11 @@ class RowMaker:
             routed: the routed model, with its tokenizer.
             max_tokens: most tokens that a request may generate for a choice.
             max_rows: most choices of a request.
-            allow_loss: accuracy that a request's budget may have lost against full depth in validation.
-            depth_for: returns the mean depth, layers, that takes a latency (units of full depth's); None: unknown.
+            budgets: which mean depths a request may ask for.
         """
         assert routed.tokenizer is not None
-        self._router, self._tokenizer = routed.router, routed.tokenizer
-        self._max_tokens, self._max_rows, self._depth_for = max_tokens, max_rows, depth_for
-        self._allow_loss = allow_loss
+        self._tokenizer, self._budgets = routed.tokenizer, budgets
+        self._max_tokens, self._max_rows = max_tokens, max_rows
         self._positions = context_of(routed)
         self._vocabulary: int = routed.get_input_embeddings().num_embeddings
         self._lock = threading.Lock()  # tokenizers keep state
@@ -268,7 +263,7 @@ class RowMaker:
             return str(self._tokenizer.convert_ids_to_tokens(token)) if BROKEN in text else text
 
     def _rows(self, asked: Asked, prompts: Sequence[tuple[int, ...]], param: str, default: int | None) -> list[Row]:
-        budget, rows = self._budget(asked), list[Row]()
+        budget, rows = self._budgets.of(asked), list[Row]()
         for prompt in prompts:
             new_tokens = self._new_tokens(asked, prompt, param, default)
             for choice in range(asked.n):
@@ -318,19 +313,3 @@ class RowMaker:
                 code="context_length_exceeded",
             )
         return wanted
-
-    def _budget(self, asked: Asked) -> float | None:
-        """Return the mean depth that a request wants, layers; None: none of its own."""
-        param, budget = "budget", asked.budget
-        try:
-            if asked.latency_factor is not None:
-                param = "latency_factor"
-                if self._depth_for is None:
-                    raise bad(param, "a server with a latency_profile", "one without")
-                budget = self._depth_for(asked.latency_factor)
-            self._router.require(Operation(budget=budget))
-            if budget is not None:
-                self._router.require_accuracy(budget, self._allow_loss)
-        except (InputError, ValueError) as error:
-            raise ApiError(400, str(error), param=param, code="invalid_value") from None
-        return budget

@@ -24,12 +24,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pydantic.dataclasses
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from router.chain import Chain
 from router.files import require_file
 from router.serving.protocol import ApiError
-from router.validation import SETTINGS, InputError, adapter, explain, parse_yaml, shown
+from router.validation import SETTINGS, Count, InputError, adapter, explain, parse_yaml, shown
 
 log = logging.getLogger("router.serving")
 
@@ -68,6 +68,7 @@ class Backend:
         key: what it asks for; None: nothing.
         up: whether it answered when it was last asked.
         asked: when that was, in seconds of the monotonic clock.
+        failures: answers that failed, broke off or came too late.
     """
 
     chain: Chain
@@ -76,6 +77,7 @@ class Backend:
     key: str | None = field(default=None, repr=False)
     up: bool = True
     asked: float = -float("inf")
+    failures: int = 0
 
     def note(self, up: bool) -> None:
         """Note whether it answered."""
@@ -253,6 +255,7 @@ class Backends:
                 if response is None or response.status_code in UNAVAILABLE or response.is_success:
                     backend.note(False)
                 log.warning("chain %s, %s: the backend failed: %s", backend.chain, path, error)
+            backend.failures += isinstance(error, _DownError) or _late(error)
             raise error
         backend.note(True)
         return Upstream(self, backend, response, first, parts, self._patience.idle, deadline)
@@ -295,8 +298,51 @@ class Backends:
             backend.note(False)
 
 
+def _late(error: BaseException) -> bool:
+    return isinstance(error, ApiError) and error.status == 504
+
+
 class _DownError(Exception):
     """A backend did not answer, or said that it cannot, before the first byte of its answer."""
+
+
+class _Numbered(BaseModel):
+    index: Count
+
+
+class _Usage(BaseModel):
+    prompt_tokens: Count
+    completion_tokens: Count
+
+
+class _Part(BaseModel):
+    choices: list[_Numbered]
+    usage: _Usage | None = None
+
+
+@dataclass
+class Told:
+    """What the parts of an answer have told so far.
+
+    Attributes:
+        choices: numbers of its choices.
+        prompt_tokens: tokens of its prompts, and with the next all that it generated; 0: not told.
+        generated_tokens: tokens generated.
+    """
+
+    choices: set[int] = field(default_factory=set)
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+    def note(self, value: dict[str, Any]) -> None:
+        """Note what a part tells, the whole answer or an event's data; one of another form tells nothing."""
+        try:
+            part = _Part.model_validate(value)
+        except ValidationError:
+            return
+        self.choices |= {one.index for one in part.choices}
+        if part.usage is not None:
+            self.prompt_tokens, self.generated_tokens = part.usage.prompt_tokens, part.usage.completion_tokens
 
 
 class Upstream:
@@ -305,6 +351,7 @@ class Upstream:
     Attributes:
         chain: the chain that the backend serves.
         response: status and headers.
+        told: what those parts have told that were read.
     """
 
     def __init__(
@@ -318,7 +365,8 @@ class Upstream:
         deadline: float,
     ) -> None:
         """Go on behind the first part; `idle`: longest wait for each further one, seconds."""
-        self.chain, self.response = backend.chain, response
+        self.chain, self.response, self.told = backend.chain, response, Told()
+        self._backend = backend
         self._backends, self._first, self._parts, self._idle, self._deadline = backends, first, parts, idle, deadline
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -335,7 +383,11 @@ class Upstream:
                 part = await self._backends.until(
                     min(self._deadline, loop.time() + self._idle), anext(self._parts, b"")
                 )
+            except ApiError as error:
+                self._backend.failures += _late(error)
+                raise
             except (httpx.RequestError, httpx.StreamError):
+                self._backend.failures += 1
                 raise ApiError(502, "the backend broke off its answer", code="backend_lost") from None
 
     async def close(self) -> None:

@@ -7,8 +7,8 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -18,17 +18,45 @@ from router.engine.load import chat_tokens, context_of, left_padded, prompt_toke
 from router.heads.menu import MenuHead
 from router.routed import RoutedModel
 from router.serving.batcher import BatchLimits, batch_of, partners_matter
-from router.serving.protocol import Message, without_nulls
+from router.serving.protocol import Budgets, DepthAsked, Message, bad, without_nulls
 from router.validation import adapter
 
 log = logging.getLogger("router.serving")
 
 
+Reason = Literal["no_backend", "out_of_scope", "several_chains", "unread"]
+"""Why full depth takes the place of another chain."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A request's chain.
+
+    Attributes:
+        chain: the chain, which has a backend.
+        instead: why it is full depth in place of another chain; None: it was picked.
+        tokens_read: tokens of the prompts that the router read for it.
+    """
+
+    chain: Chain
+    instead: Reason | None = None
+    tokens_read: int = 0
+
+
 class Choice(Protocol):
     """What picks the chain of a request."""
 
-    async def chain_of(self, asked: Mapping[str, Any], *, chat: bool) -> Chain:
-        """Return one of the served chains for a request's body; `chat`: whether it holds messages or a prompt."""
+    async def pick(self, asked: Mapping[str, Any], depth: DepthAsked, *, chat: bool) -> Picked:
+        """Return one of the served chains.
+
+        Args:
+            asked: a request's body.
+            depth: how much depth it asks for.
+            chat: whether it holds messages or a prompt.
+
+        Raises:
+            ApiError: 400, where it cannot have that depth.
+        """
 
 
 @dataclass(frozen=True)
@@ -41,15 +69,18 @@ class StaticChoice:
 
     chain: Chain
 
-    async def chain_of(self, asked: Mapping[str, Any], *, chat: bool) -> Chain:  # noqa: ARG002
-        """Return the chain."""
-        return self.chain
+    async def pick(self, asked: Mapping[str, Any], depth: DepthAsked, *, chat: bool) -> Picked:  # noqa: ARG002
+        """Return the chain; see `Choice.pick`."""
+        for name, value in depth.model_dump(exclude_none=True).items():
+            raise bad(name, "none where the choice is static", value)
+        return Picked(self.chain)
 
 
 @dataclass(eq=False)
 class _Waiting:
     prompt: tuple[int, ...]
-    chosen: asyncio.Future[Chain]
+    budget: float | None
+    chosen: asyncio.Future[Picked]
 
 
 class RouterChoice:
@@ -59,16 +90,18 @@ class RouterChoice:
     chains, pictures and tools, chats that the template refuses, prompts beyond the model's positions.
     """
 
-    def __init__(self, routed: RoutedModel, served: Sequence[Chain], limits: BatchLimits) -> None:
+    def __init__(self, routed: RoutedModel, served: Sequence[Chain], limits: BatchLimits, budgets: Budgets) -> None:
         """Prepare; prompts are read while `running` is entered.
 
         Args:
             routed: the routed model with its tokenizer; the layers behind those that the router reads do not run.
             served: the chains that have a backend, the full one among them.
             limits: how many prompts are read together.
+            budgets: which mean depths a request may ask for.
         """
         assert routed.tokenizer is not None
         self._routed, self._tokenizer, self._served = routed, routed.tokenizer, tuple(served)
+        self._budgets = budgets
         self._limits = BatchLimits(1, limits.prompt_tokens) if partners_matter(routed) else limits
         self._most_prompts = limits.rows
         self._full = Chain.full(routed.router.config.num_layers)
@@ -88,21 +121,25 @@ class RouterChoice:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def chain_of(self, asked: Mapping[str, Any], *, chat: bool) -> Chain:
-        """Return the router's chain for a request's body, or of those that are served the one that suits best."""
+    async def pick(self, asked: Mapping[str, Any], depth: DepthAsked, *, chat: bool) -> Picked:
+        """Return the router's chain, or of those that are served the one that suits best; see `Choice.pick`."""
+        budget = self._budgets.of(depth)
         prompts = await asyncio.to_thread(self.prompts_of, asked, chat)
         if not prompts:
-            return self._full
+            return Picked(self._full, "unread")
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(prompt, loop.create_future()) for prompt in prompts]
+        waiting = [_Waiting(prompt, budget, loop.create_future()) for prompt in prompts]
         self._waiting += waiting
         self._arrived.set()
         try:
-            chains = set(await asyncio.gather(*(one.chosen for one in waiting)))
+            picked = await asyncio.gather(*(one.chosen for one in waiting))
         finally:
             for one in waiting:
                 one.chosen.cancel()
-        return chains.pop() if len(chains) == 1 else self._full
+        read = sum(map(len, prompts))
+        if len({one.chain for one in picked}) > 1:
+            return Picked(self._full, "several_chains", read)
+        return replace(picked[0], tokens_read=read)
 
     def prompts_of(self, asked: Mapping[str, Any], chat: bool) -> list[tuple[int, ...]]:
         """Return the token ids of a request's prompts; none where the router cannot read them all."""
@@ -149,34 +186,45 @@ class RouterChoice:
             taken = set(batch)
             self._waiting = [one for one in self._waiting if one not in taken]
             try:
-                chains = await asyncio.to_thread(self.chains_of, [one.prompt for one in batch])
+                prompts, budgets = [one.prompt for one in batch], [one.budget for one in batch]
+                picked = await asyncio.to_thread(self.read, prompts, budgets)
             except Exception as error:
                 log.exception("%d prompts could not be read and take full depth: %s", len(batch), type(error).__name__)
-                chains = [self._full] * len(batch)
-            for one, chain in zip(batch, chains, strict=True):
+                picked = [Picked(self._full, "unread")] * len(batch)
+            for one, chosen in zip(batch, picked, strict=True):
                 if not one.chosen.done():
-                    one.chosen.set_result(chain)
+                    one.chosen.set_result(chosen)
 
-    def chains_of(self, prompts: Sequence[tuple[int, ...]]) -> list[Chain]:
-        """Return the chain of each prompt, token ids, of those that are served."""
+    def read(self, prompts: Sequence[tuple[int, ...]], budgets: Sequence[float | None]) -> list[Picked]:
+        """Return the chain of each prompt, token ids, of those that are served.
+
+        Args:
+            prompts: the prompts.
+            budgets: mean depth wanted for each, layers; None: what the routed model is set to.
+        """
         reading = self._routed.read(*left_padded(prompts, self._routed.device))
-        chains = [one.chain for one in self._routed.decide(reading)]
-        if missing := [row for row, chain in enumerate(chains) if chain not in self._served]:
+        decided = self._routed.decide(reading, budgets)
+        picked = [Picked(one.chain, None if one.in_scope else "out_of_scope") for one in decided]
+        if missing := [row for row, one in enumerate(picked) if one.chain not in self._served]:
             rows = reading.run.rows()
             states = [rows[row].cpu() for row in missing]
-            for row, chain in zip(missing, self._in_place(states), strict=True):
-                chains[row] = chain
-        return chains
+            chains = self._in_place(states, [budgets[row] for row in missing])
+            for row, chain in zip(missing, chains, strict=True):
+                picked[row] = Picked(chain, "no_backend" if chain == self._full else None)
+        return picked
 
-    def _in_place(self, states: Sequence[torch.Tensor]) -> list[Chain]:
-        """Return the served chain that a menu's values, less the present price of depth, put first; else the full one.
+    def _in_place(self, states: Sequence[torch.Tensor], budgets: Sequence[float | None]) -> list[Chain]:
+        """Return the served chain that a menu's values, less the budget's price of depth, put first; else the full one.
 
         A guarantee was made for the router's own chains, so with it only the full one takes their place.
         """
-        router = self._routed.router
-        if self._routed.guaranteed or not isinstance(router.head, MenuHead):
+        routed, head = self._routed, self._routed.router.head
+        if not isinstance(head, MenuHead):
             return [self._full] * len(states)
-        price = router.head.offset_for(self._routed.budget)
+        own = [routed.budget if budget is None else budget for budget in budgets]
+        prices = torch.tensor([[head.offset_for(budget)] for budget in own])
         depths = torch.tensor([float(chain.depth) for chain in self._served])
-        worth = router.scores(states, self._served).cpu() - price * depths
-        return [self._served[place] for place in worth.argmax(dim=1).tolist()]
+        worth = routed.router.scores(states, self._served).cpu() - prices * depths
+        best = [self._served[place] for place in worth.argmax(dim=1).tolist()]
+        certified = [routed.guaranteed and budget is None for budget in budgets]
+        return [self._full if kept else chain for kept, chain in zip(certified, best, strict=True)]

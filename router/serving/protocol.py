@@ -6,12 +6,14 @@ does not do (penalties, tools, JSON) is refused unless it is asked to do nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
+from router.storage import Operation, Router
 from router.validation import Positive, Share, explain, shown
 
 MOST_CHARACTERS = 400
@@ -97,7 +99,60 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
-class Asked(_Body):
+class DepthAsked(_Body):
+    """How much depth a request asks for; None: not given.
+
+    Attributes:
+        budget: mean depth wanted, layers, over prompts like those that the router was trained for.
+        latency_factor: mean latency wanted, in units of full depth's.
+    """
+
+    budget: Annotated[float, Field(gt=0)] | None = None
+    latency_factor: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _asks_one_way(self) -> Self:
+        if self.budget is not None and self.latency_factor is not None:
+            raise ValueError("budget: expected a budget or a latency_factor, got both")
+        return self
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Which mean depths requests may ask for.
+
+    Attributes:
+        router: the router.
+        allow_loss: accuracy that a request's budget may have lost against full depth in validation.
+        depth_for: returns the mean depth, layers, that takes a latency (units of full depth's); None: unknown.
+    """
+
+    router: Router
+    allow_loss: float
+    depth_for: Callable[[float], float] | None = None
+
+    def of(self, asked: DepthAsked) -> float | None:
+        """Return the mean depth that a request wants, layers; None: none of its own.
+
+        Raises:
+            ApiError: 400, where the router has no such depth, or lost too much accuracy at it.
+        """
+        param, budget = "budget", asked.budget
+        try:
+            if asked.latency_factor is not None:
+                param = "latency_factor"
+                if self.depth_for is None:
+                    raise bad(param, "a server with a latency_profile", "one without")
+                budget = self.depth_for(asked.latency_factor)
+            self.router.require(Operation(budget=budget))
+            if budget is not None:
+                self.router.require_accuracy(budget, self.allow_loss)
+        except ValueError as error:
+            raise ApiError(400, str(error), param=param, code="invalid_value") from None
+        return budget
+
+
+class Asked(DepthAsked):
     """What completions and chat completions share; None: not given.
 
     Attributes:
@@ -111,8 +166,6 @@ class Asked(_Body):
         stream: send text as it comes, as server-sent events.
         stream_options: see there.
         user: ignored, as the next five, which ask a server that keeps nothing for nothing.
-        budget: mean depth wanted, layers, over prompts like those that the router was trained for.
-        latency_factor: mean latency wanted, in units of full depth's.
         frequency_penalty: nothing else can be asked for, as for the fields below.
     """
 
@@ -133,16 +186,12 @@ class Asked(_Body):
     metadata: dict[str, str] = {}
     store: Off = False
     service_tier: Literal["auto", "default"] = "auto"
-    budget: Annotated[float, Field(gt=0)] | None = None
-    latency_factor: Annotated[float, Field(gt=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
     presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
 
     @model_validator(mode="after")
-    def _check(self) -> Asked:
-        if self.budget is not None and self.latency_factor is not None:
-            raise ValueError("budget: expected a budget or a latency_factor, got both")
+    def _streams_with_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: expected none without stream, got some")
         return self
@@ -273,6 +322,7 @@ class ChatAsked(Asked):
 
 
 AskedT = TypeVar("AskedT", bound=Asked)
+BodyT = TypeVar("BodyT", bound=_Body)
 
 
 def parse(kind: type[AskedT], body: bytes) -> AskedT:
@@ -281,7 +331,20 @@ def parse(kind: type[AskedT], body: bytes) -> AskedT:
     Raises:
         ApiError: 400, where it is no JSON object, or a field is unknown, missing or of another type.
     """
-    value = read_object(body)
+    return _validated(kind, read_object(body))
+
+
+def depth_asked(value: Mapping[str, Any]) -> tuple[DepthAsked, dict[str, Any]]:
+    """Return what a body asks of the router, and the body without it.
+
+    Raises:
+        ApiError: 400, where a field is of another type.
+    """
+    ours = {name: value[name] for name in DepthAsked.model_fields if name in value}
+    return _validated(DepthAsked, ours), {name: item for name, item in value.items() if name not in ours}
+
+
+def _validated(kind: type[BodyT], value: dict[str, Any]) -> BodyT:
     try:
         return kind.model_validate(without_nulls(value))
     except ValidationError as error:

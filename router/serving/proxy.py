@@ -25,11 +25,12 @@ from router.command import first_word, parse_settings
 from router.routed.commands import load_routed, said_of
 from router.routed.hub import router_folder
 from router.serving.answers import event
-from router.serving.backends import Backends, Patience, Upstream, read_backends
+from router.serving.backends import Backends, Patience, Told, Upstream, read_backends
 from router.serving.choice import Choice, RouterChoice, StaticChoice
 from router.serving.gate import Guard, check_model, guarded_app, read_body, unless_left
-from router.serving.protocol import ApiError, read_object
-from router.serving.server import ListenSettings, Seconds, Served, serve, set_template
+from router.serving.metrics import ProxyMetrics
+from router.serving.protocol import ApiError, depth_asked, read_object
+from router.serving.server import ListenSettings, Seconds, Served, budgets_for, serve, set_template
 from router.storage import Router, load_router
 from router.validation import SETTINGS, InputError, Positive
 
@@ -100,12 +101,14 @@ class Proxy:
         backends: where requests go.
         choice: picks the chain.
         max_requests: most requests under way.
+        metrics: what is counted of them.
     """
 
     guard: Guard
     backends: Backends
     choice: Choice
     max_requests: int
+    metrics: ProxyMetrics
 
 
 def main(argv: Sequence[str]) -> None:
@@ -144,7 +147,8 @@ def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
         settings.connect_timeout, settings.first_byte_timeout, settings.idle_timeout, settings.retry_seconds
     )
     guard = settings.guard(config.base_model, key)
-    proxy = Proxy(guard, Backends(listed, patience), choice, settings.max_requests)
+    metrics = ProxyMetrics(listed, config.num_layers, config.read_layer)
+    proxy = Proxy(guard, Backends(listed, patience), choice, settings.max_requests, metrics)
     return proxy, f"{told}; backends: {len(served)}{_of_menu(router, served)}"
 
 
@@ -161,7 +165,9 @@ def _static(text: str, served: Sequence[Chain], num_layers: int) -> Chain:
 def _routed(settings: ProxySettings, served: Sequence[Chain]) -> tuple[RouterChoice, str]:
     routed = load_routed(settings)
     set_template(routed, settings.chat_template)
-    return RouterChoice(routed, served, settings.batch_limits), said_of(routed.router, routed.operation)
+    return RouterChoice(routed, served, settings.batch_limits, budgets_for(settings, routed)), said_of(
+        routed.router, routed.operation
+    )
 
 
 def _of_menu(router: Router, served: Sequence[Chain]) -> str:
@@ -181,7 +187,9 @@ def make_app(proxy: Proxy) -> FastAPI:
                 await stack.enter_async_context(proxy.choice.running())
             yield
 
-    return guarded_app(proxy.guard, _Routes(proxy), lifespan)
+    app = guarded_app(proxy.guard, _Routes(proxy), lifespan)
+    proxy.metrics.add_to(app)
+    return app
 
 
 class _Routes:
@@ -207,13 +215,13 @@ class _Routes:
         return JSONResponse(said, 200 if up else 503)
 
     async def _pass_on(self, request: Request, path: str) -> Response:
-        deadline = asyncio.get_running_loop().time() + self._proxy.guard.request_timeout
+        began = asyncio.get_running_loop().time()
         asked = await read_body(request, read_object)
         check_model(self._proxy.guard.name, asked.get("model"))
         headers = {name: request.headers[name] for name in SENT_ON if name in request.headers}
         async with AsyncExitStack() as stack:
             stack.enter_context(self._counted())
-            answer, whole = await unless_left(request, self._answer(asked, path, headers, deadline, stack))
+            answer, whole = await unless_left(request, self._answer(asked, path, headers, began, stack))
             told = {name: value for name, value in answer.response.headers.items() if name not in KEPT_BACK}
             told |= {CHAIN_HEADER: str(answer.chain), DEPTH_HEADER: str(answer.chain.depth)}
             status = answer.response.status_code
@@ -228,32 +236,37 @@ class _Routes:
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
         self._running += 1
         try:
-            yield
+            with self._proxy.metrics.running.track_inprogress():
+                yield
         finally:
             self._running -= 1
 
     async def _answer(
-        self, asked: dict[str, Any], path: str, headers: dict[str, str], deadline: float, stack: AsyncExitStack
+        self, asked: dict[str, Any], path: str, headers: dict[str, str], began: float, stack: AsyncExitStack
     ) -> tuple[Upstream, bytes | None]:
         """Return the backend's answer, and its body where it is no stream; `stack` closes it."""
-        backends = self._proxy.backends
-        choosing = self._proxy.choice.chain_of(asked, chat=path == CHAT)
-        chain = await backends.until(deadline, choosing)
-        answer = await backends.open(chain, path, asked, headers, deadline)
+        backends, metrics = self._proxy.backends, self._proxy.metrics
+        deadline = began + self._proxy.guard.request_timeout
+        depth, body = depth_asked(asked)
+        picked = await backends.until(deadline, self._proxy.choice.pick(body, depth, chat=path == CHAT))
+        answer = await backends.open(picked.chain, path, body, headers, deadline)
         stack.push_async_callback(answer.close)
+        stack.callback(metrics.observe, answer, picked)
         if answer.response.headers.get("content-type", "").startswith("text/event-stream"):
+            metrics.first_token.observe(asyncio.get_running_loop().time() - began)
             return answer, None
-        return answer, renamed(b"".join([part async for part in answer.parts()]), self._proxy.guard.name)
+        return answer, renamed(b"".join([part async for part in answer.parts()]), self._proxy.guard.name, answer.told)
 
 
-def renamed(text: bytes, name: str) -> bytes:
-    """Return an object's JSON with the model's name replaced; anything else as it is."""
+def renamed(text: bytes, name: str, told: Told) -> bytes:
+    """Return an object's JSON with the model's name replaced, and note what it tells; anything else as it is."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
     if not isinstance(value, dict) or "model" not in value:
         return text
+    told.note(value)
     return json.dumps(value | {"model": name}).encode("ascii")
 
 
@@ -264,19 +277,19 @@ async def renamed_events(answer: Upstream, name: str) -> AsyncIterator[bytes]:
         async for part in answer.parts():
             *lines, rest = (rest + part).split(b"\n")
             if lines:
-                yield b"".join(_renamed_line(line, name) + b"\n" for line in lines)
+                yield b"".join(_renamed_line(line, name, answer.told) + b"\n" for line in lines)
         if rest:
-            yield _renamed_line(rest, name)
+            yield _renamed_line(rest, name, answer.told)
     except ApiError as error:
         yield b"\n" + event(error.body)  # the line ends an event that broke off
 
 
-def _renamed_line(line: bytes, name: str) -> bytes:
+def _renamed_line(line: bytes, name: str, told: Told) -> bytes:
     field, _, value = line.partition(b":")
     if field != b"data" or b'"model"' not in value:
         return line
     ending = b"\r" if line.endswith(b"\r") else b""
-    return b"data: " + renamed(value.strip(), name) + ending
+    return b"data: " + renamed(value.strip(), name, told) + ending
 
 
 class _Events(StreamingResponse):

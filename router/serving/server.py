@@ -28,8 +28,9 @@ from router.serving.app import RowMaker, Service, make_app
 from router.serving.batcher import LOGGER, Batcher, BatchLimits, LoadBudget
 from router.serving.connection import connections_of
 from router.serving.gate import Guard
-from router.serving.metrics import Metrics
+from router.serving.metrics import RowMetrics
 from router.serving.page import Page
+from router.serving.protocol import Budgets
 from router.validation import SETTINGS, InputError, Positive, explain
 
 KEY_VARIABLE = "COLA_ROUTER_API_KEY"
@@ -294,17 +295,8 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
         ValueError: where settings do not fit the model.
     """
     set_template(routed, settings.chat_template)
-    find_depth = None
-    if settings.latency_profile is not None:
-        find_depth = depth_for(settings.latency_profile, routed)
-        find_depth(1.0)  # reads the file, so that one of another model or device is refused now
-    rows = RowMaker(
-        routed,
-        max_tokens=settings.max_tokens,
-        max_rows=settings.max_queue,
-        allow_loss=settings.allow_loss,
-        depth_for=find_depth,
-    )
+    budgets = budgets_for(settings, routed)
+    rows = RowMaker(routed, max_tokens=settings.max_tokens, max_rows=settings.max_queue, budgets=budgets)
     if settings.busy_budget is not None:
         routed.router.require_accuracy(settings.busy_budget, settings.allow_loss)
     load = LoadBudget(routed.budget, settings.busy_budget, settings.busy_queue)
@@ -313,8 +305,21 @@ def make_service(settings: ServeSettings, routed: RoutedModel, key: str | None) 
     page = None
     if settings.page:
         page = Page(guard.name, routed, batcher, max_tokens=settings.max_tokens, allow_loss=settings.allow_loss)
-    metrics = Metrics(batcher, routed.router.config.num_layers)
+    metrics = RowMetrics(batcher, routed.router.config.num_layers)
     return Service(guard, rows, batcher, metrics, page)
+
+
+def budgets_for(settings: ListenSettings, routed: RoutedModel) -> Budgets:
+    """Return which mean depths requests may ask for.
+
+    Raises:
+        InputError: where the latency profile is none, or is of another model or device.
+    """
+    find_depth = None
+    if settings.latency_profile is not None:
+        find_depth = depth_for(settings.latency_profile, routed)
+        find_depth(1.0)  # reads the file, so that a bad one is refused now
+    return Budgets(routed.router, settings.allow_loss, find_depth)
 
 
 def read_key() -> str | None:
