@@ -55,13 +55,13 @@ class Setting:
     models: dict[str, PreTrainedModel]
     oracle: Oracle
 
-    def alone(self, prompt: list[int]) -> str:
-        """The chain of the menu that is served and worth most at the budget's price, the router asked alone."""
+    def alone(self, prompt: list[int], budget: float | None = None) -> str:
+        """The chain of the menu that is served and worth most at a budget's price, the router asked alone."""
         routed = self.oracle.routed
         states = routed.read(torch.tensor([prompt])).run.rows()
         head = routed.router.head
         with torch.inference_mode():
-            ranked = head.decode_at(head(*pad_states(states)), head.offset_for(self.budget))[0]
+            ranked = head.decode_at(head(*pad_states(states)), head.offset_for(budget or self.budget))[0]
         return next(str(one.chain) for one in ranked if str(one.chain) in SERVED)
 
     def prompt_of(self, chain: str) -> str:

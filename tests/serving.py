@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import openai
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 from transformers import PreTrainedTokenizerFast
 
@@ -171,6 +172,17 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("waited for a minute")
 
 
+def scraped(url: str) -> dict[str, float]:
+    """Each sample of `/metrics` by its name and labels, as the official parser reads them."""
+    answer = httpx.get(f"{url}/metrics", timeout=60)
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return {
+        one.name.removeprefix("cola_router_") + "".join(f"/{label}" for label in one.labels.values()): one.value
+        for family in text_string_to_metric_families(answer.text)
+        for one in family.samples
+    }
+
+
 @dataclass(frozen=True)
 class Running:
     """A server that runs.
@@ -216,6 +228,16 @@ def running(routed: RoutedModel | None = None, key: str | None = None, **setting
     service = make_service(chosen, routed or tiny_routed(budget=chosen.budget), key)
     with on_a_socket(make_app(service), service.batcher, chosen, settings.get("port", 0)) as (url, server):
         yield Running(url, service, server, Oracle(tiny_routed(budget=chosen.budget)))
+
+
+@contextmanager
+def braked(**settings: Any) -> Iterator[tuple[Running, Brake]]:
+    """Serve a model that stands still until its brake lets it go."""
+    routed = tiny_routed()
+    brake = Brake(routed)
+    with running(routed, **settings) as server:
+        brake.hold()
+        yield server, brake
 
 
 @contextmanager

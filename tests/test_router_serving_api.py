@@ -26,7 +26,7 @@ from router.routed import RoutedModel
 from router.scope import pooled
 from router.serving import gate
 from router.serving.rows import Sampling
-from tests.serving import BUDGET, END, NAME, Alone, Brake, Oracle, Running, running, tiny_routed, until
+from tests.serving import BUDGET, END, NAME, Alone, Oracle, Running, braked, running, tiny_routed, until
 from tests.tiny import NUM_LAYERS
 from train.scope import scope_of
 
@@ -582,10 +582,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(limit: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_row(stream: bool) -> None:
     # Oracle: the model's passes; all four hundred tokens would take as many.
-    routed = tiny_routed()
-    brake = Brake(routed)
-    with running(routed) as server:
-        brake.hold()
+    with braked() as (server, brake):
         brake.step(20)
         with asked(server, max_tokens=400, temperature=1, stream=stream, n=3) as one:
             until(lambda: brake.passes > 20)
@@ -598,10 +595,7 @@ def test_a_client_that_leaves_frees_its_row(stream: bool) -> None:
 
 
 def test_a_request_that_takes_too_long_is_given_up() -> None:
-    routed = tiny_routed()
-    brake = Brake(routed)
-    with running(routed, request_timeout=0.5) as server:
-        brake.hold()
+    with braked(request_timeout=0.5) as (server, brake):
         brake.step(1)
         answer = server.post(**OK)
         assert (answer.status_code, refusal(answer)["code"]) == (504, "timeout")
@@ -614,10 +608,7 @@ def test_a_request_that_takes_too_long_is_given_up() -> None:
 
 
 def test_a_full_queue_says_so_and_when_to_come_back() -> None:
-    routed = tiny_routed()
-    brake = Brake(routed)
-    with running(routed, max_batch=1, max_queue=3) as server:
-        brake.hold()
+    with braked(max_batch=1, max_queue=3) as (server, brake):
         first = asked(server)
         until(lambda: server.service.batcher.running == 1)
         others = asked(server, n=3)

@@ -16,7 +16,7 @@ from router.command import run_command
 from router.routed import RoutedModel
 from router.serving.app import make_app
 from router.serving.server import KEY_VARIABLE, Server, ServeSettings, bind, make_service, url_of
-from tests.serving import NAME, Brake, Oracle, running, started, tiny_routed, until, write_served
+from tests.serving import NAME, Oracle, braked, running, started, tiny_routed, until, write_served
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +138,7 @@ def test_a_second_signal_ends_it_at_once(number: signal.Signals) -> None:
 
 
 def test_requests_that_do_not_end_in_time_are_told_that_the_server_stops() -> None:
-    routed = tiny_routed()
-    brake = Brake(routed)
-    with running(routed, shutdown_timeout=0.2, max_batch=1) as server:
-        brake.hold()
+    with braked(shutdown_timeout=0.2, max_batch=1) as (server, brake):
         brake.step(12)
         # A seed: random bytes may for long be no text, and the brake would hold for ever.
         body = {"model": NAME, "prompt": "x", "max_tokens": 300, "temperature": 1, "seed": 0}

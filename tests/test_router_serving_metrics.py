@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from router.serving.metrics import MOST_CHAINS, OTHER, Metrics
-from tests.serving import Brake, Running, running, tiny_routed
+from tests.serving import Running, braked, running, scraped
 
 PROMPTS = ["Which of these is a fox?", "ice", "Which of these?"]
 NEW_TOKENS = 5
@@ -20,28 +19,16 @@ def server() -> Iterator[Running]:
         yield one
 
 
-def scraped(server: Running) -> dict[str, float]:
-    """Each sample's value by its name and labels, as the official parser reads them."""
-    with server.http() as client:
-        answer = client.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    return {
-        one.name.removeprefix("cola_router_") + "".join(f"/{label}" for label in one.labels.values()): one.value
-        for family in text_string_to_metric_families(answer.text)
-        for one in family.samples
-    }
-
-
 def test_requests_tokens_layers_and_times_are_counted(server: Running) -> None:
     # Oracle: each prompt alone.
     asked = {"max_tokens": NEW_TOKENS, "temperature": 0}
-    before = scraped(server)
+    before = scraped(server.url)
     alone = [server.oracle.alone(server.oracle.tokens(prompt), NEW_TOKENS) for prompt in PROMPTS]
     for prompt in PROMPTS:
         assert server.post(prompt=prompt, **asked).status_code == 200
     assert server.post(prompt="x", max_tokens=-1).status_code == 400
     assert server.post("/v1/nothing").status_code == 404
-    after = scraped(server)
+    after = scraped(server.url)
     grown = {name: after[name] - before.get(name, 0) for name in after}
     assert grown["requests_total//v1/completions/200"] == len(PROMPTS)
     assert (grown["requests_total//v1/completions/400"], grown[f"requests_total/{OTHER}/404"]) == (1, 1)
@@ -61,13 +48,10 @@ def test_requests_tokens_layers_and_times_are_counted(server: Running) -> None:
 
 
 def test_a_choice_that_fails_counts_by_its_fault() -> None:
-    routed = tiny_routed()
-    brake = Brake(routed)
-    with running(routed, request_timeout=1) as slow:
-        brake.hold()
+    with braked(request_timeout=1) as (slow, brake):
         assert slow.post(prompt=PROMPTS[0], max_tokens=9).status_code == 504
         brake.release()
-        found = scraped(slow)
+        found = scraped(slow.url)
     assert (found["choices_total/timeout"], found["requests_total//v1/completions/504"]) == (1, 1)
 
 

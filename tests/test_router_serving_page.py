@@ -18,7 +18,7 @@ from router.chain import Chain
 from router.routed import RoutedModel
 from router.serving.page import KEPT, PAGE_FILE, policy_of
 from router.strip import Marks, draw_strip
-from tests.serving import BUDGET, NAME, Brake, Running, running, tiny_routed, until
+from tests.serving import BUDGET, NAME, Brake, Running, braked, running, tiny_routed, until
 from tests.tiny import NUM_LAYERS
 
 if TYPE_CHECKING:
@@ -112,10 +112,7 @@ def test_only_the_latest_rows_are_kept() -> None:
 
 
 def test_rows_that_fail_run_late_or_are_left_are_in_the_status() -> None:
-    routed = tiny_routed()
-    brake = Brake(routed)
-    with running(routed, request_timeout=2.0) as server:
-        brake.hold()
+    with braked(request_timeout=2.0) as (server, brake):
         brake.step(3)
         with pytest.raises(openai.APIError, match="took too long"):
             list(server.openai().completions.create(model=NAME, prompt="x", max_tokens=40, stream=True))

@@ -27,7 +27,7 @@ from router.serving.batcher import BatchLimits
 from router.serving.choice import Picked, RouterChoice
 from router.serving.protocol import Budgets
 from router.serving.server import bind
-from router.storage import Guarantee
+from router.storage import Guarantee, load_router, save_router
 from tests.proxied import (
     ABSENT,
     CHUNK,
@@ -52,6 +52,7 @@ from tests.serving import (
     Oracle,
     chat_tokenizer,
     running,
+    scraped,
     tiny_routed,
     until,
 )
@@ -121,6 +122,9 @@ def test_full_depth_takes_the_place_where_nothing_says_what_suits(setting: Setti
         got = [one for prompt in prompts for one in choice.read([prompt], [None])]
         assert got == [Picked(chain) if chain in served else Picked(served[0], "no_backend") for chain in alone]
         assert not all(chain in served for chain in alone)
+        if routed.guaranteed:  # but not where a request has a budget of its own
+            own = choice.read(prompts, [setting.budget] * len(prompts))
+            assert [str(one.chain) for one in own] == [setting.alone(list(prompt)) for prompt in prompts]
 
 
 def test_prompts_that_cannot_be_read_for_a_fault_take_full_depth(
@@ -207,6 +211,88 @@ def test_two_hundred_at_once_are_not_mixed_up(proxy: Proxied) -> None:
     assert proxy.health()["running"] == 0
 
 
+def test_requests_have_budgets_of_their_own(proxy: Proxied) -> None:
+    # Oracle: each prompt alone at its budget. Backends refuse a field of this name that they cannot grant.
+    setting, oracle = proxy.setting, proxy.setting.oracle
+    budgets = [oracle.least, setting.budget, oracle.most, None]
+    asked = [(text, budgets[i % 4]) for i, text in enumerate(texts(40, 6))]
+
+    async def all_of_them() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=f"{proxy.url}/v1", timeout=300) as client:
+            body = {"model": NAME, "temperature": 0, "max_tokens": 2}
+            sent = [body | {"prompt": text, "budget": budget} for text, budget in asked]
+            return await asyncio.gather(*(client.post("/completions", json=one) for one in sent))
+
+    got = asyncio.run(all_of_them())
+    assert {one.status_code for one in got} == {200}
+    wanted = [setting.alone(oracle.tokens(text), budget) for text, budget in asked]
+    assert [one.headers["x-cola-chain"] for one in got] == wanted
+    assert wanted != [setting.alone(oracle.tokens(text)) for text, _ in asked]
+    assert proxy.post(prompt=setting.prompt_of(SHORT), budget=LAYERS).headers["x-cola-chain"] == FULL
+    for fields, message in (
+        ({"budget": 77}, "budget: expected a mean depth in "),
+        ({"budget": "4"}, "budget: expected a number, got '4'"),
+        ({"latency_factor": 0.9}, "latency_factor: expected a server with a latency_profile, got 'one without'"),
+        ({"budget": 4, "latency_factor": 1}, "budget: expected a budget or a latency_factor, got both"),
+    ):
+        refused = proxy.post(prompt="x", **fields)
+        assert refusal(refused) == (400, "invalid_value")
+        assert refused.json()["error"]["param"] == next(iter(fields))
+        assert refused.json()["error"]["message"].startswith(message)
+
+
+def test_a_budget_that_lost_accuracy_is_refused(setting: Setting, backends: dict[str, str], tmp_path: Path) -> None:
+    # Oracle: a validation split on which all points below one budget lost 0.4 of full depth's accuracy.
+    made, least, most = load_router(setting.router), setting.oracle.least, setting.oracle.most
+    points = tuple(
+        dataclasses.replace(one, accuracy=0.2 if one.mean_depth < setting.budget else 0.6)
+        for one in made.config.budget_points
+    )
+    figures = {"mean_depth": 4.0, "accuracy": 0.6, "full_accuracy": 0.6, "chance_accuracy": 0.2, "samples": 9.0}
+    config = dataclasses.replace(made.config, budget_points=points, training={"validation": figures})
+    save_router(tmp_path / "measured", dataclasses.replace(made, config=config))
+    measured = dataclasses.replace(setting, router=tmp_path / "measured")
+    for allowed in ({}, {"allow_loss": 0.4}):
+        with proxied(measured, tmp_path, backends, budget=float(LAYERS), **allowed) as proxy:
+            assert proxy.post(prompt="x", budget=most).status_code == 200
+            answer = proxy.post(prompt="x", budget=least)
+            assert answer.status_code == (200 if allowed else 400)
+    with proxied(measured, tmp_path, backends, budget=float(LAYERS)) as proxy:
+        answer = proxy.post(prompt="x", budget=least)
+    assert answer.json()["error"]["message"].startswith("budget: expected one that lost at most 0.02 of full depth's")
+
+
+def test_what_a_proxy_has_done_is_counted(setting: Setting, backends: dict[str, str], tmp_path: Path) -> None:
+    # Oracle: each prompt alone; a proxy's own reading of two layers counts as layers that run.
+    prompts = {chain: setting.prompt_of(chain) for chain in SERVED}
+    read = {chain: len(setting.oracle.tokens(prompt)) for chain, prompt in prompts.items()}
+    alone = {
+        chain: setting.oracle.alone(setting.oracle.tokens(prompt), 6, chain=Chain.parse(chain, LAYERS))
+        for chain, prompt in prompts.items()
+    }
+    with proxied(setting, tmp_path, backends) as proxy:
+        assert proxy.post(prompt=prompts[SHORT], n=2).status_code == 200
+        assert proxy.post(prompt=prompts[FULL], stream=True, stream_options={"include_usage": True}).status_code == 200
+        assert proxy.post(prompt=prompts[SHORTER], stream=True, max_tokens=3).status_code == 200
+        assert proxy.post(prompt=list(prompts.values()), max_tokens=-1).status_code == 400
+        assert proxy.post(prompt="x", best_guess=7).status_code == 400
+        until(lambda: scraped(proxy.url)["running"] == 0)
+        found = scraped(proxy.url)
+    assert (found["requests_total//v1/completions/200"], found["requests_total//v1/completions/400"]) == (3, 2)
+    assert [found[f"chain_choices_total/{chain}"] for chain in SERVED] == [1, 2, 1]
+    assert found["tokens_total/prompt"] == read[SHORT] + read[FULL]
+    assert found["tokens_total/generated"] == 2 * alone[SHORT].tokens + alone[FULL].tokens
+    passes = {SHORT: read[SHORT] + 2 * (alone[SHORT].tokens - 1), FULL: read[FULL] + alone[FULL].tokens - 1}
+    own = 2 * (read[SHORT] + read[FULL])
+    assert found["layer_passes_total"] == 4 * passes[SHORT] + 5 * passes[FULL] + own
+    assert found["full_depth_layer_passes_total"] == 5 * (passes[SHORT] + passes[FULL])
+    assert found["time_to_first_token_seconds_count"] == 2
+    assert found["time_to_first_token_seconds_sum"] > 0
+    assert found["full_depth_fallbacks_total/several_chains"] == 1
+    assert [found[f"backend_up/{chain}"] for chain in SERVED] == [1, 1, 1]
+    assert [found[f"backend_failures_total/{chain}"] for chain in SERVED] == [0, 0, 0]
+
+
 def refusal(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
@@ -226,6 +312,10 @@ def test_full_depth_stands_in_for_a_backend_that_is_down_until_it_is_up_again(
         assert answer.headers["x-cola-chain"] == FULL
         assert answer.json()["choices"][0]["text"] == setting.text(setting.oracle.tokens(prompt), FULL, 6)
         assert proxy.up() == {FULL: True, SHORT: False, SHORTER: True}
+        found = scraped(proxy.url)
+        assert (found[f"backend_up/{SHORT}"], found[f"backend_up/{FULL}"]) == (0, 1)
+        assert (found[f"backend_failures_total/{SHORT}"], found[f"backend_failures_total/{FULL}"]) == (1, 0)
+        assert found["full_depth_fallbacks_total/backend_down"] == 1
         with backend(setting, SHORT, port=port):
             until(lambda: proxy.post(prompt=prompt).headers["x-cola-chain"] == SHORT)
             assert proxy.up()[SHORT]
@@ -299,6 +389,7 @@ def test_what_breaks_in_mid_stream_ends_with_an_error(
         assert next(chunks).choices[0].text == "one"
         with pytest.raises(openai.APIError):
             next(chunks)
+        assert scraped(proxy.url)[f"backend_failures_total/{SHORT}"] == 2
 
 
 def test_a_first_byte_that_does_not_come_is_waited_for_some_time(
@@ -312,6 +403,7 @@ def test_a_first_byte_that_does_not_come_is_waited_for_some_time(
         ):
             assert refusal(proxy.post(prompt=prompt)) == (504, "timeout")
             assert proxy.proxy.backends.all[1].up  # it is slow, not down
+            assert scraped(proxy.url)[f"backend_failures_total/{SHORT}"] == 1
 
 
 def test_a_connection_that_does_not_come_is_waited_for_some_time(
@@ -387,6 +479,7 @@ def test_keys_of_clients_and_of_backends_are_apart(
             good = httpx.post(url, json=asked, headers={"authorization": "Bearer of-clients"}, timeout=60)
             assert good.status_code == 200, good.text
             assert proxy.up() == {FULL: True}
+            assert httpx.get(f"{proxy.url}/metrics").status_code == 401
         assert "of-the-backend" not in repr(proxy.proxy.backends.all)
     assert "of-the-backend" not in caplog.text
 
@@ -399,6 +492,11 @@ def test_a_static_choice_loads_no_model(
     with proxied(setting, tmp_path, backends, **static) as proxy:
         for prompt in map(setting.prompt_of, SERVED):
             assert proxy.post(prompt=prompt).headers["x-cola-chain"] == SHORTER
+        refused = proxy.post(prompt="x", budget=4).json()["error"]
+        assert (refused["message"], refused["param"]) == (
+            "budget: expected none where the choice is static, got 4.0",
+            "budget",
+        )
 
 
 def test_what_the_router_cannot_read_takes_full_depth(proxy: Proxied) -> None:

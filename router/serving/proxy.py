@@ -21,7 +21,6 @@ from pydantic.dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from router.chain import Chain
-from router.command import first_word, parse_settings
 from router.routed.commands import load_routed, said_of
 from router.routed.hub import router_folder
 from router.serving.answers import event
@@ -117,14 +116,12 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         InputError: at bad input, or a port in use.
     """
-    description = "Route requests to engines of which each serves one exported chain."
-    settings, _ = parse_settings(ProxySettings, first_word(argv, "router"), "router proxy", description)
+    serve("proxy", "Route requests to engines of which each serves one exported chain.", ProxySettings, argv, _made)
 
-    def make(key: str | None) -> Served:
-        proxy, told = make_proxy(settings, key)
-        return Served(proxy.guard.name, told, make_app(proxy), proxy.backends)
 
-    serve(settings, make)
+def _made(settings: ProxySettings, key: str | None) -> Served:
+    proxy, told = make_proxy(settings, key)
+    return Served(proxy.guard.name, told, make_app(proxy), proxy.backends)
 
 
 def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import uvicorn
 from pydantic import Field, ValidationError, model_validator
@@ -209,6 +209,9 @@ class ListenSettings(RoutedSettings):
         return Guard(name, self.request_timeout, self.client_timeout, self.max_body_bytes, key)
 
 
+ListensT = TypeVar("ListensT", bound=ListenSettings)
+
+
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ServeSettings(ListenSettings):
     """Settings of `python -m router serve`.
@@ -240,19 +243,16 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         InputError: at bad input, or a port in use.
     """
-    description = "Serve a routed model to OpenAI's clients."
-    settings, _ = parse_settings(ServeSettings, first_word(argv, "router"), "router serve", description)
+    serve("serve", "Serve a routed model to OpenAI's clients.", ServeSettings, argv, _made)
 
-    def make(key: str | None) -> Served:
-        routed = load_routed(settings)
-        try:
-            service = make_service(settings, routed, key)
-        except ValueError as error:
-            raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
-        told = said_of(routed.router, routed.operation)
-        return Served(service.guard.name, told, make_app(service), service.batcher)
 
-    serve(settings, make)
+def _made(settings: ServeSettings, key: str | None) -> Served:
+    routed = load_routed(settings)
+    try:
+        service = make_service(settings, routed, key)
+    except ValueError as error:
+        raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
+    return Served(service.guard.name, said_of(routed.router, routed.operation), make_app(service), service.batcher)
 
 
 class Served(NamedTuple):
@@ -264,16 +264,30 @@ class Served(NamedTuple):
     worker: Closes
 
 
-def serve(settings: ListenSettings, make: Callable[[str | None], Served]) -> None:
-    """Serve until SIGTERM or SIGINT what `make` returns for a key; without one it is given None.
+def serve(
+    command: str,
+    description: str,
+    kind: type[ListensT],
+    argv: Sequence[str],
+    make: Callable[[ListensT, str | None], Served],
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        command: its name behind `python -m router`.
+        description: what it does.
+        kind: its settings.
+        argv: the words behind its name.
+        make: returns what is served, of settings and what clients must send; None: nothing.
 
     Raises:
-        InputError: at an address that cannot be listened at, an empty key, or as `make` does.
+        InputError: at bad settings, an address that cannot be listened at, an empty key, or as `make` does.
     """
+    settings, _ = parse_settings(kind, first_word(argv, "router"), f"router {command}", description)
     key = read_key()
     with bind(settings.host, settings.port) as bound:  # before a model is loaded, which takes time
         warn_if_open(settings.host, bound, key)
-        made = make(key)
+        made = make(settings, key)
 
         def ready() -> None:
             print(f"serving {made.name} at {url_of(bound)}/v1 ({made.told})", flush=True)
