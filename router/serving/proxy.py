@@ -162,9 +162,8 @@ def _static(text: str, served: Sequence[Chain], num_layers: int) -> Chain:
 def _routed(settings: ProxySettings, served: Sequence[Chain]) -> tuple[RouterChoice, str]:
     routed = load_routed(settings)
     set_template(routed, settings.chat_template)
-    return RouterChoice(routed, served, settings.batch_limits, budgets_for(settings, routed)), said_of(
-        routed.router, routed.operation
-    )
+    choice = RouterChoice(routed, served, settings.batch_limits, budgets_for(settings, routed))
+    return choice, said_of(routed.router, routed.operation)
 
 
 def _of_menu(router: Router, served: Sequence[Chain]) -> str:
