@@ -19,6 +19,7 @@ import openai
 import pytest
 import torch
 
+from router.chain import Chain
 from router.engine.view import chain_view
 from router.heads.head import pad_states
 from router.latency import SCHEMA, LatencyProfile, Line
@@ -51,6 +52,11 @@ def client(server: Running) -> openai.OpenAI:
     return server.openai()
 
 
+def routed_fields(chain: Chain) -> dict[str, Any]:
+    """What a choice says of its chain, where its router knows nothing of scopes and answers' lengths."""
+    return {"chain": str(chain), "depth": chain.depth, "in_scope": True, "one_token": False}
+
+
 def test_a_completion_is_what_generate_gives(server: Running, client: openai.OpenAI) -> None:
     # Oracle: the prompt alone, without cache; and the routed model's own generate.
     got = client.completions.create(model=NAME, prompt=PROMPT, max_tokens=12, temperature=0)
@@ -58,7 +64,7 @@ def test_a_completion_is_what_generate_gives(server: Running, client: openai.Ope
     alone = server.oracle.alone(prompt, 12)
     (choice,) = got.choices
     assert (choice.text, choice.finish_reason, choice.index) == (alone.text, alone.reason, 0)
-    assert choice.model_extra == {"chain": str(alone.chain), "depth": alone.chain.depth, "in_scope": True}
+    assert choice.model_extra == routed_fields(alone.chain)
     assert got.usage is not None
     assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (len(prompt), alone.tokens)
     assert got.usage.total_tokens == len(prompt) + alone.tokens
@@ -236,7 +242,7 @@ def test_a_request_has_a_budget_of_its_own(server: Running, client: openai.OpenA
         alone = oracle.alone(prompt, 4, budget=budget)
         chains.add(alone.chain)
         assert got.choices[0].text == alone.text
-        assert got.choices[0].model_extra == {"chain": str(alone.chain), "depth": alone.chain.depth, "in_scope": True}
+        assert got.choices[0].model_extra == routed_fields(alone.chain)
     assert len(chains) > 1
     with pytest.raises(openai.BadRequestError, match=r"budget: expected a mean depth in \d.*, got 77.0") as caught:
         client.completions.create(model=NAME, prompt="x", extra_body={"budget": 77})

@@ -17,12 +17,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from router.__main__ import main
 from router.chain import Chain
 from router.command import run_command
+from router.heads.head import pad_states
 from router.routed import RoutedModel
+from router.scope import pooled
 from router.serving.batcher import BatchLimits
 from router.serving.choice import Picked, RouterChoice
 from router.serving.protocol import Budgets
@@ -56,6 +59,7 @@ from tests.serving import (
     tiny_routed,
     until,
 )
+from train.scope import scope_of
 
 COUNT = 200
 
@@ -260,6 +264,26 @@ def test_a_budget_that_lost_accuracy_is_refused(setting: Setting, backends: dict
     with proxied(measured, tmp_path, backends, budget=float(LAYERS)) as proxy:
         answer = proxy.post(prompt="x", budget=least)
     assert answer.json()["error"]["message"].startswith("budget: expected one that lost at most 0.02 of full depth's")
+
+
+def test_the_one_token_that_a_chain_was_judged_by_is_asked_of_its_backend_alone(
+    setting: Setting, backends: dict[str, str], tmp_path: Path
+) -> None:
+    # Oracle: each chain's own text, of one token where a router has seen answers of one token alone; a chain whose
+    # backend is down gives way to full depth, which writes on.
+    oracle, prompts = setting.oracle, {chain: setting.prompt_of(chain) for chain in SERVED}
+    rows = [oracle.routed.read(torch.tensor([oracle.tokens(one)])).run.rows()[0] for one in prompts.values()]
+    known = pooled(*pad_states(rows))
+    scope = scope_of(known, known, 0.0, [True] * len(known))
+    save_router(tmp_path / "short", dataclasses.replace(load_router(setting.router), scope=scope))
+    made = dataclasses.replace(setting, router=tmp_path / "short")
+    down = f"http://127.0.0.1:{free_port()}"
+    with proxied(made, tmp_path, backends | {SHORTER: down}) as proxy:
+        for chain, prompt in prompts.items():
+            ran, most = {FULL: (FULL, 6), SHORT: (SHORT, 1), SHORTER: (FULL, 6)}[chain]
+            answer = proxy.post(prompt=prompt)
+            assert answer.headers["x-cola-chain"] == ran
+            assert answer.json()["choices"][0]["text"] == setting.text(oracle.tokens(prompt), ran, most)
 
 
 def test_what_a_proxy_has_done_is_counted(setting: Setting, backends: dict[str, str], tmp_path: Path) -> None:

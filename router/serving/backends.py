@@ -191,7 +191,14 @@ class Backends:
         await self._client.aclose()
 
     async def open(
-        self, chain: Chain, path: str, body: Mapping[str, Any], headers: Mapping[str, str], deadline: float
+        self,
+        chain: Chain,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        deadline: float,
+        *,
+        one_token: bool = False,
     ) -> Upstream:
         """Send a request to a chain's backend, or where that is down to full depth's.
 
@@ -201,6 +208,7 @@ class Backends:
             body: what the client has sent; the model's name is replaced.
             headers: headers that go along.
             deadline: when the request is given up, in seconds of the event loop's clock.
+            one_token: whether the chain's own backend is to generate one token; full depth's writes on.
 
         Returns:
             The answer, whose first byte has come.
@@ -211,7 +219,9 @@ class Backends:
         chosen = self._of[chain]
         if chosen is not self.full and self._may_try(chosen):
             with contextlib.suppress(_DownError):
-                return await self._ask(chosen, path, body, headers, deadline)
+                limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+                own = {**body, limit: 1} if one_token else body
+                return await self._ask(chosen, path, own, headers, deadline)
         try:
             # Nothing stands in for full depth, so it is tried even where it was down a moment ago.
             return await self._ask(self.full, path, body, headers, deadline)

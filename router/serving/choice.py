@@ -36,11 +36,13 @@ class Picked:
         chain: the chain, which has a backend.
         instead: why it is full depth in place of another chain; None: it was picked.
         tokens_read: tokens of the prompts that the router read for it.
+        one_token: whether the text ends after its first token (`Decision.one_token`).
     """
 
     chain: Chain
     instead: Reason | None = None
     tokens_read: int = 0
+    one_token: bool = False
 
 
 class Choice(Protocol):
@@ -137,7 +139,7 @@ class RouterChoice:
             for one in waiting:
                 one.chosen.cancel()
         read = sum(map(len, prompts))
-        if len({one.chain for one in picked}) > 1:
+        if len({(one.chain, one.one_token) for one in picked}) > 1:
             return Picked(self._full, "several_chains", read)
         return replace(picked[0], tokens_read=read)
 
@@ -204,13 +206,17 @@ class RouterChoice:
         """
         reading = self._routed.read(*left_padded(prompts, self._routed.device))
         decided = self._routed.decide(reading, budgets)
-        picked = [Picked(one.chain, None if one.in_scope else "out_of_scope") for one in decided]
+        picked = [
+            Picked(one.chain, None if one.in_scope else "out_of_scope", one_token=one.one_token) for one in decided
+        ]
         if missing := [row for row, one in enumerate(picked) if one.chain not in self._served]:
             rows = reading.run.rows()
             states = [rows[row].cpu() for row in missing]
             chains = self._in_place(states, [budgets[row] for row in missing])
             for row, chain in zip(missing, chains, strict=True):
-                picked[row] = Picked(chain, "no_backend" if chain == self._full else None)
+                full = chain == self._full
+                one_token = decided[row].one_token and not full
+                picked[row] = Picked(chain, "no_backend" if full else None, one_token=one_token)
         return picked
 
     def _in_place(self, states: Sequence[torch.Tensor], budgets: Sequence[float | None]) -> list[Chain]:

@@ -245,7 +245,7 @@ class _Routes:
         deadline = began + self._proxy.guard.request_timeout
         depth, body = depth_asked(asked)
         picked = await backends.until(deadline, self._proxy.choice.pick(body, depth, chat=path == CHAT))
-        answer = await backends.open(picked.chain, path, body, headers, deadline)
+        answer = await backends.open(picked.chain, path, body, headers, deadline, one_token=picked.one_token)
         stack.push_async_callback(answer.close)
         stack.callback(metrics.observe, answer, picked)
         if answer.response.headers.get("content-type", "").startswith("text/event-stream"):
