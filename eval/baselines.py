@@ -30,7 +30,7 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length, confidences
 from data.statistics import wilson_interval
-from eval.arms import Arm, KindArm, StaticArm, exit_chain
+from eval.arms import Arm, exit_chain, kind_arm, static_arm
 from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
@@ -351,8 +351,8 @@ def candidate_arms(pool: StaticPool, kinds: Mapping[str, StaticPool]) -> list[Ar
     more = range(max(map(len, own.values()), default=0))
     by_place = [{kind: chains[i] for kind, chains in own.items() if i < len(chains)} for i in more]
     return [
-        *(StaticArm(chain, str(chain)) for chain in shared),
-        *(KindArm(of_kind, shared[0], f"kind {i}") for i, of_kind in enumerate(by_place)),
+        *(static_arm(chain, str(chain)) for chain in shared),
+        *(kind_arm(of_kind, shared[0], f"kind {i}") for i, of_kind in enumerate(by_place)),
     ]
 
 

@@ -34,7 +34,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, SampleBlock
 from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
 from data.tasks import Task, TaskSet
-from eval.arms import FULL, ORACLE, KnownArm
+from eval.arms import FULL, ORACLE, known_arm
 from eval.luck import Luck, LuckFound, RandomFound, RandomSearch
 from eval.results import ArmResult, read_results, result_store, run_arms
 from router.chain import Chain
@@ -337,7 +337,7 @@ def run_controls(
         tasks = dataclasses.replace(scorer.tasks, tasks=listing)
         reshuffled = scorer.with_tasks(tasks.shuffled(shuffle))
         run_arms(
-            [KnownArm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],
+            [known_arm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],
             again,
             reshuffled,
             reshuffled.judge,
@@ -348,7 +348,7 @@ def run_controls(
         )
     if written:
         run_arms(
-            [KnownArm(of_arm, generated_name(arm)) for arm, of_arm in chains.items()],
+            [known_arm(of_arm, generated_name(arm)) for arm, of_arm in chains.items()],
             written,
             scorer,
             GenerationJudge.of(scorer),

@@ -35,15 +35,15 @@ from eval.arms import (
     Arm,
     ArmPlan,
     EarlyExitArm,
-    KindArm,
-    MixtureArm,
     RandomArm,
     RouterArm,
     StatesReader,
-    StaticArm,
+    kind_arm,
+    mixture_arm,
     oracle_arm,
     permuted_arm,
     plan_arms,
+    static_arm,
 )
 from eval.baselines import (
     BY_KIND_FILE,
@@ -258,18 +258,18 @@ def make_arms(
         chosen = kept(
             out / PRUNED_FILE, PrunedChoice, n, lambda: choose_pruned(scorer, inputs.samples["train"], depth, size)
         )
-        return StaticArm(chosen.chain, PRUNED)
+        return static_arm(chosen.chain, PRUNED)
 
     def permuted() -> Arm:
         test = inputs.samples["test"]
         return permuted_arm(routed_chains(routed, test, scorer, size), test, settings.seed)
 
     made: dict[str, Callable[[], Arm]] = {
-        FULL: lambda: StaticArm(Chain.full(n), FULL),
+        FULL: lambda: static_arm(Chain.full(n), FULL),
         GUARANTEE: lambda: RouterArm(reader, router, Operation(guaranteed=True), GUARANTEE),
-        STATIC: lambda: StaticArm(static.chain),
-        STATIC_BY_KIND: lambda: KindArm({kind: one.chain for kind, one in by_kind.kinds.items()}, static.chain),
-        MIXTURE: lambda: MixtureArm(mixture.first, mixture.second, mixture.share, settings.seed),
+        STATIC: lambda: static_arm(static.chain),
+        STATIC_BY_KIND: lambda: kind_arm({kind: one.chain for kind, one in by_kind.kinds.items()}, static.chain),
+        MIXTURE: lambda: mixture_arm(mixture.first, mixture.second, mixture.share, settings.seed),
         PERMUTED: permuted,
         RANDOM: lambda: RandomArm(routed, n, read_layer, settings.seed),
         EARLY_EXIT: early_exit,

@@ -21,15 +21,15 @@ from data.scoring import ChainScorer, SampleBlock, confidences
 from data.tasks import load_task
 from eval.arms import (
     EarlyExitArm,
-    MixtureArm,
     RandomArm,
     RouterArm,
     StatesReader,
-    StaticArm,
     exit_chain,
+    mixture_arm,
     oracle_arm,
     permuted_arm,
     random_chain,
+    static_arm,
 )
 from eval.baselines import (
     MIXTURE_FILE,
@@ -115,8 +115,8 @@ def riddles() -> list[Sample]:
 
 def test_full_depth_and_static_give_every_sample_the_same_chain(block: SampleBlock) -> None:
     # Oracle: the definition.
-    assert StaticArm(FULL, "full").chains(block) == [FULL] * 12
-    assert StaticArm(chain("0-2")).chains(block) == [chain("0-2")] * 12
+    assert static_arm(FULL, "full").chains(block) == [FULL] * 12
+    assert static_arm(chain("0-2")).chains(block) == [chain("0-2")] * 12
 
 
 def test_the_router_decides_for_each_sample_alone(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
@@ -238,12 +238,15 @@ def test_permuted_chains_stay_within_their_kind() -> None:
     kinds = ["a"] * 12 + ["b"] * 8
     made = [Sample(kind, "test", f"What is {i}?", ("x", "y"), 0) for i, kind in enumerate(kinds)]
     chains = [exit_chain(1 + i % 2 if kind == "a" else 3 + i % 2, NUM_LAYERS) for i, kind in enumerate(kinds)]
-    permuted = [permuted_arm(chains, made, 0).by_sample[sample.id] for sample in made]
+
+    def permuted_by(seed: int) -> list[Chain]:
+        return list(map(permuted_arm(chains, made, seed).chain_of, made))
+
+    permuted = permuted_by(0)
     assert permuted != chains
     for own in (slice(0, 12), slice(12, 20)):
         assert Counter(permuted[own]) == Counter(chains[own])
-    assert permuted_arm(chains, made, 0).by_sample == permuted_arm(chains, made, 0).by_sample
-    assert permuted_arm(chains, made, 1).by_sample != permuted_arm(chains, made, 0).by_sample
+    assert permuted_by(0) == permuted != permuted_by(1)
 
 
 def test_the_mixture_is_the_best_of_its_mean_depth(tmp_path: Path) -> None:
@@ -278,11 +281,11 @@ def test_each_sample_draws_for_itself(scorer: ChainScorer) -> None:
     # Oracle: the batch does not matter, another seed draws otherwise, the share is met.
     many = tiny_samples("test", 200)
     short = exit_chain(3, NUM_LAYERS)
-    arm = MixtureArm(short, FULL, 0.3, 0)
+    arm = mixture_arm(short, FULL, 0.3, 0)
     whole = arm.chains(scorer.load(scorer.encode_all(many)))
     assert [arm.chains(scorer.load([scorer.encode(one)]))[0] for one in many[:9]] == whole[:9]
     assert 0.2 < sum(chain == short for chain in whole) / 200 < 0.4
-    assert dataclasses.replace(arm, seed=1).chains(scorer.load(scorer.encode_all(many))) != whole
+    assert mixture_arm(short, FULL, 0.3, 1).chains(scorer.load(scorer.encode_all(many))) != whole
 
 
 def test_confidence_is_the_softmax_over_choices_and_needs_no_answer(scorer: ChainScorer, riddles: list[Sample]) -> None:

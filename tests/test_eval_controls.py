@@ -22,7 +22,7 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task
-from eval.arms import FULL, StaticArm, oracle_arm
+from eval.arms import FULL, oracle_arm, static_arm
 from eval.controls import (
     GENERATED_FILE,
     PLAN_FILE,
@@ -94,7 +94,7 @@ class Run:
 def evaluated(model: PreTrainedModel, tasks: TaskSet, samples: list[Sample], folder: Path) -> Run:
     scorer = ChainScorer(model, tiny_tokenizer(), tasks)
     records = make_records(scorer, samples, "test")
-    arms = [StaticArm(Chain.full(NUM_LAYERS), FULL), oracle_arm(records)]
+    arms = [static_arm(Chain.full(NUM_LAYERS), FULL), oracle_arm(records)]
     store = result_store(folder / "results.jsonl", IDENTITY, NUM_LAYERS)
     run_arms(arms, samples, scorer, scorer.judge, store, 5, "test")
     return Run(model, scorer, samples, records, list(store.rows()))
