@@ -32,7 +32,6 @@ from eval.arms import (
     static_arm,
 )
 from eval.baselines import (
-    MIXTURE_FILE,
     Candidate,
     MixtureChoice,
     candidate_pool,
@@ -254,7 +253,7 @@ def test_the_mixture_is_the_best_of_its_mean_depth(tmp_path: Path) -> None:
     # a quarter of 3 and the rest 5 only 11.5.
     chains = [exit_chain(3, NUM_LAYERS), exit_chain(4, NUM_LAYERS), FULL]
     candidates = [Candidate(chain, right, 20) for chain, right in zip(chains, (4, 12, 14), strict=True)]
-    choice = kept(tmp_path / MIXTURE_FILE, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, 4.5))
+    choice = kept(tmp_path, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, 4.5))
     assert (choice.share, choice.mean_depth, choice.accuracy) == (0.5, 4.5, pytest.approx(0.65))
     assert (choice.first, choice.second) == (chains[1], FULL)
 
@@ -364,11 +363,11 @@ def test_pruning_leaves_out_the_layers_that_change_the_states_least(scorer: Chai
 
 
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / MIXTURE_FILE, {"first": [0]})
+    write_json(tmp_path / MixtureChoice.FILE, {"first": [0]})
     with pytest.raises(InputError, match=r"mixture\.json"):
         read_mixture_again(tmp_path)
 
 
 def read_mixture_again(folder: Path) -> MixtureChoice:
     candidates = [Candidate(FULL, 1, 1)]
-    return kept(folder / MIXTURE_FILE, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, NUM_LAYERS))
+    return kept(folder, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, NUM_LAYERS))

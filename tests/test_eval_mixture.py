@@ -21,7 +21,7 @@ from data.scoring import ChainScorer
 from data.statistics import wilson_interval
 from data.tasks import Task, TaskSet
 from eval.__main__ import main
-from eval.baselines import BY_KIND_FILE, STATIC_FILE
+from eval.baselines import StaticByKind, StaticChoice
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
@@ -179,7 +179,7 @@ def test_static_candidates_are_judged_in_the_cheap_mode(mixture: World) -> None:
     assert {line["task"] for line in lines} == set(TASKS.tasks)
     assert all(line["scores"] for line in lines)
     assert all(line["prediction"] is not None for line in lines)
-    assert read_json(mixture.out / STATIC_FILE)["mode"] == "exact+letter"
+    assert read_json(mixture.out / StaticChoice.FILE)["mode"] == "exact+letter"
     report = read_json(mixture.out / REPORT_FILE)
     assert "mode generate+letter" in report["caveats"][-1]
     assert "mode exact+letter" in report["caveats"][-1]
@@ -191,7 +191,7 @@ def test_each_kind_has_its_own_static_chain_no_deeper_than_the_router_on_it(mixt
     scorer, router = ChainScorer(model, tokenizer, TASKS), load_router(mixture.folder / "router")
     validation = read_samples(mixture.folder / "data" / "validation.jsonl")
     lines = [json.loads(line) for line in (mixture.out / CANDIDATES_FILE).read_text().splitlines()]
-    chosen = read_json(mixture.out / BY_KIND_FILE)["kinds"]
+    chosen = read_json(mixture.out / StaticByKind.FILE)["kinds"]
     assert set(chosen) == set(TASKS.tasks)
     for kind, choice in chosen.items():
         depths = []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from eval.__main__ import main
-from eval.baselines import STATIC_FILE
+from eval.baselines import StaticChoice
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
 from router.command import run_command
@@ -249,7 +249,7 @@ def test_other_inputs_never_go_on_in_the_same_folder(
     assert "made with another inputs" in refused(world, capsys, model=finished.folder / "model")
 
 
-@pytest.mark.parametrize("name", [RUN_FILE, RESULTS_FILE, STATIC_FILE])
+@pytest.mark.parametrize("name", [RUN_FILE, RESULTS_FILE, StaticChoice.FILE])
 def test_a_corrupt_file_of_an_earlier_run_is_named(
     world: World, finished: World, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
