@@ -25,8 +25,6 @@ from router.validation import STORED, Count, InputError, NotNegative, Positive
 
 OF_FILE = ("num_layers", "first_editable", "dtype", "fingerprints")
 """Fields of records that are the same in searches of one model and prompt."""
-OF_SAMPLE = ("task", "split", "mode")
-"""Fields of records that are the same in searches of one sample."""
 OF_SEARCH = ("search", "menu", "first_editable", "shuffle", "verify", "dtype")
 """Settings that decide what a search does, but for the answer that it looks for."""
 TOLERANCE = 0.05
@@ -109,7 +107,7 @@ class LuckFound(LuckSearches):
         Raises:
             InputError: where the two are not the same search of the same samples.
         """
-        pairs = _pairs(gold, wrong, "wrong", "wrong_records")
+        pairs = _pairs(gold, wrong, "wrong_records")
         most = [max(pair[i].simulations for pair in pairs) for i in (0, 1)]  # fewer only where no chain was left
         if most[0] != most[1]:
             raise InputError(
@@ -256,7 +254,7 @@ class RandomFound(RandomCosts):
         Raises:
             InputError: where they are of other samples, another model or prompt, or another cost.
         """
-        pairs = _pairs(oracle, drawn, "gold", "random_search")
+        pairs = _pairs(oracle, drawn, "random_search")
         simulations, nominal = _means(pairs, "simulations"), _means(pairs, "nominal_layers")
         executed = _means(pairs, "executed_layers")
         same = simulations[0] == simulations[1]
@@ -318,44 +316,30 @@ class RandomSearch(RandomCosts):
     depth_difference: Estimate | None
 
 
-def _pairs(oracle: Sequence[SearchRecord], other: Sequence[SearchRecord], target: str, what: str) -> list[Pair]:
+def _pairs(oracle: Sequence[SearchRecord], other: Sequence[SearchRecord], what: str) -> list[Pair]:
     """Return the pairs of records of the same sample, in the oracle's order.
+
+    That the records of each file are alike, and look for the answer that they should, is checked where they are read
+    (`eval.inputs`).
 
     Args:
         oracle: records of the oracle, which searches for the right answer.
         other: records of another search, of all of its samples or of some.
-        target: `reward_target` of the other: "gold", or "wrong".
         what: name of the setting of the other records, for refusals.
 
     Raises:
-        InputError: where the records are not of the same samples, model and prompt, look for another answer than they
-            should, or were verified in one search only.
+        InputError: where they are of another model or prompt, or were verified in one search only.
     """
     known = {record.sample_id: record for record in other}
     pairs = [(record, known[record.sample_id]) for record in oracle if record.sample_id in known]
-    if not pairs or len(pairs) < len(other):
-        raise InputError(
-            f"{what}: expected records of the oracle's samples, got {len(other) - len(pairs)} of {len(other)} of others"
-        )
-    first = pairs[0][0]
-    for pair in pairs:
-        expected = {name: getattr(first, name) for name in OF_FILE}
-        expected |= {name: getattr(pair[0], name) for name in OF_SAMPLE}
-        for record, aim in zip(pair, ("gold", target), strict=True):
-            for name, value in (expected | {"reward_target": aim}).items():
-                if getattr(record, name) != value:
-                    raise InputError(
-                        f"{what}: expected {name} {value} of a search like the oracle's, got {getattr(record, name)} "
-                        f"(sample {record.sample_id})"
-                    )
-            if (record.full.verified is None) != (first.full.verified is None):
-                raise InputError(f"{what}: expected both searches verified, or neither (sample {record.sample_id})")
-        one, two = pair
-        if (one.target == two.target) != (target == "gold"):
+    one, two = pairs[0]
+    for name in OF_FILE:
+        if getattr(one, name) != getattr(two, name):
             raise InputError(
-                f"{what}: expected a search for {'the same' if target == 'gold' else 'a wrong'} answer, "
-                f"got {two.target!r} where {one.target!r} is right (sample {one.sample_id})"
+                f"{what}: expected {name} {getattr(one, name)} of a search like the oracle's, got {getattr(two, name)}"
             )
+    if (one.full.verified is None) != (two.full.verified is None):
+        raise InputError(f"{what}: expected both searches verified, or neither")
     return pairs
 
 
