@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as validated
 from data.answers import until_closed, until_text
 from data.manifest import require_as_prepared
 from data.prompts import AUTO, LETTERS, Prompt, Query
-from data.sample import Mode, Sample, Text
+from data.sample import Mode, Sample, Text, read_samples
 from data.shapes import ShapesSource
 from data.sources import (
     AnswerKind,
@@ -508,3 +508,17 @@ def read_tasks(folder: Path) -> TaskSet:
     require_as_prepared(path, "a file")
     tasks = TaskSet.of([from_plain(Task, task, str(path)) for task in value["tasks"].values()])
     return dataclasses.replace(tasks, folder=folder)
+
+
+def read_split(folder: Path, split: str, tasks: TaskSet) -> list[Sample]:
+    """Read the samples of one split of a folder of samples.
+
+    Raises:
+        InputError: where they are missing or corrupt, or one is of another split or task.
+    """
+    samples = read_samples(folder / f"{split}.jsonl", f"data: {split}")
+    for sample in samples:
+        if sample.split != split:
+            raise InputError(f"data: expected samples of the split {split}, got one of {sample.split}")
+        tasks[sample.task]  # refuses a sample of another task
+    return samples

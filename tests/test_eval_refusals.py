@@ -79,7 +79,7 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     "no records": (lambda w: shutil.rmtree(w.folder / "records"), "records: expected an existing directory"),
     "no router": (lambda w: shutil.rmtree(w.folder / "router"), "router: expected an existing directory"),
     "no manifest": (lambda w: (w.folder / "data/manifest.json").unlink(), "data: expected an existing file"),
-    "no test split": (lambda w: (w.folder / "data/test.jsonl").unlink(), "data: expected an existing file"),
+    "no test split": (lambda w: (w.folder / "data/test.jsonl").unlink(), "data: test: expected an existing file"),
     "empty split": (lambda w: empty(w.folder / "data/validation.jsonl"), "got the empty split"),
     "changed split": (lambda w: w.edit_lines("data/train.jsonl", list.pop), "with the SHA-256 in manifest.json, got"),
     "samples of another split": (
@@ -114,7 +114,7 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     ),
     "tasks of other samples": (
         lambda w: edit_tasks(w, name="arc_hard"),
-        "data: expected samples of the tasks arc_hard in",
+        "data: expected samples of the tasks arc_hard, got one of arc_easy",
     ),
     "changed tasks": (
         lambda w: append(w.folder / "data/tasks.json", "\n"),
@@ -131,6 +131,14 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     "records of a control": (
         lambda w: w.edit_lines("records/test.jsonl", set_all("reward_target", "wrong")),
         "expected reward_target gold",
+    ),
+    "the oracle's records as those of the control": (
+        lambda w: shutil.copytree(w.folder / "records", w.folder / "wrong", dirs_exist_ok=True),
+        "wrong_records: expected reward_target wrong",
+    ),
+    "the control's records as those of a random search": (
+        lambda w: shutil.copytree(w.folder / "wrong", w.folder / "random", dirs_exist_ok=True),
+        "random_search: expected reward_target gold",
     ),
     "records of another mode": (
         lambda w: w.edit_lines("records/train.jsonl", set_all("mode", "letter")),
