@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data.headroom import FOLDS, Headroom, HeadroomFound, best_chain, best_mixture, cross_fitted, judged_anew
-from data.records import ChainResult, SearchRecord, VariantResult, pareto_front
+from data.records import ChainResult, SearchRecord, VariantResult
 from data.statistics import Estimate
 from router.chain import Chain
-from router.fingerprint import Fingerprints
+from tests.menus import record_of
 
 DEPTHS = np.array([28, 27, 26, 25, 24, 24, 23, 22, 25, 29])
 SAMPLES = 600
@@ -177,12 +177,7 @@ def record(number: int, right: Sequence[Sequence[int]], held_out: Sequence[Seque
         unseen = answers(held_out[place]) if held_out else ()
         robust = all(marks) if len(marks) > 1 else None
         results.append(replace(first, variants=answers(marks[1:]), robust=robust, held_out=unseen))
-    return SearchRecord(
-        sample_id=f"{number:02d}", task="a", split="test", metadata={}, mode="generate", num_layers=5, first_editable=1,
-        dtype="float32", reward_target="gold", target=0, seed=0, simulations=len(results), nominal_layers=1,
-        executed_layers=1, results=tuple(results), pareto=pareto_front(results),
-        fingerprints=Fingerprints("m", "t", "p"), search="s", variants=len(right[0]),
-    )  # fmt: skip
+    return record_of(f"{number:02d}", results, task="a", split="test", mode="generate", variants=len(right[0]))
 
 
 def test_a_table_with_variants_is_cross_fitted() -> None:

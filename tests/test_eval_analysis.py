@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from data.records import ChainResult, SearchRecord, pareto_front
+from data.records import ChainResult, SearchRecord
 from data.statistics import wilson_interval
 from eval.analysis import measures_of
 from router.chain import Chain
-from router.fingerprint import Fingerprints
+from tests.menus import record_of
 
 FULL = Chain.full(4)
 SHORT = FULL.skip(2, 1)
@@ -21,11 +21,7 @@ def record(sample_id: str, full: float, short: float, target: str = "gold") -> S
         return ChainResult(chain, (margin, 0.0), 0 if margin > 0 else 1, margin > 0, margin)
 
     results = (result(FULL, full), result(SHORT, short))
-    return SearchRecord(
-        sample_id=sample_id, task="quiz", split="test", metadata={}, mode="letter", num_layers=4, first_editable=0,
-        dtype="float32", reward_target=target, target=0, seed=0, simulations=1, nominal_layers=7, executed_layers=7,
-        results=results, pareto=pareto_front(results), fingerprints=Fingerprints("m", "t", "p"), search="s",
-    )  # fmt: skip
+    return record_of(sample_id, results, task="quiz", mode="letter", first_editable=0, reward_target=target)
 
 
 GOLD = [record("a", 1, 1), record("b", 1, -1), record("c", -1, 1), record("d", -1, -1)]

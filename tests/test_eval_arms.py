@@ -45,9 +45,9 @@ from eval.baselines import (
 )
 from router.chain import Chain
 from router.files import write_json
-from router.fingerprint import Fingerprints
 from router.storage import Router
 from router.validation import InputError
+from tests.menus import record_of
 from tests.tiny import NUM_LAYERS, random_router, tiny_model, tiny_samples, tiny_tokenizer
 
 PREFIX = 2
@@ -64,26 +64,7 @@ def record(sample_id: str, tried: Sequence[tuple[str, bool]]) -> SearchRecord:
         ChainResult.from_scores(chain(text), (1.0 - i / 100, 0.0) if right else (0.0, 1.0), 0)
         for i, (text, right) in enumerate(tried)
     )
-    return SearchRecord(
-        sample_id=sample_id,
-        task="arc_easy",
-        split="train",
-        metadata={},
-        mode="continuation",
-        num_layers=NUM_LAYERS,
-        first_editable=PREFIX,
-        dtype="float32",
-        reward_target="gold",
-        target=0,
-        seed=0,
-        simulations=len(tried),
-        nominal_layers=0,
-        executed_layers=0,
-        results=results,
-        pareto=pareto_front(results),
-        fingerprints=Fingerprints("m", "t", "p"),
-        search="s",
-    )
+    return record_of(sample_id, results, first_editable=PREFIX)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.records import ChainResult, DenseTable, SearchRecord, pareto_front, read_records
+from data.records import ChainResult, DenseTable, SearchRecord, read_records
 from data.sample import read_samples
 from data.states import StatesOrigin, read_states
 from data.statistics import permutation_p
@@ -28,12 +28,12 @@ from eval.curves import (
 )
 from router.chain import Chain
 from router.command import run_command
-from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
 from router.storage import TRAINED_ON_FILE, Operation, Router, load_router, save_router
 from router.validation import InputError
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
+from tests.menus import record_of
 from tests.tiny import NUM_LAYERS, write_project
 from train.__main__ import main as train
 
@@ -152,10 +152,7 @@ def result(chain: Chain, correct: bool) -> ChainResult:
 
 def record(sample_id: str, chains: tuple[Chain, ...]) -> SearchRecord:
     results = tuple(result(chain, i % 2 == 0) for i, chain in enumerate(chains))
-    return SearchRecord(
-        sample_id, "t", "test", {}, "continuation", 6, 2, "float32", "gold", 1, 0, len(chains), 0, 0, results,
-        pareto_front(results), Fingerprints("m", "t", "p"), "0" * 64,
-    )  # fmt: skip
+    return record_of(sample_id, results, split="test", target=1)
 
 
 def test_a_table_holds_what_all_records_tried() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data.records import ChainResult, SearchRecord, pareto_front, read_records
+from data.records import ChainResult, SearchRecord, read_records
 from data.statistics import estimate_of, mean_of, share_of
 from data.tasks import TaskSet, load_task
 from eval.controls import PLAN_FILE, controls_finished, controls_of, plan_controls
@@ -23,6 +23,7 @@ from router.files import write_json
 from router.fingerprint import Fingerprints
 from router.validation import InputError, to_plain
 from search.__main__ import main as search
+from tests.menus import record_of
 from tests.tiny import NUM_LAYERS, write_project
 
 GOLD, WRONG = 0, 1
@@ -48,25 +49,15 @@ def searched(sample_id: str, answers: Sequence[int | None], target: int = GOLD) 
         ChainResult.from_scores(Chain.parse(text, NUM_LAYERS), of_chain, target)
         for text, of_chain in zip(CHAINS, scores, strict=False)
     )
-    return SearchRecord(
-        sample_id=sample_id,
-        task="arc_easy",
+    return record_of(
+        sample_id,
+        results,
         split="test",
-        metadata={},
         mode="letter",
-        num_layers=NUM_LAYERS,
-        first_editable=1,
-        dtype="float32",
         reward_target="gold" if target == GOLD else "wrong",
         target=target,
-        seed=0,
-        simulations=len(results),
         nominal_layers=sum(result.chain.depth for result in results),
         executed_layers=7,
-        results=results,
-        pareto=pareto_front(results),
-        fingerprints=Fingerprints("m", "t", "p"),
-        search="s",
     )
 
 
