@@ -23,6 +23,7 @@ from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
 from router.validation import InputError
+from tests.conftest import Refusal
 from tests.sums import SUMS, digit_model, sums, write_sums
 from tests.test_data_probes import LAYERS, planted
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer, write_project
@@ -230,7 +231,7 @@ def test_the_figure_is_written_as_png_and_svg(tmp_path: Path, made_up: Profile) 
     assert drawn[3] == made_up.layers[3].kept.value
 
 
-def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str], refusal: Refusal) -> None:
     # Oracle: the observations of one pass; another measurement is never mixed in.
     project, out = write_sums(tmp_path, count=30, letters=10), tmp_path / "profile"
     words = ["profile", f"--data={project / 'data'}", f"--model={project / 'model'}", f"--out={out}"]
@@ -256,10 +257,7 @@ def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFi
         ("--folds=1", "folds: expected at least 2, got 1"),
         ("--out=/proc/profile", "out: expected a directory that can be written"),
     ):
-        assert run_command(main, [*words, change]) == 2
-        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(error) == 1
-        assert message in error[0]
+        assert message in refusal(main, [*words, change])
 
 
 def test_the_command_says_whether_there_is_something_to_route(
