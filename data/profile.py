@@ -47,7 +47,7 @@ from router.validation import SETTINGS, STORED, Count, InputError, Positive, Sha
 
 VARIANTS = 3
 """Variants, where the settings name no number."""
-ANSWERS_FILE, PROFILE_FILE, FIGURE_FILE = "answers.jsonl", "profile.json", "profile.png"
+ANSWERS_FILE, PROFILE_FILE, FIGURE_FILES = "answers.jsonl", "profile.json", ("profile.png", "profile.svg")
 # Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
 PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
 PANELS = {
@@ -116,7 +116,7 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
         content["headroom"] = to_plain(headroom)
     write_json(settings.out / PROFILE_FILE, content)
     title = f"{model}, {scorer.tasks.name} ({scorer.tasks.mode}), n = {len(samples)}"
-    figures = draw_profile(found, title, settings.out / FIGURE_FILE)
+    figures = save_figure(partial(draw, found, title), [settings.out / name for name in FIGURE_FILES], "profile")
     print(table(found))
     print("headroom: not measured (--variants)" if headroom is None else f"headroom: {headroom.advice}")
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
@@ -327,12 +327,6 @@ def table(profile: Profile) -> str:
             f"suggestion: {profile.suggestion.reason}",
         ]
     )
-
-
-def draw_profile(profile: Profile, title: str, path: Path) -> list[Path]:
-    """Draw a profile as `path` with the suffixes .png and .svg, each complete or absent; returns the files."""
-    paths = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    return save_figure(lambda: draw(profile, title), paths, "profile")
 
 
 def draw(profile: Profile, title: str) -> Figure:
