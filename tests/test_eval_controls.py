@@ -220,8 +220,6 @@ def test_a_killed_run_goes_on_and_leaves_the_same_files(
 
 def test_other_controls_are_other_plans_and_broken_ones_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
     # Oracle: the messages; more samples hold those that fewer do.
-    with pytest.raises(InputError, match=r"reshuffles: expected 0\.\.999 and a seed of at least 0, got 1000"):
-        shuffles(1000, 0)
     assert not controls_finished(done, run.plan(seed=2), IDENTITY, NUM_LAYERS)
     fewer, plan = run.plan(count=10), json.loads((done / PLAN_FILE).read_text())
     assert len(fewer.generated) == 10
