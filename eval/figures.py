@@ -88,10 +88,10 @@ class Style:
     hollow: bool = False
     size: float = 7.0
 
-    @property
-    def face(self) -> str:
-        """Colour inside the marker."""
-        return "none" if self.hollow else self.colour
+    def look(self, scale: float = 1.0) -> dict[str, Any]:
+        """Return matplotlib's words for it, the marker so many times as large."""
+        face = "none" if self.hollow else self.colour
+        return {"color": self.colour, "marker": self.marker, "markerfacecolor": face, "markersize": self.size * scale}
 
 
 STYLES = {
@@ -221,20 +221,11 @@ def _accuracy_points(axes: Axes, report: Report) -> tuple[float, float]:
     """Draw the arms and return the limits of the accuracy."""
     arms = report.arms
     for arm in arms:
-        style, accuracy = style_of(arm.name), arm.accuracy
-        axes.errorbar(
-            arm.mean_depth,
-            accuracy,
-            yerr=whiskers([accuracy], [arm.accuracy_interval]),
-            fmt=style.marker,
-            color=style.colour,
-            markerfacecolor=style.face,
-            markersize=style.size,
-            capsize=3,
-            linewidth=1,
-        )
+        bars = whiskers([arm.accuracy], [arm.accuracy_interval])
+        look = style_of(arm.name).look()
+        axes.errorbar(arm.mean_depth, arm.accuracy, yerr=bars, capsize=3, linewidth=1, linestyle="none", **look)
         if arm.name == FULL:
-            axes.axhline(accuracy, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
+            axes.axhline(arm.accuracy, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
     # The router and its further budgets: one head, asked for other depths.
     budgets = sorted((arm.mean_depth, arm.accuracy) for arm in arms if arm.name.split("@")[0] == ROUTER)
     if len(budgets) > 1:
@@ -254,17 +245,8 @@ def _accuracy_points(axes: Axes, report: Report) -> tuple[float, float]:
 
 def _accuracy_key(axes: Axes, arm: ReportArm, label: str, x: float, y: float) -> None:
     """Write an arm's marker and label at a place outside the axes, shares of their width and height."""
-    style = style_of(arm.name)
-    axes.plot(
-        [x],
-        [y],
-        style.marker,
-        transform=axes.transAxes,
-        color=style.colour,
-        markerfacecolor=style.face,
-        markersize=style.size * 0.8,
-        clip_on=False,
-    )
+    look = style_of(arm.name).look(0.8)
+    axes.plot([x], [y], linestyle="none", transform=axes.transAxes, clip_on=False, **look)
     axes.annotate(label, (x, y), (8, 0), "axes fraction", "offset points", va="center", fontsize=7.5)
 
 
@@ -507,7 +489,6 @@ def _difficulty_panel(axes: Axes, groups: Sequence[Group], panel: Panel, report:
     """Draw one measure of each arm over a task's levels; arms stand side by side so that intervals do not hide."""
     named = {arm.name: arm.label for arm in report.arms if arm.name in DIFFICULTY_ARMS}
     for position, (name, label) in enumerate(named.items()):
-        style = style_of(name)
         found = [panel(next(arm for arm in group.arms if arm.name == name)) for group in groups]
         values, intervals = [value for value, _ in found], [interval for _, interval in found]
         shift = 0.09 * (position - (len(named) - 1) / 2)
@@ -515,13 +496,10 @@ def _difficulty_panel(axes: Axes, groups: Sequence[Group], panel: Panel, report:
             [level + shift for level in range(len(groups))],
             values,
             yerr=whiskers(values, intervals),
-            color=style.colour,
-            marker=style.marker,
-            markerfacecolor=style.face,
-            markersize=style.size * 0.75,
             linewidth=0.9,
             capsize=2,
             label=short_label(label),
+            **style_of(name).look(0.75),
         )
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
