@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Float
 from pydantic.dataclasses import dataclass
 
 from data.answers import folded, parse_letter
@@ -492,41 +494,34 @@ def _measure_reshuffled(usual: Pair, again: Sequence[Pair], seed: int) -> Reshuf
         again: for each shuffle the results of the same samples, in the same order; at least one.
         seed: seed of the bootstrap.
     """
-    right = [[one.correct for one in of_arm] for of_arm in usual]
-    later = [
-        [_mean([one.correct for one in of_sample]) for of_sample in zip(*shuffled, strict=True)]
-        for shuffled in zip(*again, strict=True)
-    ]
-    rows = [*zip(*right, *later, strict=True)]
-    set_right = [i for i, (one, other, _, _) in enumerate(rows) if other and not one]
-    rescued = [rows[i] for i in set_right]
-    retained = [(float(b and not a), d if b and not a else 0.0, float(a), c if a else 0.0) for a, b, c, d in rows]
+    full, oracle = (np.array([one.correct for one in of_arm]) for of_arm in usual)
+    full_again, oracle_again = (
+        np.mean([[one.correct for one in shuffled] for shuffled in of_arm], axis=0)
+        for of_arm in zip(*again, strict=True)
+    )
+    rescued = oracle & ~full
+    retained = np.stack([rescued, rescued * oracle_again, full, full * full_again], axis=1)
+    guesses = [1 / one.choices for one, of_sample in zip(usual[0], rescued, strict=True) if of_sample]
     return Reshuffled(
-        n=len(rows),
+        n=len(full),
         reshuffles=len(again),
         rescued=Rescued(
-            n=len(rescued),
-            chance=_mean([1 / usual[0][i].choices for i in set_right]) if rescued else None,
-            oracle=share_of([d for *_, d in rescued]),
-            full=share_of([c for _, _, c, _ in rescued]),
-            difference=mean_of([d - c for _, _, c, d in rescued], seed),
+            n=len(guesses),
+            chance=sum(guesses) / len(guesses) if guesses else None,
+            oracle=share_of(oracle_again[rescued]),
+            full=share_of(full_again[rescued]),
+            difference=mean_of((oracle_again - full_again)[rescued], seed),
         ),
-        full_right=share_of([c for a, _, c, _ in rows if a]),
-        both_right=share_of([d for a, b, _, d in rows if a and b]),
+        full_right=share_of(full_again[full]),
+        both_right=share_of(oracle_again[full & oracle]),
         retained=estimate_of(retained, lambda sums: sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2], seed),
-        usual=_accuracies([(float(a), float(b)) for a, b, _, _ in rows], seed),
-        reshuffled=_accuracies([(c, d) for _, _, c, d in rows], seed),
+        usual=_accuracies(full.astype(float), oracle.astype(float), seed),
+        reshuffled=_accuracies(full_again, oracle_again, seed),
     )
 
 
-def _accuracies(pairs: Sequence[tuple[float, float]], seed: int) -> Accuracies:
-    full, oracle = [one for one, _ in pairs], [other for _, other in pairs]
-    difference = mean_of([other - one for one, other in pairs], seed)
-    return Accuracies(share_of(full), share_of(oracle), difference)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _accuracies(full: Float[np.ndarray, " samples"], oracle: Float[np.ndarray, " samples"], seed: int) -> Accuracies:
+    return Accuracies(share_of(full), share_of(oracle), mean_of(oracle - full, seed))
 
 
 def _measure_generated(judged: Pair, written: Pair, modes: Sequence[str], seed: int) -> Generated:

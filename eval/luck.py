@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 from pydantic.dataclasses import dataclass
 
 from data.records import ChainResult, SearchRecord, runs_file
-from data.statistics import Estimate, PairedShares, Proportion, Sums, estimate_of, mean_of, paired_shares, share_of
+from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
 from eval.results import fields_of
 from router.files import read_json, require_file, sha256_file
 from router.validation import STORED, Count, InputError, NotNegative, Positive
@@ -123,32 +124,24 @@ class LuckFound(LuckSearches):
 
     def measure(self, seed: int) -> Luck:
         """Measure how much is luck; the seed is the bootstrap's."""
-        rows = self.samples
-        eligible = [row for row in rows if row.full == "other"]
-        found, lucky = [row.found for row in eligible], [row.lucky for row in eligible]
-        columns = [
-            (
-                1.0,
-                float(row.full != "right"),
-                float(row.full != "right" and row.found),
-                float(row.full == "other"),
-                float(row.full == "other" and row.found) - float(row.full == "other" and row.lucky),
-            )
-            for row in rows
-        ]
-        kinds: tuple[FullGives, ...] = ("right", "told", "other", "unclear")
+        full = np.array([row.full for row in self.samples])
+        found, lucky = (np.array([getattr(row, name) for row in self.samples]) for name in ("found", "lucky"))
+        wrong, eligible = full != "right", full == "other"
+        gained, rest = wrong & found, 1.0 * (eligible & found) - (eligible & lucky)
+        columns = np.stack([np.ones(len(full)), wrong, gained, eligible, rest], axis=1)
         return Luck(
             **fields_of(self, LuckSearches),
-            n=len(rows),
-            full={kind: sum(row.full == kind for row in rows) for kind in kinds},
-            eligible=len(eligible),
-            gold=share_of(found),
-            luck=share_of(lucky),
-            paired=paired_shares(found, lucky, seed),
-            full_wrong=share_of([row.full != "right" for row in rows]),
+            n=len(full),
+            full={kind: int((full == kind).sum()) for kind in get_args(FullGives)},
+            eligible=int(eligible.sum()),
+            gold=share_of(found[eligible]),
+            luck=share_of(lucky[eligible]),
+            paired=paired_shares(found[eligible], lucky[eligible], seed),
+            full_wrong=share_of(wrong),
             gain=estimate_of(columns, lambda sums: sums[:, 2] / sums[:, 0], seed),
-            net_gain=estimate_of(columns, _net, seed),
-            flipped=share_of([row.lucky for row in rows if row.full == "right"]),
+            # (share wrong at full depth) * (rate of right chains - rate of lucky ones)
+            net_gain=estimate_of(columns, lambda sums: sums[:, 1] / sums[:, 0] * sums[:, 4] / sums[:, 3], seed),
+            flipped=share_of(lucky[~wrong]),
         )
 
 
@@ -354,12 +347,6 @@ def _gives(full: ChainResult) -> bool | None:
     if full.verified is False or full.margin == 0:
         return None
     return full.correct
-
-
-def _net(sums: Sums) -> Sums:
-    """Return (share wrong at full depth) * (rate of right chains - rate of lucky ones), of the columns' sums."""
-    net: Sums = sums[:, 1] / sums[:, 0] * sums[:, 4] / sums[:, 3]
-    return net
 
 
 def _depth(record: SearchRecord) -> int | None:
