@@ -26,12 +26,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 from rich.table import Table
 
-from data.figures import save_figure
+from data.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.records import DenseTable, SearchRecord, read_records
 from data.states import StatesOrigin, kept_states
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_mixture, choose_static
-from eval.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy, whiskers
+from eval.figures import new_figure, whiskers
 from eval.inputs import require_unseen_by
 from eval.measures import entropies
 from eval.tables import console_for, table

@@ -18,12 +18,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from data.figures import save_figure
+from data.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.statistics import wilson_interval
 from eval.arms import (
     EARLY_EXIT,
@@ -45,9 +44,6 @@ from eval.report import Report, ReportArm
 
 SALT = "eval"
 """Seeds the names inside SVG files."""
-BLACK, GREY = "#000000", "#777777"
-BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY = "#E69F00", "#56B4E9"
 WIDTHS = {False: 7.5, True: 3.6}
 """Inches, of the wide figure and of the narrow one."""
 TASKS_NAMED = 3
@@ -77,7 +73,7 @@ class Style:
     """How an arm is drawn.
 
     Attributes:
-        colour: of the palette that differs for colour-blind readers too (Okabe and Ito 2008).
+        colour: of the palette (`data.figures`).
         marker: matplotlib's marker, which says the same once more.
         hollow: whether the marker is empty: arms that saw the answers, and those that no single chain makes.
         size: points.
@@ -148,15 +144,7 @@ def whiskers(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> l
 
 def new_figure(narrow: bool, height: float, **options: Any) -> Figure:
     """Return an empty figure of the wide or the narrow width, `height` inches high."""
-    figure = Figure(figsize=(WIDTHS[narrow], height), **options)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def tidy(axes: Axes) -> None:
-    """Take away the frame's upper and right side."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    return Figure(figsize=(WIDTHS[narrow], height), **options)
 
 
 def subject_of(report: Report) -> str:
@@ -380,8 +368,7 @@ def draw_layer_use(use: LayerRows, narrow: bool = False) -> Figure:
     row_labels(axes, [label for _, label, _ in use.rows], narrow)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
     where = {"location": "bottom", "pad": 0.02, "aspect": 40} if narrow else {"pad": 0.02, "aspect": 12}
     bar = figure.colorbar(cells, ax=axes, **where)
     bar.set_label("mean runs", fontsize=7.5)

@@ -24,9 +24,10 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 
+from data.figures import BLACK, BLUE, GREY
 from data.sample import Sample
 from eval.arms import FULL, GUARANTEE, MIXTURE, ORACLE, ROUTER, STATIC
-from eval.figures import BLACK, BLUE, GREY, Style, drawings_of, short_label, style_of
+from eval.figures import Style, drawings_of, short_label, style_of
 from eval.measures import Group, Paired
 from eval.report import Report, ReportArm, Spread
 from eval.results import ArmResult
