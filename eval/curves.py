@@ -28,11 +28,12 @@ from rich.table import Table
 
 from data.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.records import DenseTable, SearchRecord, read_records
+from data.sample import read_samples
 from data.states import StatesOrigin, kept_states
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_mixture, choose_static
 from eval.figures import new_figure, whiskers
-from eval.inputs import require_unseen_by
+from eval.inputs import require_unseen
 from eval.measures import entropies
 from eval.tables import console_for, table
 from router.command import parse_settings, provenance
@@ -102,10 +103,13 @@ def main(argv: Sequence[str] | None) -> None:
     for name, split in (("train and validation", known), ("validation", validation)):
         if absent := set(test.tasks) - set(split.tasks):
             raise InputError(f"records: expected samples of every task of test in {name}, got none of {min(absent)}")
+    wanted = set(test.sample_ids)
+    asked = [one for one in read_samples(settings.data / "test.jsonl", "data: test") if one.id in wanted]
     points: list[dict[str, Any]] = []
     for name, folders in settings.routers.items():
         for folder in folders:
             router = load_router(require_directory(folder, "routers"))
+            require_unseen(folder, asked)
             points += _curve(name, folder, router, tables, settings)
     if not points:
         raise InputError(f"budgets: expected one that a router can meet on validation, got {settings.budgets}")
@@ -145,7 +149,6 @@ def _records(settings: CurvesSettings, split: str) -> list[SearchRecord]:
 
 def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: CurvesSettings) -> list[dict[str, Any]]:
     """Measure one router at every budget that it can meet on validation."""
-    require_unseen_by(folder, set(tables.test.sample_ids), settings.data)
     kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= router.config.read_layer]
     columns = np.array([tables.known.place(chain) for chain in kept])
     origin, layer = StatesOrigin(router.config.fingerprints, router.config.dtype), router.config.read_layer

@@ -171,7 +171,7 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     if settings.random_search is not None:
         require_random_search(settings.random_search / "test.jsonl")
     router = load_router(settings.router)
-    _check_router_has_not_seen(settings.router, samples["test"])
+    require_unseen(settings.router, samples["test"])
     _check_agreement(records, router, settings)
     _check_prompt(router.config.fingerprints, tasks, f"router {settings.router}")
     try:
@@ -287,23 +287,16 @@ def _read_records(
     return records
 
 
-def require_unseen_by(folder: Path, test_ids: set[str], data: Path) -> None:
+def require_unseen(folder: Path, test: Sequence[Sample]) -> None:
     """Refuse a router that was trained, or stopped early, on a test question.
 
     Args:
         folder: the router's folder.
-        test_ids: ids of the test samples in question.
-        data: folder with test.jsonl.
+        test: the test samples in question.
 
     Raises:
         InputError: where it was.
     """
-    samples = read_samples(data / "test.jsonl", "data: test")
-    _check_router_has_not_seen(folder, [sample for sample in samples if sample.id in test_ids])
-
-
-def _check_router_has_not_seen(folder: Path, test: Sequence[Sample]) -> None:
-    """Refuse a router that was trained, or stopped early, on a test question."""
     seen = trained_questions(folder)
     if seen is None:
         return  # a router from elsewhere: the report notes that this could not be checked
