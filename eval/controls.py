@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,7 +230,7 @@ def plan_controls(
     Raises:
         InputError: where records do not fit each other.
     """
-    listing = _drawn(samples, _lists_choices, count, seed, tasks) if reshuffles else []
+    listing = _drawn(samples, attrgetter("lists_choices"), count, seed, tasks) if reshuffles else []
     judged = _drawn(samples, _can_be_generated, count, seed, tasks)
     return Plan(
         schema=SCHEMA,
@@ -247,11 +248,6 @@ def plan_controls(
 def shuffles(number: int, seed: int) -> tuple[int, ...]:
     """Return so many values of `Task.shuffle`, others for every seed."""
     return tuple((LARGEST_NUMBER + 1) * seed + i + 1 for i in range(number))
-
-
-def _lists_choices(task: Task) -> bool:
-    """Whether a task's prompt lists choices, so that they can be reshuffled."""
-    return task.has_choices and task.list_choices
 
 
 def _can_be_generated(task: Task) -> bool:
@@ -327,9 +323,7 @@ def run_controls(
     again = [one for one in samples if one.id in set(plan.reshuffled)]
     written = [one for one in samples if one.id in set(plan.generated)]
     for shuffle in plan.shuffles:
-        listing = {name: scorer.tasks[name] for name in sorted({one.task for one in again})}
-        tasks = dataclasses.replace(scorer.tasks, tasks=listing)
-        reshuffled = scorer.with_tasks(tasks.shuffled(shuffle))
+        reshuffled = scorer.with_tasks(scorer.tasks.shuffled(shuffle))
         run_arms(
             [known_arm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],
             again,
