@@ -18,8 +18,8 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
-from eval.baselines import EarlyExitChoice, MixtureChoice, PrunedChoice, StaticChoice
-from eval.controls import PLAN_FILE, Controls
+from eval.baselines import MixtureChoice, StaticChoice
+from eval.controls import Controls
 from eval.measures import arm_of, paired
 from eval.report import REPORT_FILE, read_report, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
@@ -101,18 +101,9 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
     # Oracle: the report of the run, and the metrics of the results read back.
     copied = tmp_path / "elsewhere"
     copied.mkdir()
-    sources = [
-        RUN_FILE,
-        RESULTS_FILE,
-        "results.meta.json",
-        StaticChoice.FILE,
-        MixtureChoice.FILE,
-        EarlyExitChoice.FILE,
-        PrunedChoice.FILE,
-        PLAN_FILE,
-    ]  # its prompts list no choices
-    for name in sources:
-        shutil.copy(finished.out / name, copied / name)
+    for path in finished.out.iterdir():
+        if path.suffix in (".json", ".jsonl") and path.name != REPORT_FILE:
+            shutil.copy(path, copied)
     report = to_plain(write_report(copied))
     assert report == json.loads((copied / REPORT_FILE).read_text())
     assert (copied / REPORT_FILE).read_bytes() == (finished.out / REPORT_FILE).read_bytes()
