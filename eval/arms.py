@@ -269,13 +269,7 @@ class RandomArm:
 
 
 def random_chain(depth: int, num_layers: int, read_layer: int, rng: random.Random) -> Chain:
-    """Return a random chain of exactly `depth` layers, drawn as `RandomArm` says.
-
-    Raises:
-        ValueError: where the depth is below `read_layer` or 1.
-    """
-    if depth < max(1, read_layer):
-        raise ValueError(f"depth: expected at least {max(1, read_layer)}, got {depth}")
+    """Return a random chain of exactly `depth` layers, at least `read_layer`, drawn as `RandomArm` says."""
     editable = range(read_layer, num_layers)
     counts = [1] * num_layers
     if depth < num_layers:

@@ -222,7 +222,7 @@ def kept(out: Path, kind: type[ChoiceT], num_layers: int, choose: Callable[[], C
     return read_choice(out, kind, num_layers)
 
 
-def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, max_depth: float) -> list[Chain]:
+def candidate_pool(records: Sequence[SearchRecord], *, pool: int, trials: int, max_depth: float) -> list[Chain]:
     """Return the full chain and, for each depth, the best chains of the training records.
 
     Args:
@@ -236,14 +236,11 @@ def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, m
     """
     tried: dict[Chain, int] = defaultdict(int)
     right: dict[Chain, int] = defaultdict(int)
-    full = None
+    full = records[0].full.chain
     for record in records:
-        full = record.full.chain
         for result in record.results:
             tried[result.chain] += 1
             right[result.chain] += result.correct
-    if full is None:
-        raise ValueError("records: expected at least one record, got none")
     ranks = {
         chain: (count < trials, -wilson_interval(right[chain], count)[0])
         for chain, count in tried.items()
