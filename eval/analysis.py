@@ -24,6 +24,7 @@ from data.figures import save_figure
 from data.records import SearchRecord, read_records, runs_file
 from data.statistics import mean_of, share_of
 from eval.figures import LayerRows, draw_layer_rates, draw_layer_use
+from eval.luck import gives
 from eval.measures import layer_use
 from eval.tables import console_for, number, table, with_interval
 from router.command import parse_settings, plain_values, provenance
@@ -167,7 +168,7 @@ def measures_of(records: Sequence[SearchRecord], wrong: dict[str, SearchRecord] 
     """
     chains = [record.shortest.chain for record in records if record.shortest is not None]
     stands = [record for record in records if record.full.stands]
-    other = [record for record in records if _gives_other(record)]
+    other = [record for record in records if gives(record.full) is False]
     return {
         "n": len(records),
         "original": share_of([record.full.stands for record in records]),
@@ -183,11 +184,6 @@ def _is_shortened(record: SearchRecord) -> bool:
     return record.shortest is not None and record.shortest.chain.depth < record.num_layers
 
 
-def _gives_other(record: SearchRecord) -> bool:
-    """Whether full depth clearly gives another answer than the one that the search looked for."""
-    return not record.full.correct and record.full.verified is not False and record.full.margin != 0
-
-
 def _gain(
     asked: Callable[[SearchRecord], bool],
     records: Sequence[SearchRecord],
@@ -197,7 +193,7 @@ def _gain(
     """Return the share that was found and its luck, both on samples whose full depth does not give the wrong answer."""
     gain: dict[str, Any] = {"found": share_of([asked(record) for record in records]), "luck": None}
     if wrong is not None:
-        pairs = [(one, wrong[one.sample_id]) for one in records if _gives_other(wrong[one.sample_id])]
+        pairs = [(one, wrong[one.sample_id]) for one in records if gives(wrong[one.sample_id].full) is False]
         found, lucky = [asked(one) for one, _ in pairs], [asked(other) for _, other in pairs]
         rest = mean_of(np.subtract(found, lucky, dtype=float), seed) if len(pairs) > 1 else None
         gain["luck"] = {"found": share_of(found), "wrong": share_of(lucky), "rest": rest}

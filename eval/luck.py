@@ -59,7 +59,7 @@ class LuckRow:
     def of(cls, gold: SearchRecord, wrong: SearchRecord) -> LuckRow:
         """Join the two records of a sample."""
         full: FullGives = "unclear"
-        gives_right, gives_wrong = _gives(gold.full), _gives(wrong.full)
+        gives_right, gives_wrong = gives(gold.full), gives(wrong.full)
         if gives_right:
             full = "right"
         elif gives_wrong:
@@ -342,7 +342,7 @@ def _means(pairs: Sequence[Pair], name: str) -> tuple[float, float]:
     return first, second
 
 
-def _gives(full: ChainResult) -> bool | None:
+def gives(full: ChainResult) -> bool | None:
     """Whether full depth gives the answer that counts, in all judgements; None: in some, or it ties."""
     if full.verified is False or full.margin == 0:
         return None
