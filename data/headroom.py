@@ -106,20 +106,14 @@ class Headroom(Gains):
             verdict = "there is no accuracy to gain" if known is None else "there is nothing to route"
         else:
             verdict = f"whether there is something to route, {self.n} samples do not show"
-        reached = f"an oracle judged anew gains {_signed(gain)} over full depth"
+        reached = f"an oracle judged anew gains {gain or '-'} over full depth"
         if known is None:
             return f"{verdict}: {reached} at {self.depth['anew']:.2f} layers"
         saved = round(self.depth["static"] - self.depth["anew"], 2) + 0.0  # never -0.00
         return (
-            f"{verdict}: {reached}, {_signed(known)} over fixed chains of its depth, and saves {saved:.2f} layers over "
+            f"{verdict}: {reached}, {known} over fixed chains of its depth, and saves {saved:.2f} layers over "
             "the best fixed chain"
         )
-
-
-def _signed(found: Estimate | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.value:+.3f} ({found.interval[0]:+.3f}..{found.interval[1]:+.3f})"
 
 
 @dataclass(frozen=True, config=STORED, kw_only=True)

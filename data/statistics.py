@@ -80,6 +80,10 @@ class Proportion:
     share: Share
     interval: Interval
 
+    def __str__(self) -> str:
+        """Return it for readers, `0.596 (0.568..0.623)`."""
+        return f"{self.share:.3f} ({self.interval[0]:.3f}..{self.interval[1]:.3f})"
+
 
 @dataclass(frozen=True, config=STORED)
 class Estimate:
@@ -94,6 +98,10 @@ class Estimate:
     n: Positive
     value: float
     interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        """Return it for readers, `+0.018 (-0.003..+0.041)`."""
+        return f"{self.value:+.3f} ({self.interval[0]:+.3f}..{self.interval[1]:+.3f})"
 
 
 @dataclass(frozen=True, config=STORED)
@@ -115,6 +123,10 @@ class PairedShares:
     mcnemar_p: Share
     difference: Signed
     difference_interval: SignedInterval
+
+    def __str__(self) -> str:
+        """Return the difference for readers, as of `Estimate`."""
+        return str(Estimate(self.n, self.difference, self.difference_interval))
 
 
 def share_of(values: Values) -> Proportion | None:

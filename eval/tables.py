@@ -300,12 +300,4 @@ def _generated(found: Generated) -> str:
 
 def with_interval(found: Proportion | Estimate | PairedShares | None) -> str:
     """Return a share or a difference for readers with its interval; None: `-`."""
-    match found:
-        case Proportion():
-            return number(found.share, found.interval)
-        case Estimate():
-            return number(found.value, found.interval, "+.3f")
-        case PairedShares():
-            return number(found.difference, found.difference_interval, "+.3f")
-        case None:
-            return "-"
+    return "-" if found is None else str(found)
