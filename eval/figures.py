@@ -151,7 +151,7 @@ def subject_of(report: Report) -> str:
     """Return model, task, split and number of samples, for a title."""
     tasks = report.task.split("+")
     task = report.task if len(tasks) <= TASKS_NAMED else f"{len(tasks)} tasks"
-    return f"{Path(report.model.name).name}, {task}, {report.split} split, n = {report.n}"
+    return f"{report.model.short}, {task}, {report.split} split, n = {report.n}"
 
 
 def title(figure: Figure, subject: str, narrow: bool, *more: str) -> None:

@@ -207,6 +207,11 @@ class Model:
     num_layers: Positive
     read_layer: Count
 
+    @property
+    def short(self) -> str:
+        """Its name without the folders before it."""
+        return Path(self.name).name
+
 
 @dataclass(frozen=True, config=STORED)
 class Provenance:
