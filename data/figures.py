@@ -6,9 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from router.files import replacing
+
+BLACK, GREY = "#000000", "#777777"
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY = "#E69F00", "#56B4E9"
+"""Colours that differ for colour-blind readers too (Okabe and Ito 2008)."""
+
+
+def tidy(axes: Axes) -> None:
+    """Take away the frame's upper and right side."""
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(draw: Callable[[], Figure], paths: Sequence[Path], salt: str) -> list[Path]:

@@ -106,20 +106,14 @@ class Headroom(Gains):
             verdict = "there is no accuracy to gain" if known is None else "there is nothing to route"
         else:
             verdict = f"whether there is something to route, {self.n} samples do not show"
-        reached = f"an oracle judged anew gains {_signed(gain)} over full depth"
+        reached = f"an oracle judged anew gains {gain or '-'} over full depth"
         if known is None:
             return f"{verdict}: {reached} at {self.depth['anew']:.2f} layers"
         saved = round(self.depth["static"] - self.depth["anew"], 2) + 0.0  # never -0.00
         return (
-            f"{verdict}: {reached}, {_signed(known)} over fixed chains of its depth, and saves {saved:.2f} layers over "
+            f"{verdict}: {reached}, {known} over fixed chains of its depth, and saves {saved:.2f} layers over "
             "the best fixed chain"
         )
-
-
-def _signed(found: Estimate | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.value:+.3f} ({found.interval[0]:+.3f}..{found.interval[1]:+.3f})"
 
 
 @dataclass(frozen=True, config=STORED, kw_only=True)
@@ -307,14 +301,10 @@ def best_mixture(
 ) -> Float[np.ndarray, " chains"]:
     """Return the shares of chains that are most accurate together at a mean depth of at most `budget` layers.
 
-    At most two shares are above 0.
-
-    Raises:
-        ValueError: where every chain is deeper than the budget.
+    At most two shares are above 0; some chain must be within the budget.
     """
     found = router.heads.budget.best_mixture(accuracy.tolist(), depths.astype(float).tolist(), budget)
-    if found is None:
-        raise ValueError(f"budget: expected at least the depth {depths.min()} of the shallowest chain, got {budget}")
+    assert found is not None
     shares = np.zeros(len(depths))
     shares[found.first] += found.share
     shares[found.second] += 1 - found.share

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -150,10 +151,8 @@ class Plan:
     @property
     def blocks(self) -> list[int]:
         """Layers of each run that a chain drops or keeps, as `python -m search menu` cuts them."""
-        editable = self.outline.num_layers - self.read_layer
-        count = min(BLOCKS, editable)
-        size, longer = divmod(editable, count)
-        return [size + 1] * longer + [size] * (count - longer)
+        editable = range(self.read_layer, self.outline.num_layers)
+        return [len(block) for block in np.array_split(editable, min(BLOCKS, len(editable)))]
 
     def gpu_hours(self, samples: float) -> float:
         """Return the GPU hours of a table of so many samples, by the assumptions above."""

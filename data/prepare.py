@@ -18,7 +18,7 @@ from data.pictures import FOLDER as PICTURES
 from data.pictures import keep_pictures, pictures_at, store_picture
 from data.sample import SPLITS, Mode, Sample, Split, write_samples
 from data.sources import Row, SourceKind, content_of, lookup, read_rows, source_of
-from data.splits import Shots, build_splits, shares
+from data.splits import build_splits, shares
 from data.tasks import TASKS_FILE, OverLong, Task, TaskSet, load_task, write_tasks
 from router.command import one_line, plain_values, provenance
 from router.files import sha256_file, sha256_json, writable_directory, write_json
@@ -349,7 +349,7 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
         for split in settings.wanted()
     }
     shots = {
-        name: Shots(loaded[name, part.drawn_on["train"]].samples, part.settings.shots)
+        name: (loaded[name, part.drawn_on["train"]].samples, part.settings.shots)
         for name, part in parts.items()
         if part.settings.shots
     }

@@ -207,13 +207,11 @@ def probe(
 
     Args:
         observed: a model observed on samples.
-        folds: folds of the cross-validation, stratified by correctness and by the number of skips that keep the answer.
+        folds: folds of the cross-validation, stratified by correctness and by the number of skips that keep the answer;
+            at least two, of four samples or more.
         seed: decides folds, bootstrap and permutations.
         components: principal components at most; also at most a quarter of a training fold.
         resamples: bootstrap resamples.
-
-    Raises:
-        ValueError: where there are fewer than two folds, or fewer than four samples a fold.
     """
     n, skips = observed.samples, sorted(observed.kept)
     kept = np.array([observed.kept[skip] for skip in skips]).reshape(len(skips), n)
@@ -307,18 +305,10 @@ def deal_folds(keys: np.ndarray, folds: int, generator: np.random.Generator) -> 
 
     Args:
         keys: [keys, samples], numbers or booleans; the first counts most.
-        folds: number of folds.
+        folds: number of folds, at least two, of four samples or more.
         generator: decides between samples with equal keys.
-
-    Raises:
-        ValueError: where there are fewer than two folds, or fewer than four samples a fold.
     """
-    n = keys.shape[1]
-    if folds < 2:
-        raise ValueError(f"folds: expected at least 2, got {folds}")
-    if n < 4 * folds:
-        raise ValueError(f"samples: expected at least {4 * folds} for {folds} folds, got {n}")
-    order = np.lexsort((generator.random(n), *keys[::-1]))
+    order = np.lexsort((generator.random(keys.shape[1]), *keys[::-1]))
     return [np.sort(order[fold::folds]) for fold in range(folds)]
 
 

@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from data.accuracy import MeasureSettings, identity_of
-from data.figures import save_figure
+from data.figures import BLUE, GREEN, GREY, VERMILLION, save_figure, tidy
 from data.headroom import FOLDS, Headroom, HeadroomFound
 from data.pool import Batch, Pool, Report, States, Task, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
@@ -47,9 +46,7 @@ from router.validation import SETTINGS, STORED, Count, InputError, Positive, Sha
 
 VARIANTS = 3
 """Variants, where the settings name no number."""
-ANSWERS_FILE, PROFILE_FILE, FIGURE_FILE = "answers.jsonl", "profile.json", "profile.png"
-# Colours that differ for colour-blind readers too (Okabe and Ito 2008); line style and marker say the same once more.
-PROBE, REFERENCE, CHOSEN, GUESS = "#0072B2", "#D55E00", "#009E73", "#777777"
+ANSWERS_FILE, PROFILE_FILE, FIGURE_FILES = "answers.jsonl", "profile.json", ("profile.png", "profile.svg")
 PANELS = {
     "confidence": "r with full depth's\nconfidence",
     "correct": "AUC, full depth\nis right",
@@ -116,7 +113,7 @@ def run_profile(settings: ProfileSettings, resolved: dict[str, Any]) -> None:
         content["headroom"] = to_plain(headroom)
     write_json(settings.out / PROFILE_FILE, content)
     title = f"{model}, {scorer.tasks.name} ({scorer.tasks.mode}), n = {len(samples)}"
-    figures = draw_profile(found, title, settings.out / FIGURE_FILE)
+    figures = save_figure(partial(draw, found, title), [settings.out / name for name in FIGURE_FILES], "profile")
     print(table(found))
     print("headroom: not measured (--variants)" if headroom is None else f"headroom: {headroom.advice}")
     print("".join(f"note: {note}\n" for note in scorer.notes), end="")
@@ -329,31 +326,24 @@ def table(profile: Profile) -> str:
     )
 
 
-def draw_profile(profile: Profile, title: str, path: Path) -> list[Path]:
-    """Draw a profile as `path` with the suffixes .png and .svg, each complete or absent; returns the files."""
-    paths = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    return save_figure(lambda: draw(profile, title), paths, "profile")
-
-
 def draw(profile: Profile, title: str) -> Figure:
     """Return the figure: a panel a measure over the read layers, chance as a dashed line, the suggestion marked."""
     figure = Figure(figsize=(7.5, 7.2), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(PANELS), 1, sharex=True)
     layers = [one.read_layer for one in profile.layers]
     chosen = profile.suggestion
     for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
-        _band(axes, layers, [getattr(one, name) for one in profile.layers], "probe", PROBE, "o")
+        _band(axes, layers, [getattr(one, name) for one in profile.layers], "probe", BLUE, "o")
         if name == "kept":
             reference = [one.by_confidence for one in profile.layers]
-            _band(axes, layers, reference, "full depth's confidence", REFERENCE, "^")
-        axes.axhline(CHANCE[name], color=GUESS, linestyle="--", linewidth=1, zorder=0, label="chance")
+            _band(axes, layers, reference, "full depth's confidence", VERMILLION, "^")
+        axes.axhline(CHANCE[name], color=GREY, linestyle="--", linewidth=1, zorder=0, label="chance")
         if chosen.read_layer is not None:
             mark = f"suggested e = {chosen.read_layer}" + (", by this panel" if chosen.measure == name else "")
-            axes.axvline(chosen.read_layer, color=CHOSEN, linestyle=":", linewidth=1.8, zorder=0, label=mark)
+            axes.axvline(chosen.read_layer, color=GREEN, linestyle=":", linewidth=1.8, zorder=0, label=mark)
         axes.set_ylabel(label)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     panels[-1].set_xlabel(f"read layer e: layers that have run when the states are read (of {profile.num_layers})")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(

@@ -31,24 +31,11 @@ class Splits:
     examples: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Shots:
-    """Examples to be drawn for a task.
-
-    Attributes:
-        candidates: the samples of its training source split.
-        count: how many.
-    """
-
-    candidates: Sequence[Sample]
-    count: int
-
-
 def build_splits(
     candidates: Mapping[str, Mapping[str, Sequence[Sample]]],
     sizes: Mapping[str, Mapping[str, int | None]],
     seed: int,
-    shots: Mapping[str, Shots] | None = None,
+    shots: Mapping[str, tuple[Sequence[Sample], int]] | None = None,
 ) -> Splits:
     """Choose every split's samples so that no question (`Sample.split_key`) stands in two, or twice in one.
 
@@ -59,7 +46,7 @@ def build_splits(
         candidates: all samples that a split may take, by split and task; several splits may have the same ones.
         sizes: samples to take, by split and task; None: all that are left.
         seed: draws another order of the questions.
-        shots: examples to draw, by task.
+        shots: by task, the samples of its training source split to draw examples from, and how many.
 
     Raises:
         InputError: where a split gets fewer samples of a task than its size, or none; or where examples are lacking.
@@ -68,8 +55,8 @@ def build_splits(
     result = Splits({}, {})
     for split in ORDER:
         if split == "train":
-            for task, wanted in (shots or {}).items():
-                result.examples[task] = _examples(wanted, used, seed)
+            for task, (drawn_from, wanted) in (shots or {}).items():
+                result.examples[task] = _examples(drawn_from, wanted, used, seed)
         if split not in candidates:
             continue
         result.counts[split] = {}
@@ -129,12 +116,12 @@ def _take(
     return taken, count
 
 
-def _examples(wanted: Shots, used: set[str], seed: int) -> tuple[Sample, ...]:
-    taken, count = _take(wanted.candidates, wanted.count, used, seed, last=True)
-    if len(taken) < wanted.count:
+def _examples(candidates: Sequence[Sample], size: int, used: set[str], seed: int) -> tuple[Sample, ...]:
+    taken, count = _take(candidates, size, used, seed, last=True)
+    if len(taken) < size:
         raise InputError(
             f"shots: expected at most {len(taken)}, the questions that test and validation leave of "
-            f"{count.candidates}, got {wanted.count}"
+            f"{count.candidates}, got {size}"
         )
     return tuple(dataclasses.replace(sample, split="train") for sample in taken)
 

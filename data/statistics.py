@@ -36,6 +36,10 @@ SignedInterval = tuple[Signed, Signed]
 """Lower and upper end of an interval of a difference of two shares."""
 Sums = NDArray[np.float64]
 """Sums of some columns over samples, `[resamples, columns]`."""
+Flags = Sequence[bool] | NDArray[np.bool_]
+"""Whether each sample counts."""
+Values = Sequence[float] | NDArray[np.float64] | NDArray[np.bool_]
+"""A value of each sample."""
 
 
 def greatest_probability(scores: Sequence[float]) -> float:
@@ -76,6 +80,10 @@ class Proportion:
     share: Share
     interval: Interval
 
+    def __str__(self) -> str:
+        """Return it for readers, `0.596 (0.568..0.623)`."""
+        return f"{self.share:.3f} ({self.interval[0]:.3f}..{self.interval[1]:.3f})"
+
 
 @dataclass(frozen=True, config=STORED)
 class Estimate:
@@ -90,6 +98,10 @@ class Estimate:
     n: Positive
     value: float
     interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        """Return it for readers, `+0.018 (-0.003..+0.041)`."""
+        return f"{self.value:+.3f} ({self.interval[0]:+.3f}..{self.interval[1]:+.3f})"
 
 
 @dataclass(frozen=True, config=STORED)
@@ -112,14 +124,18 @@ class PairedShares:
     difference: Signed
     difference_interval: SignedInterval
 
+    def __str__(self) -> str:
+        """Return the difference for readers, as of `Estimate`."""
+        return str(Estimate(self.n, self.difference, self.difference_interval))
 
-def share_of(values: Sequence[float]) -> Proportion | None:
+
+def share_of(values: Values) -> Proportion | None:
     """Return the mean of values in 0..1, one a sample; None: there is no sample."""
     n, total = len(values), float(sum(values))
     return Proportion(n, total / n, wilson_interval(total, n)) if n else None
 
 
-def paired_shares(first: Sequence[bool], second: Sequence[bool], seed: int) -> PairedShares | None:
+def paired_shares(first: Flags, second: Flags, seed: int) -> PairedShares | None:
     """Compare two shares of the same samples; None: there is no sample.
 
     Args:
@@ -144,13 +160,13 @@ def paired_shares(first: Sequence[bool], second: Sequence[bool], seed: int) -> P
     )
 
 
-def mean_of(values: Sequence[float] | NDArray[np.float64], seed: int) -> Estimate | None:
+def mean_of(values: Values, seed: int) -> Estimate | None:
     """Return the mean of a value of each sample; None: there is no sample."""
     n = len(values)
     return Estimate(n, float(np.mean(values)), mean_interval(values, seed)) if n else None
 
 
-def mean_interval(values: Sequence[float] | NDArray[np.float64], seed: int) -> tuple[float, float]:
+def mean_interval(values: Values, seed: int) -> tuple[float, float]:
     """Return the percentile bootstrap interval of a mean over samples.
 
     Args:
@@ -161,7 +177,9 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64], seed: int) -> t
     return percentile_interval(resampled(counts, seed) @ different / len(values))
 
 
-def estimate_of(rows: Sequence[Sequence[float]], of_sums: Callable[[Sums], Any], seed: int) -> Estimate | None:
+def estimate_of(
+    rows: Sequence[Sequence[float]] | NDArray[np.float64], of_sums: Callable[[Sums], Any], seed: int
+) -> Estimate | None:
     """Return a number that hangs on sums over samples, such as a ratio of means, with its bootstrap interval.
 
     A resample without a sample to divide by is left out.

@@ -115,11 +115,6 @@ class Store(Generic[RowT]):
         """Whether there is nothing that was not merged into the finished file."""
         return self.path.exists() and not self._partial.exists()
 
-    @property
-    def runs(self) -> list[dict[str, Any]]:
-        """What each run that added rows said of itself."""
-        return list(self._meta["runs"])
-
     def rows(self, keys: Iterable[str] | None = None) -> Iterator[RowT]:
         """Give the rows of some keys (None: all), in their order, one by one, so that they need not fit in memory.
 

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as validated
 from data.answers import until_closed, until_text
 from data.manifest import require_as_prepared
 from data.prompts import AUTO, LETTERS, Prompt, Query
-from data.sample import Mode, Sample, Text
+from data.sample import Mode, Sample, Text, read_samples
 from data.shapes import ShapesSource
 from data.sources import (
     AnswerKind,
@@ -145,7 +145,7 @@ class Task:
             raise ValueError(f"fixed_choices: expected two with answer_kind boolean, got {len(self.fixed_choices)}")
         if self.columns.choices is not None and self.fixed_choices:
             raise ValueError("fixed_choices: expected none beside columns.choices, got some")
-        if self.shuffle and not (self.has_choices and self.list_choices):
+        if self.shuffle and not self.lists_choices:
             raise ValueError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {self.shuffle}")
         if self.variant:
             self._require_variant(len(self.fixed_choices) or None)
@@ -159,6 +159,11 @@ class Task:
     def has_choices(self) -> bool:
         """Whether the task is multiple-choice."""
         return self.columns.choices is not None or bool(self.fixed_choices)
+
+    @property
+    def lists_choices(self) -> bool:
+        """Whether the prompt lists choices, so that their order can be another."""
+        return self.has_choices and self.list_choices
 
     @property
     def judged_mode(self) -> Mode:
@@ -272,7 +277,7 @@ class Task:
 
     def _require_variant(self, choices: int | None) -> None:
         """Refuse a variant that asks a question as an earlier one does; None: it has an unknown number of choices."""
-        wordings, listed = 1 + len(self.prompt.wordings), self.has_choices and self.list_choices
+        wordings, listed = 1 + len(self.prompt.wordings), self.lists_choices
         if choices is None and listed:
             return
         different = max(self._orders(choices or 0) * wordings, len(self.examples))
@@ -420,13 +425,10 @@ class TaskSet:
         Raises:
             InputError: where no task lists any.
         """
-        listing = {name for name, task in self.tasks.items() if task.has_choices and task.list_choices}
+        listing = {n: dataclasses.replace(t, shuffle=shuffle) for n, t in self.tasks.items() if t.lists_choices}
         if not listing:
             raise InputError(f"shuffle: expected 0 for {self.name}, whose prompt lists no choices, got {shuffle}")
-        return TaskSet(
-            {n: dataclasses.replace(t, shuffle=shuffle) if n in listing else t for n, t in self.tasks.items()},
-            self.folder,
-        )
+        return TaskSet({**self.tasks, **listing}, self.folder)
 
     def varied(self, variant: int) -> TaskSet:
         """Return the tasks with each sample asked so many variants on; 0: as it is.
@@ -508,3 +510,17 @@ def read_tasks(folder: Path) -> TaskSet:
     require_as_prepared(path, "a file")
     tasks = TaskSet.of([from_plain(Task, task, str(path)) for task in value["tasks"].values()])
     return dataclasses.replace(tasks, folder=folder)
+
+
+def read_split(folder: Path, split: str, tasks: TaskSet) -> list[Sample]:
+    """Read the samples of one split of a folder of samples.
+
+    Raises:
+        InputError: where they are missing or corrupt, or one is of another split or task.
+    """
+    samples = read_samples(folder / f"{split}.jsonl", f"data: {split}")
+    for sample in samples:
+        if sample.split != split:
+            raise InputError(f"data: expected samples of the split {split}, got one of {sample.split}")
+        tasks[sample.task]  # refuses a sample of another task
+    return samples

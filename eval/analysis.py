@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 
 from data.figures import save_figure
 from data.records import SearchRecord, read_records, runs_file
-from data.statistics import mean_interval, wilson_interval
+from data.statistics import mean_of, share_of
 from eval.figures import LayerRows, draw_layer_rates, draw_layer_use
-from eval.measures import LayerUse, layer_use
-from eval.tables import console_for, number, table
+from eval.luck import gives
+from eval.measures import layer_use
+from eval.tables import console_for, number, table, with_interval
 from router.command import parse_settings, plain_values, provenance
 from router.files import read_json, require_directory, sha256_file, writable_directory, write_json
 from router.validation import SETTINGS, Count, InputError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of analysis.json."""
 ANALYSIS_FILE = "analysis.json"
 PLAN = ("model", "revision", "dtype", "first_editable", "verify", "shuffle", "search")
@@ -166,38 +167,21 @@ def measures_of(records: Sequence[SearchRecord], wrong: dict[str, SearchRecord] 
         those with a chain that stands) with their luck; `depth` and `use` of the shortest chains that stand.
     """
     chains = [record.shortest.chain for record in records if record.shortest is not None]
-    depths = np.array([chain.depth for chain in chains], dtype=float)
     stands = [record for record in records if record.full.stands]
-    other = [record for record in records if _gives_other(record)]
+    other = [record for record in records if gives(record.full) is False]
     return {
         "n": len(records),
         "original": share_of([record.full.stands for record in records]),
         "oracle": share_of([record.shortest is not None for record in records]),
         "shortened": _gain(_is_shortened, stands, wrong, seed),
         "set_right": _gain(lambda record: record.shortest is not None, other, wrong, seed),
-        "depth": None if len(depths) < 2 else {"mean": depths.mean(), "interval": mean_interval(depths, seed)},
-        "use": asdict(layer_use(chains)) if chains else None,
+        "depth": mean_of([chain.depth for chain in chains], seed) if len(chains) > 1 else None,
+        "use": layer_use(chains) if chains else None,
     }
 
 
 def _is_shortened(record: SearchRecord) -> bool:
     return record.shortest is not None and record.shortest.chain.depth < record.num_layers
-
-
-def _gives_other(record: SearchRecord) -> bool:
-    """Whether full depth clearly gives another answer than the one that the search looked for."""
-    return not record.full.correct and record.full.verified is not False and record.full.margin != 0
-
-
-def share_of(counted: Sequence[bool]) -> dict[str, Any]:
-    """Return number, count and share of samples with its 95 % Wilson interval; null without samples."""
-    n, count = len(counted), sum(counted)
-    return {
-        "n": n,
-        "count": count,
-        "share": count / n if n else None,
-        "interval": wilson_interval(count, n) if n else None,
-    }
 
 
 def _gain(
@@ -209,15 +193,10 @@ def _gain(
     """Return the share that was found and its luck, both on samples whose full depth does not give the wrong answer."""
     gain: dict[str, Any] = {"found": share_of([asked(record) for record in records]), "luck": None}
     if wrong is not None:
-        pairs = [(one, wrong[one.sample_id]) for one in records if _gives_other(wrong[one.sample_id])]
+        pairs = [(one, wrong[one.sample_id]) for one in records if gives(wrong[one.sample_id].full) is False]
         found, lucky = [asked(one) for one, _ in pairs], [asked(other) for _, other in pairs]
-        rest = np.subtract(found, lucky, dtype=float)
-        gain["luck"] = {
-            "found": share_of(found),
-            "wrong": share_of(lucky),
-            "rest": float(rest.mean()) if pairs else None,
-            "rest_interval": mean_interval(rest, seed) if len(pairs) > 1 else None,
-        }
+        rest = mean_of(np.subtract(found, lucky, dtype=float), seed) if len(pairs) > 1 else None
+        gain["luck"] = {"found": share_of(found), "wrong": share_of(lucky), "rest": rest}
     return gain
 
 
@@ -234,7 +213,7 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
             f"{Path(model).name}, shortest chains that stand, {split} split, n = {count}",
             searches[0]["num_layers"],
             0,
-            [(one["search"], one["search"], LayerUse(**one["groups"]["all"]["use"])) for one in searches],
+            [(one["search"], one["search"], one["groups"]["all"]["use"]) for one in searches],
         )
         for name, draw in (("layer_use", draw_layer_use), ("layer_rates", draw_layer_rates)):
             paths = [out / f"{name}_{place}.{suffix}" for suffix in ("png", "svg")]
@@ -251,8 +230,8 @@ def print_analysis(content: dict[str, Any]) -> None:
             f"{one['search']} {one['split']}",
             name,
             str(group["n"]),
-            *map(_share, (group["original"], group["oracle"])),
-            number(group["depth"]["mean"], group["depth"]["interval"], ".2f") if group["depth"] else "-",
+            *map(with_interval, (group["original"], group["oracle"])),
+            number(group["depth"].value, group["depth"].interval, ".2f") if group["depth"] else "-",
         ]
         for one, name, group in groups
     ]
@@ -261,14 +240,8 @@ def print_analysis(content: dict[str, Any]) -> None:
     for kind, words in (("shortened", "right: a shorter chain stands"), ("set_right", "wrong: a chain stands")):
         rows = []
         for one, name, group in groups:
-            gain, luck = group[kind], group[kind]["luck"]
-            told = [_share(luck["wrong"]), number(luck["rest"], luck["rest_interval"], "+.3f")] if luck else ["-", "-"]
-            rows.append(
-                [f"{one['search']} {one['split']}", name, str(gain["found"]["n"]), _share(gain["found"]), *told]
-            )
+            found, luck = group[kind]["found"], group[kind]["luck"] or {"wrong": None, "rest": None}
+            told = map(with_interval, (found, luck["wrong"], luck["rest"]))
+            rows.append([f"{one['search']} {one['split']}", name, str(found.n if found else 0), *told])
         columns = ("search", "samples", "n", "found", "search for a wrong answer", "minus what it finds")
         console.print(table(f"Full depth {words} (published: over {PUBLISHED[kind]:.2f})", columns, rows))
-
-
-def _share(share: dict[str, Any]) -> str:
-    return number(share["share"], share["interval"])

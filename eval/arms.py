@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -114,69 +114,68 @@ class Arm(Protocol):
 
 
 @dataclass(frozen=True)
-class StaticArm:
-    """The same chain for every sample; full depth is one.
+class SampleArm:
+    """A chain of each sample that hangs on the sample alone; the model is not asked.
 
     Attributes:
-        chain: the chain.
         name: the arm's name.
+        chain_of: a sample's chain.
     """
 
-    chain: Chain
-    name: str = STATIC
+    name: str
+    chain_of: Callable[[Sample], Chain]
 
     def chains(self, samples: SampleBlock) -> list[Chain]:
-        """Return the chain for each sample."""
-        return [self.chain] * len(samples.samples)
+        """Return each sample's chain."""
+        return [self.chain_of(encoded.sample) for encoded in samples.samples]
 
 
-@dataclass(frozen=True)
-class KindArm:
-    """The same chain for every sample of a kind (a task of a mixture).
+def static_arm(chain: Chain, name: str = STATIC) -> SampleArm:
+    """Return the arm of the same chain for every sample; full depth is one."""
+    return SampleArm(name, lambda _: chain)
 
-    Attributes:
+
+def kind_arm(by_kind: Mapping[str, Chain], other: Chain, name: str = STATIC_BY_KIND) -> SampleArm:
+    """Return the arm of the same chain for every sample of a kind (a task of a mixture).
+
+    Args:
         by_kind: the chains, by task.
         other: chain of the samples of all other tasks.
         name: the arm's name.
     """
-
-    by_kind: Mapping[str, Chain]
-    other: Chain
-    name: str = STATIC_BY_KIND
-
-    def chains(self, samples: SampleBlock) -> list[Chain]:
-        """Return the chain of each sample's kind."""
-        return [self.by_kind.get(encoded.sample.task, self.other) for encoded in samples.samples]
+    return SampleArm(name, lambda sample: by_kind.get(sample.task, other))
 
 
-@dataclass(frozen=True)
-class KnownArm:
-    """A chain of each sample that is known beforehand: the oracle's, or another arm's to be run again.
+def known_arm(by_sample: Mapping[str, Chain], name: str) -> SampleArm:
+    """Return the arm of chains that are known beforehand, by sample id."""
+    return SampleArm(name, lambda sample: by_sample[sample.id])
 
-    Attributes:
-        by_sample: the chains, by sample id.
-        name: the arm's name.
+
+def mixture_arm(first: Chain, second: Chain, share: float, seed: int) -> SampleArm:
+    """Return the arm of two static chains: each sample draws one of them from its own generator of (seed, sample id).
+
+    Args:
+        first: the shallower chain.
+        second: the deeper one.
+        share: probability of the first.
+        seed: seed of the draws.
     """
-
-    by_sample: Mapping[str, Chain]
-    name: str
-
-    def chains(self, samples: SampleBlock) -> list[Chain]:
-        """Return each sample's chain."""
-        return [self.by_sample[encoded.sample.id] for encoded in samples.samples]
+    return SampleArm(
+        MIXTURE,
+        lambda sample: first if random.Random(f"{seed}/mixture/{sample.id}").random() < share else second,
+    )
 
 
-def oracle_arm(records: Sequence[SearchRecord], name: str = ORACLE) -> KnownArm:
+def oracle_arm(records: Sequence[SearchRecord], name: str = ORACLE) -> SampleArm:
     """Return the arm of the shortest chain that stands in each record, full depth where none does.
 
     It has seen the answer. Its chains are run again like all others, so a chain that was right only in the search's
     batch, or only in the cheap mode, counts as wrong.
     """
-    found = {record.sample_id: record.shortest or record.full for record in records}
-    return KnownArm({key: one.chain for key, one in found.items()}, name)
+    return known_arm({record.sample_id: (record.shortest or record.full).chain for record in records}, name)
 
 
-def permuted_arm(chains: Sequence[Chain], samples: Sequence[Sample], seed: int) -> KnownArm:
+def permuted_arm(chains: Sequence[Chain], samples: Sequence[Sample], seed: int) -> SampleArm:
     """Return the arm that permutes chains, one a sample, among the samples of each kind (task).
 
     What it lacks against the chains in their own places is what their chooser read of a sample beyond its kind.
@@ -187,7 +186,7 @@ def permuted_arm(chains: Sequence[Chain], samples: Sequence[Sample], seed: int) 
         shuffled = [chain for _, chain in own]
         random.Random(f"{seed}/permuted/{kind}").shuffle(shuffled)
         drawn |= {key: chain for (key, _), chain in zip(own, shuffled, strict=True)}
-    return KnownArm(drawn, PERMUTED)
+    return known_arm(drawn, PERMUTED)
 
 
 class StatesReader:
@@ -270,13 +269,7 @@ class RandomArm:
 
 
 def random_chain(depth: int, num_layers: int, read_layer: int, rng: random.Random) -> Chain:
-    """Return a random chain of exactly `depth` layers, drawn as `RandomArm` says.
-
-    Raises:
-        ValueError: where the depth is below `read_layer` or 1.
-    """
-    if depth < max(1, read_layer):
-        raise ValueError(f"depth: expected at least {max(1, read_layer)}, got {depth}")
+    """Return a random chain of exactly `depth` layers, at least `read_layer`, drawn as `RandomArm` says."""
     editable = range(read_layer, num_layers)
     counts = [1] * num_layers
     if depth < num_layers:
@@ -286,30 +279,6 @@ def random_chain(depth: int, num_layers: int, read_layer: int, rng: random.Rando
         for layer in rng.choices(editable, k=depth - num_layers):
             counts[layer] += 1
     return Chain.from_counts(counts)
-
-
-@dataclass(frozen=True)
-class MixtureArm:
-    """Two static chains: each sample draws one of them from its own generator of (seed, sample id).
-
-    Attributes:
-        first: the shallower chain.
-        second: the deeper one.
-        share: probability of the first.
-        seed: seed of the draws.
-        name: the arm's name.
-    """
-
-    first: Chain
-    second: Chain
-    share: float
-    seed: int
-    name: str = MIXTURE
-
-    def chains(self, samples: SampleBlock) -> list[Chain]:
-        """Return the chain that each sample draws."""
-        draws = (random.Random(f"{self.seed}/mixture/{encoded.sample.id}").random() for encoded in samples.samples)
-        return [self.first if draw < self.share else self.second for draw in draws]
 
 
 @dataclass(frozen=True)

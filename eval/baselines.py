@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,18 +30,15 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, batches_by_length, confidences
 from data.statistics import wilson_interval
-from eval.arms import Arm, KindArm, StaticArm, exit_chain
+from eval.arms import Arm, exit_chain, kind_arm, static_arm
 from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
 from router.heads.budget import best_mixture
 from router.validation import STORED, ChainField, Count, NotNegative, Positive, Share, from_plain, to_plain
 
-STATIC_FILE, MIXTURE_FILE, EXIT_FILE, PRUNED_FILE = "static.json", "mixture.json", "early_exit.json", "pruned.json"
-BY_KIND_FILE = "static_by_kind.json"
 INFLUENCE_SAMPLES = 128
 """Training samples on which the layers' influence is measured; ShortGPT takes a few hundred texts at most."""
-ChoiceT = TypeVar("ChoiceT")
 
 
 @dataclass(frozen=True, config=STORED)
@@ -93,6 +90,7 @@ class StaticChoice:
         mode: mode in which candidates were judged.
     """
 
+    FILE: ClassVar = "static.json"
     chain: ChainField
     text: str
     depth: Positive
@@ -113,6 +111,7 @@ class StaticByKind:
         kinds: the choice of each kind, by task; a task without training or validation samples has that of all samples.
     """
 
+    FILE: ClassVar = "static_by_kind.json"
     kinds: dict[str, StaticChoice]
 
 
@@ -133,6 +132,7 @@ class MixtureChoice:
         router_validation_depth: greatest mean depth allowed, layers.
     """
 
+    FILE: ClassVar = "mixture.json"
     first: ChainField
     second: ChainField
     text: str
@@ -160,6 +160,7 @@ class EarlyExitChoice:
         router_validation_depth: greatest mean depth allowed, layers.
     """
 
+    FILE: ClassVar = "early_exit.json"
     layer: Positive
     threshold: NotNegative
     accuracy: Share
@@ -185,6 +186,7 @@ class PrunedChoice:
         router_validation_depth: greatest depth allowed, layers.
     """
 
+    FILE: ClassVar = "pruned.json"
     chain: ChainField
     text: str
     depth: Positive
@@ -195,24 +197,32 @@ class PrunedChoice:
     router_validation_depth: NotNegative
 
 
-def kept(path: Path, kind: type[ChoiceT], num_layers: int, choose: Callable[[], ChoiceT]) -> ChoiceT:
-    """Return what an earlier run has chosen, or choose and keep it.
+ChoiceT = TypeVar("ChoiceT", StaticChoice, StaticByKind, MixtureChoice, EarlyExitChoice, PrunedChoice)
 
-    Args:
-        path: the file.
-        kind: type of the choice.
-        num_layers: layers of the model.
-        choose: makes the choice.
+
+def read_choice(out: Path, kind: type[ChoiceT], num_layers: int) -> ChoiceT:
+    """Read what a run has chosen, for a model of so many layers.
 
     Raises:
-        InputError: where the file is corrupt.
+        InputError: where the file is missing or corrupt.
     """
-    if not path.exists():
-        write_json(path, to_plain(choose()))
+    path = out / kind.FILE
     return from_plain(kind, read_json(path), str(path), num_layers=num_layers)
 
 
-def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, max_depth: float) -> list[Chain]:
+def keep_choice(out: Path, choice: ChoiceT) -> None:
+    """Write what a run has chosen into its folder."""
+    write_json(out / choice.FILE, to_plain(choice))
+
+
+def kept(out: Path, kind: type[ChoiceT], num_layers: int, choose: Callable[[], ChoiceT]) -> ChoiceT:
+    """Return what an earlier run in the folder has chosen, or choose and keep it; errors as of `read_choice`."""
+    if not (out / kind.FILE).exists():
+        keep_choice(out, choose())
+    return read_choice(out, kind, num_layers)
+
+
+def candidate_pool(records: Sequence[SearchRecord], *, pool: int, trials: int, max_depth: float) -> list[Chain]:
     """Return the full chain and, for each depth, the best chains of the training records.
 
     Args:
@@ -226,14 +236,11 @@ def candidate_pool(records: Iterable[SearchRecord], *, pool: int, trials: int, m
     """
     tried: dict[Chain, int] = defaultdict(int)
     right: dict[Chain, int] = defaultdict(int)
-    full = None
+    full = records[0].full.chain
     for record in records:
-        full = record.full.chain
         for result in record.results:
             tried[result.chain] += 1
             right[result.chain] += result.correct
-    if full is None:
-        raise ValueError("records: expected at least one record, got none")
     ranks = {
         chain: (count < trials, -wilson_interval(right[chain], count)[0])
         for chain, count in tried.items()
@@ -351,8 +358,8 @@ def candidate_arms(pool: StaticPool, kinds: Mapping[str, StaticPool]) -> list[Ar
     more = range(max(map(len, own.values()), default=0))
     by_place = [{kind: chains[i] for kind, chains in own.items() if i < len(chains)} for i in more]
     return [
-        *(StaticArm(chain, str(chain)) for chain in shared),
-        *(KindArm(of_kind, shared[0], f"kind {i}") for i, of_kind in enumerate(by_place)),
+        *(static_arm(chain, str(chain)) for chain in shared),
+        *(kind_arm(of_kind, shared[0], f"kind {i}") for i, of_kind in enumerate(by_place)),
     ]
 
 

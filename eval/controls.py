@@ -21,9 +21,12 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Float
 from pydantic.dataclasses import dataclass
 
 from data.answers import folded, parse_letter
@@ -34,7 +37,7 @@ from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, SampleBlock
 from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
 from data.tasks import Task, TaskSet
-from eval.arms import FULL, ORACLE, KnownArm
+from eval.arms import FULL, ORACLE, known_arm
 from eval.luck import Luck, LuckFound, RandomFound, RandomSearch
 from eval.results import ArmResult, read_results, result_store, run_arms
 from router.chain import Chain
@@ -227,7 +230,7 @@ def plan_controls(
     Raises:
         InputError: where records do not fit each other.
     """
-    listing = _drawn(samples, _lists_choices, count, seed, tasks) if reshuffles else []
+    listing = _drawn(samples, attrgetter("lists_choices"), count, seed, tasks) if reshuffles else []
     judged = _drawn(samples, _can_be_generated, count, seed, tasks)
     return Plan(
         schema=SCHEMA,
@@ -243,21 +246,8 @@ def plan_controls(
 
 
 def shuffles(number: int, seed: int) -> tuple[int, ...]:
-    """Return the values of `Task.shuffle`, others for every seed.
-
-    Raises:
-        InputError: where the number is not in 0..`LARGEST_NUMBER`, or the seed below 0.
-    """
-    if not 0 <= number <= LARGEST_NUMBER or seed < 0:
-        raise InputError(
-            f"reshuffles: expected 0..{LARGEST_NUMBER} and a seed of at least 0, got {number} and the seed {seed}"
-        )
+    """Return so many values of `Task.shuffle`, others for every seed."""
     return tuple((LARGEST_NUMBER + 1) * seed + i + 1 for i in range(number))
-
-
-def _lists_choices(task: Task) -> bool:
-    """Whether a task's prompt lists choices, so that they can be reshuffled."""
-    return task.has_choices and task.list_choices
 
 
 def _can_be_generated(task: Task) -> bool:
@@ -333,11 +323,9 @@ def run_controls(
     again = [one for one in samples if one.id in set(plan.reshuffled)]
     written = [one for one in samples if one.id in set(plan.generated)]
     for shuffle in plan.shuffles:
-        listing = {name: scorer.tasks[name] for name in sorted({one.task for one in again})}
-        tasks = dataclasses.replace(scorer.tasks, tasks=listing)
-        reshuffled = scorer.with_tasks(tasks.shuffled(shuffle))
+        reshuffled = scorer.with_tasks(scorer.tasks.shuffled(shuffle))
         run_arms(
-            [KnownArm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],
+            [known_arm(of_arm, reshuffled_name(arm, shuffle)) for arm, of_arm in chains.items()],
             again,
             reshuffled,
             reshuffled.judge,
@@ -348,7 +336,7 @@ def run_controls(
         )
     if written:
         run_arms(
-            [KnownArm(of_arm, generated_name(arm)) for arm, of_arm in chains.items()],
+            [known_arm(of_arm, generated_name(arm)) for arm, of_arm in chains.items()],
             written,
             scorer,
             GenerationJudge.of(scorer),
@@ -500,41 +488,34 @@ def _measure_reshuffled(usual: Pair, again: Sequence[Pair], seed: int) -> Reshuf
         again: for each shuffle the results of the same samples, in the same order; at least one.
         seed: seed of the bootstrap.
     """
-    right = [[one.correct for one in of_arm] for of_arm in usual]
-    later = [
-        [_mean([one.correct for one in of_sample]) for of_sample in zip(*shuffled, strict=True)]
-        for shuffled in zip(*again, strict=True)
-    ]
-    rows = [*zip(*right, *later, strict=True)]
-    set_right = [i for i, (one, other, _, _) in enumerate(rows) if other and not one]
-    rescued = [rows[i] for i in set_right]
-    retained = [(float(b and not a), d if b and not a else 0.0, float(a), c if a else 0.0) for a, b, c, d in rows]
+    full, oracle = (np.array([one.correct for one in of_arm]) for of_arm in usual)
+    full_again, oracle_again = (
+        np.mean([[one.correct for one in shuffled] for shuffled in of_arm], axis=0)
+        for of_arm in zip(*again, strict=True)
+    )
+    rescued = oracle & ~full
+    retained = np.stack([rescued, rescued * oracle_again, full, full * full_again], axis=1)
+    guesses = [1 / one.choices for one, of_sample in zip(usual[0], rescued, strict=True) if of_sample]
     return Reshuffled(
-        n=len(rows),
+        n=len(full),
         reshuffles=len(again),
         rescued=Rescued(
-            n=len(rescued),
-            chance=_mean([1 / usual[0][i].choices for i in set_right]) if rescued else None,
-            oracle=share_of([d for *_, d in rescued]),
-            full=share_of([c for _, _, c, _ in rescued]),
-            difference=mean_of([d - c for _, _, c, d in rescued], seed),
+            n=len(guesses),
+            chance=sum(guesses) / len(guesses) if guesses else None,
+            oracle=share_of(oracle_again[rescued]),
+            full=share_of(full_again[rescued]),
+            difference=mean_of((oracle_again - full_again)[rescued], seed),
         ),
-        full_right=share_of([c for a, _, c, _ in rows if a]),
-        both_right=share_of([d for a, b, _, d in rows if a and b]),
+        full_right=share_of(full_again[full]),
+        both_right=share_of(oracle_again[full & oracle]),
         retained=estimate_of(retained, lambda sums: sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2], seed),
-        usual=_accuracies([(float(a), float(b)) for a, b, _, _ in rows], seed),
-        reshuffled=_accuracies([(c, d) for _, _, c, d in rows], seed),
+        usual=_accuracies(full.astype(float), oracle.astype(float), seed),
+        reshuffled=_accuracies(full_again, oracle_again, seed),
     )
 
 
-def _accuracies(pairs: Sequence[tuple[float, float]], seed: int) -> Accuracies:
-    full, oracle = [one for one, _ in pairs], [other for _, other in pairs]
-    difference = mean_of([other - one for one, other in pairs], seed)
-    return Accuracies(share_of(full), share_of(oracle), difference)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _accuracies(full: Float[np.ndarray, " samples"], oracle: Float[np.ndarray, " samples"], seed: int) -> Accuracies:
+    return Accuracies(share_of(full), share_of(oracle), mean_of(oracle - full, seed))
 
 
 def _measure_generated(judged: Pair, written: Pair, modes: Sequence[str], seed: int) -> Generated:

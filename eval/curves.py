@@ -14,7 +14,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,13 +27,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 from rich.table import Table
 
-from data.figures import save_figure
+from data.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.records import DenseTable, SearchRecord, read_records
+from data.sample import read_samples
 from data.states import StatesOrigin, kept_states
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_mixture, choose_static
-from eval.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, new_figure, tidy, whiskers
-from eval.inputs import require_unseen_by
+from eval.figures import new_figure, whiskers
+from eval.inputs import require_unseen
 from eval.measures import entropies
 from eval.tables import console_for, table
 from router.command import parse_settings, provenance
@@ -102,10 +104,13 @@ def main(argv: Sequence[str] | None) -> None:
     for name, split in (("train and validation", known), ("validation", validation)):
         if absent := set(test.tasks) - set(split.tasks):
             raise InputError(f"records: expected samples of every task of test in {name}, got none of {min(absent)}")
+    wanted = set(test.sample_ids)
+    asked = [one for one in read_samples(settings.data / "test.jsonl", "data: test") if one.id in wanted]
     points: list[dict[str, Any]] = []
     for name, folders in settings.routers.items():
         for folder in folders:
             router = load_router(require_directory(folder, "routers"))
+            require_unseen(folder, asked)
             points += _curve(name, folder, router, tables, settings)
     if not points:
         raise InputError(f"budgets: expected one that a router can meet on validation, got {settings.budgets}")
@@ -145,7 +150,6 @@ def _records(settings: CurvesSettings, split: str) -> list[SearchRecord]:
 
 def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: CurvesSettings) -> list[dict[str, Any]]:
     """Measure one router at every budget that it can meet on validation."""
-    require_unseen_by(folder, set(tables.test.sample_ids), settings.data)
     kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= router.config.read_layer]
     columns = np.array([tables.known.place(chain) for chain in kept])
     origin, layer = StatesOrigin(router.config.fingerprints, router.config.dtype), router.config.read_layer
@@ -197,12 +201,10 @@ def measure(
     known, of_test = tables.known, tables.test
     right, correct = of_test.right(test), of_test.correct.astype(float)
     depth, bound = float(of_test.depths[test].mean()), float(tables.validation.depths[validation].mean())
-    counts, n = known.correct.sum(0).tolist(), len(known.sample_ids)
-    candidates = [Candidate(chain, count, n) for chain, count in zip(known.chains, counts, strict=True)]
     static = best_static(known, bound)
     by_kind = static_by_kind(tables, validation)
     # At the router's own depth on test, so that the mixture never runs fewer layers than it is compared with.
-    mixture = choose_mixture(candidates, depth)
+    mixture = choose_mixture(candidates_of(known), depth)
     first, second = (correct[:, of_test.place(chain)] for chain in (mixture.first, mixture.second))
     # Of each baseline: every sample's probability of a right answer, and the mean depth.
     baselines = {
@@ -248,12 +250,16 @@ def measure(
     }
 
 
-def best_static(known: DenseTable, depth: float, kind: str | None = None) -> int:
-    """Return the column of the best static chain of depth at most `depth`, of one kind's samples where one is named."""
+def candidates_of(known: DenseTable, kind: str | None = None) -> list[Candidate]:
+    """Return a table's chains as candidates for the static one, on one kind's samples where one is named."""
     own = [kind in (None, task) for task in known.tasks]
     counts = known.correct[own].sum(0).tolist()
-    candidates = [Candidate(chain, count, sum(own)) for chain, count in zip(known.chains, counts, strict=True)]
-    return known.place(choose_static(candidates, depth).chain)
+    return [Candidate(chain, count, sum(own)) for chain, count in zip(known.chains, counts, strict=True)]
+
+
+def best_static(known: DenseTable, depth: float, kind: str | None = None) -> int:
+    """Return the column of the best static chain of depth at most `depth`, of one kind's samples where one is named."""
+    return known.place(choose_static(candidates_of(known, kind), depth).chain)
 
 
 def static_by_kind(tables: Tables, validation: Int[np.ndarray, " samples"]) -> Int[np.ndarray, " samples"]:
@@ -367,9 +373,7 @@ def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         accuracies = [point["accuracy"] for point in own]
         kinds = {
             kind: {
-                field: float(np.mean([point["kinds"][kind][field] for point in own]))
-                for field, value in first.items()
-                if isinstance(value, float)
+                field: _mean(own, "kinds", kind, field) for field, value in first.items() if isinstance(value, float)
             }
             for kind, first in own[0]["kinds"].items()
         }
@@ -378,23 +382,22 @@ def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "name": name,
                 "budget": budget,
                 "seeds": len(own),
-                "accuracy": float(np.mean(accuracies)),
+                "accuracy": _mean(own, "accuracy"),
                 "spread": [min(accuracies), max(accuracies)],
-                "depth": float(np.mean([point["depth"] for point in own])),
-                "against": {
-                    arm: float(np.mean([point["against"][arm]["difference"] for point in own]))
-                    for arm in own[0]["against"]
-                },
+                "depth": _mean(own, "depth"),
+                "against": {arm: _mean(own, "against", arm, "difference") for arm in own[0]["against"]},
                 "worst_p": max(point["permutation_p"] for point in own),
                 "kinds": kinds,
                 "worst_kind": min(kinds, key=lambda kind: kinds[kind]["difference"]),
-                **{
-                    field: float(np.mean([point[field] for point in own]))
-                    for field in ("entropy_bits", "entropy_within_bits")
-                },
+                **{field: _mean(own, field) for field in ("entropy_bits", "entropy_within_bits")},
             }
         )
     return found
+
+
+def _mean(points: Sequence[dict[str, Any]], *path: str) -> float:
+    """Return the mean over points of a number that stands at a path of keys."""
+    return float(np.mean([reduce(getitem, path, point) for point in points]))
 
 
 def print_curves(content: dict[str, Any]) -> None:

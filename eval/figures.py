@@ -18,12 +18,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from data.figures import save_figure
+from data.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.statistics import wilson_interval
 from eval.arms import (
     EARLY_EXIT,
@@ -45,9 +44,6 @@ from eval.report import Report, ReportArm
 
 SALT = "eval"
 """Seeds the names inside SVG files."""
-BLACK, GREY = "#000000", "#777777"
-BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY = "#E69F00", "#56B4E9"
 WIDTHS = {False: 7.5, True: 3.6}
 """Inches, of the wide figure and of the narrow one."""
 TASKS_NAMED = 3
@@ -77,7 +73,7 @@ class Style:
     """How an arm is drawn.
 
     Attributes:
-        colour: of the palette that differs for colour-blind readers too (Okabe and Ito 2008).
+        colour: of the palette (`data.figures`).
         marker: matplotlib's marker, which says the same once more.
         hollow: whether the marker is empty: arms that saw the answers, and those that no single chain makes.
         size: points.
@@ -88,10 +84,10 @@ class Style:
     hollow: bool = False
     size: float = 7.0
 
-    @property
-    def face(self) -> str:
-        """Colour inside the marker."""
-        return "none" if self.hollow else self.colour
+    def look(self, scale: float = 1.0) -> dict[str, Any]:
+        """Return matplotlib's words for it, the marker so many times as large."""
+        face = "none" if self.hollow else self.colour
+        return {"color": self.colour, "marker": self.marker, "markerfacecolor": face, "markersize": self.size * scale}
 
 
 STYLES = {
@@ -148,22 +144,14 @@ def whiskers(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> l
 
 def new_figure(narrow: bool, height: float, **options: Any) -> Figure:
     """Return an empty figure of the wide or the narrow width, `height` inches high."""
-    figure = Figure(figsize=(WIDTHS[narrow], height), **options)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def tidy(axes: Axes) -> None:
-    """Take away the frame's upper and right side."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    return Figure(figsize=(WIDTHS[narrow], height), **options)
 
 
 def subject_of(report: Report) -> str:
     """Return model, task, split and number of samples, for a title."""
     tasks = report.task.split("+")
     task = report.task if len(tasks) <= TASKS_NAMED else f"{len(tasks)} tasks"
-    return f"{Path(report.model.name).name}, {task}, {report.split} split, n = {report.n}"
+    return f"{report.model.short}, {task}, {report.split} split, n = {report.n}"
 
 
 def title(figure: Figure, subject: str, narrow: bool, *more: str) -> None:
@@ -221,20 +209,11 @@ def _accuracy_points(axes: Axes, report: Report) -> tuple[float, float]:
     """Draw the arms and return the limits of the accuracy."""
     arms = report.arms
     for arm in arms:
-        style, accuracy = style_of(arm.name), arm.accuracy
-        axes.errorbar(
-            arm.mean_depth,
-            accuracy,
-            yerr=whiskers([accuracy], [arm.accuracy_interval]),
-            fmt=style.marker,
-            color=style.colour,
-            markerfacecolor=style.face,
-            markersize=style.size,
-            capsize=3,
-            linewidth=1,
-        )
+        bars = whiskers([arm.accuracy], [arm.accuracy_interval])
+        look = style_of(arm.name).look()
+        axes.errorbar(arm.mean_depth, arm.accuracy, yerr=bars, capsize=3, linewidth=1, linestyle="none", **look)
         if arm.name == FULL:
-            axes.axhline(accuracy, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
+            axes.axhline(arm.accuracy, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
     # The router and its further budgets: one head, asked for other depths.
     budgets = sorted((arm.mean_depth, arm.accuracy) for arm in arms if arm.name.split("@")[0] == ROUTER)
     if len(budgets) > 1:
@@ -254,17 +233,8 @@ def _accuracy_points(axes: Axes, report: Report) -> tuple[float, float]:
 
 def _accuracy_key(axes: Axes, arm: ReportArm, label: str, x: float, y: float) -> None:
     """Write an arm's marker and label at a place outside the axes, shares of their width and height."""
-    style = style_of(arm.name)
-    axes.plot(
-        [x],
-        [y],
-        style.marker,
-        transform=axes.transAxes,
-        color=style.colour,
-        markerfacecolor=style.face,
-        markersize=style.size * 0.8,
-        clip_on=False,
-    )
+    look = style_of(arm.name).look(0.8)
+    axes.plot([x], [y], linestyle="none", transform=axes.transAxes, clip_on=False, **look)
     axes.annotate(label, (x, y), (8, 0), "axes fraction", "offset points", va="center", fontsize=7.5)
 
 
@@ -398,8 +368,7 @@ def draw_layer_use(use: LayerRows, narrow: bool = False) -> Figure:
     row_labels(axes, [label for _, label, _ in use.rows], narrow)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
     where = {"location": "bottom", "pad": 0.02, "aspect": 40} if narrow else {"pad": 0.02, "aspect": 12}
     bar = figure.colorbar(cells, ax=axes, **where)
     bar.set_label("mean runs", fontsize=7.5)
@@ -507,7 +476,6 @@ def _difficulty_panel(axes: Axes, groups: Sequence[Group], panel: Panel, report:
     """Draw one measure of each arm over a task's levels; arms stand side by side so that intervals do not hide."""
     named = {arm.name: arm.label for arm in report.arms if arm.name in DIFFICULTY_ARMS}
     for position, (name, label) in enumerate(named.items()):
-        style = style_of(name)
         found = [panel(next(arm for arm in group.arms if arm.name == name)) for group in groups]
         values, intervals = [value for value, _ in found], [interval for _, interval in found]
         shift = 0.09 * (position - (len(named) - 1) / 2)
@@ -515,13 +483,10 @@ def _difficulty_panel(axes: Axes, groups: Sequence[Group], panel: Panel, report:
             [level + shift for level in range(len(groups))],
             values,
             yerr=whiskers(values, intervals),
-            color=style.colour,
-            marker=style.marker,
-            markerfacecolor=style.face,
-            markersize=style.size * 0.75,
             linewidth=0.9,
             capsize=2,
             label=short_label(label),
+            **style_of(name).look(0.75),
         )
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)

@@ -16,7 +16,7 @@ from data.manifest import MANIFEST, read_manifest
 from data.pool import RunSettings
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
-from data.tasks import TASKS_FILE, TaskSet, read_tasks
+from data.tasks import TASKS_FILE, TaskSet, read_split, read_tasks
 from data.tracking import TrackingSettings
 from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, RANDOM, STATIC_BY_KIND, Baseline
 from eval.luck import require_random_search, require_same_search
@@ -153,26 +153,25 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     for name in ("data", "records", "router"):
         require_directory(getattr(settings, name), name)
     tasks = read_tasks(settings.data)
-    samples = {split: _read_split(settings.data, split, tasks) for split in SPLITS}
+    samples = {split: read_split(settings.data, split, tasks) for split in SPLITS}
     _check_vouched(settings.data)
     calibration = settings.data / f"{CALIBRATION}.jsonl"
     others = {CALIBRATION: read_samples(calibration, "data")} if calibration.exists() else {}
     _check_unseen(samples | others)
     present = [split for split in SPLITS if split in RECORD_SPLITS or (settings.records / f"{split}.jsonl").exists()]
     records = {split: _read_records(settings.records, split, tasks, samples[split]) for split in present}
+    targets = {"random_search": "gold", "wrong_records": "wrong"}
+    folders: dict[str, Path] = {name: folder for name in targets if (folder := getattr(settings, name)) is not None}
     extra = {
-        name: None if folder is None else _read_records(folder, "test", tasks, samples["test"], name, target)
-        for name, folder, target in (
-            ("random_search", settings.random_search, "gold"),
-            ("wrong_records", settings.wrong_records, "wrong"),
-        )
+        name: _read_records(folder, "test", tasks, samples["test"], name, targets[name])
+        for name, folder in folders.items()
     }
     if settings.wrong_records is not None:
         require_same_search(settings.records / "test.jsonl", settings.wrong_records / "test.jsonl")
     if settings.random_search is not None:
         require_random_search(settings.random_search / "test.jsonl")
     router = load_router(settings.router)
-    _check_router_has_not_seen(settings.router, samples["test"])
+    require_unseen(settings.router, samples["test"])
     _check_agreement(records, router, settings)
     _check_prompt(router.config.fingerprints, tasks, f"router {settings.router}")
     try:
@@ -186,22 +185,18 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     files |= {f"router/{name}": settings.router / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
     if router.guarantee is not None:
         files[f"router/{GUARANTEE_FILE}"] = settings.router / GUARANTEE_FILE
-    files |= {
-        f"{name}/test": folder / "test.jsonl"
-        for name in extra
-        for folder in [getattr(settings, name)]
-        if folder is not None
-    }
+    files |= {f"{name}/test": folder / "test.jsonl" for name, folder in folders.items()}
     hashes = {name: sha256_file(path) for name, path in files.items()}
     if settings.limit is not None:
         samples = {split: of_split[: settings.limit] for split, of_split in samples.items()}
         kept = {sample.id for of_split in samples.values() for sample in of_split}
-        records = {split: [one for one in of_split if one.sample_id in kept] for split, of_split in records.items()}
-        extra = {
-            name: None if of_test is None else [one for one in of_test if one.sample_id in kept]
-            for name, of_test in extra.items()
-        }
-    return Inputs(tasks, samples, records, extra["random_search"], extra["wrong_records"], router, hashes, device)
+        records, extra = (
+            {name: [one for one in read if one.sample_id in kept] for name, read in of.items()}
+            for of in (records, extra)
+        )
+    return Inputs(
+        tasks, samples, records, extra.get("random_search"), extra.get("wrong_records"), router, hashes, device
+    )
 
 
 def base_model(settings: EvalSettings, router: Router) -> tuple[str, str | None]:
@@ -227,17 +222,6 @@ def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
     asked = {name: getattr(inputs.tasks, name) for name in ("mode", "judged_mode")}
     asked = {"task": inputs.tasks.name, **asked, "prompt": inputs.tasks.prompt_hash()}
     return {**own, **pool, **asked, "device": inputs.device, "inputs": inputs.hashes}
-
-
-def _read_split(folder: Path, split: str, tasks: TaskSet) -> list[Sample]:
-    path = folder / f"{split}.jsonl"
-    samples = read_samples(path, "data")
-    for sample in samples:
-        if sample.split != split:
-            raise InputError(f"data: expected only samples of the split {split} in {path}, got one of {sample.split}")
-        if sample.task not in tasks.tasks:
-            raise InputError(f"data: expected samples of the tasks {tasks.name} in {path}, got one of {sample.task}")
-    return samples
 
 
 def _check_vouched(folder: Path) -> None:
@@ -303,23 +287,16 @@ def _read_records(
     return records
 
 
-def require_unseen_by(folder: Path, test_ids: set[str], data: Path) -> None:
+def require_unseen(folder: Path, test: Sequence[Sample]) -> None:
     """Refuse a router that was trained, or stopped early, on a test question.
 
     Args:
         folder: the router's folder.
-        test_ids: ids of the test samples in question.
-        data: folder with test.jsonl.
+        test: the test samples in question.
 
     Raises:
         InputError: where it was.
     """
-    samples = read_samples(data / "test.jsonl", "data: test")
-    _check_router_has_not_seen(folder, [sample for sample in samples if sample.id in test_ids])
-
-
-def _check_router_has_not_seen(folder: Path, test: Sequence[Sample]) -> None:
-    """Refuse a router that was trained, or stopped early, on a test question."""
     seen = trained_questions(folder)
     if seen is None:
         return  # a router from elsewhere: the report notes that this could not be checked

@@ -26,7 +26,7 @@ from rich.table import Table
 from eval.arms import FULL, is_routed
 from eval.results import RESULTS_FILE, ArmResult, read_arms, read_run
 from eval.run import refresh
-from eval.tables import console_for, table
+from eval.tables import console_for, number, table
 from router.chain import Chain
 from router.command import parse_settings, provenance
 from router.engine.load import load_model
@@ -258,6 +258,4 @@ def _cell(cell: dict[str, Any]) -> Table:
 
 
 def _spread(value: dict[str, Any] | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}..{value['high']:.{digits}f})"
+    return "-" if value is None else number(value["median"], (value["low"], value["high"]), f".{digits}f")

@@ -13,20 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 from pydantic.dataclasses import dataclass
 
 from data.records import ChainResult, SearchRecord, runs_file
-from data.statistics import Estimate, PairedShares, Proportion, Sums, estimate_of, mean_of, paired_shares, share_of
+from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
 from eval.results import fields_of
 from router.files import read_json, require_file, sha256_file
 from router.validation import STORED, Count, InputError, NotNegative, Positive
 
 OF_FILE = ("num_layers", "first_editable", "dtype", "fingerprints")
 """Fields of records that are the same in searches of one model and prompt."""
-OF_SAMPLE = ("task", "split", "mode")
-"""Fields of records that are the same in searches of one sample."""
 OF_SEARCH = ("search", "menu", "first_editable", "shuffle", "verify", "dtype")
 """Settings that decide what a search does, but for the answer that it looks for."""
 TOLERANCE = 0.05
@@ -60,7 +59,7 @@ class LuckRow:
     def of(cls, gold: SearchRecord, wrong: SearchRecord) -> LuckRow:
         """Join the two records of a sample."""
         full: FullGives = "unclear"
-        gives_right, gives_wrong = _gives(gold.full), _gives(wrong.full)
+        gives_right, gives_wrong = gives(gold.full), gives(wrong.full)
         if gives_right:
             full = "right"
         elif gives_wrong:
@@ -109,7 +108,7 @@ class LuckFound(LuckSearches):
         Raises:
             InputError: where the two are not the same search of the same samples.
         """
-        pairs = _pairs(gold, wrong, "wrong", "wrong_records")
+        pairs = _pairs(gold, wrong, "wrong_records")
         most = [max(pair[i].simulations for pair in pairs) for i in (0, 1)]  # fewer only where no chain was left
         if most[0] != most[1]:
             raise InputError(
@@ -125,32 +124,24 @@ class LuckFound(LuckSearches):
 
     def measure(self, seed: int) -> Luck:
         """Measure how much is luck; the seed is the bootstrap's."""
-        rows = self.samples
-        eligible = [row for row in rows if row.full == "other"]
-        found, lucky = [row.found for row in eligible], [row.lucky for row in eligible]
-        columns = [
-            (
-                1.0,
-                float(row.full != "right"),
-                float(row.full != "right" and row.found),
-                float(row.full == "other"),
-                float(row.full == "other" and row.found) - float(row.full == "other" and row.lucky),
-            )
-            for row in rows
-        ]
-        kinds: tuple[FullGives, ...] = ("right", "told", "other", "unclear")
+        full = np.array([row.full for row in self.samples])
+        found, lucky = (np.array([getattr(row, name) for row in self.samples]) for name in ("found", "lucky"))
+        wrong, eligible = full != "right", full == "other"
+        gained, rest = wrong & found, 1.0 * (eligible & found) - (eligible & lucky)
+        columns = np.stack([np.ones(len(full)), wrong, gained, eligible, rest], axis=1)
         return Luck(
             **fields_of(self, LuckSearches),
-            n=len(rows),
-            full={kind: sum(row.full == kind for row in rows) for kind in kinds},
-            eligible=len(eligible),
-            gold=share_of(found),
-            luck=share_of(lucky),
-            paired=paired_shares(found, lucky, seed),
-            full_wrong=share_of([row.full != "right" for row in rows]),
+            n=len(full),
+            full={kind: int((full == kind).sum()) for kind in get_args(FullGives)},
+            eligible=int(eligible.sum()),
+            gold=share_of(found[eligible]),
+            luck=share_of(lucky[eligible]),
+            paired=paired_shares(found[eligible], lucky[eligible], seed),
+            full_wrong=share_of(wrong),
             gain=estimate_of(columns, lambda sums: sums[:, 2] / sums[:, 0], seed),
-            net_gain=estimate_of(columns, _net, seed),
-            flipped=share_of([row.lucky for row in rows if row.full == "right"]),
+            # (share wrong at full depth) * (rate of right chains - rate of lucky ones)
+            net_gain=estimate_of(columns, lambda sums: sums[:, 1] / sums[:, 0] * sums[:, 4] / sums[:, 3], seed),
+            flipped=share_of(lucky[~wrong]),
         )
 
 
@@ -256,7 +247,7 @@ class RandomFound(RandomCosts):
         Raises:
             InputError: where they are of other samples, another model or prompt, or another cost.
         """
-        pairs = _pairs(oracle, drawn, "gold", "random_search")
+        pairs = _pairs(oracle, drawn, "random_search")
         simulations, nominal = _means(pairs, "simulations"), _means(pairs, "nominal_layers")
         executed = _means(pairs, "executed_layers")
         same = simulations[0] == simulations[1]
@@ -318,44 +309,30 @@ class RandomSearch(RandomCosts):
     depth_difference: Estimate | None
 
 
-def _pairs(oracle: Sequence[SearchRecord], other: Sequence[SearchRecord], target: str, what: str) -> list[Pair]:
+def _pairs(oracle: Sequence[SearchRecord], other: Sequence[SearchRecord], what: str) -> list[Pair]:
     """Return the pairs of records of the same sample, in the oracle's order.
+
+    That the records of each file are alike, and look for the answer that they should, is checked where they are read
+    (`eval.inputs`).
 
     Args:
         oracle: records of the oracle, which searches for the right answer.
         other: records of another search, of all of its samples or of some.
-        target: `reward_target` of the other: "gold", or "wrong".
         what: name of the setting of the other records, for refusals.
 
     Raises:
-        InputError: where the records are not of the same samples, model and prompt, look for another answer than they
-            should, or were verified in one search only.
+        InputError: where they are of another model or prompt, or were verified in one search only.
     """
     known = {record.sample_id: record for record in other}
     pairs = [(record, known[record.sample_id]) for record in oracle if record.sample_id in known]
-    if not pairs or len(pairs) < len(other):
-        raise InputError(
-            f"{what}: expected records of the oracle's samples, got {len(other) - len(pairs)} of {len(other)} of others"
-        )
-    first = pairs[0][0]
-    for pair in pairs:
-        expected = {name: getattr(first, name) for name in OF_FILE}
-        expected |= {name: getattr(pair[0], name) for name in OF_SAMPLE}
-        for record, aim in zip(pair, ("gold", target), strict=True):
-            for name, value in (expected | {"reward_target": aim}).items():
-                if getattr(record, name) != value:
-                    raise InputError(
-                        f"{what}: expected {name} {value} of a search like the oracle's, got {getattr(record, name)} "
-                        f"(sample {record.sample_id})"
-                    )
-            if (record.full.verified is None) != (first.full.verified is None):
-                raise InputError(f"{what}: expected both searches verified, or neither (sample {record.sample_id})")
-        one, two = pair
-        if (one.target == two.target) != (target == "gold"):
+    one, two = pairs[0]
+    for name in OF_FILE:
+        if getattr(one, name) != getattr(two, name):
             raise InputError(
-                f"{what}: expected a search for {'the same' if target == 'gold' else 'a wrong'} answer, "
-                f"got {two.target!r} where {one.target!r} is right (sample {one.sample_id})"
+                f"{what}: expected {name} {getattr(one, name)} of a search like the oracle's, got {getattr(two, name)}"
             )
+    if (one.full.verified is None) != (two.full.verified is None):
+        raise InputError(f"{what}: expected both searches verified, or neither")
     return pairs
 
 
@@ -365,17 +342,11 @@ def _means(pairs: Sequence[Pair], name: str) -> tuple[float, float]:
     return first, second
 
 
-def _gives(full: ChainResult) -> bool | None:
+def gives(full: ChainResult) -> bool | None:
     """Whether full depth gives the answer that counts, in all judgements; None: in some, or it ties."""
     if full.verified is False or full.margin == 0:
         return None
     return full.correct
-
-
-def _net(sums: Sums) -> Sums:
-    """Return (share wrong at full depth) * (rate of right chains - rate of lucky ones), of the columns' sums."""
-    net: Sums = sums[:, 1] / sums[:, 0] * sums[:, 4] / sums[:, 3]
-    return net
 
 
 def _depth(record: SearchRecord) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, get_args
 
+import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -300,22 +301,14 @@ def entropies(choices: Sequence[Hashable], kinds: Sequence[str]) -> tuple[float,
 
 
 def layer_use(chains: Sequence[Chain]) -> LayerUse:
-    """Count how chains of one model use its layers.
-
-    Raises:
-        ValueError: where there are none, or they are for different numbers of layers.
-    """
-    if len({chain.num_layers for chain in chains}) != 1:
-        raise ValueError(f"chains: expected some of one model, got {len(chains)} with different numbers of layers")
-    n, layers = len(chains), range(chains[0].num_layers)
-    counts = [Counter(chain.layers) for chain in chains]
-    runs = [sum(count[layer] for count in counts) for layer in layers]
+    """Count how chains of one model, at least one, use its layers."""
+    runs = np.array([np.bincount(chain.layers, minlength=chain.num_layers) for chain in chains])
     return LayerUse(
-        chains=n,
-        mean_runs=tuple(times / n for times in runs),
-        skip_rate=tuple(sum(count[layer] == 0 for count in counts) / n for layer in layers),
-        repeat_rate=tuple(sum(count[layer] > 1 for count in counts) / n for layer in layers),
-        entropy_bits=_entropy(runs),
+        chains=len(chains),
+        mean_runs=tuple(runs.mean(0).tolist()),
+        skip_rate=tuple((runs == 0).mean(0).tolist()),
+        repeat_rate=tuple((runs > 1).mean(0).tolist()),
+        entropy_bits=_entropy(runs.sum(0).tolist()),
     )
 
 

@@ -24,9 +24,10 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 
+from data.figures import BLACK, BLUE, GREY
 from data.sample import Sample
 from eval.arms import FULL, GUARANTEE, MIXTURE, ORACLE, ROUTER, STATIC
-from eval.figures import BLACK, BLUE, GREY, Style, drawings_of, short_label, style_of
+from eval.figures import Style, drawings_of, short_label, style_of
 from eval.measures import Group, Paired
 from eval.report import Report, ReportArm, Spread
 from eval.results import ArmResult
@@ -127,7 +128,7 @@ def _environment() -> Environment:
     )
     filters = (share, share_interval, points, points_interval, probability, whole, spread, short_label, group_label)
     environment.filters |= {one.__name__: one for one in filters}
-    environment.globals |= {one.__name__: one for one in (headline, sentences, model_name, task_words)}
+    environment.globals |= {one.__name__: one for one in (headline, sentences, task_words)}
     return environment
 
 
@@ -194,11 +195,6 @@ def spread(value: Spread | None, digits: int) -> str:
     if value is None:
         return "-"
     return f"{value.median:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
-
-
-def model_name(report: Report) -> str:
-    """Return the model's name without the folders before it."""
-    return Path(report.model.name).name
 
 
 def headline(report: Report) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -31,16 +31,12 @@ from eval.arms import (
     is_routed,
 )
 from eval.baselines import (
-    BY_KIND_FILE,
-    EXIT_FILE,
-    MIXTURE_FILE,
-    PRUNED_FILE,
-    STATIC_FILE,
     EarlyExitChoice,
     MixtureChoice,
     PrunedChoice,
     StaticByKind,
     StaticChoice,
+    read_choice,
 )
 from eval.controls import Controls, controls_of
 from eval.measures import (
@@ -77,7 +73,6 @@ from router.latency import LATENCY_FILE, LatencyProfile, read_latency
 from router.validation import STORED, Count, InputError, NotNegative, Positive, Share, from_plain, to_plain
 
 REPORT_FILE = "report.json"
-ChoiceT = TypeVar("ChoiceT")
 ORACLE_CAVEAT = (
     "The oracle is an upper bound that has seen the answer: for each test sample it takes the shortest chain that the "
     "search found to be right. With few choices many tries hit the right one by luck, so part of it is no skill that "
@@ -393,9 +388,6 @@ def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = N
     by_arm = read_arms(out) if by_arm is None else by_arm
     hashed = sha256_file(out / RESULTS_FILE)
 
-    def chosen(kind: type[ChoiceT], file: str) -> ChoiceT:
-        return from_plain(kind, read_json(out / file), str(out / file), num_layers=layers)
-
     measures, against, comparisons = compared(by_arm, run.seed)
     costs = {name: cost_of(of_arm, run.flops, run.router_flops) for name, of_arm in by_arm.items()}
     controls = controls_of(out, [result for of_arm in by_arm.values() for result in of_arm], layers)
@@ -420,12 +412,12 @@ def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = N
         router_collapse=collapse_of(by_arm[ROUTER]),
         layer_use={name: layer_use([one.chain for one in of_arm]) for name, of_arm in by_arm.items()},
         oracle=Oracle(LABELS[ORACLE], run.oracle_found, sum(result.correct for result in by_arm[ORACLE])),
-        static=chosen(StaticChoice, STATIC_FILE),
+        static=read_choice(out, StaticChoice, layers),
         baselines=Baselines(
-            mixture=chosen(MixtureChoice, MIXTURE_FILE) if MIXTURE in by_arm else None,
-            early_exit=chosen(EarlyExitChoice, EXIT_FILE) if EARLY_EXIT in by_arm else None,
-            pruned=chosen(PrunedChoice, PRUNED_FILE) if PRUNED in by_arm else None,
-            static_by_kind=chosen(StaticByKind, BY_KIND_FILE) if STATIC_BY_KIND in by_arm else None,
+            mixture=read_choice(out, MixtureChoice, layers) if MIXTURE in by_arm else None,
+            early_exit=read_choice(out, EarlyExitChoice, layers) if EARLY_EXIT in by_arm else None,
+            pruned=read_choice(out, PrunedChoice, layers) if PRUNED in by_arm else None,
+            static_by_kind=read_choice(out, StaticByKind, layers) if STATIC_BY_KIND in by_arm else None,
         ),
         comparisons=comparisons,
         controls=controls,

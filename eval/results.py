@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from data.flops import ForwardFlops
 from data.pool import Batch, Pool, Report, Task, Tick, run_batches
+from data.prompts import NotEmpty
 from data.records import Answer, ChainResult
 from data.sample import Sample
 from data.scoring import ChainScorer, EncodedSample, Judge, SampleBlock, batches_by_length, delivered, in_parts
@@ -32,8 +33,6 @@ SCHEMA: Literal[4] = 4
 RUN_FILE, RESULTS_FILE = "run.json", "results.jsonl"
 Label = str | int | float | None
 """A difficulty or subject, as the sample's metadata has it."""
-Text = Annotated[str, Field(min_length=1)]
-"""Text that is not empty."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """A SHA-256, 64 hex digits."""
 ArmName = Annotated[str, Field(pattern=rf"^({'|'.join(LABELS)}|router@[0-9.e+]+)$")]
@@ -207,11 +206,16 @@ class Model:
         read_layer: layers that run unedited before the router reads.
     """
 
-    name: Text
+    name: NotEmpty
     revision: str | None
     dtype: str
     num_layers: Positive
     read_layer: Count
+
+    @property
+    def short(self) -> str:
+        """Its name without the folders before it."""
+        return Path(self.name).name
 
 
 @dataclass(frozen=True, config=STORED)
@@ -254,10 +258,10 @@ class Evaluated:
 
     schema: Literal[4]
     provenance: Provenance
-    task: Text
-    mode: Text
-    judged_mode: Text
-    split: Text
+    task: NotEmpty
+    mode: NotEmpty
+    judged_mode: NotEmpty
+    split: NotEmpty
     model: Model
     fingerprints: Fingerprints
     inputs: dict[str, Sha256]

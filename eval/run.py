@@ -35,24 +35,18 @@ from eval.arms import (
     Arm,
     ArmPlan,
     EarlyExitArm,
-    KindArm,
-    MixtureArm,
     RandomArm,
     RouterArm,
     StatesReader,
-    StaticArm,
+    kind_arm,
+    mixture_arm,
     oracle_arm,
     permuted_arm,
     plan_arms,
+    static_arm,
 )
 from eval.baselines import (
-    BY_KIND_FILE,
-    EXIT_FILE,
-    MIXTURE_FILE,
-    PRUNED_FILE,
-    STATIC_FILE,
     Candidate,
-    ChoiceT,
     EarlyExitChoice,
     MixtureChoice,
     PrunedChoice,
@@ -65,7 +59,9 @@ from eval.baselines import (
     choose_pruned,
     describe_static,
     from_tables,
+    keep_choice,
     kept,
+    read_choice,
     routed_chains,
     tally,
 )
@@ -92,10 +88,10 @@ from eval.tracking import track_report
 from router.chain import Chain
 from router.command import parse_settings, provenance
 from router.engine.load import resolve_device
-from router.files import read_json, writable_directory, write_json
+from router.files import writable_directory, write_json
 from router.latency import budget_for
 from router.storage import Operation, load_router
-from router.validation import InputError, from_plain, to_plain
+from router.validation import InputError, to_plain
 
 CANDIDATES_FILE, SAMPLES_FILE = "candidates.jsonl", "samples.jsonl"
 """Results of the candidates for the static chain; the test samples, copied so that the page can show them."""
@@ -171,7 +167,7 @@ def finished(
     settings: EvalSettings, inputs: Inputs, arms: Sequence[ArmPlan], store: Store[ArmResult], plan: Plan | None
 ) -> bool:
     """Whether every answer stands in `out` already, so that no model is needed and only the report is written."""
-    needed = (RUN_FILE, STATIC_FILE, SAMPLES_FILE)
+    needed = (RUN_FILE, StaticChoice.FILE, SAMPLES_FILE)
     if not store.finished or not all((settings.out / name).exists() for name in needed):
         return False
     if plan is not None and not controls_finished(settings.out, plan, store.identity, inputs.router.config.num_layers):
@@ -247,7 +243,7 @@ def make_arms(
 
     def early_exit() -> Arm:
         chosen = kept(
-            out / EXIT_FILE,
+            out,
             EarlyExitChoice,
             n,
             lambda: choose_early_exit(scorer, inputs.samples["validation"], read_layer, depth, size),
@@ -255,21 +251,19 @@ def make_arms(
         return EarlyExitArm(scorer, chosen.layer, chosen.threshold)
 
     def pruned() -> Arm:
-        chosen = kept(
-            out / PRUNED_FILE, PrunedChoice, n, lambda: choose_pruned(scorer, inputs.samples["train"], depth, size)
-        )
-        return StaticArm(chosen.chain, PRUNED)
+        chosen = kept(out, PrunedChoice, n, lambda: choose_pruned(scorer, inputs.samples["train"], depth, size))
+        return static_arm(chosen.chain, PRUNED)
 
     def permuted() -> Arm:
         test = inputs.samples["test"]
         return permuted_arm(routed_chains(routed, test, scorer, size), test, settings.seed)
 
     made: dict[str, Callable[[], Arm]] = {
-        FULL: lambda: StaticArm(Chain.full(n), FULL),
+        FULL: lambda: static_arm(Chain.full(n), FULL),
         GUARANTEE: lambda: RouterArm(reader, router, Operation(guaranteed=True), GUARANTEE),
-        STATIC: lambda: StaticArm(static.chain),
-        STATIC_BY_KIND: lambda: KindArm({kind: one.chain for kind, one in by_kind.kinds.items()}, static.chain),
-        MIXTURE: lambda: MixtureArm(mixture.first, mixture.second, mixture.share, settings.seed),
+        STATIC: lambda: static_arm(static.chain),
+        STATIC_BY_KIND: lambda: kind_arm({kind: one.chain for kind, one in by_kind.kinds.items()}, static.chain),
+        MIXTURE: lambda: mixture_arm(mixture.first, mixture.second, mixture.share, settings.seed),
         PERMUTED: permuted,
         RANDOM: lambda: RandomArm(routed, n, read_layer, settings.seed),
         EARLY_EXIT: early_exit,
@@ -293,13 +287,9 @@ def choose_static_arms(
     """
     out, n, size = settings.out, scorer.num_layers, settings.batch_samples
     wanted = STATIC_BY_KIND in settings.baselines_on(inputs.tasks)
-    if (out / STATIC_FILE).exists():  # written last
-
-        def read(kind: type[ChoiceT], file: str) -> ChoiceT:
-            return from_plain(kind, read_json(out / file), str(out / file), num_layers=n)
-
-        by_kind = read(StaticByKind, BY_KIND_FILE) if wanted else StaticByKind({})
-        return read(StaticChoice, STATIC_FILE), read(MixtureChoice, MIXTURE_FILE), by_kind
+    if (out / StaticChoice.FILE).exists():  # written last
+        by_kind = read_choice(out, StaticByKind, n) if wanted else StaticByKind({})
+        return read_choice(out, StaticChoice, n), read_choice(out, MixtureChoice, n), by_kind
     validation = inputs.samples["validation"]
     routed = routed_chains(router, validation, scorer, size)
     sizes = (settings.static_pool, settings.static_trials)
@@ -318,9 +308,9 @@ def choose_static_arms(
         }
     )
     if wanted:
-        write_json(out / BY_KIND_FILE, to_plain(by_kind))
-    write_json(out / MIXTURE_FILE, to_plain(mixture))
-    write_json(out / STATIC_FILE, to_plain(static))
+        keep_choice(out, by_kind)
+    keep_choice(out, mixture)
+    keep_choice(out, static)
     return static, mixture, by_kind
 
 

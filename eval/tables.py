@@ -136,7 +136,7 @@ def _anew(headroom: Headroom, width: int) -> list[str]:
         number(depth, form=".2f"),
         of_full,
     ]
-    cells += ["-", "-", "-", "-", _with_interval(headroom.over_full["anew"])]
+    cells += ["-", "-", "-", "-", with_interval(headroom.over_full["anew"])]
     return [*cells, *["-"] * (width - len(cells))]
 
 
@@ -248,10 +248,10 @@ def headroom_lines(headroom: Headroom) -> list[str]:
     """Return what a router could reach: accuracies and depths, whether there is something to route, and by task."""
     how = "by the search, on variants that it never saw" if headroom.held_out else "by each variant's others"
     reached = [
-        f"{CHOOSERS[name]} {_with_interval(one)} at {headroom.depth[name]:.2f}"
+        f"{CHOOSERS[name]} {with_interval(one)} at {headroom.depth[name]:.2f}"
         for name, one in headroom.accuracy.items()
     ]
-    by_task = [f"{task} {_with_interval(one.over_full['anew'])}" for task, one in headroom.tasks.items()]
+    by_task = [f"{task} {with_interval(one.over_full['anew'])}" for task, one in headroom.tasks.items()]
     return [
         f"{headroom.n} samples, {headroom.variants} variants, chosen {how}: {', '.join(reached)}",
         headroom.advice,
@@ -264,16 +264,16 @@ def _luck(luck: Luck) -> str:
         return "no sample on which full depth gives neither the right answer nor the wrong one that is searched for"
     return (
         f"of {luck.eligible} samples that full depth answers otherwise the search sets "
-        f"{_with_interval(luck.gold)} right and, looking for a wrong answer, {_with_interval(luck.luck)} to that one; "
-        f"the oracle's gain is {_with_interval(luck.gain)}, "
-        f"minus what the wrong-answer search finds {_with_interval(luck.net_gain)}"
+        f"{with_interval(luck.gold)} right and, looking for a wrong answer, {with_interval(luck.luck)} to that one; "
+        f"the oracle's gain is {with_interval(luck.gain)}, "
+        f"minus what the wrong-answer search finds {with_interval(luck.net_gain)}"
     )
 
 
 def _random(found: RandomSearch) -> str:
     return (
-        f"of equal {found.equal.replace('_', ' ')}: a right chain for {_with_interval(found.random)} of {found.n} "
-        f"samples, the oracle {_with_interval(found.oracle)}, {_with_interval(found.paired)}"
+        f"of equal {found.equal.replace('_', ' ')}: a right chain for {with_interval(found.random)} of {found.n} "
+        f"samples, the oracle {with_interval(found.oracle)}, {with_interval(found.paired)}"
     )
 
 
@@ -281,16 +281,16 @@ def _reshuffled(found: Reshuffled) -> str:
     rescued, right = found.rescued, found.full_right
     if rescued.oracle is None:
         return "no rescued sample among those that were run"
-    stable = "" if right is None else f"; of what full depth gets right {_with_interval(right)} stays so"
+    stable = "" if right is None else f"; of what full depth gets right {with_interval(right)} stays so"
     return (
-        f"of {rescued.n} rescued samples {_with_interval(rescued.oracle)} stay right under the same chain, "
-        f"full depth gets {_with_interval(rescued.full)} of them{stable}"
+        f"of {rescued.n} rescued samples {with_interval(rescued.oracle)} stay right under the same chain, "
+        f"full depth gets {with_interval(rescued.full)} of them{stable}"
     )
 
 
 def _generated(found: Generated) -> str:
     parts = [
-        f"of {arm.right} right answers of {label} {_with_interval(arm.confirmed)} are confirmed"
+        f"of {arm.right} right answers of {label} {with_interval(arm.confirmed)} are confirmed"
         f" ({arm.right_no_answer} texts could not be read)"
         for arm, label in ((found.full, "full depth"), (found.oracle, "the oracle"))
         if arm.confirmed is not None
@@ -298,13 +298,6 @@ def _generated(found: Generated) -> str:
     return f"on {found.n} samples: {'; '.join(parts) or 'nothing was right'}"
 
 
-def _with_interval(found: Proportion | Estimate | PairedShares | None) -> str:
-    match found:
-        case Proportion():
-            return number(found.share, found.interval)
-        case Estimate():
-            return number(found.value, found.interval, "+.3f")
-        case PairedShares():
-            return number(found.difference, found.difference_interval, "+.3f")
-        case None:
-            return "-"
+def with_interval(found: Proportion | Estimate | PairedShares | None) -> str:
+    """Return a share or a difference for readers with its interval; None: `-`."""
+    return "-" if found is None else str(found)

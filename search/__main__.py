@@ -22,9 +22,9 @@ from pydantic.dataclasses import dataclass
 
 from data.manifest import MANIFEST, read_manifest
 from data.pool import RunSettings
-from data.sample import Sample, Split, read_samples
+from data.sample import Sample, Split
 from data.scoring import ChainScorer
-from data.tasks import TaskSet, read_tasks
+from data.tasks import TaskSet, read_split, read_tasks
 from router.command import one_line, parse_settings, provenance, run_command
 from router.engine.load import DEFAULT_MODEL, ModelSettings
 from router.files import require_directory, writable_directory
@@ -86,12 +86,7 @@ class SearchRun(VariantSettings, ModelSettings, RunSettings):
         Raises:
             InputError: where they are missing, of another split or task, or the prompt is not the prepared one.
         """
-        samples = read_samples(self.data / f"{split}.jsonl", f"data: {split}")
-        other = [sample for sample in samples if sample.split != split]
-        if other:
-            raise InputError(f"data: expected samples of the split {split}, got one of {other[0].split}")
-        for name in {sample.task for sample in samples}:
-            tasks[name]  # refuses a sample of another task
+        samples = read_split(self.data, split, tasks)
         manifest = read_manifest(self.data)
         if manifest is not None and manifest.prompt_hash not in (None, tasks.prompt_hash()):
             raise InputError(

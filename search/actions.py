@@ -146,8 +146,6 @@ class ActionSpace:
             ValueError: where the chain is not of this space or has no legal action.
         """
         count = self.count(chain)
-        if count == 0:
-            raise ValueError(f"chain {chain}: expected at least one legal action, got none")
         skips, skip_share = self.skips(chain), self.settings.skip_share
         if skip_share is None or skips in (0, count):
             return self.action(chain, rng.randrange(count))

@@ -71,10 +71,6 @@ class Searcher(ABC):
         Raises:
             ValueError: where their number or a reward is wrong; then nothing is added.
         """
-        if len(rewards) != len(self._pending):
-            raise ValueError(
-                f"rewards: expected one for each of the {len(self._pending)} chains asked, got {len(rewards)}"
-            )
         values = [float(reward) for reward in rewards]
         for i, value in enumerate(values):
             if not 0.0 <= value <= 1.0:

@@ -429,7 +429,7 @@ def subsets(settings: MenuSettings) -> list[Chain]:
     n = layers_of(settings.model, settings.revision)
     if not 1 <= settings.first_editable < n:
         raise InputError(f"first_editable: expected 1..{n - 1}, got {settings.first_editable}")
-    blocks = _blocks(range(settings.first_editable, n), settings.blocks)
+    blocks = np.array_split(range(settings.first_editable, n), min(settings.blocks or n, n - settings.first_editable))
     most = min(settings.max_dropped or n, n - settings.min_depth)
     drops = (
         set(itertools.chain.from_iterable(dropped))
@@ -442,14 +442,6 @@ def subsets(settings: MenuSettings) -> list[Chain]:
     if len(found) > MOST_SUBSETS:
         raise InputError(f"max_dropped: expected at most {MOST_SUBSETS} chains in all, got more")
     return found
-
-
-def _blocks(layers: range, count: int | None) -> list[range]:
-    """Cut layers into so many runs of neighbours, the longer ones first; None or too many: single layers."""
-    count = min(count or len(layers), len(layers))
-    size, longer = divmod(len(layers), count)
-    starts = [i * size + min(i, longer) for i in range(count + 1)]
-    return [layers[start:end] for start, end in itertools.pairwise(starts)]
 
 
 def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:

@@ -145,12 +145,7 @@ class SearchSettings:
         Args:
             correct: whether the chain answers rightly.
             margin: score of the right answer minus the best other score, nats; may be infinite.
-
-        Raises:
-            ValueError: where the margin is not a number.
         """
-        if math.isnan(margin):
-            raise ValueError(f"margin: expected a number of nats, got {margin!r}")
         if self.reward == "correct":
             return float(correct)
         sigmoid = 0.5 * (1.0 + math.tanh(0.5 * margin / self.margin_scale))

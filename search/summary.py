@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -165,7 +165,7 @@ class Agreement:
 
     def __init__(self, records: Iterable[SearchRecord] = ()) -> None:
         """Count some records."""
-        self._counts: Counter[tuple[str, str, int, bool, bool]] = Counter()
+        self._counts: dict[tuple[str, str], Counter[tuple[int, bool, bool]]] = defaultdict(Counter)
         for record in records:
             self.add(record)
 
@@ -174,50 +174,43 @@ class Agreement:
         for result in record.results:
             if result.verified is not None:
                 place = sum(abs(result.margin) >= least for least in BINS) - 1 if result.scores else -1
-                self._counts[record.mode, result.verified_by or "", place, result.correct, result.verified] += 1
+                counts = self._counts[record.mode, result.verified_by or ""]
+                counts[place, result.correct, result.verified] += 1
 
     def tables(self) -> list[FlipTable]:
         """Return a table for each pair of modes that occurs."""
-        return [self._table(*pair) for pair in sorted({key[:2] for key in self._counts})]
-
-    def _table(self, mode: str, by: str) -> FlipTable:
-        def count(place: int | None, correct: bool, stood: bool) -> int:
-            return sum(
-                n
-                for key, n in self._counts.items()
-                if key[:2] == (mode, by) and (place is None or key[2] == place) and key[3:] == (correct, stood)
-            )
-
-        margins = mode != "generate"
-        bounds = [*zip(BINS, (*BINS[1:], None), strict=True)] if margins else [(None, None)]
-        bins = []
-        for place, (least, below) in zip(range(len(BINS)) if margins else (-1,), bounds, strict=True):
-            flipped = count(place, True, False)
-            bins.append(Flips.of(least, below, flipped + count(place, True, True), flipped))
-        wrong_flipped = count(None, False, False)
-        return FlipTable(
-            mode=mode,
-            verified_by=by,
-            unit={"generate": None, "exact": "logits"}.get(mode, "nats"),
-            bins=tuple(bins),
-            wrong=wrong_flipped + count(None, False, True),
-            wrong_flipped=wrong_flipped,
-        )
+        return [_table(*modes, counts) for modes, counts in sorted(self._counts.items())]
 
     def line(self) -> str:
         """Return one line on it; empty where nothing was verified.
 
         Right and wrong chains are told apart: chains judged again are right, but for full depth where it is wrong.
         """
-        counts: Counter[tuple[str, bool, bool]] = Counter()
-        for (_, by, _, correct, stood), n in self._counts.items():
-            counts[by, correct, stood] += n
-        lines = []
-        for by in sorted({by for by, _, _ in counts}):
-            parts = []
-            for correct, name in ((True, "right"), (False, "wrong")):
-                agreed, differed = counts[by, correct, True], counts[by, correct, False]
-                if agreed + differed:
-                    parts.append(f"{agreed} of {agreed + differed} {name} answers")
+        lines, tables = [], self.tables()
+        for by in sorted({table.verified_by for table in tables}):
+            own = [table for table in tables if table.verified_by == by]
+            bins = [one for table in own for one in table.bins]
+            counts = {
+                "right": (sum(one.chains for one in bins), sum(one.flipped for one in bins)),
+                "wrong": (sum(table.wrong for table in own), sum(table.wrong_flipped for table in own)),
+            }
+            parts = [f"{n - flipped} of {n} {name} answers" for name, (n, flipped) in counts.items() if n]
             lines.append(f"verified by {by}: {' and '.join(parts)} confirmed")
         return "; ".join(lines)
+
+
+def _table(mode: str, by: str, counts: Counter[tuple[int, bool, bool]]) -> FlipTable:
+    """Return the table of two modes; counts are by bin (-1: no margin), whether right, and whether it stood."""
+    bounds = enumerate(zip(BINS, (*BINS[1:], None), strict=True)) if mode != "generate" else [(-1, (None, None))]
+    bins = []
+    for place, (least, below) in bounds:
+        flipped = counts[place, True, False]
+        bins.append(Flips.of(least, below, flipped + counts[place, True, True], flipped))
+    return FlipTable(
+        mode=mode,
+        verified_by=by,
+        unit={"generate": None, "exact": "logits"}.get(mode, "nats"),
+        bins=tuple(bins),
+        wrong=sum(n for (_, correct, _), n in counts.items() if not correct),
+        wrong_flipped=sum(n for (_, correct, stood), n in counts.items() if not correct and not stood),
+    )

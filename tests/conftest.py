@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
+
+from router.command import run_command
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -15,6 +18,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from threads, and the tests run in two workers on two cores.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+Refusal = Callable[[Callable[..., None], Iterable[object]], str]
+"""Runs a command that must end with exit status 2 and one line, which it returns."""
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """A `Refusal` of a command's `main` and its arguments; progress may stand before the line."""
+
+    def run(main: Callable[..., None], arguments: Iterable[object]) -> str:
+        capsys.readouterr()
+        assert run_command(main, list(map(str, arguments))) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert error.endswith(f"{line}\n")
+        return line
+
+    return run
 
 
 @pytest.fixture

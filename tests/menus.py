@@ -1,4 +1,4 @@
-"""Made-up search records for the tests of menus: a model of six layers, chains in text form, right or wrong."""
+"""Made-up search records: of any results, or of chains in text form of a model of six layers, right or wrong."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ def chain(text: str) -> Chain:
     return Chain.parse(text, N)
 
 
-def record(name: str, rights: dict[str, bool], prefix: int = 2, **changes: Any) -> SearchRecord:
-    """A record of the full chain and others; a wrong chain answers 1, a right one 0."""
-    made = tuple(
-        ChainResult(chain(text), (1.0, 0.0) if right else (0.0, 1.0), 0 if right else 1, right, 1.0 if right else -1.0)
-        for text, right in rights.items()
-    )
+def record_of(name: str, results: Sequence[ChainResult], **changes: Any) -> SearchRecord:
+    """A record of some results, the full chain's first, whose right answer is 0 unless changes say otherwise."""
+    made = tuple(results)
     one = SearchRecord(
-        name, "arc_easy", "train", {}, "continuation", N, prefix, "float32", "gold", 0, 0, len(made), 1, 1, made,
-        pareto_front(made), Fingerprints("m", "t", "p"), "s",
+        name, "arc_easy", "train", {}, "continuation", made[0].chain.num_layers, 1, "float32", "gold", 0, 0, len(made),
+        1, 1, made, pareto_front(made), Fingerprints("m", "t", "p"), "s",
     )  # fmt: skip
     return dataclasses.replace(one, **changes)
+
+
+def record(name: str, rights: dict[str, bool], prefix: int = 2, **changes: Any) -> SearchRecord:
+    """A record of the full chain and others; a wrong chain answers 1, a right one 0."""
+    made = [
+        ChainResult(chain(text), (1.0, 0.0) if right else (0.0, 1.0), 0 if right else 1, right, 1.0 if right else -1.0)
+        for text, right in rights.items()
+    ]
+    return record_of(name, made, **({"first_editable": prefix} | changes))
 
 
 def write_records(path: Path, records: Sequence[SearchRecord]) -> Path:

@@ -13,12 +13,11 @@ from data.flops import ForwardFlops
 from data.store import meta_path
 from eval.arms import ALWAYS, LABELS
 from eval.baselines import (
-    MIXTURE_FILE,
-    STATIC_FILE,
     Candidate,
     Considered,
     StaticChoice,
     choose_mixture,
+    keep_choice,
 )
 from eval.report import Report, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult, key_of, result_store
@@ -131,10 +130,9 @@ def write_evaluation(
     assert set(ALWAYS) <= set(right)
     folder.mkdir(parents=True)
     write_json(folder / RUN_FILE, run_of(len(ids), list(right)) | dict(changed or {}))
-    write_json(folder / STATIC_FILE, to_plain(STATIC))
+    keep_choice(folder, STATIC)
     if "mixture" in right:
-        mixture = choose_mixture([Candidate(FULL, 10, 20), Candidate(SHORT, 9, 20)], 3.2)
-        write_json(folder / MIXTURE_FILE, to_plain(mixture))
+        keep_choice(folder, choose_mixture([Candidate(FULL, 10, 20), Candidate(SHORT, 9, 20)], 3.2))
     write_results(folder, results_of(ids, right))
     return write_report(folder)
 

@@ -14,6 +14,7 @@ from data.scoring import ChainScorer
 from data.tasks import read_tasks
 from router.command import run_command
 from router.engine.load import load_model
+from tests.conftest import Refusal
 from tests.sums import SUMS, sums, write_sums
 from tests.test_data_scoring import FULL, greedy
 from tests.tiny import tiny_samples
@@ -85,13 +86,10 @@ def test_a_stopped_measurement_goes_on(
     assert next(row[:4] for row in rows) == ["sums", "exact", "all", "30"]
 
 
-def test_another_measurement_is_never_mixed_in(
-    project: Path, measured: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_measurement_is_never_mixed_in(project: Path, measured: Path, refusal: Refusal) -> None:
     # Oracle: the answers' bytes before and after; the message names what differs.
     before = (measured / "results.jsonl").read_bytes()
-    assert run_command(main, arguments(project, measured, limit=6)) == 2
-    assert "made with another samples" in capsys.readouterr().err
+    assert "made with another samples" in refusal(main, arguments(project, measured, limit=6))
     assert (measured / "results.jsonl").read_bytes() == before
 
 
@@ -121,11 +119,6 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_status_2(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_bad_input_is_one_line_and_status_2(project: Path, tmp_path: Path, refusal: Refusal, name: str) -> None:
     changes, message = BAD[name]
-    assert run_command(main, arguments(project, tmp_path / "out", **changes)) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert message in error[0]
+    assert message in refusal(main, arguments(project, tmp_path / "out", **changes))

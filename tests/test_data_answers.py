@@ -138,7 +138,7 @@ def test_text_ends_at_the_first_stop() -> None:
     assert until_text("one\n\ntwo\n\n", "\n\n") == "one"
     assert until_text("#### 5", "####") == ""
     assert until_text("one", "\n") is None
-    with pytest.raises(ValueError, match="end: expected text"):
+    with pytest.raises(ValueError, match="empty separator"):
         until_text("one", "")
 
 

@@ -14,9 +14,10 @@ from data.prepare import PrepareSettings
 from data.sample import read_samples
 from data.tasks import TaskSet, load_task, read_tasks
 from router.assets.wheels import read_catalogue
-from router.command import parse_settings, run_command
+from router.command import parse_settings
 from router.files import sha256_file
 from router.validation import InputError
+from tests.conftest import Refusal
 
 ROOT = Path(data.__main__.__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs" / "data").glob("*.yaml"))
@@ -156,13 +157,10 @@ def test_tasks_that_were_changed_are_refused(rows: Path, tmp_path: Path) -> None
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+    rows: Path, tmp_path: Path, refusal: Refusal, more: list[str], message: str
 ) -> None:
     # Oracle: the message names the setting; exactly one line on stderr.
-    assert run_command(main, arguments(rows, tmp_path / "out", *more)) == 2
-    error = capsys.readouterr().err
-    assert re.match(f"error: .*{message}", error)
-    assert error.count("\n") == 1
+    assert re.match(f"error: .*{message}", refusal(main, arguments(rows, tmp_path / "out", *more)))
 
 
 def test_an_out_that_is_a_file_is_refused(rows: Path) -> None:

@@ -24,12 +24,12 @@ from data.tasks import TaskSet, load_task, read_tasks
 from eval.__main__ import main as evaluate
 from eval.results import RESULTS_FILE, read_results
 from router.chain import Chain
-from router.command import run_command
 from router.engine.load import ModelSettings, load_model, load_processor
 from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.validation import InputError
 from search.__main__ import main as search
+from tests.conftest import Refusal
 from tests.pictures import save_pictured
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples
 from train.__main__ import main as train
@@ -279,13 +279,10 @@ def test_a_hub_column_of_pictures_is_read(tmp_path: Path, monkeypatch: pytest.Mo
         ({"bytes": "x"}, "column 'image': expected a picture or a picture file's path, got dict"),
     ],
 )
-def test_what_is_no_picture_is_refused(
-    tmp_path: Path, image: object, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_picture_is_refused(tmp_path: Path, image: object, message: str, refusal: Refusal) -> None:
     (tmp_path / "below").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
-    assert run_command(data, arguments(tmp_path / "below", [image])) == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal(data, arguments(tmp_path / "below", [image]))
 
 
 def test_shots_and_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

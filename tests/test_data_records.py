@@ -24,8 +24,7 @@ from data.store import meta_path
 from router.chain import Chain
 from router.files import sha256_file
 from router.validation import InputError, from_plain, to_plain
-from tests import menus
-from tests.menus import write_records
+from tests.menus import record_of, write_records
 
 OLD = Path(__file__).parent / "golden" / "records_v2"
 
@@ -34,8 +33,7 @@ SCORES = st.floats(-50, 0).map(lambda value: round(value, 6))
 
 
 def record(results: list[ChainResult], sample_id: str = "0" * 16) -> SearchRecord:
-    made = {"num_layers": N, "first_editable": 1, "target": 1, "results": tuple(results)}
-    return menus.record(sample_id, {"0-5": True}, **made, pareto=pareto_front(results))
+    return record_of(sample_id, results, target=1)
 
 
 @st.composite

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.sample import Sample
-from data.splits import Shots, SplitCount, Splits, build_splits, shares
+from data.splits import SplitCount, Splits, build_splits, shares
 from router.validation import InputError
 
 
@@ -150,7 +150,7 @@ def test_examples_stand_in_no_split(train: list, test: list, count: int, seed: i
     sizes = {split: {"made_up": None} for split in candidates}
 
     def build() -> Splits:
-        return build_splits(candidates, sizes, seed, {"made_up": Shots(train, count)})
+        return build_splits(candidates, sizes, seed, {"made_up": (train, count)})
 
     if not test or len(left) <= count:
         with pytest.raises(InputError, match="shots" if test and len(left) < count else "size"):
@@ -167,7 +167,7 @@ def test_a_split_with_a_size_is_the_same_with_and_without_examples() -> None:
     # Oracle: the split without examples; other examples with another seed.
     candidates = {split: {"made_up": numbered(0, 100)} for split in ("train", "test")}
     sizes = {split: {"made_up": 40} for split in candidates}
-    shots = {"made_up": Shots(numbered(0, 100), 5)}
+    shots = {"made_up": (numbered(0, 100), 5)}
     plain, shown = build_splits(candidates, sizes, 0), build_splits(candidates, sizes, 0, shots)
     assert plain.samples == shown.samples
     assert shown.examples != build_splits(candidates, sizes, 1, shots).examples

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from data.records import ChainResult, SearchRecord, pareto_front
-from data.statistics import wilson_interval
+from data.records import ChainResult, SearchRecord
+from data.statistics import Proportion, wilson_interval
 from eval.analysis import measures_of
 from router.chain import Chain
-from router.fingerprint import Fingerprints
+from tests.menus import record_of
 
 FULL = Chain.full(4)
 SHORT = FULL.skip(2, 1)
@@ -21,11 +21,7 @@ def record(sample_id: str, full: float, short: float, target: str = "gold") -> S
         return ChainResult(chain, (margin, 0.0), 0 if margin > 0 else 1, margin > 0, margin)
 
     results = (result(FULL, full), result(SHORT, short))
-    return SearchRecord(
-        sample_id=sample_id, task="quiz", split="test", metadata={}, mode="letter", num_layers=4, first_editable=0,
-        dtype="float32", reward_target=target, target=0, seed=0, simulations=1, nominal_layers=7, executed_layers=7,
-        results=results, pareto=pareto_front(results), fingerprints=Fingerprints("m", "t", "p"), search="s",
-    )  # fmt: skip
+    return record_of(sample_id, results, task="quiz", mode="letter", first_editable=0, reward_target=target)
 
 
 GOLD = [record("a", 1, 1), record("b", 1, -1), record("c", -1, 1), record("d", -1, -1)]
@@ -40,14 +36,16 @@ WRONG = {
 def test_shares_are_counted_and_luck_is_on_the_same_samples() -> None:
     # Oracle: counted by hand.
     told = measures_of(GOLD, WRONG, 0)
-    assert (told["original"]["count"], told["oracle"]["count"]) == (2, 3)
-    assert told["shortened"]["found"] == {"n": 2, "count": 1, "share": 0.5, "interval": wilson_interval(1, 2)}
-    assert told["set_right"]["found"]["count"] == 1
-    assert (told["shortened"]["luck"]["wrong"]["count"], told["shortened"]["luck"]["rest"]) == (1, 0.0)
+    assert (told["original"].share, told["oracle"].share) == (2 / 4, 3 / 4)
+    assert told["shortened"]["found"] == Proportion(2, 0.5, wilson_interval(1, 2))
+    assert told["set_right"]["found"].share == 1 / 2
+    luck = told["shortened"]["luck"]
+    assert (luck["wrong"].n, luck["wrong"].share, luck["rest"].value) == (2, 1 / 2, 0.0)
     luck = told["set_right"]["luck"]
-    assert (luck["found"]["n"], luck["found"]["count"], luck["wrong"]["count"], luck["rest"]) == (1, 0, 1, -1.0)
-    assert told["depth"]["mean"] == (3 + 4 + 3) / 3
-    assert told["use"]["skip_rate"][2] == 2 / 3
+    assert (luck["found"].n, luck["found"].share, luck["wrong"].share) == (1, 0, 1)
+    assert luck["rest"] is None  # one sample has no interval
+    assert told["depth"].value == (3 + 4 + 3) / 3
+    assert told["use"].skip_rate[2] == 2 / 3
 
 
 def test_a_chain_whose_second_run_disagreed_does_not_stand() -> None:
@@ -55,8 +53,8 @@ def test_a_chain_whose_second_run_disagreed_does_not_stand() -> None:
     one = GOLD[0]
     refuted = dataclasses.replace(one.results[1], verified=False, verified_by="letter")
     told = measures_of([dataclasses.replace(one, results=(one.results[0], refuted))], None, 0)
-    assert (told["original"]["count"], told["shortened"]["found"]["count"]) == (1, 0)
+    assert (told["original"].share, told["shortened"]["found"].share) == (1, 0)
     refuted = dataclasses.replace(one.results[0], verified=False, verified_by="letter")
     told = measures_of([dataclasses.replace(one, results=(refuted, one.results[1]))], None, 0)
-    assert (told["shortened"]["found"]["n"], told["set_right"]["found"]["n"]) == (0, 0)
+    assert (told["shortened"]["found"], told["set_right"]["found"]) == (None, None)
     assert told["shortened"]["luck"] is None

@@ -21,18 +21,17 @@ from data.scoring import ChainScorer, SampleBlock, confidences
 from data.tasks import load_task
 from eval.arms import (
     EarlyExitArm,
-    MixtureArm,
     RandomArm,
     RouterArm,
     StatesReader,
-    StaticArm,
     exit_chain,
+    mixture_arm,
     oracle_arm,
     permuted_arm,
     random_chain,
+    static_arm,
 )
 from eval.baselines import (
-    MIXTURE_FILE,
     Candidate,
     MixtureChoice,
     candidate_pool,
@@ -46,9 +45,9 @@ from eval.baselines import (
 )
 from router.chain import Chain
 from router.files import write_json
-from router.fingerprint import Fingerprints
 from router.storage import Router
 from router.validation import InputError
+from tests.menus import record_of
 from tests.tiny import NUM_LAYERS, random_router, tiny_model, tiny_samples, tiny_tokenizer
 
 PREFIX = 2
@@ -65,26 +64,7 @@ def record(sample_id: str, tried: Sequence[tuple[str, bool]]) -> SearchRecord:
         ChainResult.from_scores(chain(text), (1.0 - i / 100, 0.0) if right else (0.0, 1.0), 0)
         for i, (text, right) in enumerate(tried)
     )
-    return SearchRecord(
-        sample_id=sample_id,
-        task="arc_easy",
-        split="train",
-        metadata={},
-        mode="continuation",
-        num_layers=NUM_LAYERS,
-        first_editable=PREFIX,
-        dtype="float32",
-        reward_target="gold",
-        target=0,
-        seed=0,
-        simulations=len(tried),
-        nominal_layers=0,
-        executed_layers=0,
-        results=results,
-        pareto=pareto_front(results),
-        fingerprints=Fingerprints("m", "t", "p"),
-        search="s",
-    )
+    return record_of(sample_id, results, first_editable=PREFIX)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +95,8 @@ def riddles() -> list[Sample]:
 
 def test_full_depth_and_static_give_every_sample_the_same_chain(block: SampleBlock) -> None:
     # Oracle: the definition.
-    assert StaticArm(FULL, "full").chains(block) == [FULL] * 12
-    assert StaticArm(chain("0-2")).chains(block) == [chain("0-2")] * 12
+    assert static_arm(FULL, "full").chains(block) == [FULL] * 12
+    assert static_arm(chain("0-2")).chains(block) == [chain("0-2")] * 12
 
 
 def test_the_router_decides_for_each_sample_alone(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
@@ -238,12 +218,15 @@ def test_permuted_chains_stay_within_their_kind() -> None:
     kinds = ["a"] * 12 + ["b"] * 8
     made = [Sample(kind, "test", f"What is {i}?", ("x", "y"), 0) for i, kind in enumerate(kinds)]
     chains = [exit_chain(1 + i % 2 if kind == "a" else 3 + i % 2, NUM_LAYERS) for i, kind in enumerate(kinds)]
-    permuted = [permuted_arm(chains, made, 0).by_sample[sample.id] for sample in made]
+
+    def permuted_by(seed: int) -> list[Chain]:
+        return list(map(permuted_arm(chains, made, seed).chain_of, made))
+
+    permuted = permuted_by(0)
     assert permuted != chains
     for own in (slice(0, 12), slice(12, 20)):
         assert Counter(permuted[own]) == Counter(chains[own])
-    assert permuted_arm(chains, made, 0).by_sample == permuted_arm(chains, made, 0).by_sample
-    assert permuted_arm(chains, made, 1).by_sample != permuted_arm(chains, made, 0).by_sample
+    assert permuted_by(0) == permuted != permuted_by(1)
 
 
 def test_the_mixture_is_the_best_of_its_mean_depth(tmp_path: Path) -> None:
@@ -251,7 +234,7 @@ def test_the_mixture_is_the_best_of_its_mean_depth(tmp_path: Path) -> None:
     # a quarter of 3 and the rest 5 only 11.5.
     chains = [exit_chain(3, NUM_LAYERS), exit_chain(4, NUM_LAYERS), FULL]
     candidates = [Candidate(chain, right, 20) for chain, right in zip(chains, (4, 12, 14), strict=True)]
-    choice = kept(tmp_path / MIXTURE_FILE, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, 4.5))
+    choice = kept(tmp_path, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, 4.5))
     assert (choice.share, choice.mean_depth, choice.accuracy) == (0.5, 4.5, pytest.approx(0.65))
     assert (choice.first, choice.second) == (chains[1], FULL)
 
@@ -278,11 +261,11 @@ def test_each_sample_draws_for_itself(scorer: ChainScorer) -> None:
     # Oracle: the batch does not matter, another seed draws otherwise, the share is met.
     many = tiny_samples("test", 200)
     short = exit_chain(3, NUM_LAYERS)
-    arm = MixtureArm(short, FULL, 0.3, 0)
+    arm = mixture_arm(short, FULL, 0.3, 0)
     whole = arm.chains(scorer.load(scorer.encode_all(many)))
     assert [arm.chains(scorer.load([scorer.encode(one)]))[0] for one in many[:9]] == whole[:9]
     assert 0.2 < sum(chain == short for chain in whole) / 200 < 0.4
-    assert dataclasses.replace(arm, seed=1).chains(scorer.load(scorer.encode_all(many))) != whole
+    assert mixture_arm(short, FULL, 0.3, 1).chains(scorer.load(scorer.encode_all(many))) != whole
 
 
 def test_confidence_is_the_softmax_over_choices_and_needs_no_answer(scorer: ChainScorer, riddles: list[Sample]) -> None:
@@ -361,11 +344,11 @@ def test_pruning_leaves_out_the_layers_that_change_the_states_least(scorer: Chai
 
 
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / MIXTURE_FILE, {"first": [0]})
+    write_json(tmp_path / MixtureChoice.FILE, {"first": [0]})
     with pytest.raises(InputError, match=r"mixture\.json"):
         read_mixture_again(tmp_path)
 
 
 def read_mixture_again(folder: Path) -> MixtureChoice:
     candidates = [Candidate(FULL, 1, 1)]
-    return kept(folder / MIXTURE_FILE, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, NUM_LAYERS))
+    return kept(folder, MixtureChoice, NUM_LAYERS, lambda: choose_mixture(candidates, NUM_LAYERS))

@@ -18,8 +18,8 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
-from eval.baselines import EXIT_FILE, MIXTURE_FILE, PRUNED_FILE, STATIC_FILE
-from eval.controls import PLAN_FILE, Controls
+from eval.baselines import MixtureChoice, StaticChoice
+from eval.controls import Controls
 from eval.measures import arm_of, paired
 from eval.report import REPORT_FILE, read_report, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
@@ -80,7 +80,7 @@ def test_chains_are_those_of_their_arms(finished: World) -> None:
 
 def test_the_static_chain_is_chosen_without_the_test_split(finished: World) -> None:
     # Oracle: the dense table, added up by hand; it holds train and validation only.
-    static = read_json(finished.out / STATIC_FILE)
+    static = read_json(finished.out / StaticChoice.FILE)
     results = read_results(finished.out / CANDIDATES_FILE, NUM_LAYERS)
     samples = make_samples()
     seen = {sample.id for split in ("train", "validation") for sample in samples[split]}
@@ -101,18 +101,9 @@ def test_report_is_rebuilt_from_files_alone(finished: World, tmp_path: Path) -> 
     # Oracle: the report of the run, and the metrics of the results read back.
     copied = tmp_path / "elsewhere"
     copied.mkdir()
-    sources = [
-        RUN_FILE,
-        RESULTS_FILE,
-        "results.meta.json",
-        STATIC_FILE,
-        MIXTURE_FILE,
-        EXIT_FILE,
-        PRUNED_FILE,
-        PLAN_FILE,
-    ]  # its prompts list no choices
-    for name in sources:
-        shutil.copy(finished.out / name, copied / name)
+    for path in finished.out.iterdir():
+        if path.suffix in (".json", ".jsonl") and path.name != REPORT_FILE:
+            shutil.copy(path, copied)
     report = to_plain(write_report(copied))
     assert report == json.loads((copied / REPORT_FILE).read_text())
     assert (copied / REPORT_FILE).read_bytes() == (finished.out / REPORT_FILE).read_bytes()
@@ -173,7 +164,7 @@ def test_a_run_killed_in_the_middle_of_a_line_goes_on(
     world.out.mkdir()
     names = [RUN_FILE, "results.meta.json", "candidates.meta.json"]
     if name == RESULTS_FILE:
-        names += [CANDIDATES_FILE, MIXTURE_FILE, STATIC_FILE]
+        names += [CANDIDATES_FILE, MixtureChoice.FILE, StaticChoice.FILE]
     for one in names:
         shutil.copy(finished.out / one, world.out / one)
     whole = (finished.out / name).read_bytes()

@@ -16,8 +16,8 @@ from data.statistics import wilson_interval
 from eval.compare import main
 from eval.report import REPORT_FILE
 from eval.results import RESULTS_FILE
-from router.command import run_command
 from router.files import sha256_file
+from tests.conftest import Refusal
 from tests.reports import FULL, IDS, RIGHT, hash_of, results_of, run_of, write_evaluation, write_results
 
 OTHER = RIGHT | {"router": IDS[4:12], "static": IDS[2:12]}
@@ -67,16 +67,6 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
 def vouch(folder: Path) -> None:
     """Make the report name the results that stand there."""
     rewritten(lambda report: report.update(results_sha256=sha256_file(folder / RESULTS_FILE)))(folder)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run the command, which must end with one line and exit status 2; returns the line."""
-    assert run_command(main, [str(one) for one in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert not captured.out
-    return captured.err
 
 
 def test_arms_are_compared_on_the_samples_that_both_answered(pair: tuple[Path, Path]) -> None:
@@ -181,26 +171,24 @@ def prints(name: str, value: str) -> dict[str, Any]:
     ],
 )
 def test_evaluations_of_something_else_are_refused(
-    twins: tuple[Path, Path], capsys: pytest.CaptureFixture[str], changed: dict[str, Any], message: str
+    twins: tuple[Path, Path], refusal: Refusal, changed: dict[str, Any], message: str
 ) -> None:
     rewritten(lambda report: report.update(changed))(twins[1])
-    line = refused(capsys, *twins)
+    line = refusal(main, twins)
     assert message in line
     assert line.rstrip().endswith(("'" + hash_of("e") + "'", *map(repr, changed.values())))
 
 
-def test_evaluations_without_common_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluations_without_common_samples_are_refused(tmp_path: Path, refusal: Refusal) -> None:
     write_evaluation(tmp_path / "a", IDS[:6])
     write_evaluation(tmp_path / "b", IDS[6:])
-    assert "expected samples that" in refused(capsys, tmp_path / "a", tmp_path / "b")
+    assert "expected samples that" in refusal(main, [tmp_path / "a", tmp_path / "b"])
 
 
-def test_a_sample_that_is_another_under_the_same_id_is_refused(
-    twins: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sample_that_is_another_under_the_same_id_is_refused(twins: tuple[Path, Path], refusal: Refusal) -> None:
     write_results(twins[1], [dataclasses.replace(one, choices=5) for one in results_of(IDS, RIGHT)])
     vouch(twins[1])
-    assert f"expected sample {IDS[0]} as in the other" in refused(capsys, *twins)
+    assert f"expected sample {IDS[0]} as in the other" in refusal(main, twins)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +207,12 @@ def test_a_sample_that_is_another_under_the_same_id_is_refused(
     ],
 )
 def test_bad_options_are_refused_and_nothing_is_overwritten(
-    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    pair: tuple[Path, Path], refusal: Refusal, options: list[str], message: str
 ) -> None:
     files = [folder / name for folder in pair for name in (REPORT_FILE, RESULTS_FILE)]
     before = [file.read_bytes() for file in files]
     filled = [option.format(a=pair[0], b=pair[1]) for option in options]
-    assert message in refused(capsys, *pair, *filled)
+    assert message in refusal(main, [*pair, *filled])
     assert [file.read_bytes() for file in files] == before
 
 
@@ -260,12 +248,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("name", "side"), [*((name, 1) for name in BROKEN), ("no report", 0)])
-def test_broken_evaluations_are_refused(
-    twins: tuple[Path, Path], capsys: pytest.CaptureFixture[str], name: str, side: int
-) -> None:
+def test_broken_evaluations_are_refused(twins: tuple[Path, Path], refusal: Refusal, name: str, side: int) -> None:
     spoil, message = BROKEN[name]
     spoil(twins[side])
-    line = refused(capsys, *twins)
+    line = refusal(main, twins)
     assert message in line
     assert str(twins[side]) in line
 

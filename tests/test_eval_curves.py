@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.records import ChainResult, DenseTable, SearchRecord, pareto_front, read_records
+from data.records import ChainResult, DenseTable, SearchRecord, read_records
 from data.sample import read_samples
 from data.states import StatesOrigin, read_states
 from data.statistics import permutation_p
@@ -27,13 +27,13 @@ from eval.curves import (
     summary_of,
 )
 from router.chain import Chain
-from router.command import run_command
-from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
 from router.storage import TRAINED_ON_FILE, Operation, Router, load_router, save_router
 from router.validation import InputError
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
+from tests.conftest import Refusal
+from tests.menus import record_of
 from tests.tiny import NUM_LAYERS, write_project
 from train.__main__ import main as train
 
@@ -152,10 +152,7 @@ def result(chain: Chain, correct: bool) -> ChainResult:
 
 def record(sample_id: str, chains: tuple[Chain, ...]) -> SearchRecord:
     results = tuple(result(chain, i % 2 == 0) for i, chain in enumerate(chains))
-    return SearchRecord(
-        sample_id, "t", "test", {}, "continuation", 6, 2, "float32", "gold", 1, 0, len(chains), 0, 0, results,
-        pareto_front(results), Fingerprints("m", "t", "p"), "0" * 64,
-    )  # fmt: skip
+    return record_of(sample_id, results, split="test", target=1)
 
 
 def test_a_table_holds_what_all_records_tried() -> None:
@@ -287,23 +284,17 @@ def test_the_same_inputs_give_the_same_file(project: Path, curves: Path, tmp_pat
     ],
 )
 def test_bad_input_gets_one_line(
-    project: Path, tmp_path: Path, changes: dict[str, object], told: str, capsys: pytest.CaptureFixture[str]
+    project: Path, tmp_path: Path, changes: dict[str, object], told: str, refusal: Refusal
 ) -> None:
-    assert run_command(main, arguments(project, tmp_path / "out", **changes)) == 2
-    error = capsys.readouterr().err
-    assert told in error
-    assert "Traceback" not in error
+    assert told in refusal(main, arguments(project, tmp_path / "out", **changes))
 
 
-def test_a_router_that_saw_the_test_questions_is_refused(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_router_that_saw_the_test_questions_is_refused(project: Path, tmp_path: Path, refusal: Refusal) -> None:
     path = project / "router-1" / TRAINED_ON_FILE
     before = path.read_text()
     seen = [sample.split_hash for sample in read_samples(project / "data" / "test.jsonl")][:2]
     path.write_text(json.dumps({"split_hashes": seen}))
     try:
-        assert run_command(main, arguments(project, tmp_path / "out")) == 2
+        assert "trained on 2 of them" in refusal(main, arguments(project, tmp_path / "out"))
     finally:
         path.write_text(before)
-    assert "trained on 2 of them" in capsys.readouterr().err

@@ -15,12 +15,13 @@ from eval.report import REPORT_FILE
 from eval.results import ArmResult
 from eval.run import with_budget
 from router.chain import Chain
-from router.command import parse_settings, run_command
+from router.command import parse_settings
 from router.files import read_json, write_json
 from router.fingerprint import Fingerprints
 from router.latency import LATENCY_FILE, ChainTimes, LatencyProfile, Line, budget_for, read_latency
 from router.storage import load_router
 from router.validation import InputError
+from tests.conftest import Refusal
 from tests.evaluation import ARM_NAMES, World, finished  # noqa: F401  (fixture)
 
 N = 6
@@ -169,7 +170,6 @@ def test_half_a_wish_is_refused(finished: World, flags: list[str], message: str)
         ("--dtype=int8", "dtype: expected"),
     ],
 )
-def test_bad_settings_are_one_line(timed: World, capsys: pytest.CaptureFixture[str], flag: str, message: str) -> None:
+def test_bad_settings_are_one_line(timed: World, refusal: Refusal, flag: str, message: str) -> None:
     words = [f"--evaluation={timed.out}", f"--router={timed.folder / 'router'}", flag]
-    assert run_command(main, words) == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal(main, words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 from data.statistics import wilson_interval
-from eval.arms import random_chain
 from eval.measures import Group, arm_of, chance_accuracy, collapse_of, corrected, groups_of, paired, worst_kind
 from eval.results import ArmResult, Label
 from eval.tables import GROUP_ROWS, print_report
@@ -155,12 +153,6 @@ def test_other_samples_are_refused() -> None:
         arm_of([], [], seed=0)
     with pytest.raises(ValueError, match="same samples"):
         groups_of({name: arm(name, "11", told)[::step] for name, step in (("full", 1), ("router", -1))}, seed=0)
-
-
-def test_random_chain_needs_the_prefix() -> None:
-    # Oracle: two layers always run.
-    with pytest.raises(ValueError, match="expected at least 2, got 1"):
-        random_chain(1, 5, 2, random.Random(0))
 
 
 def test_rescued_is_a_share_of_what_full_depth_gets_wrong() -> None:

@@ -12,24 +12,11 @@ from typing import Any
 import pytest
 
 from eval.__main__ import main
-from eval.baselines import STATIC_FILE
+from eval.baselines import StaticChoice
 from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
-from router.command import run_command
+from tests.conftest import Refusal
 from tests.evaluation import ROOT, World, finished, make_data, make_samples, vouch, world  # noqa: F401  (fixtures)
-
-
-def refused(world: World, capsys: pytest.CaptureFixture[str], **changed: object) -> str:
-    """Run the command, expect exit status 2 and one line; return the line."""
-    capsys.readouterr()
-    assert run_command(main, world.arguments(**changed)) == 2
-    captured = capsys.readouterr()
-    # Libraries draw their bar while they load a model; it ends before the error's line.
-    lines = [line for line in captured.err.splitlines() if line and not line.lstrip("\r").startswith("Loading weights")]
-    assert len(lines) == 1, captured.err
-    assert captured.out == ""
-    assert "Traceback" not in captured.err
-    return lines[0]
 
 
 def empty(path: Path) -> None:
@@ -79,7 +66,7 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     "no records": (lambda w: shutil.rmtree(w.folder / "records"), "records: expected an existing directory"),
     "no router": (lambda w: shutil.rmtree(w.folder / "router"), "router: expected an existing directory"),
     "no manifest": (lambda w: (w.folder / "data/manifest.json").unlink(), "data: expected an existing file"),
-    "no test split": (lambda w: (w.folder / "data/test.jsonl").unlink(), "data: expected an existing file"),
+    "no test split": (lambda w: (w.folder / "data/test.jsonl").unlink(), "data: test: expected an existing file"),
     "empty split": (lambda w: empty(w.folder / "data/validation.jsonl"), "got the empty split"),
     "changed split": (lambda w: w.edit_lines("data/train.jsonl", list.pop), "with the SHA-256 in manifest.json, got"),
     "samples of another split": (
@@ -114,7 +101,7 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     ),
     "tasks of other samples": (
         lambda w: edit_tasks(w, name="arc_hard"),
-        "data: expected samples of the tasks arc_hard in",
+        "data: expected samples of the tasks arc_hard, got one of arc_easy",
     ),
     "changed tasks": (
         lambda w: append(w.folder / "data/tasks.json", "\n"),
@@ -131,6 +118,14 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     "records of a control": (
         lambda w: w.edit_lines("records/test.jsonl", set_all("reward_target", "wrong")),
         "expected reward_target gold",
+    ),
+    "the oracle's records as those of the control": (
+        lambda w: shutil.copytree(w.folder / "records", w.folder / "wrong", dirs_exist_ok=True),
+        "wrong_records: expected reward_target wrong",
+    ),
+    "the control's records as those of a random search": (
+        lambda w: shutil.copytree(w.folder / "wrong", w.folder / "random", dirs_exist_ok=True),
+        "random_search: expected reward_target gold",
     ),
     "records of another mode": (
         lambda w: w.edit_lines("records/train.jsonl", set_all("mode", "letter")),
@@ -158,14 +153,12 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BEFORE_LOADING)
-def test_bad_files_are_refused_before_the_model_is_loaded(
-    world: World, case: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_files_are_refused_before_the_model_is_loaded(world: World, case: str, refusal: Refusal) -> None:
     # Oracle: one line that says so, nothing written; the model does not exist, so it cannot have been loaded.
     change, message = BEFORE_LOADING[case]
     change(world)
     (world.folder / "model").unlink()
-    assert message in refused(world, capsys)
+    assert message in refusal(main, world.arguments())
     assert not world.out.is_dir()
 
 
@@ -178,19 +171,15 @@ def test_bad_files_are_refused_before_the_model_is_loaded(
         ("task", "arc_easy", "--task=arc_easy"),  # the data folder says it
     ],
 )
-def test_bad_settings_are_refused(
-    world: World, setting: str, value: object, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_settings_are_refused(world: World, setting: str, value: object, message: str, refusal: Refusal) -> None:
     # Oracle: one line that names the setting, nothing written.
-    assert message in refused(world, capsys, **{setting: value})
+    assert message in refusal(main, world.arguments(**{setting: value}))
     assert not world.out.exists()
 
 
 @pytest.mark.parametrize("part", ["model", "tokenizer"])
 @pytest.mark.parametrize("what", ["records", "router"])
-def test_another_models_files_are_refused(
-    world: World, what: str, part: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_models_files_are_refused(world: World, what: str, part: str, refusal: Refusal) -> None:
     # Oracle: one line that names what was made for another model; no results.
     if what == "records":
         for name in ("records", "random", "wrong"):
@@ -198,36 +187,36 @@ def test_another_models_files_are_refused(
     else:
         stored = json.loads((world.folder / "router/config.json").read_text())["fingerprints"]
         world.edit_config(fingerprints=stored | {part: "f" * 64})
-    line = refused(world, capsys)
+    line = refusal(main, world.arguments())
     assert line.startswith(f"error: {what} ")
     assert f"made for the {part}" in line
     assert list(world.out.iterdir()) == []
 
 
-def test_a_router_that_has_seen_a_test_question_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_router_that_has_seen_a_test_question_is_refused(world: World, refusal: Refusal) -> None:
     sample = make_samples()["test"][3]
     (world.folder / "router" / "trained_on.json").write_text(
         json.dumps({"split_hashes": ["0" * 16, sample.split_hash]})
     )
-    message = refused(world, capsys)
+    message = refusal(main, world.arguments())
     assert "expected one that never saw the test questions" in message
     assert f"trained on 1 of them, for example {sample.id}" in message
 
 
-def test_a_missing_model_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_refused(world: World, refusal: Refusal) -> None:
     # Oracle: one line; no results.
-    assert "model: expected" in refused(world, capsys, model="./nowhere")
+    assert "model: expected" in refusal(main, world.arguments(model="./nowhere"))
     assert list(world.out.iterdir()) == []
 
 
 @pytest.mark.parametrize(("setting", "value"), [("seed", 5), ("budget", 4.0), ("batch_samples", 6)])
 def test_other_settings_never_go_on_in_the_same_folder(
-    world: World, finished: World, setting: str, value: object, capsys: pytest.CaptureFixture[str]
+    world: World, finished: World, setting: str, value: object, refusal: Refusal
 ) -> None:
     # Oracle: the folder's bytes before and after; the line names what differs and what to do.
     shutil.copytree(finished.out, world.out)
     before = {path.name: path.read_bytes() for path in world.out.iterdir()}
-    line = refused(world, capsys, model=finished.folder / "model", **{setting: value})
+    line = refusal(main, world.arguments(model=finished.folder / "model", **{setting: value}))
     assert f"made with another {setting}; choose another folder, or remove" in line
     assert {path.name: path.read_bytes() for path in world.out.iterdir()} == before
 
@@ -241,21 +230,19 @@ def test_other_settings_never_go_on_in_the_same_folder(
     ids=["records", "tasks"],
 )
 def test_other_inputs_never_go_on_in_the_same_folder(
-    world: World, finished: World, change: Callable[[World], object], capsys: pytest.CaptureFixture[str]
+    world: World, finished: World, change: Callable[[World], object], refusal: Refusal
 ) -> None:
     # Oracle: one line that names the inputs.
     shutil.copytree(finished.out, world.out)
     change(world)
-    assert "made with another inputs" in refused(world, capsys, model=finished.folder / "model")
+    assert "made with another inputs" in refusal(main, world.arguments(model=finished.folder / "model"))
 
 
-@pytest.mark.parametrize("name", [RUN_FILE, RESULTS_FILE, STATIC_FILE])
-def test_a_corrupt_file_of_an_earlier_run_is_named(
-    world: World, finished: World, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("name", [RUN_FILE, RESULTS_FILE, StaticChoice.FILE])
+def test_a_corrupt_file_of_an_earlier_run_is_named(world: World, finished: World, name: str, refusal: Refusal) -> None:
     # Oracle: one line that names the file; results are kept.
     shutil.copytree(finished.out, world.out)
     kept = (world.out / CANDIDATES_FILE).read_bytes()
     (world.out / name).write_text("no JSON\n")
-    assert name in refused(world, capsys, model=finished.folder / "model")
+    assert name in refusal(main, world.arguments(model=finished.folder / "model"))
     assert (world.out / CANDIDATES_FILE).read_bytes() == kept

@@ -152,8 +152,8 @@ def test_the_example_searches_and_analyses(finished: Path) -> None:
             group = search["groups"][task]
             stood = [any(one.correct and one.verified is not False for one in record.results) for record in own]
             right = [record.full.correct and record.full.verified is not False for record in own]
-            assert group["original"]["count"] == sum(right)
-            assert group["oracle"]["count"] == sum(stood)
+            assert group["original"]["share"] == sum(right) / len(right)
+            assert group["oracle"]["share"] == sum(stood) / len(stood)
         assert search["num_layers"] == NUM_LAYERS
         assert search["groups"]["all"]["use"]["repeat_rate"] == [0.0] * NUM_LAYERS or name == "both"
     wrong = read_records(finished / "out" / "tiny" / "base" / "both-wrong" / "test.jsonl")

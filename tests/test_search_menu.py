@@ -15,7 +15,6 @@ import pytest
 
 from data.records import ChainResult, SearchRecord, pareto_front
 from router.chain import Chain
-from router.command import run_command
 from router.fingerprint import Fingerprints
 from router.validation import InputError
 from search import menu as menu_module
@@ -30,6 +29,7 @@ from search.menu import (
     short_for_kinds,
     write_menu,
 )
+from tests.conftest import Refusal
 from tests.menus import FULL, N, chain, record, write_records
 from tests.tiny import save_tiny
 
@@ -358,13 +358,9 @@ def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRe
         ("read layer of no model", "first_editable: expected 1..4, got 5"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
-) -> None:
+def test_bad_input_is_one_line_and_status_2(tmp_path: Path, refusal: Refusal, name: str, message: str) -> None:
     changes, records = refused(name, tmp_path)
     path = write_records(tmp_path / "train.jsonl", records)
     settings = {"records": f"[{path}]", "out": tmp_path / "menu.json", "first_editable": 2} | changes
-    assert run_command(main, [f"--{key}={value}" for key, value in settings.items()]) == 2
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in error
+    assert message in refusal(main, [f"--{key}={value}" for key, value in settings.items()])
     assert not (tmp_path / "menu.json").exists()

@@ -14,10 +14,10 @@ from data.scoring import ChainScorer, batches_by_length
 from data.states import StatesOrigin, read_states, states_of, write_states
 from data.tasks import load_task
 from router.chain import Chain
-from router.command import run_command
 from router.engine.load import load_model
 from search.__main__ import main
 from search.menu import Menu, write_menu
+from tests.conftest import Refusal
 from tests.test_search_run import arguments
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
 
@@ -63,7 +63,7 @@ def test_the_table_holds_what_each_chain_alone_scores(project: Path) -> None:
 
 
 def test_the_settings_of_the_search_do_not_decide_a_table_but_the_menu_does(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refusal: Refusal
 ) -> None:
     # Oracle: a table that is there already is taken for the same one, or refused.
     shutil.copytree(project / "table", tmp_path / "table")
@@ -71,8 +71,8 @@ def test_the_settings_of_the_search_do_not_decide_a_table_but_the_menu_does(
     main(table_arguments(project, tmp_path / "table", search__simulations=99, search__seed=5))
     assert "0 samples to search, 8 of 8 are finished" in capsys.readouterr().out
     write_menu(tmp_path / "menu.json", Menu(tuple(CHAINS[:-1]), 2))
-    assert run_command(main, table_arguments(project, tmp_path / "table", menu=tmp_path / "menu.json")) == 2
-    assert "made with another menu; choose another folder" in capsys.readouterr().err
+    line = refusal(main, table_arguments(project, tmp_path / "table", menu=tmp_path / "menu.json"))
+    assert "made with another menu; choose another folder" in line
     assert (tmp_path / "table" / "train.jsonl").read_bytes() == before
 
 
@@ -170,10 +170,8 @@ def refused(project: Path, tmp_path: Path, name: str) -> dict[str, object]:
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+    project: Path, tmp_path: Path, refusal: Refusal, name: str, message: str
 ) -> None:
     changes = refused(project, tmp_path, name)
-    assert run_command(main, table_arguments(project, tmp_path / "out", **changes)) == 2
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in error
+    assert message in refusal(main, table_arguments(project, tmp_path / "out", **changes))
     assert not list(tmp_path.rglob("*.jsonl"))

@@ -9,9 +9,9 @@ import pytest
 from data.scoring import ChainScorer
 from data.states import StatesOrigin, read_states
 from data.tasks import read_tasks
-from router.command import run_command
 from router.engine.load import load_model
 from search.__main__ import main
+from tests.conftest import Refusal
 from tests.test_search_run import arguments as search_arguments
 from tests.tiny import tiny_samples, write_project
 
@@ -71,7 +71,7 @@ def test_merged_parts_are_the_file_of_one_search(project: Path, parts: Path, tmp
     ],
 )
 def test_parts_that_are_no_whole_are_refused(
-    project: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], folders: list[str], message: str
+    project: Path, parts: Path, tmp_path: Path, refusal: Refusal, folders: list[str], message: str
 ) -> None:
     changes: dict[str, dict[str, object]] = {"other": {"search__simulations": 5}, "cut otherwise": {"batch_samples": 1}}
     changes |= {"of fewer": {"limit": 6}, "damaged": {}}
@@ -81,21 +81,17 @@ def test_parts_that_are_no_whole_are_refused(
     if made == "damaged":
         (tmp_path / made / "train.meta.json").write_text("{}")
     where = [tmp_path / name if name == made else parts / name for name in folders]
-    assert run_command(main, merging(project, where, tmp_path / "out")) == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal(main, merging(project, where, tmp_path / "out"))
     assert not (tmp_path / "out" / "train.jsonl").exists()
 
 
-def test_a_merge_does_not_cut_down_what_is_there(
-    project: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_merge_does_not_cut_down_what_is_there(project: Path, parts: Path, tmp_path: Path, refusal: Refusal) -> None:
     main(arguments(project, tmp_path / "out"))
     before = (tmp_path / "out" / "train.jsonl").read_bytes()
     fewer = [tmp_path / "1", tmp_path / "2"]
     for number, folder in enumerate(fewer, start=1):
         main(arguments(project, folder, part=f"{number}/2", limit=4))
-    assert run_command(main, merging(project, fewer, tmp_path / "out")) == 2
-    assert "out: expected records of these parts in" in capsys.readouterr().err
+    assert "out: expected records of these parts in" in refusal(main, merging(project, fewer, tmp_path / "out"))
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
     assert not (tmp_path / "out" / "train.partial.jsonl").exists()
 
@@ -109,7 +105,6 @@ def test_a_merge_does_not_cut_down_what_is_there(
     ],
 )
 def test_a_part_that_there_is_not_is_refused(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, message: str
+    project: Path, tmp_path: Path, refusal: Refusal, part: str, message: str
 ) -> None:
-    assert run_command(main, arguments(project, tmp_path / "out", part=part)) == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal(main, arguments(project, tmp_path / "out", part=part))

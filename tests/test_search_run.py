@@ -26,6 +26,7 @@ from search.__main__ import main
 from search.actions import ActionSpace
 from search.algorithms import make_searcher
 from search.settings import SearchSettings
+from tests.conftest import Refusal
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples, write_project
 
 
@@ -194,34 +195,26 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_status_2(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_bad_input_is_one_line_and_status_2(project: Path, tmp_path: Path, refusal: Refusal, name: str) -> None:
     changes, message = BAD[name]
-    assert run_command(main, arguments(project, tmp_path / "out", **changes)) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("error: ")
-    assert message in error[-1]
-    assert not any("Traceback" in line for line in error)
+    assert message in refusal(main, arguments(project, tmp_path / "out", **changes))
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
 def test_samples_of_another_task_or_prompt_are_refused_before_the_search(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
     quiz = dataclasses.replace(load_task("arc_easy"), name="quiz")
     shutil.copytree(project / "data", tmp_path / "data")
     write_tasks(tmp_path / "data", TaskSet.of(quiz))
-    assert run_command(main, arguments(project, tmp_path / "out", data=tmp_path / "data")) == 2
-    assert "data: expected samples of the tasks quiz, got one of arc_easy" in capsys.readouterr().err
+    words = arguments(project, tmp_path / "out", data=tmp_path / "data")
+    assert "data: expected samples of the tasks quiz, got one of arc_easy" in refusal(main, words)
     manifest = {"prompt_hash": load_task("arc_easy").prompt_hash()}
     (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
     write_tasks(tmp_path / "data", TaskSet.of(load_task("arc_easy", "letter")))
-    assert run_command(main, arguments(project, tmp_path / "out", data=tmp_path / "data")) == 2
-    assert "data: expected tasks.json with the prompt that" in capsys.readouterr().err
+    assert "data: expected tasks.json with the prompt that" in refusal(main, words)
     (tmp_path / "data" / "tasks.json").unlink()
-    assert run_command(main, arguments(project, tmp_path / "out", data=tmp_path / "data")) == 2
-    assert "data: expected an existing file" in capsys.readouterr().err
+    assert "data: expected an existing file" in refusal(main, words)
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -241,15 +234,15 @@ def test_letters_run_as_plain_rows_and_score_as_the_stock_model(project: Path, t
             assert record.full.scores[choice] == pytest.approx(logprobs[token].item(), abs=1e-4)
 
 
-def test_an_empty_split_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_split_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     write_project(tmp_path, train=0)
-    assert run_command(main, arguments(tmp_path, tmp_path / "out")) == 2
-    assert "expected at least one sample, got the empty split" in capsys.readouterr().err
+    line = refusal(main, arguments(tmp_path, tmp_path / "out"))
+    assert "expected at least one sample, got the empty split" in line
 
 
 @pytest.mark.parametrize("case", ["other settings", "corrupt line", "other model", "other samples"])
 def test_records_of_something_else_are_never_mixed_or_lost(
-    project: Path, searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+    project: Path, searched: Path, tmp_path: Path, refusal: Refusal, case: str
 ) -> None:
     # Oracle: the message, and the file as it was.
     shutil.copytree(searched, tmp_path / "out")
@@ -265,8 +258,7 @@ def test_records_of_something_else_are_never_mixed_or_lost(
     else:
         changes, message = {"limit": 3}, "expected records of these samples"
     before = path.read_bytes()
-    assert run_command(main, arguments(project, tmp_path / "out", **changes)) == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal(main, arguments(project, tmp_path / "out", **changes))
     assert path.read_bytes() == before
 
 

@@ -25,6 +25,7 @@ from search.algorithms import make_searcher
 from search.menu import Menu, outcomes_of, write_menu
 from search.settings import SearchSettings
 from search.variants import VariantSettings
+from tests.conftest import Refusal
 from tests.sums import LETTERS, SUMS, digit_model, sums
 from tests.test_search_run import arguments
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
@@ -148,7 +149,7 @@ def test_held_out_variants_are_judged_for_full_depth_and_the_front_that_stands(f
 
 
 def test_batches_and_kills_change_nothing_and_other_variants_are_another_search(
-    project: Path, found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, found: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
     # Oracle: the records at the usual batch size; the first lines of their file stand for what a kill leaves.
     usual = {record.sample_id: record for record in read_records(found / "train.jsonl")}
@@ -167,8 +168,8 @@ def test_batches_and_kills_change_nothing_and_other_variants_are_another_search(
     search(project, tmp_path / "cut", held_out=2)
     assert whole.read_bytes() == b"".join(lines)
     for changes in ({"held_out": 1}, {"held_out": 2, "stand_share": 0.5}, {"held_out": 2, "variants": 2}):
-        assert run_command(main, arguments(project, tmp_path / "cut", **(SEARCH | changes))) == 2
-        assert "made with another variants" in capsys.readouterr().err
+        line = refusal(main, arguments(project, tmp_path / "cut", **(SEARCH | changes)))
+        assert "made with another variants" in line
 
 
 def test_without_variants_files_and_hashes_are_as_before(project: Path, tmp_path: Path) -> None:
@@ -253,13 +254,12 @@ def test_the_control_is_told_the_same_wrong_answer_in_all_variants(project: Path
 
 
 def test_samples_without_so_many_variants_are_refused_before_anything_runs(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
     # Oracle: the message: two choices have two orders; three have six, and the sums six wordings.
     own = prepared(tmp_path / "own", [Sample("arc_easy", "train", "Which?", ("ice", "oak"), 0)])
     save_tiny(own / "model")
-    assert run_command(main, arguments(own, tmp_path / "a", variants=2, held_out=1)) == 2
     message = "variant: expected below 2 for arc_easy, with 2 listed choices and 1 wordings (prompt.wordings), got 2"
-    assert message in capsys.readouterr().err
-    assert run_command(main, arguments(project, tmp_path / "b", variants=7)) == 2
-    assert "variant: expected below 6 for sums, with no listed choices and 6 wordings" in capsys.readouterr().err
+    assert message in refusal(main, arguments(own, tmp_path / "a", variants=2, held_out=1))
+    message = "variant: expected below 6 for sums, with no listed choices and 6 wordings"
+    assert message in refusal(main, arguments(project, tmp_path / "b", variants=7))

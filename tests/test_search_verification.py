@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from data.records import ChainResult, SearchRecord, pareto_front, read_records
+from data.records import ChainResult, SearchRecord, read_records
 from data.scoring import ChainScorer, EncodedSample, SampleBlock
 from data.statistics import wilson_interval
 from router.chain import Chain
@@ -20,7 +20,7 @@ from router.heads.layerwise import classes_of
 from search.__main__ import main
 from search.summary import Agreement
 from search.verification import chains_to_verify, companies, is_program
-from tests.menus import record as made_record
+from tests import menus
 from tests.test_search_run import arguments
 from tests.tiny import write_project
 from tests.toys import space_of
@@ -41,8 +41,7 @@ def made_up(rng: random.Random, count: int) -> list[ChainResult]:
 
 
 def record_of(results: list[ChainResult], mode: str = "letter") -> SearchRecord:
-    made = {"mode": mode, "num_layers": N, "results": tuple(results), "pareto": pareto_front(results)}
-    return dataclasses.replace(made_record("0" * 16, {"0-5": True}), **made)
+    return menus.record_of("0" * 16, results, mode=mode, first_editable=2)
 
 
 def best(results: list[ChainResult], rule: str) -> ChainResult | None:
