@@ -81,7 +81,7 @@ class BatchLimits:
         prompt_tokens: most tokens of its prompts, padding included; a single prompt may be longer.
     """
 
-    rows: Positive = 16
+    rows: Positive = 32
     prompt_tokens: Positive = 16384
 
 

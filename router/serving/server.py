@@ -185,7 +185,7 @@ class ListenSettings(RoutedSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     name: str | None = None
     chat_template: Path | None = None
-    max_batch: Positive = 16
+    max_batch: Positive = 32
     max_batch_tokens: Positive = 16384
     max_body_bytes: Positive = 2**20
     request_timeout: Seconds = 300.0
