@@ -627,10 +627,11 @@ def confidences(
 def delivered(result: ChainResult, task: Task, *, one_token: bool) -> ChainResult:
     """Return a chain's result as a router delivers it, which may end generation after one token.
 
-    Choices are compared as ever; a free answer, which is more than a token and its end, is then cut off, so wrong.
+    Choices are compared as ever; a free answer, which is more than a token and its end, is then cut off, so wrong, and
+    agrees with no other.
     """
     cut = one_token and task.judged_mode not in CHOICE_MODES
-    return ChainResult.from_answer(result.chain, None, correct=False) if cut else result
+    return ChainResult.from_answer(result.chain, "", correct=False) if cut else result
 
 
 JOBS_PER_CALL = 256

@@ -365,7 +365,8 @@ class Router:
         inside, short = [True] * len(states), [False] * len(states)
         if self.scope is not None:
             prompts = pooled(*padded)
-            inside, short = self.scope.holds(prompts).tolist(), (self.scope.one_token(prompts) > 0.5).tolist()
+            known = self.scope.holds(prompts)
+            inside, short = known.tolist(), (known & (self.scope.one_token(prompts) > 0.5)).tolist()
         full = Decision(Chain.full(self.config.num_layers), 0.0)
         outside = dataclasses.replace(full, in_scope=False)
         found = []
@@ -378,7 +379,7 @@ class Router:
                     for chosen, short_one in zip(decided, short, strict=True)
                 ]
             if one.scope:
-                decided = [chosen if known else outside for chosen, known in zip(decided, inside, strict=True)]
+                decided = [chosen if held else outside for chosen, held in zip(decided, inside, strict=True)]
             found.append(decided)
         return found
 

@@ -11,7 +11,7 @@ import pytest
 from data.generation import Answer, Generator, Request, end_tokens
 from data.grading import Grader
 from data.prompts import Prompt
-from data.records import ChainResult
+from data.records import ChainResult, agrees
 from data.sample import Sample
 from data.scoring import ChainScorer, delivered, judge
 from data.sources import Columns
@@ -184,7 +184,10 @@ def test_a_free_answer_of_which_one_token_is_delivered_is_wrong() -> None:
     right = ChainResult.from_answer(FULL, "0.5", correct=True)
     for task in (SUMS, FREE, dataclasses.replace(LETTERS, real_mode="generate")):
         assert delivered(right, task, one_token=False) == right
-        assert delivered(right, task, one_token=True) == ChainResult(FULL, (), None, False, -1.0)
+        cut = delivered(right, task, one_token=True)
+        assert cut == ChainResult(FULL, (), "", False, -1.0)
+        for other in (right, ChainResult.from_answer(FULL, None, correct=False)):
+            assert not agrees(cut, other)
     chosen = ChainResult.from_scores(FULL, (-1.0, -0.5, -2.0), 1)
     assert delivered(chosen, LETTERS, one_token=True) == delivered(chosen, LETTERS, one_token=False) == chosen
 

@@ -144,10 +144,12 @@ def test_prompts_whose_answers_are_judged_by_one_token_are_told_from_the_others(
     scope = scope_of(train, unknown, 0.1, short)
     probability = scope.one_token(unknown)
     assert ((probability > 0.5).tolist(), scope.config.one_token) == (short, True)
-    fitted = LogisticRegression(max_iter=1000).fit(scope.components(train), short)
+    fitted = LogisticRegression(C=100.0, max_iter=1000).fit(scope.components(train), short)
     told = fitted.predict_proba(scope.components(unknown))[:, 1]
     assert probability.tolist() == pytest.approx(told.tolist(), abs=1e-4)
     assert scope.contains(*pad_states(fresh)).float().mean() > 0.85
+    few = scope_of(train[:12], unknown, 0.1, short[:12])
+    assert ((few.one_token(unknown) > 0.5).tolist(), few.holds(unknown).float().mean() > 0.85) == (short, True)
     none, every = scope_of(train, unknown, 0.1), scope_of(train, unknown, 0.1, [True] * 300)
     assert (none.config.one_token, bool(none.one_token(unknown).any())) == (False, False)
     assert bool((every.one_token(unknown) > SURE).all())
@@ -171,14 +173,14 @@ def test_decisions_say_where_generation_ends_after_one_token() -> None:
     short = [i % 3 == 0 for i in range(300)]
     scope = scope_of(read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(2000, 2)), 0.1, short)
     router = dataclasses.replace(plain, scope=scope)
+    inside = scope.contains(*pad_states(many)).tolist()
     for wanted in (Operation(3.0), Operation(3.0, scope=False), Operation(6.0)):
         decided = router.decide(many, wanted)
-        expected = [i % 3 == 0 and not one.chain.is_full for i, one in enumerate(decided[:30])]
+        expected = [i % 3 == 0 and inside[i] and not one.chain.is_full for i, one in enumerate(decided[:30])]
         assert [one.one_token for one in decided[:30]] == expected
         assert any(expected) == (wanted.budget == 3.0)
         assert not any(one.one_token for one in plain.decide(many, wanted))
-        if wanted.scope:
-            assert not any(one.one_token for one in decided[30:])
+        assert not any(one.one_token for one in decided[30:])
 
 
 def prompts_states(model: PreTrainedModel, rows: int) -> list[Tensor]:
@@ -230,9 +232,7 @@ def short_answers(tmp_path: Path) -> tuple[Path, PreTrainedModel]:
     return folder, model
 
 
-def test_a_text_ends_after_the_one_token_that_a_chain_was_judged_by(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_text_ends_after_the_one_token_that_a_chain_was_judged_by(tmp_path: Path) -> None:
     # Oracle: each row's chain's own view, cut to one token; full depth, which ends by itself, for the row outside.
     folder, model = short_answers(tmp_path)
     routed = RoutedModel.from_pretrained(folder, budget=4.0)
@@ -253,7 +253,25 @@ def test_a_text_ends_after_the_one_token_that_a_chain_was_judged_by(
     drawn = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 6, "pad_token_id": PADDING}
     sampled = routed.generate(input_ids=ids[:1], attention_mask=mask[:1], **drawn)
     assert sampled.shape == (3, width + 1)
-    text = routed.tokenizer.decode(ids[0][mask[0].bool()])
-    main(["generate", str(folder), "--prompt", text, "--budget", "4", "--json", "true", "--scope", "false"])
+    drafted = routed.generate(input_ids=ids[:1], attention_mask=mask[:1], prompt_lookup_num_tokens=3, **GREEDY)
+    assert drafted.shape == (1, width + 1)
+
+
+def test_the_command_says_where_a_text_ends_after_one_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: `route` on the prompts' own tokens; a text of that token alone.
+    folder, model = write_routed(tmp_path), tiny_model("llama")
+    plain = RoutedModel.from_pretrained(folder, budget=4.0)
+    asked = [f"Which is number {i}?" for i in range(24)]
+    tokens = [torch.tensor([plain.tokenizer(one)["input_ids"]]) for one in asked]
+    known = read([model(input_ids=one, output_hidden_states=True).hidden_states[2][0] for one in tokens])
+    save_router(folder, dataclasses.replace(load_router(folder), scope=scope_of(known, known, 0.0, [True] * 24)))
+    routed = RoutedModel.from_pretrained(folder, budget=4.0)
+    place = next(i for i, one in enumerate(tokens) if routed.route(one)[0].one_token)
+    arguments = ["generate", str(folder), "--prompt", asked[place], "--budget", "4"]
+    main([*arguments, "--json", "true"])
     told = json.loads(capsys.readouterr().out)
-    assert (told["one_token"], len(routed.tokenizer(told["text"], add_special_tokens=False)["input_ids"])) == (True, 1)
+    (first,) = routed.generate(input_ids=tokens[place], **GREEDY)[:, -1:].tolist()
+    assert (told["one_token"], told["text"]) == (True, routed.tokenizer.decode(first))
+    main(arguments)
+    assert "layers: " in (said := capsys.readouterr().err)
+    assert "an answer of one token]" in said

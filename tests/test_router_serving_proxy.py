@@ -26,6 +26,7 @@ from router.command import run_command
 from router.heads.head import pad_states
 from router.routed import RoutedModel
 from router.scope import pooled
+from router.serving.backends import of_one_token
 from router.serving.batcher import BatchLimits
 from router.serving.choice import Picked, RouterChoice
 from router.serving.protocol import Budgets
@@ -286,6 +287,19 @@ def test_the_one_token_that_a_chain_was_judged_by_is_asked_of_its_backend_alone(
             assert answer.json()["choices"][0]["text"] == setting.text(oracle.tokens(prompt), ran, most)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, {"max_tokens": 1}),
+        ({"max_tokens": 9, "min_tokens": 5, "n": 2}, {"max_tokens": 1, "n": 2}),
+        ({"max_completion_tokens": 9, "max_tokens": None}, {"max_completion_tokens": 1, "max_tokens": 1}),
+        ({"max_tokens": 0, "echo": True}, {"max_tokens": 0, "echo": True}),
+    ],
+)
+def test_what_is_asked_of_a_backend_for_one_token(asked: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert of_one_token(asked) == sent
+
+
 def test_what_a_proxy_has_done_is_counted(setting: Setting, backends: dict[str, str], tmp_path: Path) -> None:
     # Oracle: each prompt alone; a proxy's own reading of two layers counts as layers that run.
     prompts = {chain: setting.prompt_of(chain) for chain in SERVED}
@@ -537,7 +551,7 @@ def test_what_the_router_cannot_read_takes_full_depth(proxy: Proxied) -> None:
         ("/v1/completions", {"prompt": "x" * 5000}),
         ("/v1/completions", {}),
         ("/v1/completions", {"prompt": [twins[0], proxy.setting.prompt_of(SHORTER)]}),
-        ("/v1/completions", {"prompt": twins * 9}),
+        ("/v1/completions", {"prompt": twins * 17}),
     ):
         answer = proxy.post(path, **fields)
         assert answer.headers["x-cola-chain"] == FULL, fields

@@ -39,6 +39,8 @@ from train.operating import calibrate_in_scope, measure_accuracy
 from train.scope import ScopeSettings, fit_scope, one_token_errors
 
 DONE_FILE = "train.json"
+VERSION = 2
+"""Version of what training makes of the same settings and records; another one trains a folder anew."""
 TRAINER = {"max_epochs": 100, "accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False}
 """Our defaults of Lightning's trainer."""
 MEASURED_AT_ONCE = 64
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {name: sha256_file(path) for name, path in data.files().items()}
     if start is not None:
         sources["warm_start"] = start.weights_sha256
-    key = sha256_json({"settings": _deciding(plain), "sources": sources})
+    key = sha256_json({"settings": _deciding(plain), "sources": sources, "version": VERSION})
     if _trained_before(out, key):
         print(f"router: {out} was trained with these settings on these records already; remove it to train anew")
         return
@@ -226,6 +228,8 @@ def _finish(
     final |= figures
     if scope is not None and scope.config.one_token:
         final["one_token_errors"] = one_token_errors(scope, data)
+    elif scope is None and "letter" in data.tasks.judged_mode.split("+"):
+        print("note: scope: null, so the router will not end texts after letters, by which their answers are judged")
     flops = head.forward_flops(validation.tokens) + (0 if scope is None else scope.forward_flops(validation.tokens))
     final["head_mflops"] = flops / 1e6
     # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.

@@ -29,6 +29,8 @@ LEAST = 1e-6
 """Least variance along a direction; where prompts do not differ at all, any distance would be infinite."""
 CERTAIN = 20.0
 """Log-odds that an answer is judged by its first token, where every training sample's is."""
+WEAK = 100.0
+"""Inverse penalty of the regression: so weak that a few samples of kinds far apart are told with certainty."""
 MARGIN = 1e-3
 """By how much a threshold lies above the distance that it was measured at, relatively: no prompt stands on it."""
 
@@ -61,13 +63,17 @@ def fit_scope(data: RouterData, settings: ScopeSettings) -> tuple[Scope, Bool[Te
 
 @torch.inference_mode()
 def one_token_errors(scope: Scope, data: RouterData) -> float:
-    """Return the share of validation samples that a scope takes wrongly for ones judged by one token, or for others.
+    """Return how often a scope is wrong on validation prompts inside about what their answers were judged by.
 
-    Those that it is not sure of are outside, and no errors.
+    Returns:
+        The share of those judged by one token that are taken for others, or of the others that are taken for these,
+        whichever is greater; 0 where there are none.
     """
     prompts = _read(data, "validation")
-    wrong = (scope.one_token(prompts) > 0.5) != torch.tensor(_by_one_token(data, "validation"))
-    return float((wrong & scope.holds(prompts)).double().mean())
+    inside, told = scope.holds(prompts), scope.one_token(prompts) > 0.5
+    truth = torch.tensor(_by_one_token(data, "validation"))
+    shares = [(told != truth)[inside & (truth == kind)].double() for kind in (False, True)]
+    return max(float(one.mean()) if len(one) else 0.0 for one in shares)
 
 
 @torch.inference_mode()
@@ -109,7 +115,7 @@ def scope_of(
     if config.one_token and all(one_token):
         scope.intercept.fill_(CERTAIN)
     elif config.one_token:
-        told = LogisticRegression(max_iter=1000).fit(scope.components(train), one_token)
+        told = LogisticRegression(C=WEAK, max_iter=1000).fit(scope.components(train), one_token)
         scope.slopes.copy_(torch.as_tensor(told.coef_[0]))
         scope.intercept.copy_(torch.as_tensor(told.intercept_[0]))
     return scope

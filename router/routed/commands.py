@@ -40,8 +40,9 @@ from router.validation import SETTINGS, InputError, Positive, Share, to_plain
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 OUT_OF_SCOPE = "out of the router's scope"
-SHORT = ", an answer of one token"
 """Said of prompts unlike those of training, which run at full depth."""
+SHORT = ", an answer of one token"
+"""Said of decisions that end generation after a token."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The base model where neither a setting nor a router names one."""
 

@@ -31,7 +31,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
-    StoppingCriteriaList,
 )
 from transformers.generation.utils import GenerationMixin
 
@@ -52,7 +51,6 @@ from router.routed.hub import push_router, router_folder, write_router_folder
 from router.routed.lossless import generate_lossless
 from router.routed.options import (
     CHAIN_OF_CACHE,
-    EndsAtOnce,
     check_no_turn_before,
     check_one_chain,
     check_routable,
@@ -471,7 +469,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         Args:
             chain: the chain.
             reading: what was read of the rows.
-            one_token: end after the first new token, as a decision may say (`Decision.one_token`).
+            one_token: end after the first new token, whatever lengths are asked for (`Decision.one_token`).
             options: what the library's `generate` takes.
 
         Raises:
@@ -480,8 +478,8 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         """
         settings, options = self._settings(options.pop("generation_config", None), options)
         if one_token:
-            given = options.get("stopping_criteria") or ()
-            options["stopping_criteria"] = StoppingCriteriaList([*given, EndsAtOnce()])
+            settings.max_new_tokens, settings.max_length = 1, None
+            settings.min_new_tokens = settings.min_length = None
         cache = given_cache(options)
         options = {name: value for name, value in options.items() if name not in CACHE_ARGUMENTS}
         if cache is not None:

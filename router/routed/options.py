@@ -9,7 +9,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, GenerationConfig, StoppingCriteria
+from transformers import Cache, GenerationConfig
 from transformers import __version__ as transformers_version
 
 from router.chain import Chain
@@ -40,14 +40,6 @@ ALIKE_FOR_ALL_ROWS = frozenset(
 
 COUNTS_PROMPTS = Version(transformers_version) >= Version("5.24")
 """Whether `prefix_allowed_tokens_fn` is told the number of the prompt, also where a prompt has several sequences."""
-
-
-class EndsAtOnce(StoppingCriteria):  # type: ignore[misc]  # without types in the library
-    """Ends every row after its first new token."""
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
-        """Return that each row has ended."""
-        return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def grouped(keys: Sequence[Key]) -> dict[Key, list[int]]:
@@ -110,7 +102,7 @@ def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chai
     if wrong := [name for name, given in asked.items() if given]:
         raise ValueError(
             f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
-            "them by what route() returns"
+            "them by what route() returns, chain and one_token"
         )
 
 

@@ -219,8 +219,7 @@ class Backends:
         chosen = self._of[chain]
         if chosen is not self.full and self._may_try(chosen):
             with contextlib.suppress(_DownError):
-                limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-                own = {**body, limit: 1} if one_token else body
+                own = of_one_token(body) if one_token else body
                 return await self._ask(chosen, path, own, headers, deadline)
         try:
             # Nothing stands in for full depth, so it is tried even where it was down a moment ago.
@@ -353,6 +352,13 @@ class Told:
         self.choices |= {one.index for one in part.choices}
         if part.usage is not None:
             self.prompt_tokens, self.generated_tokens = part.usage.prompt_tokens, part.usage.completion_tokens
+
+
+def of_one_token(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's body that asks for one token at most; engines' own `min_tokens` would contradict it."""
+    kept = {name: value for name, value in body.items() if name != "min_tokens"}
+    limits = {"max_tokens", *(kept.keys() & {"max_completion_tokens"})}
+    return kept | {name: 0 if kept.get(name) == 0 else 1 for name in limits}
 
 
 class Upstream:
