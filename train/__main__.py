@@ -43,6 +43,8 @@ VERSION = 2
 """Version of what training makes of the same settings and records; another one trains a folder anew."""
 TRAINER = {"max_epochs": 100, "accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False}
 """Our defaults of Lightning's trainer."""
+NOTED_ERRORS = 0.02
+"""Share of answers whose end is told wrongly on the validation split from which a note is printed."""
 MEASURED_AT_ONCE = 64
 """Validation samples in one forward of the head."""
 
@@ -227,7 +229,9 @@ def _finish(
     figures, head.budget_points = measure_accuracy(head, data, inside)
     final |= figures
     if scope is not None and scope.config.one_token:
-        final["one_token_errors"] = one_token_errors(scope, data)
+        final["one_token_errors"] = wrong = one_token_errors(scope, data)
+        if wrong > NOTED_ERRORS:
+            print(f"note: for {wrong:.3f} of a kind of answers the router is wrong about whether they are one token")
     elif scope is None and "letter" in data.tasks.judged_mode.split("+"):
         print("note: scope: null, so the router will not end texts after letters, by which their answers are judged")
     flops = head.forward_flops(validation.tokens) + (0 if scope is None else scope.forward_flops(validation.tokens))
