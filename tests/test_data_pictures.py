@@ -109,7 +109,8 @@ def test_from_preparation_to_a_routed_model(project: Path, stock: tuple[PreTrain
         assert routed.route(**batch)[0].chain == one.chain
         options = {"max_new_tokens": 4, "min_new_tokens": 4, "pad_token_id": 0}
         want = chain_view(routed.plain_model(), one.chain).generate(**batch, **options)
-        assert torch.equal(routed.generate(**batch, **options), want)
+        width = batch["input_ids"].shape[1]
+        assert torch.equal(routed.generate(**batch, **options), want[:, : width + 1] if one.one_token else want)
     assert type(routed.processor) is type(processor)
 
 

@@ -13,6 +13,7 @@ from data.records import ChainResult
 from data.sample import Sample
 from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult
+from router.heads.head import Decision
 from router.validation import InputError, from_plain, to_plain
 from tests.evaluation import World
 from tests.reports import FULL, NUM_LAYERS, write_evaluation
@@ -49,9 +50,11 @@ def test_a_line_is_read_back(
     # Oracle: the result itself, after a round through JSON; difficulty and subject by hand.
     choices = ("a", "b", "c") if prediction == 2 else ()
     sample = Sample("t", "test", "Why?", choices, 1 if choices else "four", metadata)
-    result = ArmResult.of("full", sample, 7, ChainResult.from_answer(FULL, prediction, False))
+    decided = Decision(FULL, 0.0, in_scope=prediction is None, one_token=prediction == 2)
+    result = ArmResult.of("full", sample, 7, ChainResult.from_answer(FULL, prediction, False), decided)
     assert from_plain(ArmResult, json.loads(json.dumps(to_plain(result))), "line", num_layers=NUM_LAYERS) == result
     assert (result.difficulty, result.subject) == told
+    assert (result.in_scope, result.one_token) == (decided.in_scope, decided.one_token)
     assert (result.task, result.choices, result.prediction) == ("t", len(choices), prediction)
 
 
