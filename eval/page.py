@@ -40,6 +40,8 @@ T = TypeVar("T")
 PAGE_FILE = "report.html"
 MANY_GROUPS = 12
 """Groups from which on their table is folded."""
+LEVEL = 0.05
+"""P-value, corrected for all comparisons, below which a page says that the router is better."""
 NBSP = "\N{NO-BREAK SPACE}"
 RUN, SKIPPED, AGAIN, MOVED = "", "!", "+", "~"
 """Marks of a strip: a layer that runs, one that never does, one that has run before, one out of its place."""
@@ -262,6 +264,11 @@ def _certified(arm: ReportArm, num_layers: int) -> str:
 def _worst(group: Group) -> str:
     """Return what the router loses on the kind (task) on which it loses the most."""
     full, router = group.arms_named(FULL, ROUTER)
+    if router.difference is not None and router.difference >= 0:
+        return (
+            f"On no kind of task is the router below full depth here ({group.task}: "
+            f"{points(router.difference)} points, 95{NBSP}% interval {points_interval(router.difference_interval)})."
+        )
     return (
         f"By kind of task the router loses the most on {group.task}: {share(router.accuracy)} with "
         f"{router.mean_depth:.1f} layers, full depth {share(full.accuracy)} "
@@ -270,10 +277,13 @@ def _worst(group: Group) -> str:
 
 
 def _gain(pair: Paired) -> str:
-    """Return what a paired comparison says, honest where its interval holds 0."""
+    """Return what a paired comparison says, honest where its interval holds 0 or the corrected test finds nothing."""
     low, high = pair.difference_interval
     size = f"{points(abs(pair.difference)).lstrip('+')} points"
     interval = f"95{NBSP}% interval {points_interval((low, high))}"
+    p = pair.mcnemar_p if pair.mcnemar_p_holm is None else pair.mcnemar_p_holm
+    if low > 0 and p >= LEVEL:
+        return f"is {size} ahead, which is not shown ({interval}; p {p:.2f}, corrected for all comparisons)"
     if low > 0:
         return f"is better by {size} ({interval})"
     if high < 0:

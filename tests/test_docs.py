@@ -88,22 +88,12 @@ def test_the_table_of_versions_is_the_code_s() -> None:
     assert {name: int(number) for name, number in rows.items()} == {name: type_named(name) for name in defined}
 
 
-MINE = {
-    "data": "data",
-    "search": "search",
-    "router": "train",
-    "calibrate": "calibrate",
-    "eval": "eval",
-}
-"""What stands for the files that the pages call one's own."""
-
-
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the configs, and the files that the pages call one's own."""
+    """A folder with the configs, and in `mine` what stands for one's own, as `python -m router new` names them."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    for name, of in MINE.items():
-        shutil.copy(ROOT / "configs" / "demo" / f"{of}.yaml", tmp_path / f"my-{name}.yaml")
+    shutil.copytree(ROOT / "configs" / "demo", tmp_path / "mine")
+    (tmp_path / "mine" / "menu.yaml").write_text("{kind: subsets, first_editable: 22, blocks: 6, out: mine/menu.json}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -199,6 +199,8 @@ def test_each_kind_stands_by_itself_and_the_worst_is_named(seen: Seen) -> None:
     for arm, difference in ((letters, "\u221233.3"), (sums, "+50.0")):
         assert f"{difference} ({points_interval(arm.difference_interval)})".replace("\u00a0", " ") in text
     assert "3.33 layers" in text
+    better = Page(build_page(replace(report, groups=groups, worst_kind="sums"), results, samples)).text
+    assert "On no kind of task is the router below full depth here (sums: +50.0 points" in better
     assert "loses the most" not in Page(build_page(*seen)).text
 
 
@@ -361,6 +363,11 @@ def test_the_page_is_the_same_for_the_same_content(seen: Seen, tmp_path: Path, m
         (0.018, [-0.003, 0.041], "is 1.8 points ahead, which chance alone can explain"),
         (-0.018, [-0.041, 0.0], "is 1.8 points behind, which chance alone can explain"),
         (0.05, [0.03, 0.07], "is better by 5.0 points (95\N{NO-BREAK SPACE}% interval +3.0 to +7.0)"),
+        (
+            0.025,
+            [0.002, 0.048],
+            "is 2.5 points ahead, which is not shown (95\N{NO-BREAK SPACE}% interval +0.2 to +4.8; p 0.13",
+        ),
         (-0.05, [-0.07, -0.03], "is worse by 5.0 points"),
         (0.0, [0.0, 0.0], "is neither better nor worse"),
     ],
@@ -369,7 +376,9 @@ def test_words_for_a_difference_are_honest_about_its_interval(
     seen: Seen, difference: float, interval: list[float], words: str
 ) -> None:
     report = seen[0]
-    pair = unchecked(report.arm("router").against_full, difference=difference, difference_interval=interval)
+    p = 0.13 if "not shown" in words else 0.01
+    changes = {"difference": difference, "difference_interval": interval, "mcnemar_p_holm": p}
+    pair = unchecked(report.arm("router").against_full, **changes)
     arms = [unchecked(arm, against_full=pair) if arm.name == "router" else arm for arm in report.arms]
     assert words in sentences(unchecked(report, arms=arms))[0]
 
