@@ -115,7 +115,7 @@ def test_rows_that_fail_run_late_or_are_left_are_in_the_status() -> None:
     with braked(request_timeout=2.0) as (server, brake):
         brake.step(3)
         with pytest.raises(openai.APIError, match="took too long"):
-            list(server.openai().completions.create(model=NAME, prompt="x", max_tokens=40, stream=True))
+            list(server.openai().completions.create(model=NAME, prompt="x", max_tokens=40, temperature=0, stream=True))
         (late,) = ended(server, 1)
         assert (late["error"], late["reason"]) == ("timeout", None)
         assert late["seconds"] >= 1.99
