@@ -25,7 +25,7 @@ from router.validation import InputError, to_plain
 from tests.routed_folders import GREEDY, PADDING, prompts, router_for, write_routed
 from tests.test_router_storage import make_router, states
 from tests.tiny import tiny_model
-from train.scope import scope_of
+from train.scope import one_token_errors, scope_of
 
 WIDTH = 16
 FULL = Chain.full(6)
@@ -155,6 +155,14 @@ def test_prompts_whose_answers_are_judged_by_one_token_are_told_from_the_others(
     assert bool((every.one_token(unknown) > SURE).all())
     assert "one_token" not in to_plain(none.config)
     assert set(scope.state_dict()) - set(none.state_dict()) == {"slopes", "intercept"}
+
+
+def test_errors_about_answers_of_one_token_are_those_of_the_worse_kind() -> None:
+    # Oracle: by hand: one of two short answers is told wrongly, and one of four long ones.
+    told, truth = torch.tensor([1, 0, 0, 0, 0, 1]).bool(), torch.tensor([1, 1, 0, 0, 0, 0]).bool()
+    assert one_token_errors(told, truth) == 0.5
+    assert one_token_errors(told[2:], truth[2:]) == 0.25
+    assert one_token_errors(told[:0], truth[:0]) == 0.0
 
 
 def test_a_prompt_that_may_have_either_answer_is_outside() -> None:

@@ -36,7 +36,7 @@ from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
 from train.module import HeadSettings, RouterModule
 from train.operating import calibrate_in_scope, measure_accuracy
-from train.scope import ScopeSettings, fit_scope, one_token_errors
+from train.scope import ScopeSettings, fit_scope
 
 DONE_FILE = "train.json"
 VERSION = 2
@@ -223,13 +223,13 @@ def _finish(
     output = torch.cat([module(*collate(part)[:2]) for part in _parts(validation)])
     if not output.isfinite().all():
         raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
-    scope, inside = (None, None) if wanted is None else fit_scope(data, wanted)
+    scope, inside, wrong = (None, None, 0.0) if wanted is None else fit_scope(data, wanted)
     calibrate_in_scope(head, output, data, inside)
     final = module.measures(output, torch.stack(validation.targets))
     figures, head.budget_points = measure_accuracy(head, data, inside)
     final |= figures
     if scope is not None and scope.config.one_token:
-        final["one_token_errors"] = wrong = one_token_errors(scope, data)
+        final["one_token_errors"] = wrong
         if wrong > NOTED_ERRORS:
             print(f"note: for {wrong:.3f} of a kind of answers the router is wrong about whether they are one token")
     elif scope is None and "letter" in data.tasks.judged_mode.split("+"):

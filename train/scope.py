@@ -47,32 +47,30 @@ class ScopeSettings:
 
 
 @torch.inference_mode()
-def fit_scope(data: RouterData, settings: ScopeSettings) -> tuple[Scope, Bool[Tensor, " validation"]]:
+def fit_scope(data: RouterData, settings: ScopeSettings) -> tuple[Scope, Bool[Tensor, " validation"], float]:
     """Fit a router's scope to all training and validation samples, with or without a target.
 
     Returns:
-        The scope, and which validation samples lie inside.
+        The scope, which validation samples lie inside, and how often it is wrong about these (`one_token_errors`).
 
     Raises:
         InputError: as of `scope_of`.
     """
     train, validation = (_read(data, split) for split in ("train", "validation"))
     scope = scope_of(train, validation, settings.share, _by_one_token(data, "train"))
-    return scope, scope.holds(validation)
+    inside = scope.holds(validation)
+    told = scope.one_token(validation) > 0.5
+    return scope, inside, one_token_errors(told[inside], torch.tensor(_by_one_token(data, "validation"))[inside])
 
 
-@torch.inference_mode()
-def one_token_errors(scope: Scope, data: RouterData) -> float:
-    """Return how often a scope is wrong on validation prompts inside about what their answers were judged by.
+def one_token_errors(told: Bool[Tensor, " samples"], truth: Bool[Tensor, " samples"]) -> float:
+    """Return how often it is told wrongly whether answers are judged by one token.
 
     Returns:
         The share of those judged by one token that are taken for others, or of the others that are taken for these,
         whichever is greater; 0 where there are none.
     """
-    prompts = _read(data, "validation")
-    inside, told = scope.holds(prompts), scope.one_token(prompts) > 0.5
-    truth = torch.tensor(_by_one_token(data, "validation"))
-    shares = [(told != truth)[inside & (truth == kind)].double() for kind in (False, True)]
+    shares = [(told != truth)[truth == kind].double() for kind in (False, True)]
     return max(float(one.mean()) if len(one) else 0.0 for one in shares)
 
 

@@ -61,9 +61,16 @@ class Answer:
         self, row: Row, reason: str | None, said: dict[str, Any], scores: Sequence[TokenScore]
     ) -> dict[str, Any]:
         assert row.chain is not None
-        choice = {"index": row.index, **said, "logprobs": self._logprobs(row, scores), "finish_reason": reason}
-        routed = {"chain": str(row.chain), "depth": row.chain.depth, "in_scope": row.in_scope}
-        return choice | routed | {"one_token": row.one_token}
+        return {
+            "index": row.index,
+            **said,
+            "logprobs": self._logprobs(row, scores),
+            "finish_reason": reason,
+            "chain": str(row.chain),
+            "depth": row.chain.depth,
+            "in_scope": row.in_scope,
+            "one_token": row.one_token,
+        }
 
     def _logprobs(self, row: Row, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
         """Return the log-probabilities of tokens in the form of the interface; None where none were asked for."""
