@@ -168,7 +168,7 @@ def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: Cu
     for budget in settings.budgets:
         if not points[-1].mean_depth <= budget <= points[0].mean_depth:
             continue
-        price = offset_for(points, budget)
+        price = offset_for(points, budget, tables.known.chains[0].num_layers)
         chosen = {
             split: columns[priced_choice(of_split, depths.expand_as(of_split), price).numpy()]
             for split, of_split in values.items()

@@ -123,18 +123,29 @@ def test_an_offset_lies_between_its_neighbours() -> None:
     points = [BudgetPoint(6.0, 0.0), BudgetPoint(2.0, 8.0), BudgetPoint(4.0, 1.0)]
     wanted = {6.0: 0.0, 5.0: 0.5, 4.5: 0.75, 4.0: 1.0, 3.0: 4.5, 2.0: 8.0}
     for order in itertools.permutations(points):
-        assert {budget: offset_for(order, budget) for budget in wanted} == pytest.approx(wanted)
-    assert offset_for(points, None) == 0.0
-    assert offset_for(points[:1], 6.0) == 0.0
+        assert {budget: offset_for(order, budget, 6) for budget in wanted} == pytest.approx(wanted)
+    assert offset_for(points, None, 6) == 0.0
+    assert offset_for(points[:1], 6.0, 6) == 0.0
 
 
 @pytest.mark.parametrize("budget", [1.99, 6.01, math.nan])
 def test_a_budget_outside_what_was_measured_is_refused(budget: float) -> None:
     with pytest.raises(ValueError, match=rf"budget: expected a mean depth in 2\.00\.\.6\.00, got {budget}"):
-        offset_for([BudgetPoint(6.0, 0.0), BudgetPoint(2.0, 8.0)], budget)
+        offset_for([BudgetPoint(6.0, 0.0), BudgetPoint(2.0, 8.0)], budget, 6)
+
+
+def test_a_budget_between_the_deepest_point_and_full_depth_buys_the_deepest_point() -> None:
+    # Oracle: by hand; a menu with repeats has points deeper than the model.
+    points = [BudgetPoint(6.0, 0.5), BudgetPoint(2.0, 8.0)]
+    assert [offset_for(points, budget, 8) for budget in (6.0, 7.0, 8.0)] == [0.5, 0.5, 0.5]
+    assert offset_for(points, 5.99, 5) == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValueError, match=r"budget: expected a mean depth in 2\.00\.\.8\.00, got 8\.01"):
+        offset_for(points, 8.01, 8)
+    with pytest.raises(ValueError, match=r"budget: expected a mean depth in 2\.00\.\.6\.00, got 6\.01"):
+        offset_for(points, 6.01, 5)
 
 
 def test_a_head_that_was_not_calibrated_meets_no_budget() -> None:
-    assert offset_for([], None) == 0.0
+    assert offset_for([], None, 6) == 0.0
     with pytest.raises(ValueError, match="budget: expected a calibrated head, got one without operating points"):
-        offset_for([], 3.0)
+        offset_for([], 3.0, 6)

@@ -50,9 +50,8 @@ def test_info_needs_no_base_model(router: Path, tmp_path: Path, capsys: pytest.C
     facts = json.loads(capsys.readouterr().out)
     assert facts["fingerprints"]["model"] == made.config.fingerprints.model
     assert facts["parameters"] == sum(one.numel() for one in made.head.parameters())
-    assert facts["budgets"] == [
-        round(extreme(point.mean_depth for point in made.config.budget_points), 2) for extreme in (min, max)
-    ]
+    depths = [*(point.mean_depth for point in made.config.budget_points), made.config.num_layers]
+    assert facts["budgets"] == [round(min(depths), 2), round(max(depths), 2)]
 
 
 def test_info_draws_a_menu(router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,8 +114,8 @@ class Head(nn.Module, ABC):
         return self.encoder.forward_flops(tokens) + sum(2 * parameter.numel() for parameter in own)
 
     def offset_for(self, budget: float | None) -> float:
-        """Return the offset for a mean depth; see `router.heads.budget.offset_for`."""
-        return offset_for(self.budget_points, budget)
+        """Return the offset for a mean depth, layers; see `router.heads.budget.offset_for`."""
+        return offset_for(self.budget_points, budget, self.num_layers)
 
 
 def pad_states(

@@ -280,7 +280,7 @@ def describe(router: Router) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in router.head.parameters()),
         "task": config.task,
         "mode": config.mode,
-        "budgets": [round(depths[0], 2), round(depths[-1], 2)] if depths else None,
+        "budgets": [round(depths[0], 2), max(round(depths[-1], 2), float(config.num_layers))] if depths else None,
         "default": said_of(router, router.default_operation()),
         "guarantee": None if certified is None else to_plain(certified),
         "scope": None if config.scope is None else to_plain(config.scope),
