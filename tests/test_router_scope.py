@@ -226,6 +226,12 @@ def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(
     for scope in ("true", "false"):
         main(["route", str(folder), "--prompt", "7" * 30, "--scope", scope])
         assert ("5 of 5 layers, out of the router's scope" in capsys.readouterr().out) == (scope == "true")
+    assert routed.tokenizer is not None
+    routed.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    routed.tokenizer.save_pretrained(made.config.base_model)
+    for chat, hinted in (("false", True), ("true", False)):
+        main(["route", str(folder), "--prompt", "7" * 30, "--chat", chat, "--verify", "false"])
+        assert ("--chat true asks them so" in capsys.readouterr().err) == hinted
     with pytest.raises(ValueError, match="scope: expected true with guaranteed"):
         RoutedModel.join(
             model, dataclasses.replace(made, guarantee=router_for(model).guarantee), guaranteed=True, scope=False

@@ -358,6 +358,9 @@ def route(argv: Sequence[str]) -> None:
     if len(depths) > 1 and not settings.json:
         told = f", {outside} of {len(depths)} prompts {OUT_OF_SCOPE}" if routed.router.scope is not None else ""
         print(f"\nmean depth {sum(depths) / len(depths):.2f} of {routed.router.config.num_layers} layers{told}")
+    template = getattr(routed.tokenizer, "chat_template", None)
+    if 2 * outside > len(depths) and template is not None and not settings.chat and settings.choices is None:
+        print("a router trained on chats knows its prompts as chats: --chat true asks them so", file=sys.stderr)
 
 
 def _decisions(
