@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 
 # Every stage keeps what it has finished: stop it whenever you like, the same command goes on.
 demo: $(READY)
-	@echo "make demo: fetches 1 GB once (a model of 1.5 billion parameters, questions), then works about 12 minutes on two cores (more without AMX);"
+	@echo "make demo: fetches 1 GB once (a model of 1.5 billion parameters, questions), then works about 15 minutes on two cores (more without AMX);"
 	@echo "8 GB of memory, 6 GB of disk. Stop it whenever you like: the same command goes on. make demo-small is for less."
 	$(PY) -m router run configs/demo
 
@@ -38,7 +38,7 @@ demo-small: $(READY)
 
 FULL := --data runs/full/data
 demo-full: $(READY)
-	$(PY) -m data prepare --config configs/demo/data.yaml --out runs/full/data --test.size 1200
+	$(PY) -m data prepare --config configs/demo/data.yaml --out runs/full/data --calibration.size 800 --test.size 1200
 	$(PY) -m search --config configs/demo/search.yaml $(FULL) --out runs/full/table
 	for seed in 0 1 2; do \
 	  $(PY) -m train --config configs/demo/train.yaml $(FULL) --records runs/full/table \
