@@ -72,14 +72,15 @@ def test_every_config_is_what_its_command_takes(tmp_path: Path, monkeypatch: Any
 
 
 def test_the_recipe_is_the_demos(desk: Path) -> None:
-    # Oracle: configs/demo/*.yaml, for what does not hang on model, tasks or their menu.
+    # Oracle: configs/demo/*.yaml, for what does not hang on model, tasks or their menu: the demo's has a repeat, for which
+    # it reads early and values agreement less, and its gain needs fewer calibration samples.
     main(["--model=./model", "--task=arc_easy,commonsense_qa", "--out=run"])
     ours, root = written(desk / "run"), Path(__file__).resolve().parent.parent / "configs"
     demo = {
         name: parse_yaml((root / "demo" / f"{name}.yaml").read_text(), name)
         for name in ("data", "search", "train", "eval")
     }
-    for split in ("train", "validation", "calibration", "test"):
+    for split in ("train", "validation", "test"):
         assert ours["data.yaml"][split]["size"] == demo["data"][split]["size"]
     assert ours["data.yaml"]["mixture"] == [
         {"task": "arc_easy", "mode": "letter", "style": "chat", "source_split": {"calibration": "train"}},
@@ -92,10 +93,10 @@ def test_the_recipe_is_the_demos(desk: Path) -> None:
     ]
     for name in ("splits", "dtype", "verify"):
         assert ours["search.yaml"][name] == demo["search"][name]
-    assert ours["train.yaml"]["head"] == {**demo["train"]["head"], "learning_rate": 1e-3}
+    assert ours["train.yaml"]["head"] == {**demo["train"]["head"], "learning_rate": 1e-3, "menu": {"agreement": 0.25}}
     assert ours["train.yaml"]["trainer"] == demo["train"]["trainer"]
-    assert read_layer_of(28) == demo["train"]["read_layer"] == demo["search"]["first_editable"]
-    assert [read_layer_of(n) for n in (2, 3, 5, 24, 32, 80)] == [1, 2, 4, 19, 25, 63]
+    assert demo["train"]["read_layer"] == demo["search"]["first_editable"]
+    assert [read_layer_of(n) for n in (2, 3, 5, 24, 28, 32, 80)] == [1, 2, 4, 19, 22, 25, 63]
 
 
 def test_the_rows_of_shipped_tasks_are_those_of_the_wheel() -> None:
