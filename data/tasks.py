@@ -302,6 +302,13 @@ class Task:
             return "letter" if self.answers_by_letter else "choice"
         return "boxed" if "\\boxed{" in self.prompt.opening else "final"
 
+    @property
+    def form(self) -> dict[str, str]:
+        """How its prompts look: their style, what is asked with words in braces for a sample's own, and the lead."""
+        listed = ["{choice}", "{choice}"] if self.lists_choices else []
+        asked = self.prompt.asked("{question}", "{context}", listed, self._wanted)
+        return {"style": self.prompt.style, "asked": asked, "lead": self.prompt.lead}
+
     def _order(self, sample: Sample) -> tuple[int, ...]:
         """Return which choice stands at each place of the prompt's list."""
         order = self._usual_order(sample)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pydantic.dataclasses import dataclass
 
 from router.command import first_word, parse_settings
-from router.files import require_directory, require_file
+from router.files import require_directory
 from router.validation import SETTINGS, InputError, parse_yaml
 
 
@@ -142,7 +142,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _made(folder: Path, step: Step) -> str:
-    path = require_file(folder / step.config, "folder")
+    path = folder / step.config
+    if not path.is_file():
+        raise InputError(
+            f"folder: expected a folder of settings, as python -m router new writes one, got {str(folder)!r}, which "
+            f"has no {step.config}"
+        )
     values = parse_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if not isinstance(values, dict) or step.made not in values:
         raise InputError(f"{path}: expected the setting {step.made}, got none")

@@ -166,6 +166,8 @@ def test_names_are_folders_or_hub_ids_and_never_both(
     for name in ("./us/none", "/us/none", "~/none", Path("us/other"), "us"):
         with pytest.raises(InputError, match=r"router: expected a directory with config\.json, got"):
             router_folder(name)
+    with pytest.raises(InputError, match=r"got 'us' \(us/router holds one\)$"):
+        router_folder("us")
     for name in ("runs/demo/roter", "us/--", "", "a" * 300, "~nobody-here/x"):
         with pytest.raises(InputError, match="router: expected a local folder or a hub id, got '"):
             router_folder(name)

@@ -143,4 +143,4 @@ def test_the_first_step_that_fails_ends_it_with_its_status(desk: Path) -> None:
     process = start(desk, "run", "broken")
     printed, error = process.communicate(timeout=60)
     assert (process.returncode, printed) == (2, "")
-    assert error.startswith("error: folder: expected")
+    assert error.startswith("error: folder: expected a folder of settings, as python -m router new writes one, got")

@@ -14,8 +14,9 @@ from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
 from data.states import compute_states
-from data.tasks import TaskSet, load_task, write_tasks
+from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from data.tracking import TrackingSettings
+from router.__main__ import main as router_command
 from router.chain import Chain
 from router.command import run_command
 from router.engine.load import load_model
@@ -79,6 +80,22 @@ def test_the_router_of_the_best_epoch_is_written_and_routes(project: Path) -> No
     }
     assert seen == hashes["train"] | hashes["validation"]
     assert not seen & hashes["test"]
+
+
+def test_info_shows_how_prompts_look_that_the_router_knows(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: a sample's own prompt, its words put into the braces.
+    assert not run_command(router_command, ["info", str(searched / "router")])
+    shown = capsys.readouterr().out
+    assert "prompts of arc_easy, as plain text; the answer begins with 'Answer:':" in shown
+    form = load_router(searched / "router").config.training["prompts"]["arc_easy"]["asked"]
+    assert all(f"  {line}\n" in shown for line in form.splitlines())
+    task = read_tasks(searched / "data")["arc_easy"]
+    sample = read_samples(searched / "data" / "train.jsonl")[0]
+    order = task.query(sample).order
+    for choice in order:
+        form = form.replace("{choice}", sample.choices[choice], 1)
+    asked = form.replace("{question}", sample.question).split("{choice}")[0]
+    assert task.query(sample).asked.startswith(asked.rstrip(" ABC."))
 
 
 def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(project: Path) -> None:

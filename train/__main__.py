@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     seen = data.split_hashes | (start.split_hashes if start else frozenset())
-    final = _finish(module, data, settings.scope, out, plain, {"key": key, "sources": sources}, seen)
+    told = {"key": key, "sources": sources, "prompts": {name: task.form for name, task in data.tasks.tasks.items()}}
+    final = _finish(module, data, settings.scope, out, plain, told, seen)
     _log_artifacts(logger, data, out, final)
     # Last of all: a run killed before this line is made again.
     write_json(out / DONE_FILE, {**provenance(plain), "key": key, "validation": final})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -258,12 +259,30 @@ def info(argv: Sequence[str]) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name.ljust(width)}  {_shown(value)}")
+        if name != "prompts":
+            print(f"{name.ljust(width)}  {_shown(value)}")
     if isinstance(router.head, MenuHead):
         print(f"\n{marks_for(sys.stdout.encoding).legend()}")
         for chain in router.head.chains:
             strip = draw_strip(chain, router.config.read_layer, marks_for(sys.stdout.encoding))
             print(f"  {strip}  {chain.depth:3}  {chain}")
+    for name, form in forms_of(router).items():
+        asked = f"as a {form['style']}" if form["style"] == "chat" else "as plain text"
+        lead = f"; the answer begins with {form['lead']!r}" if form["lead"] else ""
+        print(f"\nprompts of {name}, {asked}{lead}:")
+        print(textwrap.indent(form["asked"], "  "))
+
+
+def forms_of(router: Router) -> dict[str, dict[str, str]]:
+    """Return how the prompts of each task look that the router was trained on; nothing where it does not say."""
+    kept = router.config.training.get("prompts")
+    names = {"style", "asked", "lead"}
+    told = kept.items() if isinstance(kept, dict) else ()
+    return {
+        name: form
+        for name, form in told
+        if isinstance(form, dict) and form.keys() == names and all(isinstance(text, str) for text in form.values())
+    }
 
 
 def describe(router: Router) -> dict[str, Any]:
@@ -284,6 +303,7 @@ def describe(router: Router) -> dict[str, Any]:
         "default": said_of(router, router.default_operation()),
         "guarantee": None if certified is None else to_plain(certified),
         "scope": None if config.scope is None else to_plain(config.scope),
+        "prompts": forms_of(router),
         "fingerprints": to_plain(config.fingerprints),
     }
     if isinstance(router.head, MenuHead):

@@ -63,7 +63,9 @@ def router_folder(source: str | Path, *, revision: str | None = None, token: str
     local = _local(source)
     if local is not None:
         if not (local / CONFIG_FILE).is_file():
-            raise InputError(f"router: expected a directory with {CONFIG_FILE}, got {str(source)!r}")
+            inside = local / "router"  # where a run's settings put it
+            hint = f" ({inside} holds one)" if (inside / CONFIG_FILE).is_file() else ""
+            raise InputError(f"router: expected a directory with {CONFIG_FILE}, got {str(source)!r}{hint}")
         return local
     name = str(source)
     wanted = f"router: expected a local folder or a hub id, got {name!r}: there is no such folder"
