@@ -364,20 +364,16 @@ class Router:
         output = self.head(*padded) if any(point.offset is not None for point in points) else None
         inside, short = [True] * len(states), [False] * len(states)
         if self.scope is not None:
-            prompts = pooled(*padded)
-            known = self.scope.holds(prompts)
-            inside, short = known.tolist(), (known & (self.scope.one_token(prompts) > 0.5)).tolist()
+            known, one_token = self.scope.judge(pooled(*padded))
+            inside, short = known.tolist(), (known & (one_token > 0.5)).tolist()
         full = Decision(Chain.full(self.config.num_layers), 0.0)
         outside = dataclasses.replace(full, in_scope=False)
         found = []
         for one, point in zip(operations, points, strict=True):
             decided = [full] * len(states)
             if output is not None and point.offset is not None:
-                decided = [self._or_full(ranked[0], point) for ranked in self.head.decode_at(output, point.offset)]
-                decided = [
-                    dataclasses.replace(chosen, one_token=short_one and not chosen.chain.is_full)
-                    for chosen, short_one in zip(decided, short, strict=True)
-                ]
+                ranked = zip(self.head.decode_at(output, point.offset), short, strict=True)
+                decided = [self._taken(best, point, short_one) for (best, *_), short_one in ranked]
             if one.scope:
                 decided = [chosen if held else outside for chosen, held in zip(decided, inside, strict=True)]
             found.append(decided)
@@ -417,10 +413,11 @@ class Router:
             return OperatingPoint(None)
         return OperatingPoint(self.head.offset_for(operation.budget))
 
-    def _or_full(self, chosen: Decision, point: OperatingPoint) -> Decision:
-        if point.least_score is not None and chosen.score < point.least_score:
+    def _taken(self, best: Decision, point: OperatingPoint, short: bool) -> Decision:
+        """Return the head's best chain, or full depth where it scores too little; `short`: an answer of one token."""
+        if point.least_score is not None and best.score < point.least_score:
             return Decision(Chain.full(self.config.num_layers), 0.0)
-        return chosen
+        return dataclasses.replace(best, one_token=short and not best.chain.is_full)
 
 
 def save_router(folder: Path, router: Router) -> None:

@@ -135,30 +135,21 @@ class ChoiceScorer:
             ValueError: where a prompt or a choice is empty.
         """
         with self._lock:
-            return self._score(questions, decide, scored=scored)
-
-    def _score(
-        self,
-        questions: Sequence[Question],
-        decide: Callable[[list[Float[Tensor, "_ d_model"]]], list[Decision]],
-        *,
-        scored: bool,
-    ) -> list[ScoredChoices]:
-        packed = self._executor.can_pack
-        every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]
-        block = self._executor.load([row for rows in every for row in rows])
-        read = iter(self._executor.states(block, [Job(i, self._prefix) for i in range(len(block.rows))]))
-        states = [
-            joined_states([next(read) for _ in rows], len(question.prompt), choices=bool(question.choices))
-            for question, rows in zip(questions, every, strict=True)
-        ]
-        routed = decide([state.cpu() for state in states])
-        if not scored:
-            return [ScoredChoices(one, (), ()) for one in routed]
-        owners = [owner for owner, rows in enumerate(every) for _ in rows]
-        jobs = [Job(row, routed[owner].chain) for row, owner in enumerate(owners)]
+            packed = self._executor.can_pack
+            every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]
+            block = self._executor.load([row for rows in every for row in rows])
+            read = iter(self._executor.states(block, [Job(i, self._prefix) for i in range(len(block.rows))]))
+            states = [
+                joined_states([next(read) for _ in rows], len(question.prompt), choices=bool(question.choices))
+                for question, rows in zip(questions, every, strict=True)
+            ]
+            routed = decide([state.cpu() for state in states])
+            if not scored:
+                return [ScoredChoices(one, (), ()) for one in routed]
+            owners = [owner for owner, rows in enumerate(every) for _ in rows]
+            jobs = [Job(row, routed[owner].chain) for row, owner in enumerate(owners)]
+            logprobs = self._executor.target_logprobs(block, jobs)
         sums = [[0.0] * len(question.choices) for question in questions]
-        logprobs = self._executor.target_logprobs(block, jobs)
         for row, owner, values in zip(block.rows, owners, logprobs, strict=True):
             for target, value in zip(row.targets, values.tolist(), strict=True):
                 sums[owner][target.group] += value

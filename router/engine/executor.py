@@ -321,7 +321,7 @@ class ChainExecutor:
         call = block.arguments.tokens(layer, [part.row for part in parts], start, start + max(lengths))
         before = stacked([node.shared.memory for node in nodes if node.shared is not None])
         memory = None
-        with self.statistics.layer():
+        with self.statistics.timed("layer"):
             if shared:
                 output, memory = self._layers.record(layer, hidden, call)
             else:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -45,22 +46,13 @@ class ExecutorStatistics:
         self.useful_tokens += useful
 
     @contextlib.contextmanager
-    def layer(self) -> Iterator[None]:
-        """Time a layer's forward."""
-        start = time.perf_counter()
+    def timed(self, part: Literal["layer", "head"]) -> Iterator[None]:
+        """Time a forward of a layer, or of the head."""
+        start, name = time.perf_counter(), f"{part}_seconds"
         try:
             yield
         finally:
-            self.layer_seconds += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def head(self) -> Iterator[None]:
-        """Time the head's forward."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.head_seconds += time.perf_counter() - start
+            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
 
 
 HEAD_LOGITS = 16 * 2**20
@@ -96,7 +88,7 @@ class HeadReader:
             stop = min(len(hidden), start + max(1, self._logits // self._capture.vocabulary))
             inside = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
             try:
-                with self._statistics.head():
+                with self._statistics.timed("head"):
                     logits = self._capture.head(hidden[start:stop])
                 values[inside] = _read(logits, pairs[inside, 0] - start, pairs[inside, 1], compare)
                 start = stop

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from router.chain import Chain
 from router.command import first_word, parse_settings
 from router.engine.load import (
+    DEFAULT_MODEL,
     chat_tokens,
     context_of,
     dtype_of,
@@ -44,8 +45,6 @@ OUT_OF_SCOPE = "out of the router's scope"
 """Said of prompts unlike those of training, which run at full depth."""
 SHORT = ", an answer of one token"
 """Said of decisions that end generation after a token."""
-DEFAULT_MODEL = "smollm2-135m-instruct"
-"""The base model where neither a setting nor a router names one."""
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

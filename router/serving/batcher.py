@@ -315,7 +315,8 @@ class Batcher:
         if full and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if alone:
-            rows[0].fail(_out_of_memory() if full else internal())
+            memory = ApiError(503, "not enough memory for this request", code="out_of_memory")
+            rows[0].fail(memory if full else internal())
             return
         rows, middle = list(rows), (len(rows) + 1) // 2
         for half in (rows[:middle], rows[middle:]):
@@ -416,10 +417,6 @@ class Batcher:
             stopping_criteria=StoppingCriteriaList([progress]),
         )
         return out.sequences, out.past_key_values
-
-
-def _out_of_memory() -> ApiError:
-    return ApiError(503, "not enough memory for this request", code="out_of_memory")
 
 
 def _stopping() -> ApiError:

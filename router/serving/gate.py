@@ -88,32 +88,25 @@ def guarded_app(
     app.add_exception_handler(ClientLeftError, _left)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _failed)
-    listed = _Listed(guard.name)
+    listed = {"id": guard.name, "object": "model", "created": int(time.time()), "owned_by": "cola-router"}
+
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [listed]})
+
+    async def model(name: str) -> Response:
+        check_model(guard.name, name)
+        return JSONResponse(listed)
+
     handlers: tuple[tuple[str, str, Callable[..., Awaitable[Response]]], ...] = (
         ("POST", "/v1/completions", routes.completions),
         ("POST", "/v1/chat/completions", routes.chat),
         ("GET", "/health", routes.health),
-        ("GET", "/v1/models", listed.models),
-        ("GET", "/v1/models/{name:path}", listed.model),
+        ("GET", "/v1/models", models),
+        ("GET", "/v1/models/{name:path}", model),
     )
     for method, path, handler in handlers:
         app.add_api_route(path, handler, methods=[method], response_model=None)
     return app
-
-
-class _Listed:
-    """The routes that list the one model."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "cola-router"}
-
-    async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model]})
-
-    async def model(self, name: str) -> Response:
-        check_model(self._name, name)
-        return JSONResponse(self._model)
 
 
 def check_model(served: str, name: object) -> None:
