@@ -35,7 +35,7 @@ from router.engine.copies import shallow_copy
 from router.engine.decoder import cache_argument
 from router.engine.view import chain_view
 from router.routed import RoutedModel
-from router.routed.model import require_pair
+from router.routed.pretrained import require_pair
 from router.storage import Guarantee, load_router, save_router, weights_sha256, write_guarantee
 from router.validation import InputError
 from tests.routed_folders import GREEDY, prompts, router_for, write_routed

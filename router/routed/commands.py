@@ -34,8 +34,9 @@ from router.heads.menu import MenuHead
 from router.latency import budget_for
 from router.routed.export import check_weights, export_chain, free_folder
 from router.routed.hub import router_folder
-from router.routed.model import RoutedModel, require_pair
+from router.routed.model import RoutedModel
 from router.routed.options import grouped
+from router.routed.pretrained import require_pair
 from router.storage import ALLOWED_LOSS, Operation, Router, load_router
 from router.strip import draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, Share, to_plain

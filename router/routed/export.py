@@ -48,7 +48,7 @@ from router.files import fsync, read_json, settle, writable_directory, write_jso
 from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel
 from router.routed.card import place_of, plain_text
-from router.routed.model import quantisation_of
+from router.routed.pretrained import quantisation_of
 from router.strip import MEANING, draw_lines
 from router.validation import InputError
 
