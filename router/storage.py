@@ -346,10 +346,6 @@ class Router:
     ) -> list[list[Decision]]:
         """Decide one chain for each sample at each operation, as `decide` does; the states are read once.
 
-        Args:
-            states: `hidden_states[read_layer]` of each sample's tokens.
-            operations: how much depth to spend.
-
         Returns:
             For each operation the samples' decisions.
 
@@ -387,13 +383,9 @@ class Router:
     def scores(
         self, states: Sequence[Float[Tensor, "_ d_model"]], chains: Sequence[Chain]
     ) -> Float[Tensor, "batch chains"]:
-        """Return the head's value of each chain for each sample, before any price on depth.
+        """Return the head's value of each chain for each sample's states (as in `decide`), before any price on depth.
 
         Out of the scope only the full chain has one, 0; that of the others is -inf.
-
-        Args:
-            states: `hidden_states[read_layer]` of each sample's tokens.
-            chains: the chains that are valued.
         """
         padded = pad_states(states)
         values = self.head.scores_of(self.head(*padded), chains)

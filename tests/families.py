@@ -317,11 +317,7 @@ ALL: dict[str, Family] = {
         "FalconConfig", {"alibi": True, "multi_query": False}, packs=False, note=" (ALiBi)", quick=True
     ),
     "lfm2": Family(
-        "Lfm2Config",
-        {"layer_types": _CONVOLUTIONS},
-        packs=False,
-        note=" (convolutions and attention)",
-        quick=True,
+        "Lfm2Config", {"layer_types": _CONVOLUTIONS}, packs=False, note=" (convolutions and attention)", quick=True
     ),
     "bailing_hybrid": Family("BailingHybridConfig", {**_LATENT, "layer_types": _LINEAR, "num_expert_group": 1}),
     "bamba": Family("BambaConfig", {"attn_layer_indices": [1, 3]}, stands_for="layers that return two things"),
@@ -371,10 +367,7 @@ ALL: dict[str, Family] = {
     "xlm": Family("XLMConfig", attentions=EAGER, expected="refused: one ModuleList"),
     "xlnet": Family("XLNetConfig", {"n_layer": NUM_LAYERS, "n_head": 4, "d_inner": 48}, EAGER, expected=REFUSED),
     "xlstm": Family(
-        "xLSTMConfig",
-        {"hidden_size": 128, "num_heads": 4, "num_blocks": NUM_LAYERS},
-        EAGER,
-        expected=REFUSED,
+        "xLSTMConfig", {"hidden_size": 128, "num_heads": 4, "num_blocks": NUM_LAYERS}, EAGER, expected=REFUSED
     ),
     "xmod": Family("XmodConfig", {"default_language": "en_XX"}, expected=REFUSED),
     "kimi_linear": Family(
@@ -389,11 +382,7 @@ ALL: dict[str, Family] = {
         },
     ),
     "dots3_note_text": Family("Dots3NoteTextConfig", {**_LATENT, "use_sliding_window": False, "layer_types": None}),
-    "gemma4_text": Family(
-        "Gemma4TextConfig",
-        {"layer_types": _FULL_LAST, **_GEMMA4},
-        expected=REFUSED,
-    ),
+    "gemma4_text": Family("Gemma4TextConfig", {"layer_types": _FULL_LAST, **_GEMMA4}, expected=REFUSED),
     "lfm2_moe": Family("Lfm2MoeConfig", {"layer_types": _CONVOLUTIONS}),
     "mamba2": Family("Mamba2Config", {"num_heads": 8, "n_groups": 2}, EAGER),
     "reformer": Family(
@@ -430,16 +419,8 @@ ALL: dict[str, Family] = {
         expected=REFUSED,
         stands_for="inputs of each layer, indexed by its place",
     ),
-    "zamba": Family(
-        "ZambaConfig",
-        {"layers_block_type": _HYBRID, "attention_head_dim": 16, "num_key_value_heads": 4},
-    ),
-    "zamba2": Family(
-        "Zamba2Config",
-        _ZAMBA2,
-        expected=REFUSED,
-        stands_for="a hybrid whose layers are numbered",
-    ),
+    "zamba": Family("ZambaConfig", {"layers_block_type": _HYBRID, "attention_head_dim": 16, "num_key_value_heads": 4}),
+    "zamba2": Family("Zamba2Config", _ZAMBA2, expected=REFUSED, stands_for="a hybrid whose layers are numbered"),
     "zaya": Family(
         "ZayaConfig",
         {"num_experts_per_tok": 1, "router_hidden_size": 16},
@@ -468,23 +449,15 @@ ALL: dict[str, Family] = {
             "output_gate_type": "silu",
         },
     ),
-    "inkling_text": Family(
-        "InklingTextConfig",
-        _INKLING,
-    ),
+    "inkling_text": Family("InklingTextConfig", _INKLING),
     "inkling2_text": Family(
-        "Inkling2TextConfig",
-        {**_INKLING, "unpadded_vocab_size": VOCABULARY},
-        EAGER,
-        expected=REFUSED,
+        "Inkling2TextConfig", {**_INKLING, "unpadded_vocab_size": VOCABULARY}, EAGER, expected=REFUSED
     ),
     # Models that take images as well.
     "llava": Family("LlavaConfig", _sees("llama", "clip_vision_model", num_hidden_layers=NUM_LAYERS), images=True),
     "llava_next": Family("LlavaNextConfig", _sees("mistral", "clip_vision_model"), images=True),
     "llava_onevision": Family(
-        "LlavaOnevisionConfig",
-        {**_sees("qwen2", "siglip_vision_model"), "video_token_index": 298},
-        images=True,
+        "LlavaOnevisionConfig", {**_sees("qwen2", "siglip_vision_model"), "video_token_index": 298}, images=True
     ),
     "qwen2_vl": Family(
         "Qwen2VLConfig",
@@ -507,14 +480,10 @@ ALL: dict[str, Family] = {
         images=True,
     ),
     "qwen3_vl": Family(
-        "Qwen3VLConfig",
-        {"text_config": _QWEN_TEXT, "vision_config": _QWEN3_VISION, **_QWEN_IDS},
-        images=True,
+        "Qwen3VLConfig", {"text_config": _QWEN_TEXT, "vision_config": _QWEN3_VISION, **_QWEN_IDS}, images=True
     ),
     "qwen3_vl_moe": Family(
-        "Qwen3VLMoeConfig",
-        {"text_config": _QWEN_TEXT, "vision_config": _QWEN3_VISION, **_QWEN_IDS},
-        images=True,
+        "Qwen3VLMoeConfig", {"text_config": _QWEN_TEXT, "vision_config": _QWEN3_VISION, **_QWEN_IDS}, images=True
     ),
     "qwen3_5": Family(
         "Qwen3_5Config",
@@ -556,11 +525,7 @@ ALL: dict[str, Family] = {
     ),
     "mistral3": Family("Mistral3Config", _sees("mistral", "pixtral", head_dim=8), images=True),
     "mllama": Family(
-        "MllamaConfig",
-        _MLLAMA,
-        images=True,
-        expected=REFUSED,
-        stands_for="layers named by number in the configuration",
+        "MllamaConfig", _MLLAMA, images=True, expected=REFUSED, stands_for="layers named by number in the configuration"
     ),
     "llama4": Family("Llama4Config", _LLAMA4, images=True),
     "gemma4": Family(
@@ -587,10 +552,7 @@ ALL: dict[str, Family] = {
     "lfm2_vl": Family(
         "Lfm2VlConfig",
         {
-            "text_config": {
-                "model_type": "lfm2",
-                "layer_types": _CONVOLUTIONS,
-            },
+            "text_config": {"model_type": "lfm2", "layer_types": _CONVOLUTIONS},
             "vision_config": {"model_type": "siglip2_vision_model", **_VISION, "num_patches": 16},
             "image_token_id": 299,
         },
@@ -711,11 +673,7 @@ ALL: dict[str, Family] = {
             "global_head_dim": 8,
         },
     ),
-    "zamba2_adapters": Family(
-        "Zamba2Config",
-        {**_ZAMBA2, "use_shared_attention_adapter": True},
-        expected=REFUSED,
-    ),
+    "zamba2_adapters": Family("Zamba2Config", {**_ZAMBA2, "use_shared_attention_adapter": True}, expected=REFUSED),
     "doge_experts": Family("DogeConfig", {"is_moe": True}, expected="refused: with and without a cache"),
     "gpt_bigcode_mha": Family("GPTBigCodeConfig", {"multi_query": False}),
     "minimax_full": Family("MiniMaxConfig", {"layer_types": ["full_attention"] * 5}),

@@ -25,7 +25,7 @@ from router.serving.proxy import Proxy, ProxySettings, make_app, make_proxy
 from router.storage import Router, load_router, save_router
 from tests.routed_folders import router_for
 from tests.serving import NAME, Oracle, Running, chat_tokenizer, on_a_socket, running, write_served
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, untrained
 
 LAYERS = 5
 FULL, SHORT, SHORTER, ABSENT = "0-4", "0-1,3-4", "0-2", "0-1,4"
@@ -81,20 +81,13 @@ def write_setting(folder: Path) -> Setting:
         head_settings={"hidden": 8, "pooling": "ends", "chains": [FULL, SHORT, SHORTER, ABSENT]},
         budget_points=(),
     )
-    torch.manual_seed(3)
-    head = config.build()
-    for parameter in head.parameters():
-        parameter.data.normal_(0, 1)
-    head.eval()
     base = AutoModelForCausalLM.from_pretrained(folder / "model")
     rows = [torch.tensor([chat_tokenizer()(text)["input_ids"]]) for text in texts(100, 2)]
     with torch.no_grad():
         states = [base(row, output_hidden_states=True).hidden_states[config.read_layer][0] for row in rows]
-    with torch.inference_mode():
-        head.calibrate(head(*pad_states(states)))
-    made = dataclasses.replace(config, budget_points=head.budget_points)
-    save_router(router, Router(made, head))
-    points = [point.mean_depth for point in head.budget_points]
+    made = untrained(config, states, seed=3)
+    save_router(router, made)
+    points = [point.mean_depth for point in made.config.budget_points]
     budget = (min(points) + max(points)) / 2
     models = {}
     for number, chain in enumerate(SERVED):

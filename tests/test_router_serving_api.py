@@ -21,15 +21,13 @@ import torch
 
 from router.chain import Chain
 from router.engine.view import chain_view
-from router.heads.head import pad_states
 from router.latency import SCHEMA, LatencyProfile, Line
 from router.routed import RoutedModel
-from router.scope import pooled
 from router.serving import gate
 from router.serving.rows import Sampling
+from tests.routed_folders import scoped
 from tests.serving import BUDGET, END, NAME, Alone, Oracle, Running, braked, running, tiny_routed, until
 from tests.tiny import NUM_LAYERS
-from train.scope import scope_of
 
 PROMPT = "Which of these is a fox?"
 CHAT = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Which is ice?"}]
@@ -662,15 +660,20 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch,
         assert server.service.batcher.running == 0
 
 
+FORMS = [f"Which of these is number {i}?" for i in range(40)]
+
+
+def knowing(plain: RoutedModel, *, one_token: bool = False) -> RoutedModel:
+    """The model with a scope around prompts of one form."""
+    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in FORMS]
+    router = scoped(plain.router, read, one_token=one_token)
+    return RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
+
+
 def test_an_answer_says_whether_its_prompt_is_in_scope() -> None:
     # Oracle: a scope around prompts of one form; a prompt that is one of them, and one of another form.
-    plain, forms = tiny_routed(), [f"Which of these is number {i}?" for i in range(40)]
-    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in forms]
-    known = pooled(*pad_states(read))
-    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0))
-    scoped = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
-    with running(scoped) as server:
-        told = [server.post(prompt=one, max_tokens=2).json()["choices"][0] for one in (forms[3], "~" * 20)]
+    with running(knowing(tiny_routed())) as server:
+        told = [server.post(prompt=one, max_tokens=2).json()["choices"][0] for one in (FORMS[3], "~" * 20)]
         assert [one["in_scope"] for one in told] == [True, False]
         assert told[1]["depth"] == NUM_LAYERS
         with server.http() as client:
@@ -680,15 +683,10 @@ def test_an_answer_says_whether_its_prompt_is_in_scope() -> None:
 
 def test_a_text_ends_after_the_one_token_that_its_chain_was_judged_by() -> None:
     # Oracle: a router of answers of one token alone, against the one that knows nothing of answers' lengths.
-    plain, forms = tiny_routed(), [f"Which of these is number {i}?" for i in range(40)]
-    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in forms]
-    known = pooled(*pad_states(read))
-    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0, [True] * 40))
-    short = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
-    asked = {"prompt": forms[:8], "max_tokens": 5, "temperature": 0}
+    plain, asked = tiny_routed(), {"prompt": FORMS[:8], "max_tokens": 5, "temperature": 0}
     with running(plain) as server:
         whole = server.post(**asked).json()
-    with running(short) as server:
+    with running(knowing(plain, one_token=True)) as server:
         full = server.post(**asked, budget=NUM_LAYERS).json()
         cut = server.post(**asked).json()
         streamed = server.post(**asked | {"stream": True}).text

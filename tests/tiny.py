@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, write_tasks
+from router.heads.head import pad_states
 from router.storage import Router, RouterConfig
 from tests.families import ALL, NUM_LAYERS, Family
 
@@ -82,7 +86,6 @@ def write_project(folder: Path, train: int = 8, validation: int = 4, test: int =
 
 def random_router(scorer: ChainScorer, read_layer: int) -> Router:
     """Return an untrained router for a tiny model, its weights wide enough that chains of several depths come out."""
-    torch.manual_seed(0)
     config = RouterConfig(
         head="layerwise",
         head_settings={"hidden": 8, "windows": 2, "dropout": 0.0},
@@ -96,7 +99,17 @@ def random_router(scorer: ChainScorer, read_layer: int) -> Router:
         dtype="float32",
         fingerprints=scorer.fingerprints,
     )
-    head = config.build()
+    return untrained(config)
+
+
+def untrained(config: RouterConfig, states: Sequence[Tensor] = (), seed: int = 0) -> Router:
+    """Return a router of random weights, its operating points measured on some prompts' states."""
+    torch.manual_seed(seed)
+    head = config.build().eval()
     for parameter in head.parameters():
         parameter.data.normal_(0, 1)
-    return Router(config, head.eval())
+    if not states:
+        return Router(config, head)
+    with torch.inference_mode():
+        head.calibrate(head(*pad_states(states)))
+    return Router(dataclasses.replace(config, budget_points=head.budget_points), head)

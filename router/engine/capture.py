@@ -109,10 +109,7 @@ class LayerCapture:
     ) -> Captured:
         """Return the first layer's input and every layer's arguments for a batch; no layer runs.
 
-        Args:
-            tokens: token ids.
-            positions: position of each token.
-            mask: 1 for tokens, 0 for padding.
+        The mask is 1 for tokens, 0 for padding.
         """
         self._local.hidden, self._local.calls, self._local.additions = None, [], None
         self._call(self._recording, tokens, positions, mask, **self._few_logits)
@@ -122,13 +119,7 @@ class LayerCapture:
     def capture_prepared(
         self, tokens: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"], inputs: Mapping[str, Any]
     ) -> Captured:
-        """Do as `capture` does, with inputs besides tokens, prepared as the model's `generate` prepares them.
-
-        Args:
-            tokens: token ids.
-            mask: 1 for tokens, 0 for padding.
-            inputs: what the model takes besides, such as `pixel_values`.
-        """
+        """Do as `capture` does, with `inputs` besides tokens, such as `pixel_values`, prepared as `generate` does."""
         self._local.hidden, self._local.calls, self._local.additions = None, [], {}
         prefill(self._recording, tokens, mask, inputs)
         assert self._local.hidden is not None
@@ -159,10 +150,7 @@ class LayerCapture:
         """Return the axes of each tensor among a layer's arguments, in the order of `tensors_of`.
 
         They hold for batches with padding: without any, a model may leave its mask out, or not, as lengths fall.
-
-        Args:
-            layer: the layer.
-            prepared: whether `capture_prepared` captured them.
+        `prepared`: of what `capture_prepared` captured.
         """
         if not prepared:
             return self._axes[layer]

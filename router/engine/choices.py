@@ -87,14 +87,9 @@ def rows_of(prompt: Sequence[int], choices: Sequence[Sequence[int]], *, packed: 
 def joined_states(
     states: Sequence[Float[Tensor, "_ d_model"]], prompt_tokens: int, *, choices: bool
 ) -> Float[Tensor, "_ d_model"]:
-    """Return the states of a question from those of its rows: of the prompt, then of each choice.
+    """Return the states of a question from those of its rows: of the prompt and, with `choices`, of each choice.
 
     Choices come without their last token, which nothing follows.
-
-    Args:
-        states: the states of each of its rows.
-        prompt_tokens: tokens of its prompt.
-        choices: whether those of the choices are wanted.
     """
     first, *others = states
     if not choices:

@@ -279,12 +279,7 @@ def require_model(model: nn.Module) -> None:
 
 
 def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> PreTrainedModel:
-    """Return a view of a chain (`router.engine.view.chain_view`), whether or not the model runs chains rightly.
-
-    Args:
-        model: the model.
-        chain: the chain.
-        cached: whether it may run with a cache.
+    """Return a view of a chain as `chain_view` does, not tried on the model; `cached`: it may run with a cache.
 
     Raises:
         ValueError: as in `chain_view`, but for what a trial finds.

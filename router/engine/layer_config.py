@@ -74,10 +74,6 @@ def chain_config(config: PreTrainedConfig, chain: Chain) -> PreTrainedConfig:
 def write_entries(text: PreTrainedConfig, chain: Chain) -> dict[str, Any]:
     """Reorder in a text configuration, in place, whatever has an entry a layer or names layers by number.
 
-    Args:
-        text: the base model's text configuration.
-        chain: the chain.
-
     Returns:
         What the settings with an entry a layer ought to be now; a class that computes some from others keeps its own.
     """

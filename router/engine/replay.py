@@ -84,12 +84,7 @@ class Prefix:
     """
 
     def __init__(self, model: PreTrainedModel, layers: int, *, verify: bool = True) -> None:
-        """Prepare a model, which is not changed.
-
-        Args:
-            model: a decoder-only model.
-            layers: how many of its layers.
-            verify: try an edited chain on the model first.
+        """Prepare so many of a model's first layers; it is not changed. `verify`: try an edited chain on it first.
 
         Raises:
             ValueError: where the layers are not found, or the model cannot run edited chains.

@@ -416,14 +416,9 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         cache: Cache,
         **options: Any,
     ) -> Any:
-        """Generate on under a chain, from the cache that `generate_as` has filled.
+        """Generate on under a chain, from the cache that `generate_as` has filled for all tokens but each row's last.
 
-        Args:
-            chain: the chain.
-            ids: all tokens so far, padded on the left.
-            mask: 1 for tokens, 0 for padding.
-            cache: keys and values of all tokens but each row's last.
-            options: what the library's `generate` takes.
+        Ids are all tokens so far, padded on the left; `options`: what the library's `generate` takes.
         """
         settings, options = self._settings(options.pop("generation_config", None), options)
         options[cache_argument(self)] = cache

@@ -117,11 +117,7 @@ def batch_of(waiting: Sequence[Waiting], limits: BatchLimits) -> list[Waiting]:
 def within(rows: Sequence[Row], positions: int | None) -> list[list[Row]]:
     """Split rows so that none is carried past the model's positions by another that generates longer.
 
-    A row that has ended stays in its batch until all have, and its position grows on.
-
-    Args:
-        rows: rows that each fit alone.
-        positions: the model's positions; None: without limit.
+    A row that has ended stays in its batch until all have, and its position grows on. Rows each fit alone.
     """
     parts: list[list[Row]] = []
     for row in rows:

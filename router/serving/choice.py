@@ -49,12 +49,7 @@ class Choice(Protocol):
     """What picks the chain of a request."""
 
     async def pick(self, asked: Mapping[str, Any], depth: DepthAsked, *, chat: bool) -> Picked:
-        """Return one of the served chains.
-
-        Args:
-            asked: a request's body.
-            depth: how much depth it asks for.
-            chat: whether it holds messages or a prompt.
+        """Return one of the served chains for a request's body; `chat`: it holds messages and no prompt.
 
         Raises:
             ApiError: 400, where it cannot have that depth.

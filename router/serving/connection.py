@@ -39,14 +39,7 @@ class Connection(H11Protocol):
     """
 
     def __init__(self, *args: Any, client_seconds: float, most: int, **options: Any) -> None:
-        """Prepare.
-
-        Args:
-            args: see uvicorn.
-            client_seconds: how long the server waits for a client, seconds.
-            most: most connections; more are closed as they come.
-            options: see uvicorn.
-        """
+        """Prepare to wait so long for clients, of at most so many connections; more are closed as they come."""
         super().__init__(*args, **options)
         self._seconds, self._most = client_seconds, most
         self._awaited: object = None

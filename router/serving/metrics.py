@@ -107,12 +107,7 @@ class RowMetrics(Metrics):
     """What a server counts: its rows; a scrape also asks the batcher how busy it is."""
 
     def __init__(self, batcher: Batcher, num_layers: int) -> None:
-        """Begin at nothing.
-
-        Args:
-            batcher: what generates.
-            num_layers: layers of the base model.
-        """
+        """Begin at nothing; the batcher says how busy it is."""
         super().__init__(num_layers)
         self._choices = self.counter("choices", "Choices that ended, by their end.", "end")
         self._out_of_scope = self.counter(
