@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -24,7 +23,7 @@ from router.routed.export import export_chain
 from router.serving.proxy import Proxy, ProxySettings, make_app, make_proxy
 from router.storage import Router, load_router, save_router
 from tests.routed_folders import router_for
-from tests.serving import NAME, Oracle, Running, chat_tokenizer, on_a_socket, running, write_served
+from tests.serving import NAME, Asked, Oracle, Running, chat_tokenizer, on_a_socket, running, write_served
 from tests.tiny import tiny_model, untrained
 
 LAYERS = 5
@@ -124,23 +123,14 @@ def listed(urls: dict[str, str], key_variable: str | None = None) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proxied:
+class Proxied(Asked):
     """A proxy that runs."""
 
-    url: str
     proxy: Proxy
     setting: Setting
 
     def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
-        with httpx.Client(base_url=self.url, timeout=60) as client:
-            return client.post(path, json={"model": NAME, "max_tokens": 6, "temperature": 0} | fields)
-
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
-
-    def health(self) -> dict[str, Any]:
-        value: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=60).json()
-        return value
+        return super().post(path, **{"max_tokens": 6, "temperature": 0} | fields)
 
     def up(self) -> dict[str, bool]:
         return {one["chain"]: one["up"] for one in self.health()["backends"]}

@@ -145,8 +145,7 @@ def test_states_and_attentions_of_the_prompt_are_those_of_the_view(model: PreTra
     for name in ("hidden_states", "attentions"):
         for ours, theirs in zip(getattr(got, name), getattr(wanted, name), strict=True):
             assert len(ours) == len(theirs) == chain.depth + (name == "hidden_states")
-            for one, other in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(one, other)
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["returned", "given"])

@@ -444,12 +444,8 @@ def test_a_client_that_leaves_frees_the_backend(setting: Setting, before: Before
     with backend(setting, SHORT, routed) as short, before({SHORT: short.url}) as proxy:
         brake.hold()
         brake.step(20)
-        body = {"model": NAME, "prompt": setting.prompt_of(SHORT), "max_tokens": 300, "temperature": 1, "seed": 1}
-        sent = json.dumps(body | {"stream": stream}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n"
-        host, port = proxy.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as one:
-            one.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + sent)
+        body = {"prompt": setting.prompt_of(SHORT), "max_tokens": 300, "temperature": 1, "seed": 1, "stream": stream}
+        with proxy.ask(**body) as one:
             until(lambda: brake.passes > 20)
             assert short.service.batcher.running == 1
             if stream:

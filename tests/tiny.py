@@ -7,7 +7,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
+from typing import cast
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
@@ -36,6 +38,17 @@ def tiny_model(family: str, attention: str | None = None, seed: int = 0) -> PreT
         if parameter.ndim == 2:
             parameter.data.normal_(0, 0.2, generator=generator)
     return model.requires_grad_(False)
+
+
+@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
+def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Each family, under each attention."""
+    return cast(tuple[str, str], request.param)
+
+
+@pytest.fixture(scope="module")
+def model(variant: tuple[str, str]) -> PreTrainedModel:
+    return tiny_model(*variant)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -121,10 +121,7 @@ class ChoiceScorer:
     ) -> list[ScoredChoices]:
         """Run the first layers, let the router decide, and score each question's choices under its chain.
 
-        Args:
-            questions: the questions.
-            decide: one chain for each question, from the states of its prompt and choices.
-            scored: whether log-probabilities are wanted; otherwise there are none.
+        `scored`: false to route only, without log-probabilities.
 
         Raises:
             ValueError: where a prompt or a choice is empty.

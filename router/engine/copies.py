@@ -158,11 +158,9 @@ def _plain(value: Any) -> Any:
 
 
 def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
-    """Give a view of one's own (`fresh`) another output embedding; a model that keeps it deeper down stays as it is.
+    """Give a view of one's own (`fresh`) another output embedding, made of the present one.
 
-    Args:
-        view: the view, whose own registry of modules is changed; the original's is not.
-        replace: makes the new module of the present one.
+    The original's registry stays; so does a model that keeps it deeper down.
     """
     head = view.get_output_embeddings()
     for name, module in view._modules.items():

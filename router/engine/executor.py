@@ -209,18 +209,15 @@ class ChainExecutor:
 
     def target_logprobs(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, " _"]]:
         """Return the log-probability (nats, float32) of each target of each job's row."""
-        return [reading[:, 0] for reading in self._target_readings(block, jobs, compare=False)]
+        return [reading[:, 0] for reading in self.target_readings(block, jobs, compare=False)]
 
-    def target_readings(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ 3"]]:
+    @torch.inference_mode()
+    def target_readings(self, block: Block, jobs: Sequence[Job], *, compare: bool = True) -> list[Float[Tensor, "_ 3"]]:
         """Return for each target of each job's row: what tells whether greedy decoding would emit it.
 
         The columns (float32) are the target's log-probability in nats, its logit minus the best other token's, and
-        the id of the token with the highest logit.
+        the id of the token with the highest logit; the last two are 0 unless asked for (`compare`).
         """
-        return self._target_readings(block, jobs, compare=True)
-
-    @torch.inference_mode()
-    def _target_readings(self, block: Block, jobs: Sequence[Job], *, compare: bool) -> list[Tensor]:
         plan, ends = self._run(block, jobs, whole=False)
         hidden, pairs, counts = [], [], []
         offset = 0

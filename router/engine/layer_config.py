@@ -48,10 +48,6 @@ _NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "transformers_version
 def chain_config(config: PreTrainedConfig, chain: Chain) -> PreTrainedConfig:
     """Return a copy of a model's configuration for a model whose layers are the chain's, each with its own place.
 
-    Args:
-        config: the base model's, with a text configuration inside where it takes images as well.
-        chain: the chain.
-
     Raises:
         InputError: where the family's configuration has no words for it.
     """

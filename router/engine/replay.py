@@ -146,13 +146,7 @@ class Prefix:
         mask: Int[Tensor, "rows tokens"],
         inputs: Mapping[str, Any] | None = None,
     ) -> PrefixRun:
-        """Run the layers over a batch of prompts.
-
-        Args:
-            ids: token ids.
-            mask: 1 for tokens, 0 for padding.
-            inputs: what the model takes besides, such as `pixel_values`, prepared as its `generate` prepares it.
-        """
+        """Run the layers over prompts, with `inputs` besides tokens prepared as the model's `generate` does."""
         if (now := Makeup(self._model)) != self.made:
             self._prepare(now)
         # Without a configuration the cache keeps all tokens of every layer, whatever its window.

@@ -228,9 +228,7 @@ class Batcher:
     def abandon(self, rows: Sequence[Row], why: ApiError | None = None) -> None:
         """Give rows up, nobody waits for them: they leave the queue, those that run end at their next token.
 
-        Args:
-            rows: the rows.
-            why: what is said of them, unless something was said before; None: that the client has left.
+        `why` is said of them, unless something was said before; None: that the client has left.
         """
         with self._changed:
             for row in rows:

@@ -19,11 +19,7 @@ SPARE_FILES = 64
 
 
 def connections_of(client_seconds: float) -> type[asyncio.Protocol]:
-    """Return what uvicorn makes of each connection.
-
-    Args:
-        client_seconds: how long the server waits for a client, seconds.
-    """
+    """Return what uvicorn makes of each connection, whose client the server awaits for so many seconds."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = sys.maxsize if files == resource.RLIM_INFINITY else files - SPARE_FILES
     made = functools.partial(Connection, client_seconds=client_seconds, most=most)

@@ -144,13 +144,7 @@ class ProxyMetrics(Metrics):
     """
 
     def __init__(self, backends: Sequence[Backend], num_layers: int, read_layer: int) -> None:
-        """Begin at nothing.
-
-        Args:
-            backends: the backends, of which a scrape asks what is known.
-            num_layers: layers of the base model.
-            read_layer: layers that the proxy runs to read a prompt.
-        """
+        """Begin at nothing; a scrape asks what is known of the backends, a proxy runs the layers that it reads."""
         super().__init__(num_layers)
         self._backends, self._read_layer = backends, read_layer
         self.running = self.gauge("running", "Requests under way.")

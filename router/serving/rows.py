@@ -322,13 +322,7 @@ class Progress(StoppingCriteria):  # type: ignore[misc]
     def __init__(
         self, rows: Sequence[Row], ends: AbstractSet[int], pauses: Callable[[int], bool] = lambda _: False
     ) -> None:
-        """Begin before the first token.
-
-        Args:
-            rows: the batch's rows.
-            ends: the tokens that end a text.
-            pauses: says after so many tokens whether the batch is to pause.
-        """
+        """Begin before the first token; `pauses` says after so many tokens whether the batch is to pause."""
         self.rows, self._number, self._ends, self._pauses = list(rows), 0, ends, pauses
 
     def __call__(self, input_ids: Int[Tensor, "rows tokens"], _scores: object, **_: object) -> Bool[Tensor, " rows"]:
