@@ -284,11 +284,7 @@ class Router:
         """Return how much depth is spent where nobody says how much.
 
         What was certified goes before what was measured, and that before the head's own choice, which is taken for
-        routers alone whose training measured no accuracy.
-
-        Args:
-            allow_loss: as in `least_budget`.
-            scope: as in `Operation`; without it nothing is certified.
+        routers alone whose training measured no accuracy. Without the scope nothing is certified.
         """
         if self.guarantee is not None and (scope or self.scope is None):
             return Operation(guaranteed=True, scope=scope)

@@ -135,6 +135,7 @@ def small_config(kind: type[PreTrainedConfig], settings: Mapping[str, Any]) -> P
 
 EAGER = ("eager",)
 REFUSED = "refused: run in any order"
+SOME_WINDOWS = " (sliding window in some layers)"
 _LATENT = {"num_key_value_heads": 4}  # each head has keys and values of its own
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
 _FULL_LAST = ["sliding_attention", "full_attention"] * 2 + ["full_attention"]
@@ -273,23 +274,12 @@ ALL: dict[str, Family] = {
     **{name: Family(kind, expected=REFUSED) for name, kind in PLAIN_REFUSED.items()},
     "llama": Family("LlamaConfig", quick=True),
     "mistral": Family("MistralConfig", note=" (sliding window)", quick=True),
-    "qwen2": Family(
-        "Qwen2Config",
-        {"use_sliding_window": True, "max_window_layers": 2},
-        note=" (sliding window in some layers)",
-        quick=True,
-    ),
+    "qwen2": Family("Qwen2Config", {"use_sliding_window": True, "max_window_layers": 2}, note=SOME_WINDOWS, quick=True),
     "qwen3": Family("Qwen3Config", quick=True),
     "gemma2": Family(
-        "Gemma2Config",
-        {"layer_types": _ALTERNATING, "query_pre_attn_scalar": 8},
-        EAGER,
-        note=" (sliding window in some layers)",
-        quick=True,
+        "Gemma2Config", {"layer_types": _ALTERNATING, "query_pre_attn_scalar": 8}, EAGER, note=SOME_WINDOWS, quick=True
     ),
-    "gemma3": Family(
-        "Gemma3TextConfig", {"layer_types": _ALTERNATING}, note=" (sliding window in some layers)", quick=True
-    ),
+    "gemma3": Family("Gemma3TextConfig", {"layer_types": _ALTERNATING}, note=SOME_WINDOWS, quick=True),
     "phi3": Family("Phi3Config", {"num_key_value_heads": 4}, note=" (sliding window)", quick=True),
     "olmo2": Family("Olmo2Config", quick=True),
     "olmoe": Family("OlmoeConfig", note=" (mixture of experts)", quick=True),
@@ -300,7 +290,7 @@ ALL: dict[str, Family] = {
         {"attention_types": [[["global", "local"], 2], [["global"], 1]], "window_size": 4},
         EAGER,
         packs=False,
-        note=" (sliding window in some layers)",
+        note=SOME_WINDOWS,
         quick=True,
     ),
     "gpt_neox": Family("GPTNeoXConfig", quick=True),

@@ -145,7 +145,7 @@ def proxied(
         settings = {"budget": setting.budget} | settings
     chosen = ProxySettings(router=str(setting.router), backends=folder / "backends.yaml", name=NAME, **settings)
     proxy, _ = make_proxy(chosen, key)
-    with on_a_socket(make_app(proxy), proxy.backends, chosen) as (url, _):
+    with on_a_socket(make_app(proxy), proxy.backends.close, chosen) as (url, _):
         yield Proxied(url, proxy, setting)
 
 

@@ -27,7 +27,7 @@ from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.serving.app import Service, make_app
 from router.serving.rows import Sampling
-from router.serving.server import Closes, ListenSettings, Server, ServeSettings, bind, make_service, url_of
+from router.serving.server import ListenSettings, Server, ServeSettings, bind, make_service, url_of
 from tests.routed_folders import router_for, write_routed
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -251,7 +251,7 @@ def running(routed: RoutedModel | None = None, key: str | None = None, **setting
     """Serve on a free port of this machine, in a thread."""
     chosen = ServeSettings(router="tiny", **{"budget": BUDGET, "name": NAME, "max_tokens": 400} | settings)
     service = make_service(chosen, routed or tiny_routed(budget=chosen.budget), key)
-    with on_a_socket(make_app(service), service.batcher, chosen, settings.get("port", 0)) as (url, server):
+    with on_a_socket(make_app(service), service.batcher.close, chosen, settings.get("port", 0)) as (url, server):
         yield Running(url, service, server, Oracle(tiny_routed(budget=chosen.budget)))
 
 
@@ -266,13 +266,15 @@ def braked(**settings: Any) -> Iterator[tuple[Running, Brake]]:
 
 
 @contextmanager
-def on_a_socket(app: ASGIApp, closes: Closes, settings: ListenSettings, port: int = 0) -> Iterator[tuple[str, Server]]:
+def on_a_socket(
+    app: ASGIApp, close: Callable[[], object], settings: ListenSettings, port: int = 0
+) -> Iterator[tuple[str, Server]]:
     """Serve an application in a thread; gives its URL and the server."""
     started = threading.Event()
     with bind("127.0.0.1", port) as bound:
         server = Server(
             app,
-            closes,
+            close,
             shutdown_seconds=settings.shutdown_timeout,
             client_seconds=settings.client_timeout,
             ready=started.set,

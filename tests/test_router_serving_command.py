@@ -122,7 +122,7 @@ def test_a_signal_lets_running_requests_end(router: Path) -> None:
 def test_a_second_signal_ends_it_at_once(number: signal.Signals) -> None:
     service = make_service(ServeSettings(router="tiny", budget=4.0), tiny_routed(), None)
     server, before = (
-        Server(make_app(service), service.batcher, shutdown_seconds=9.0, client_seconds=9.0),
+        Server(make_app(service), service.batcher.close, shutdown_seconds=9.0, client_seconds=9.0),
         signal.getsignal(number),
     )
     with server.capture_signals():

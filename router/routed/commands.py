@@ -245,11 +245,7 @@ class InfoSettings:
 
 
 def info(argv: Sequence[str]) -> None:
-    """Print what a router is.
-
-    Raises:
-        InputError: at bad input.
-    """
+    """Print what a router is."""
     description = "Say what a router is: its base model, head, budgets and guarantee. No model is loaded."
     settings, _ = parse_settings(InfoSettings, first_word(argv, "router"), "router info", description)
     router = load_router(router_folder(settings.router, revision=settings.router_revision))
@@ -357,11 +353,7 @@ class RouteSettings(PromptSettings):
 
 
 def route(argv: Sequence[str]) -> None:
-    """Route prompts and print their chains.
-
-    Raises:
-        InputError: at bad input.
-    """
+    """Route prompts and print their chains."""
     description = "Show the chain of layers that a router picks for each prompt."
     settings, _ = parse_settings(RouteSettings, first_word(argv, "router"), "router route", description)
     prompts = read_prompts(settings)
@@ -429,11 +421,7 @@ class GenerateSettings(PromptSettings):
 
 
 def generate(argv: Sequence[str]) -> None:
-    """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr.
-
-    Raises:
-        InputError: at bad input.
-    """
+    """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr."""
     description = "Generate text, each prompt under the chain of layers that the router picks for it."
     settings, _ = parse_settings(GenerateSettings, first_word(argv, "router"), "router generate", description)
     prompts = read_prompts(settings)

@@ -130,15 +130,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         guaranteed: bool = False,
         scope: bool = True,
     ) -> RoutedModel:
-        """Join a base model and its router, which are taken to fit each other.
-
-        Args:
-            model: the base model in evaluation mode.
-            router: a router that was trained for it.
-            tokenizer: its tokenizer; `score` needs it.
-            budget: mean depth wanted, layers; None: the router's own choice.
-            guaranteed: take the certified operating point.
-            scope: run prompts unlike those of training at full depth, where the router has a scope.
+        """Join a base model in evaluation mode and its router, taken to fit each other; see the class's attributes.
 
         Raises:
             ValueError: where the model has another number of layers, the budget was not measured in training, or there

@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _made(settings: ProxySettings, key: str | None) -> Served:
     proxy, told = make_proxy(settings, key)
-    return Served(proxy.guard.name, told, make_app(proxy), proxy.backends)
+    return Served(proxy.guard.name, told, make_app(proxy), proxy.backends.close)
 
 
 def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import uvicorn
 from pydantic import Field, ValidationError, model_validator
@@ -86,20 +86,13 @@ def _logs() -> dict[str, Any]:
     return logs
 
 
-class Closes(Protocol):
-    """What a server tells to give up its running requests."""
-
-    def close(self) -> None:
-        """Take no more requests, and fail those that run."""
-
-
 class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT: then takes no more requests, and gives those that run some time to end."""
 
     def __init__(
         self,
         app: ASGIApp,
-        batcher: Closes,
+        close: Callable[[], object],
         *,
         shutdown_seconds: float,
         client_seconds: float,
@@ -110,7 +103,7 @@ class Server(uvicorn.Server):
 
         Args:
             app: the application.
-            batcher: what works for it, closed once their time is up.
+            close: lets it take no more requests and fail those that run; called once their time is up.
             shutdown_seconds: how long running requests may take to end; then they are answered with an error.
             client_seconds: how long the server waits for a client.
             ready: called once requests are taken.
@@ -127,7 +120,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=cut,
         )
         super().__init__(config)
-        self._batcher, self._seconds, self._ready = batcher, shutdown_seconds, ready
+        self._close, self._seconds, self._ready = close, shutdown_seconds, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
@@ -137,7 +130,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop taking requests, and wait for those that run, but not for ever."""
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._batcher.close)
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._close)
         try:
             await super().shutdown(sockets)
         finally:
@@ -247,16 +240,17 @@ def _made(settings: ServeSettings, key: str | None) -> Served:
         service = make_service(settings, routed, key)
     except ValueError as error:
         raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
-    return Served(service.guard.name, said_of(routed.router, routed.operation), make_app(service), service.batcher)
+    told = said_of(routed.router, routed.operation)
+    return Served(service.guard.name, told, make_app(service), service.batcher.close)
 
 
 class Served(NamedTuple):
-    """What is served under which name, what works for it, and in words how much depth it spends."""
+    """What is served under which name, what closes it, and in words how much depth it spends."""
 
     name: str
     told: str
     app: ASGIApp
-    worker: Closes
+    close: Callable[[], object]
 
 
 def serve(
@@ -282,7 +276,7 @@ def serve(
 
         server = Server(
             made.app,
-            made.worker,
+            made.close,
             shutdown_seconds=settings.shutdown_timeout,
             client_seconds=settings.client_timeout,
             ready=ready,
