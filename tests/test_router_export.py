@@ -54,7 +54,7 @@ from router.validation import InputError
 from tests.conftest import Refusal
 from tests.families import VOCABULARY, small_config
 from tests.pictures import pictured_prompts
-from tests.tiny import EACH, NUM_LAYERS, random_router, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import EACH, NUM_LAYERS, edit_json, random_router, save_tiny, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
 CHAINS = {
@@ -347,11 +347,6 @@ def saved(model: PreTrainedModel, chain: Chain, folder: Path) -> Exported:
     return Exported(chain, chain_view(model, chain), written, "model.layers")
 
 
-def edit_config(folder: Path, **changed: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-
-
 def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     weights = load_file(folder / "model.safetensors")
     edit(weights)
@@ -369,15 +364,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         f"{NAME}: other values in the checkpoint",
     ),
     "a narrower window": (
-        lambda folder: edit_config(folder, sliding_window=WINDOW - 1),
+        lambda folder: edit_json(folder / "config.json", sliding_window=WINDOW - 1),
         "(sliding_window: 80 written, 79 loaded)",
     ),
     "another base of the rotations": (
-        lambda folder: edit_config(folder, rope_parameters={"rope_theta": 9999.0, "rope_type": "default"}),
+        lambda folder: edit_json(
+            folder / "config.json", rope_parameters={"rope_theta": 9999.0, "rope_type": "default"}
+        ),
         "9999.0",
     ),
     "a layer less": (
-        lambda folder: edit_config(folder, num_hidden_layers=NUM_LAYERS - 2),
+        lambda folder: edit_json(folder / "config.json", num_hidden_layers=NUM_LAYERS - 2),
         "model.layers.3: MistralDecoderLayer in the chain, nothing in the checkpoint",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "also from a checkpoint"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -71,6 +72,11 @@ def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     tiny_model(family, seed=seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def edit_json(path: Path, **changed: Any) -> None:
+    """Change fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 _THINGS = ("rain", "iron", "a fox", "the moon", "salt water", "glass", "a river", "wood", "ice", "seven bees")

@@ -39,7 +39,7 @@ PLACES = ("layer_idx", "layer_id")
 """What a module calls the place of its layer, which is its cache slot (GPT-Neo: layer_id)."""
 _OF_ONE_DEPTH = ("_cache", "_compiled_call", "_last_compile_config")
 """What generation leaves in a model: a static cache, and a compiled call of the model itself."""
-_FIRST_SHARED = ("first_kv_shared_layer_idx",)
+_FIRST_SHARED = "first_kv_shared_layer_idx"
 """Where an owner of layers keeps the first one that would use another's keys and values (Gemma4)."""
 
 
@@ -132,9 +132,8 @@ def with_layers(
         module = child
         chain_of_owners.append(child)
     module._modules[decoder.name] = nn.ModuleList(layers)
-    for name in _FIRST_SHARED:
-        if name in module.__dict__:
-            module.__dict__[name] = len(layers)  # no layer uses another's keys and values (`find_decoder`)
+    if _FIRST_SHARED in module.__dict__:
+        module.__dict__[_FIRST_SHARED] = len(layers)  # no layer uses another's keys and values (`find_decoder`)
     for owner in chain_of_owners:
         old = owner.__dict__.get("config")
         if old is not None:
