@@ -122,6 +122,16 @@ def first_word(argv: Sequence[str], setting: str) -> list[str]:
     return [f"--{setting}", *words] if words and not words[0].startswith("-") else words
 
 
+@contextmanager
+def program_words(words: Sequence[str]) -> Iterator[None]:
+    """Put a program's name and arguments where it looks for them, and restore what was there."""
+    kept, sys.argv = sys.argv, list(words)
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
 def plain_values(value: Any) -> Any:
     """Return settings as JSON data: dataclasses as objects, paths as text, tuples as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

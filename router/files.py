@@ -81,7 +81,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file that is complete or absent."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as an indented JSON file."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def fsync(path: Path) -> None:
@@ -187,16 +192,7 @@ def read_json_lines(path: Path, *, torn: bool = False) -> Iterator[tuple[int, di
         for number, line in enumerate(stream, start=1):
             if torn and not line.endswith(b"\n"):
                 return
-            yield number, parse_json_line(line, f"{path}, line {number}")
-
-
-def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
-    """Read one line of a JSON Lines file; `where` (file and line) begins the message of a refusal.
-
-    Raises:
-        InputError: where it is not a JSON object or not UTF-8, or a key stands twice.
-    """
-    return _object(parse_json(line, where), where)
+            yield number, _object(line, f"{path}, line {number}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -206,10 +202,11 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: where the file is missing or holds something else, or a key stands twice.
     """
     require_file(path, path.name)
-    return _object(parse_json(path.read_bytes(), str(path)), str(path))
+    return _object(path.read_bytes(), str(path))
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(text: bytes, where: str) -> dict[str, Any]:
+    value = parse_json(text, where)
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value

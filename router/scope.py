@@ -97,30 +97,41 @@ class Scope(nn.Module):
         """Return which prompts lie inside; padding (mask False) does not count."""
         return self.holds(pooled(states, mask))
 
-    def holds(self, prompts: Float[Tensor, "batch width"]) -> Bool[Tensor, " batch"]:
-        """Do as `contains` does, for prompts as `pooled` makes them."""
-        near = self.distances(prompts) <= self.threshold
+    def judge(self, prompts: Float[Tensor, "batch width"]) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Say of prompts, as `pooled` makes them, what the scope knows.
+
+        Returns:
+            Which lie inside, and how probable it is that each one's answer is judged by its first token alone.
+        """
+        distances, components = self._places(prompts)
+        near = distances <= self.threshold
         if not self.config.one_token:
-            return near
-        probability = self.one_token(prompts)
-        return near & ((probability >= SURE) | (probability <= 1 - SURE))
+            return near, torch.zeros(len(prompts))
+        probability = (components @ self.slopes + self.intercept).sigmoid()
+        return near & ((probability >= SURE) | (probability <= 1 - SURE)), probability
+
+    def holds(self, prompts: Float[Tensor, "batch width"]) -> Bool[Tensor, " batch"]:
+        """Return the first of what `judge` says."""
+        return self.judge(prompts)[0]
 
     def one_token(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
-        """Return how probable it is that each prompt's answer is judged by its first token alone."""
-        if not self.config.one_token:
-            return torch.zeros(len(prompts))
-        return (self.components(prompts) @ self.slopes + self.intercept).sigmoid()
-
-    def components(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, "batch components"]:
-        """Return where prompts lie along each principal component, in standard deviations of the training prompts."""
-        return (prompts - self.centre) / self.scale @ self.axes / self.variances.sqrt()
+        """Return the second of what `judge` says."""
+        return self.judge(prompts)[1]
 
     def distances(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
         """Return how far prompts, as `pooled` makes them, lie from the training prompts."""
+        return self._places(prompts)[0]
+
+    def components(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, "batch components"]:
+        """Return where prompts lie along each principal component, in standard deviations of the training prompts."""
+        return self._places(prompts)[1]
+
+    def _places(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         points = (prompts - self.centre) / self.scale
         along = points @ self.axes
         across = points - along @ self.axes.T
-        return ((along.square() / self.variances).sum(1) + across.square().sum(1) / self.noise).sqrt()
+        squares = (along.square() / self.variances).sum(1) + across.square().sum(1) / self.noise
+        return squares.sqrt(), along / self.variances.sqrt()
 
     def forward_flops(self, tokens: int) -> int:
         """Return the floating-point operations for one prompt (2 a multiply-add), pooling included."""

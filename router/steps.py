@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pydantic.dataclasses import dataclass
 
-from router.command import first_word, parse_settings
+from router.command import first_word, parse_settings, program_words
 from router.files import require_directory
 from router.validation import SETTINGS, InputError, parse_yaml
 
@@ -156,13 +156,11 @@ def _made(folder: Path, step: Step) -> str:
 
 def run_module(command: Sequence[str]) -> int:
     """Run what `python -m` runs with some words, in this process, and return its exit status."""
-    before = sys.argv
-    sys.argv = ["", *command[1:]]
     try:
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        with program_words(["", *command[1:]]):
+            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
-        sys.argv = before
         gc.collect()  # the step's model must not stand in the next one's memory
     return 0

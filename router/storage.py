@@ -284,11 +284,7 @@ class Router:
         """Return how much depth is spent where nobody says how much.
 
         What was certified goes before what was measured, and that before the head's own choice, which is taken for
-        routers alone whose training measured no accuracy.
-
-        Args:
-            allow_loss: as in `least_budget`.
-            scope: as in `Operation`; without it nothing is certified.
+        routers alone whose training measured no accuracy. Without the scope nothing is certified.
         """
         if self.guarantee is not None and (scope or self.scope is None):
             return Operation(guaranteed=True, scope=scope)
@@ -346,10 +342,6 @@ class Router:
     ) -> list[list[Decision]]:
         """Decide one chain for each sample at each operation, as `decide` does; the states are read once.
 
-        Args:
-            states: `hidden_states[read_layer]` of each sample's tokens.
-            operations: how much depth to spend.
-
         Returns:
             For each operation the samples' decisions.
 
@@ -364,20 +356,16 @@ class Router:
         output = self.head(*padded) if any(point.offset is not None for point in points) else None
         inside, short = [True] * len(states), [False] * len(states)
         if self.scope is not None:
-            prompts = pooled(*padded)
-            known = self.scope.holds(prompts)
-            inside, short = known.tolist(), (known & (self.scope.one_token(prompts) > 0.5)).tolist()
+            known, one_token = self.scope.judge(pooled(*padded))
+            inside, short = known.tolist(), (known & (one_token > 0.5)).tolist()
         full = Decision(Chain.full(self.config.num_layers), 0.0)
         outside = dataclasses.replace(full, in_scope=False)
         found = []
         for one, point in zip(operations, points, strict=True):
             decided = [full] * len(states)
             if output is not None and point.offset is not None:
-                decided = [self._or_full(ranked[0], point) for ranked in self.head.decode_at(output, point.offset)]
-                decided = [
-                    dataclasses.replace(chosen, one_token=short_one and not chosen.chain.is_full)
-                    for chosen, short_one in zip(decided, short, strict=True)
-                ]
+                ranked = zip(self.head.decode_at(output, point.offset), short, strict=True)
+                decided = [self._taken(best, point, short_one) for (best, *_), short_one in ranked]
             if one.scope:
                 decided = [chosen if held else outside for chosen, held in zip(decided, inside, strict=True)]
             found.append(decided)
@@ -391,13 +379,9 @@ class Router:
     def scores(
         self, states: Sequence[Float[Tensor, "_ d_model"]], chains: Sequence[Chain]
     ) -> Float[Tensor, "batch chains"]:
-        """Return the head's value of each chain for each sample, before any price on depth.
+        """Return the head's value of each chain for each sample's states (as in `decide`), before any price on depth.
 
         Out of the scope only the full chain has one, 0; that of the others is -inf.
-
-        Args:
-            states: `hidden_states[read_layer]` of each sample's tokens.
-            chains: the chains that are valued.
         """
         padded = pad_states(states)
         values = self.head.scores_of(self.head(*padded), chains)
@@ -417,10 +401,11 @@ class Router:
             return OperatingPoint(None)
         return OperatingPoint(self.head.offset_for(operation.budget))
 
-    def _or_full(self, chosen: Decision, point: OperatingPoint) -> Decision:
-        if point.least_score is not None and chosen.score < point.least_score:
+    def _taken(self, best: Decision, point: OperatingPoint, short: bool) -> Decision:
+        """Return the head's best chain, or full depth where it scores too little; `short`: an answer of one token."""
+        if point.least_score is not None and best.score < point.least_score:
             return Decision(Chain.full(self.config.num_layers), 0.0)
-        return chosen
+        return dataclasses.replace(best, one_token=short and not best.chain.is_full)
 
 
 def save_router(folder: Path, router: Router) -> None:

@@ -19,19 +19,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-Refusal = Callable[[Callable[..., None], Iterable[object]], str]
+Refusal = Callable[..., str]
 """Runs a command that must end with exit status 2 and one line, which it returns."""
 
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """A `Refusal` of a command's `main` and its arguments; progress may stand before the line."""
+    """A `Refusal` of a command's `main` and its arguments; progress may stand before the line, unless `alone`."""
 
-    def run(main: Callable[..., None], arguments: Iterable[object]) -> str:
+    def run(main: Callable[..., None], arguments: Iterable[object], *, alone: bool = False) -> str:
         capsys.readouterr()
         assert run_command(main, list(map(str, arguments))) == 2
-        error = capsys.readouterr().err
+        printed, error = capsys.readouterr()
         assert "Traceback" not in error
+        assert not alone or (printed, error.count("\n")) == ("", 1)
         (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
         assert error.endswith(f"{line}\n")
         return line

@@ -170,14 +170,8 @@ def routed_arguments(project: Path, *more: str) -> list[str]:
 
 
 def stock_arguments(model: Path, *more: str) -> list[str]:
-    return [
-        "--model",
-        "hf",
-        "--device",
-        "cpu",
-        "--model_args",
-        ",".join([f"pretrained={model}", "dtype=float32", *more]),
-    ]
+    arguments = ",".join([f"pretrained={model}", "dtype=float32", *more])
+    return ["--model", "hf", "--device", "cpu", "--model_args", arguments]
 
 
 def hand_chains(project: Path, states: Sequence[Tensor]) -> list[Chain]:

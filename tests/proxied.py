@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -24,8 +23,8 @@ from router.routed.export import export_chain
 from router.serving.proxy import Proxy, ProxySettings, make_app, make_proxy
 from router.storage import Router, load_router, save_router
 from tests.routed_folders import router_for
-from tests.serving import NAME, Oracle, Running, chat_tokenizer, on_a_socket, running, write_served
-from tests.tiny import tiny_model
+from tests.serving import NAME, Asked, Oracle, Running, chat_tokenizer, on_a_socket, running, write_served
+from tests.tiny import tiny_model, untrained
 
 LAYERS = 5
 FULL, SHORT, SHORTER, ABSENT = "0-4", "0-1,3-4", "0-2", "0-1,4"
@@ -81,20 +80,13 @@ def write_setting(folder: Path) -> Setting:
         head_settings={"hidden": 8, "pooling": "ends", "chains": [FULL, SHORT, SHORTER, ABSENT]},
         budget_points=(),
     )
-    torch.manual_seed(3)
-    head = config.build()
-    for parameter in head.parameters():
-        parameter.data.normal_(0, 1)
-    head.eval()
     base = AutoModelForCausalLM.from_pretrained(folder / "model")
     rows = [torch.tensor([chat_tokenizer()(text)["input_ids"]]) for text in texts(100, 2)]
     with torch.no_grad():
         states = [base(row, output_hidden_states=True).hidden_states[config.read_layer][0] for row in rows]
-    with torch.inference_mode():
-        head.calibrate(head(*pad_states(states)))
-    made = dataclasses.replace(config, budget_points=head.budget_points)
-    save_router(router, Router(made, head))
-    points = [point.mean_depth for point in head.budget_points]
+    made = untrained(config, states, seed=3)
+    save_router(router, made)
+    points = [point.mean_depth for point in made.config.budget_points]
     budget = (min(points) + max(points)) / 2
     models = {}
     for number, chain in enumerate(SERVED):
@@ -131,23 +123,14 @@ def listed(urls: dict[str, str], key_variable: str | None = None) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proxied:
+class Proxied(Asked):
     """A proxy that runs."""
 
-    url: str
     proxy: Proxy
     setting: Setting
 
     def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
-        with httpx.Client(base_url=self.url, timeout=60) as client:
-            return client.post(path, json={"model": NAME, "max_tokens": 6, "temperature": 0} | fields)
-
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
-
-    def health(self) -> dict[str, Any]:
-        value: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=60).json()
-        return value
+        return super().post(path, **{"max_tokens": 6, "temperature": 0} | fields)
 
     def up(self) -> dict[str, bool]:
         return {one["chain"]: one["up"] for one in self.health()["backends"]}
@@ -162,7 +145,7 @@ def proxied(
         settings = {"budget": setting.budget} | settings
     chosen = ProxySettings(router=str(setting.router), backends=folder / "backends.yaml", name=NAME, **settings)
     proxy, _ = make_proxy(chosen, key)
-    with on_a_socket(make_app(proxy), proxy.backends, chosen) as (url, _):
+    with on_a_socket(make_app(proxy), proxy.backends.close, chosen) as (url, _):
         yield Proxied(url, proxy, setting)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data.scoring import ChainScorer
 from data.tasks import load_task
+from router.chain import Chain
+from router.engine.view import chain_view
 from router.heads.head import pad_states
+from router.scope import pooled
 from router.storage import Guarantee, Router, save_router
 from tests.tiny import random_router, tiny_model, tiny_tokenizer
+from train.scope import scope_of
 
 PREFIX = 2
 PADDING = 0
@@ -41,6 +47,27 @@ def router_for(model: PreTrainedModel) -> Router:
     with torch.inference_mode():
         router.head.calibrate(router.head(*pad_states(states)))
     return Router(router.config, router.head, Guarantee(0.1, 0.1, "accuracy", None, None, 10, 0.0, 5.0, None))
+
+
+def scoped(router: Router, states: Sequence[Tensor], share: float = 0.0, *, one_token: bool = False) -> Router:
+    """The router with a scope around prompts' states, and a share of them outside; `one_token`: that all so answer."""
+    known = pooled(*pad_states(states))
+    return dataclasses.replace(router, scope=scope_of(known, known, share, [one_token] * len(known)))
+
+
+def alone(model: PreTrainedModel, chain: Chain, ids: Tensor, mask: Tensor, **options: Any) -> Any:
+    """What a chain's view generates of the model, greedily, given prompts and masks."""
+    view = chain_view(model, chain, fresh=True)
+    return view.generate(input_ids=ids, attention_mask=mask, **GREEDY | options)
+
+
+def in_threads(work: Callable[[int], None]) -> None:
+    """Do two things at once."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def write_routed(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +27,7 @@ from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.serving.app import Service, make_app
 from router.serving.rows import Sampling
-from router.serving.server import Closes, ListenSettings, Server, ServeSettings, bind, make_service, url_of
+from router.serving.server import ListenSettings, Server, ServeSettings, bind, make_service, url_of
 from tests.routed_folders import router_for, write_routed
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -184,20 +186,10 @@ def scraped(url: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Running:
-    """A server that runs.
-
-    Attributes:
-        url: where.
-        service: what it serves.
-        server: the server.
-        oracle: what it must answer.
-    """
+class Asked:
+    """What runs at a URL and can be asked."""
 
     url: str
-    service: Service
-    server: Server
-    oracle: Oracle
 
     def openai(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
@@ -211,13 +203,46 @@ class Running:
         with self.http() as client:
             return client.post(path, json={"model": NAME} | fields)
 
+    def health(self) -> dict[str, Any]:
+        with self.http() as client:
+            return dict(client.get("/health").json())
+
+    def half(self, headers: dict[str, str]) -> socket.socket:
+        """A request whose body is still to come."""
+        host, port = self.url.removeprefix("http://").split(":")
+        made = socket.create_connection((host, int(port)), timeout=60)
+        lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        made.sendall("\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode())
+        return made
+
+    def ask(self, **fields: Any) -> socket.socket:
+        """A request that waits for its answer."""
+        body = json.dumps({"model": NAME} | fields).encode()
+        made = self.half({"Content-Length": str(len(body))})
+        made.sendall(body)
+        return made
+
+
+@dataclass(frozen=True)
+class Running(Asked):
+    """A server that runs.
+
+    Attributes:
+        service: what it serves.
+        server: the server.
+        oracle: what it must answer.
+    """
+
+    service: Service
+    server: Server
+    oracle: Oracle
+
     def check_answers(self) -> None:
         """The server still answers, and rightly."""
         answer = self.post(prompt="Which of these", max_tokens=6, temperature=0).json()
         alone = self.oracle.alone(self.oracle.tokens("Which of these"), 6)
         assert answer["choices"][0]["text"] == alone.text
-        with self.http() as client:
-            health = client.get("/health").json()
+        health = self.health()
         assert (health["status"], health["ready"], health["waiting"], health["running"]) == ("ok", True, 0, 0)
 
 
@@ -226,7 +251,7 @@ def running(routed: RoutedModel | None = None, key: str | None = None, **setting
     """Serve on a free port of this machine, in a thread."""
     chosen = ServeSettings(router="tiny", **{"budget": BUDGET, "name": NAME, "max_tokens": 400} | settings)
     service = make_service(chosen, routed or tiny_routed(budget=chosen.budget), key)
-    with on_a_socket(make_app(service), service.batcher, chosen, settings.get("port", 0)) as (url, server):
+    with on_a_socket(make_app(service), service.batcher.close, chosen, settings.get("port", 0)) as (url, server):
         yield Running(url, service, server, Oracle(tiny_routed(budget=chosen.budget)))
 
 
@@ -241,13 +266,15 @@ def braked(**settings: Any) -> Iterator[tuple[Running, Brake]]:
 
 
 @contextmanager
-def on_a_socket(app: ASGIApp, closes: Closes, settings: ListenSettings, port: int = 0) -> Iterator[tuple[str, Server]]:
+def on_a_socket(
+    app: ASGIApp, close: Callable[[], object], settings: ListenSettings, port: int = 0
+) -> Iterator[tuple[str, Server]]:
     """Serve an application in a thread; gives its URL and the server."""
     started = threading.Event()
     with bind("127.0.0.1", port) as bound:
         server = Server(
             app,
-            closes,
+            close,
             shutdown_seconds=settings.shutdown_timeout,
             client_seconds=settings.client_timeout,
             ready=started.set,

@@ -35,6 +35,14 @@ def edited_chains(draw):
 
 
 @st.composite
+def blocks(draw):
+    """An edited chain, and a block of its entries: where it begins and how long it is."""
+    chain = draw(edited_chains())
+    position = draw(st.integers(0, chain.depth - 1))
+    return chain, position, draw(st.integers(1, chain.depth - position))
+
+
+@st.composite
 def programs(draw):
     """A PoLar program that covers its layers and runs at least one."""
     segments, start = [], 0
@@ -81,11 +89,10 @@ def test_text_form(layers, text):
     assert Chain.parse(f" {text.replace(',', ' , ')} ", 6).layers == layers
 
 
-@given(edited_chains(), st.data())
-def test_skip(chain, data):
+@given(blocks())
+def test_skip(block):
     # Oracle: list slicing, and the law depth' = depth - k.
-    position = data.draw(st.integers(0, chain.depth - 1))
-    k = data.draw(st.integers(1, chain.depth - position))
+    chain, position, k = block
     if k == chain.depth:
         with pytest.raises(ValueError, match=rf"^k: expected fewer than all {k} .*got {k}$"):
             chain.skip(position, k)
@@ -96,24 +103,22 @@ def test_skip(chain, data):
     assert chain.skip(position, k).depth == chain.depth - k
 
 
-@given(edited_chains(), st.data())
-def test_repeat(chain, data):
+@given(blocks(), st.data())
+def test_repeat(block, data):
     # Oracle: the law depth' = depth + k * times, and skipping the added entries gives the chain back.
-    position = data.draw(st.integers(0, chain.depth - 1))
-    k = data.draw(st.integers(1, chain.depth - position))
+    chain, position, k = block
     times = data.draw(st.integers(1, 4))
     repeated = chain.repeat(position, k, times)
     assert repeated.depth == chain.depth + k * times
-    block = chain.layers[position : position + k]
-    assert repeated.layers[position : position + k * (times + 1)] == block * (times + 1)
+    part = chain.layers[position : position + k]
+    assert repeated.layers[position : position + k * (times + 1)] == part * (times + 1)
     assert repeated.skip(position, k * times) == chain
 
 
-@given(edited_chains(), st.data())
-def test_move(chain, data):
+@given(blocks(), st.data())
+def test_move(block, data):
     # Oracle: a move keeps depth and layers, moving back undoes it, and the block stands where it was put.
-    position = data.draw(st.integers(0, chain.depth - 1))
-    k = data.draw(st.integers(1, chain.depth - position))
+    chain, position, k = block
     to = data.draw(st.integers(0, chain.depth - k))
     moved = chain.move(position, k, to)
     assert sorted(moved.layers) == sorted(chain.layers)
@@ -139,11 +144,10 @@ def test_edits_of_one_action(n, data):
         assert Chain.full(n).skip(position, k).edits == 1
 
 
-@given(edited_chains(), st.data())
-def test_one_skip_adds_at_most_one_jump(chain, data):
+@given(blocks())
+def test_one_skip_adds_at_most_one_jump(block):
     # Oracle: taking a block out removes its jumps and joins its two neighbours, which adds one at most.
-    position = data.draw(st.integers(0, chain.depth - 1))
-    k = data.draw(st.integers(1, chain.depth - position))
+    chain, position, k = block
     if k < chain.depth:
         assert chain.skip(position, k).edits <= chain.edits + 1
 

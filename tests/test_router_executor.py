@@ -12,20 +12,10 @@ from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job
 from router.engine.rows import Row, pack_row, plain_row, separate_rows
 from router.engine.view import chain_view
-from tests.tiny import EACH, FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
+from tests.tiny import EACH, FAMILIES, NUM_LAYERS, model, tiny_model, variant  # noqa: F401
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 FULL = Chain.full(NUM_LAYERS)
-
-
-@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
-def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(variant: tuple[str, str]) -> PreTrainedModel:
-    return tiny_model(*variant)
 
 
 def random_chains(count: int, seed: int) -> list[Chain]:
@@ -63,8 +53,7 @@ def test_mixed_chains_and_lengths_equal_the_view_row_by_row(model: PreTrainedMod
     wanted = [view_logits(model, rows[job.row], job.chain) for job in jobs]
     for batch_tokens in (1, 40, 10_000):
         executor = ChainExecutor(model, batch_tokens=batch_tokens)
-        for logits, view in zip(executor.logits(executor.load(rows), jobs), wanted, strict=True):
-            torch.testing.assert_close(logits, view, **TOLERANCE)
+        torch.testing.assert_close(executor.logits(executor.load(rows), jobs), wanted, **TOLERANCE)
 
 
 def test_the_full_chain_and_its_beginnings_equal_the_stock_model(model: PreTrainedModel) -> None:
@@ -186,8 +175,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(executor._capture, "run_layer", scarce(run_layer, lambda args: len(args[1])))
     monkeypatch.setattr(executor._capture, "head", scarce(head, lambda args: len(args[0])))
     block = executor.load(rows)
-    for a, b in zip(executor.target_logprobs(block, jobs), wanted, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
+    torch.testing.assert_close(executor.target_logprobs(block, jobs), wanted, **TOLERANCE)
     assert {run_layer, head} <= set(failures)
     # It stays at the smaller size: no further failure.
     failures.clear()

@@ -28,7 +28,6 @@ from transformers import (
     DeepseekV3Config,
     Ernie4_5_MoeConfig,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
@@ -52,10 +51,10 @@ from router.routed.commands import export as main
 from router.routed.export import Exported, check_checkpoint, export_chain
 from router.storage import Router, save_router
 from router.validation import InputError
-from tests.families import VOCABULARY
-from tests.test_router_vision import MODELS as IMAGE_MODELS
-from tests.test_router_vision import inputs as image_inputs
-from tests.tiny import EACH, NUM_LAYERS, random_router, save_tiny, tiny_model, tiny_tokenizer
+from tests.conftest import Refusal
+from tests.families import VOCABULARY, small_config
+from tests.pictures import pictured_prompts
+from tests.tiny import EACH, NUM_LAYERS, edit_json, random_router, save_tiny, tiny_model, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
 CHAINS = {
@@ -66,25 +65,25 @@ CHAINS = {
     "reorder": FULL.move(0, 1, 3),
     "everything": Chain((4, 1, 1, 3, 2, 1), NUM_LAYERS),
 }
-_SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16,
-    "num_hidden_layers": NUM_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8,
-    "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-_LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
-_GROUPS = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2}
-INDEXED: dict[str, Callable[[], PreTrainedConfig]] = {
+INDEXED: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     # Layers differ by their number, in each family said in other words.
-    "qwen3_moe": lambda: Qwen3MoeConfig(**_SMALL, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=2),
-    "smollm3": lambda: SmolLM3Config(**_SMALL, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=4),
-    "deepseek_v3": lambda: DeepseekV3Config(**{**_SMALL, **_LATENT, **_GROUPS}, first_k_dense_replace=1),
-    "afmoe": lambda: AfmoeConfig(**_SMALL, num_experts=4, num_experts_per_tok=2, num_dense_layers=1, sliding_window=4),
-    "ernie": lambda: Ernie4_5_MoeConfig(**_SMALL, moe_num_experts=4, moe_k=2, moe_layer_start_index=1),
-    "bart": lambda: BartConfig(
-        vocab_size=VOCABULARY, d_model=32, decoder_layers=NUM_LAYERS, encoder_layers=NUM_LAYERS, decoder_ffn_dim=48,
-        decoder_attention_heads=4, max_position_embeddings=512,
-    ),
-}  # fmt: skip
+    "qwen3_moe": (Qwen3MoeConfig, {"decoder_sparse_step": 2}),
+    "smollm3": (SmolLM3Config, {"no_rope_layer_interval": 2, "use_sliding_window": True}),
+    "deepseek_v3": (DeepseekV3Config, {"num_key_value_heads": 4, "first_k_dense_replace": 1}),
+    "afmoe": (AfmoeConfig, {"num_dense_layers": 1}),
+    "ernie": (Ernie4_5_MoeConfig, {"moe_layer_start_index": 1}),
+    "bart": (BartConfig, {"encoder_layers": NUM_LAYERS}),
+}
+
+
+def made_of(config: PreTrainedConfig, spread: float = 0.2) -> PreTrainedModel:
+    """Return a model with random weights of that spread."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.normal_(0, spread)
+    return model
 
 
 def batch() -> dict[str, Tensor]:
@@ -134,11 +133,7 @@ def test_chains_of_every_family_are_loaded_by_stock_transformers(tmp_path: Path,
 @pytest.mark.parametrize("family", INDEXED)
 def test_what_a_family_says_by_layer_number_follows_the_chain(tmp_path: Path, family: str) -> None:
     # Oracle: the chain view. Skipping layer 0 changes every number; chains that end with it cannot be said (below).
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(INDEXED[family]()).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
-            parameter.normal_(0, 0.2)
+    model = made_of(small_config(*INDEXED[family]))
     for name in ("layer 0 skipped", "repeat", "everything"):
         require_equal(load(export_chain(model, None, CHAINS[name], tmp_path / name)), chain_view(model, CHAINS[name]))
 
@@ -202,15 +197,11 @@ def test_weights_keep_their_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     require_equal(load(folder, dtype="auto"), chain_view(model, CHAINS["repeat"]))
 
 
-@pytest.mark.parametrize("family", IMAGE_MODELS)
+@pytest.mark.parametrize("family", ["llava", "gemma3_vision"])
 def test_an_image_text_model_keeps_its_eyes(tmp_path: Path, family: str) -> None:
     # Oracle: the chain view, on an image; another image gives other logits.
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(IMAGE_MODELS[family]()).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.normal_(0, 0.2)
-    given = image_inputs(model)
+    model = tiny_model(family)
+    given = pictured_prompts(model, family, (1,))
     for name in ("layer 0 skipped", "everything"):
         loaded = load(export_chain(model, None, CHAINS[name], tmp_path / name), AutoModelForImageTextToText)
         logits = loaded(**given).logits
@@ -299,15 +290,7 @@ def refused(model: PreTrainedModel, chain: Chain, folder: Path) -> str:
 
 def test_a_family_whose_layers_scale_by_their_number_is_refused(tmp_path: Path) -> None:
     # Oracle: GPT-2's own rule, 1 / sqrt(width) / (number + 1): layer 2 keeps a third in the view, and would get a half.
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=512,
-        scale_attn_by_inverse_layer_idx=True, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    gpt2 = GPT2LMHeadModel(config).eval()
-    for parameter in gpt2.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_(0, 0.5)
+    gpt2 = made_of(small_config(GPT2Config, {"scale_attn_by_inverse_layer_idx": True}), 0.5)
     line = refused(gpt2, SKIP, tmp_path / "chain")
     assert line.startswith("chain 0,2-4: expected a checkpoint equal to the chain, got a largest difference")
     assert float(line.split("largest difference of ")[1].split()[0]) > 0.01
@@ -316,32 +299,23 @@ def test_a_family_whose_layers_scale_by_their_number_is_refused(tmp_path: Path) 
     export_chain(gpt2, None, FULL, tmp_path / "full")  # in their own places they are right
 
 
-_TINY = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": NUM_LAYERS}
-WORDLESS: dict[str, tuple[Callable[[], PreTrainedConfig], Chain, str]] = {
-    "deepseek_v3": (
-        lambda: DeepseekV3Config(**_TINY, first_k_dense_replace=2),
-        FULL.move(0, 1, 3),
-        "expected layers 0..1, which have no experts, before all others",
-    ),
-    "ernie": (
-        lambda: Ernie4_5_MoeConfig(**_TINY, moe_layer_start_index=1),
-        FULL.move(0, 1, 3),
-        "expected all layers with experts in one block",
-    ),
-    "recurrent_gemma": (
-        lambda: RecurrentGemmaConfig(**_TINY),
-        FULL.skip(0, 1),
-        "expected a family that lists its layer_types, got recurrent_gemma",
-    ),
-}
+MOVED = FULL.move(0, 1, 3)
 
 
-@pytest.mark.parametrize("family", WORDLESS)
-def test_a_chain_that_a_configuration_cannot_say_is_refused(family: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "settings", "chain", "wanted"),
+    [
+        (DeepseekV3Config, {"first_k_dense_replace": 2}, MOVED, r"layers 0\.\.1, which have no experts, before all"),
+        (Ernie4_5_MoeConfig, {"moe_layer_start_index": 1}, MOVED, "all layers with experts in one block"),
+        (RecurrentGemmaConfig, {}, FULL.skip(0, 1), "a family that lists its layer_types, got recurrent_gemma"),
+    ],
+)
+def test_a_chain_that_a_configuration_cannot_say_is_refused(
+    kind: type[PreTrainedConfig], settings: dict[str, Any], chain: Chain, wanted: str
+) -> None:
     # Oracle: the families' rules: leading layers are counted, layers with experts are a range, kinds are a cycle.
-    make, chain, wanted = WORDLESS[family]
-    with pytest.raises(InputError, match=wanted):
-        chain_config(make(), chain)
+    with pytest.raises(InputError, match=f"expected {wanted}"):
+        chain_config(small_config(kind, settings), chain)
 
 
 def test_a_configuration_is_copied_and_counted_anew() -> None:
@@ -362,12 +336,7 @@ def test_a_configuration_is_copied_and_counted_anew() -> None:
 @pytest.fixture
 def windowed() -> PreTrainedModel:
     """A model whose window (80 tokens) is longer than most rows of the check."""
-    config = MistralConfig(
-        **_TINY, num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=WINDOW,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    return made_of(small_config(MistralConfig, {"sliding_window": WINDOW}), 0.02)
 
 
 def saved(model: PreTrainedModel, chain: Chain, folder: Path) -> Exported:
@@ -376,11 +345,6 @@ def saved(model: PreTrainedModel, chain: Chain, folder: Path) -> Exported:
     written = chain_view(model, chain, fresh=True)
     written.config = chain_config(model.config, chain)
     return Exported(chain, chain_view(model, chain), written, "model.layers")
-
-
-def edit_config(folder: Path, **changed: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -400,15 +364,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         f"{NAME}: other values in the checkpoint",
     ),
     "a narrower window": (
-        lambda folder: edit_config(folder, sliding_window=WINDOW - 1),
+        lambda folder: edit_json(folder / "config.json", sliding_window=WINDOW - 1),
         "(sliding_window: 80 written, 79 loaded)",
     ),
     "another base of the rotations": (
-        lambda folder: edit_config(folder, rope_parameters={"rope_theta": 9999.0, "rope_type": "default"}),
+        lambda folder: edit_json(
+            folder / "config.json", rope_parameters={"rope_theta": 9999.0, "rope_type": "default"}
+        ),
         "9999.0",
     ),
     "a layer less": (
-        lambda folder: edit_config(folder, num_hidden_layers=NUM_LAYERS - 2),
+        lambda folder: edit_json(folder / "config.json", num_hidden_layers=NUM_LAYERS - 2),
         "model.layers.3: MistralDecoderLayer in the chain, nothing in the checkpoint",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "also from a checkpoint"),
@@ -568,19 +534,12 @@ BAD: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_input_is_one_line_and_status_2(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
-) -> None:
+def test_bad_input_is_one_line_and_status_2(project: Path, tmp_path: Path, refusal: Refusal, bad: str) -> None:
     # Oracle: the line of each refusal; no folder is made.
     given, wanted = BAD[bad]
     if bad == "a router for another model":
         save_tiny(tmp_path / "other", seed=1)
     for name, place in (("MODEL", project / "model"), ("ROUTER", project / "router"), ("OTHER", tmp_path / "other")):
         given = [word.replace(name, str(place)) for word in given]
-    assert export(f"--out={tmp_path / 'out'}", *given) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    line = printed.err.splitlines()[-1]
-    assert line.startswith("error: ")
-    assert wanted in line
+    assert wanted in refusal(main, [f"--out={tmp_path / 'out'}", *given], alone=True)
     assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,11 @@ def stock(model: PreTrainedModel, chain: Chain = CHAIN) -> torch.Tensor:
 
 def logits(model: PreTrainedModel, chain: Chain = CHAIN) -> torch.Tensor:
     return chain_view(model, chain)(IDS, use_cache=False).logits
+
+
+def executed(executor: ChainExecutor) -> torch.Tensor:
+    """Return the logits of the first row."""
+    return executor.logits(executor.load([plain_row(IDS[0].tolist())]), [Job(0, CHAIN)])[0]
 
 
 def state(model: PreTrainedModel) -> dict[str, object]:
@@ -97,13 +103,12 @@ def test_a_view_and_the_executor_follow_a_changed_model(change: Callable[[PreTra
     # Oracle: a stock model with deep copies of the layers, made after the change.
     model = tiny_model("llama")
     before, executor = logits(model), ChainExecutor(model)
-    row = plain_row(IDS[0].tolist())
-    executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    executed(executor)
     change(model)
     wanted = stock(model)
     assert wanted.shape != before.shape or not torch.allclose(wanted, before, atol=1e-3)
     torch.testing.assert_close(logits(model), wanted, rtol=0, atol=2e-5)
-    (found,) = executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    found = executed(executor)
     torch.testing.assert_close(found, wanted[0], rtol=0, atol=5e-5)
 
 
@@ -148,34 +153,21 @@ def test_attention_that_is_switched_later_is_switched_in_masks_and_kernels(famil
     model.set_attn_implementation("eager")
     assert torch.equal(chain_view(model, CHAIN).generate(IDS, **options), wanted)
     assert chain_view(model, CHAIN)(IDS, output_attentions=True).attentions[0] is not None
-    row = plain_row(IDS[0].tolist())
-    (found,) = executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    found = executed(executor)
     torch.testing.assert_close(found, chain_view(eager, CHAIN)(IDS).logits[0], rtol=0, atol=5e-5)
 
 
-def compile_whole(model: PreTrainedModel) -> None:
-    model.compile(backend="eager")
+EAGERLY: dict[str, Any] = {"backend": "eager"}
+COMPILED: dict[str, Callable[[PreTrainedModel], object]] = {
+    "the whole": lambda model: model.compile(**EAGERLY),
+    "forward": lambda model: setattr(model, "forward", torch.compile(model.forward, **EAGERLY)),
+    "its decoder": lambda model: setattr(model.model, "forward", torch.compile(model.model.forward, **EAGERLY)),
+    "a layer": lambda model: model.model.layers[1].compile(**EAGERLY),
+    "a layer wrapped": lambda model: setattr(model.model.layers, "1", torch.compile(model.model.layers[1], **EAGERLY)),
+}
 
 
-def compile_forward(model: PreTrainedModel) -> None:
-    model.forward = torch.compile(model.forward, backend="eager")
-
-
-def compile_decoder_forward(model: PreTrainedModel) -> None:
-    model.model.forward = torch.compile(model.model.forward, backend="eager")
-
-
-def compile_a_layer(model: PreTrainedModel) -> None:
-    model.model.layers[1].compile(backend="eager")
-
-
-def wrap_a_layer(model: PreTrainedModel) -> None:
-    model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
-
-
-@pytest.mark.parametrize(
-    "change", [compile_whole, compile_forward, compile_decoder_forward, compile_a_layer, wrap_a_layer]
-)
+@pytest.mark.parametrize("change", COMPILED.values(), ids=COMPILED)
 def test_a_view_of_a_compiled_model_runs_its_chain(change: Callable[[PreTrainedModel], None]) -> None:
     # Oracle: the same views before the model was compiled.
     model = tiny_model("llama")
@@ -183,8 +175,7 @@ def test_a_view_of_a_compiled_model_runs_its_chain(change: Callable[[PreTrainedM
     change(model)
     model(IDS)
     torch.testing.assert_close(logits(model), wanted)
-    row = plain_row(IDS[0].tolist())
-    (found,) = executor.logits(executor.load([row]), [Job(0, CHAIN)])
+    found = executed(executor)
     torch.testing.assert_close(found, wanted[0], rtol=0, atol=5e-5)
 
 
@@ -200,28 +191,17 @@ def test_what_cannot_be_followed_is_refused() -> None:
         ChainExecutor(model)
 
 
-def use_training_mode(view: PreTrainedModel) -> None:
-    view.train()
-
-
-def put_an_adapter_on(view: PreTrainedModel) -> None:
-    get_peft_model(view, LORA)
-
-
-def record_states(view: PreTrainedModel) -> None:
-    view(IDS, output_hidden_states=True)
-
-
-def stay(view: PreTrainedModel) -> None:
-    view.to("cpu").to(torch.float32)
-
-
-def set_attention(view: PreTrainedModel) -> None:
-    view.set_attn_implementation("eager")
+HARMLESS: dict[str, Callable[[PreTrainedModel], object]] = {
+    "training mode": lambda view: view.train(),
+    "an adapter": lambda view: get_peft_model(view, LORA),
+    "states are recorded": lambda view: view(IDS, output_hidden_states=True),
+    "it stays": lambda view: view.to("cpu").to(torch.float32),
+    "another attention": lambda view: view.set_attn_implementation("eager"),
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning", "ignore:The PEFT config")  # peft's
-@pytest.mark.parametrize("change", [use_training_mode, put_an_adapter_on, record_states, stay, set_attention])
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
 def test_what_is_done_to_a_view_does_not_reach_the_model(change: Callable[[PreTrainedModel], None]) -> None:
     # Oracle: all that the model holds, and its logits, before and after.
     model = tiny_model("llama")

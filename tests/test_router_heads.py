@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -20,6 +19,7 @@ from router.heads.head import StateEncoder, pad_states
 from router.heads.layerwise import REPEAT, RUN, SKIP, LayerwiseHead
 from router.heads.menu import AUXILIARY, MenuHead
 from router.storage import HEADS, Operation, Router, RouterConfig, load_router, save_router
+from tests.tiny import untrained
 from train.datamodule import Examples, collate
 
 N, PREFIX, D = 6, 2, 12
@@ -262,15 +262,10 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def make_router(name: str) -> Router:
-    torch.manual_seed(3)
     prints = Fingerprints("a" * 64, "b" * 64, "c" * 64)
     settings = {"hidden": 8, "dropout": 0.1, **OWN[name]}
     config = RouterConfig(name, settings, N, PREFIX, D, "arc_easy", "continuation", "m", None, "float32", prints)
-    head = config.build().eval()
-    for parameter in head.parameters():
-        parameter.data.normal_(0, 1)
-    head.calibrate(head(*pad_states(states(30))).detach())
-    return Router(dataclasses.replace(config, budget_points=head.budget_points), head)
+    return untrained(config, states(30), seed=3)
 
 
 @pytest.mark.parametrize("name", HEADS)

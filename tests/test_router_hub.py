@@ -31,6 +31,7 @@ from router.storage import (
 )
 from router.validation import InputError
 from tests.hub_stand_in import TOKEN, StandIn, ask
+from tests.tiny import untrained
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
 PROMISED = Guarantee(0.02, 0.1, "accuracy", 0.3, None, 200, 0.01, 5.25, 0.015)
@@ -50,13 +51,7 @@ def make_router(seed: int = 0, **changed: Any) -> Router:
         "layerwise", {"hidden": 8, "windows": 2, "dropout": 0.0}, 6, 2, 16, "arc_easy", "letter",
         "us/base", None, "float32", PRINTS, training={"settings": settings},
     )  # fmt: skip
-    torch.manual_seed(seed)
-    head = config.build().eval()
-    for parameter in head.parameters():
-        parameter.data.normal_(0, 1)
-    with torch.inference_mode():
-        head.calibrate(head(*pad_states(states())))
-    return Router(dataclasses.replace(config, budget_points=head.budget_points, **changed), head)
+    return untrained(dataclasses.replace(config, **changed), states(), seed)
 
 
 def outputs(router: Router) -> torch.Tensor:

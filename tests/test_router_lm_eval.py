@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import re
 import sys
@@ -20,15 +19,13 @@ from transformers import PreTrainedModel
 
 import router.routed.lm_eval
 from router.__main__ import main
-from router.command import run_command
 from router.engine.choices import Question
 from router.engine.view import chain_view
-from router.heads.head import pad_states
 from router.routed import RoutedModel
 from router.routed.lm_eval import RoutedLM, question_of_requests
-from router.scope import pooled
 from router.storage import Operation, load_router, save_router
 from router.validation import InputError
+from tests.conftest import Refusal
 from tests.harness import (
     BUDGET,
     TASKS,
@@ -46,10 +43,10 @@ from tests.harness import (
     values,
     write_tasks,
 )
-from tests.routed_folders import write_routed
+from tests.routed_folders import scoped, write_routed
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
-from train.scope import scope_of
 
+TEMPLATES = {"one": "{{ messages[0].content }}"}
 ROUTED = ("tiny_choice", "tiny_blank", "tiny_written")
 
 
@@ -237,14 +234,10 @@ def test_auto_finds_a_batch_for_chains_with_few_requests(project: Path) -> None:
         ("router=", "router: expected a router's folder or hub id"),
     ],
 )
-def test_bad_model_arguments_end_in_one_line(
-    project: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
-) -> None:
+def test_bad_model_arguments_end_in_one_line(project: Path, refusal: Refusal, given: str, message: str) -> None:
     source = [] if given.startswith("router") else [f"router={project / 'router'}"]
-    words = ["lm-eval", "--include_path", str(project / "tasks"), "--tasks", "tiny_choice"]
-    assert run_command(main, [*words, "--model_args", *source, given]) == 2
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
-    assert re.search(message, line)
+    words = ["lm-eval", "--include_path", project / "tasks", "--tasks", "tiny_choice"]
+    assert re.search(message, refusal(main, [*words, "--model_args", *source, given]))
 
 
 @pytest.mark.parametrize(
@@ -256,12 +249,9 @@ def test_bad_model_arguments_end_in_one_line(
         (["--config", "/nowhere"], "Config file not found"),
     ],
 )
-def test_what_lm_eval_refuses_ends_in_one_line(
-    project: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
+def test_what_lm_eval_refuses_ends_in_one_line(project: Path, refusal: Refusal, words: list[str], message: str) -> None:
     kept = list(sys.argv)
-    assert run_command(main, ["lm-eval", "--include_path", str(project / "tasks"), *words]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert message in refusal(main, ["lm-eval", "--include_path", project / "tasks", *words])
     assert sys.argv == kept
 
 
@@ -269,40 +259,30 @@ def test_what_lm_eval_refuses_ends_in_one_line(
     ("templates", "words", "message"),
     [
         (None, [], "apply_chat_template: expected a tokenizer with a chat template, got one without"),
-        (
-            {"one": "{{ messages[0].content }}"},
-            [],
-            "apply_chat_template: This model has multiple chat templates",
-        ),
-        (
-            {"one": "{{ messages[0].content }}"},
-            ["two"],
-            "apply_chat_template: The specified chat template 'two'",
-        ),
+        (TEMPLATES, [], "apply_chat_template: This model has multiple chat templates"),
+        (TEMPLATES, ["two"], "apply_chat_template: The specified chat template 'two'"),
     ],
 )
 def test_a_chat_template_that_is_not_there_ends_in_one_line(
-    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str], templates: Any, words: list[str], message: str
+    tmp_path: Path, project: Path, refusal: Refusal, templates: Any, words: list[str], message: str
 ) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = templates
     router = write_routed(tmp_path, tokenizer)
     given = ["--model_args", f"router={router},verify=False", "--tasks", "tiny_choice"]
-    command = ["lm-eval", "--include_path", str(project / "tasks"), *given, "--apply_chat_template", *words]
-    assert run_command(main, command) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+    command = ["lm-eval", "--include_path", project / "tasks", *given, "--apply_chat_template", *words]
+    assert refusal(main, command).startswith(f"error: {message}")
 
 
 def test_several_processes_and_a_missing_package_are_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(InputError, match="lm-eval: expected one process, got WORLD_SIZE=2"):
             RoutedLM(str(project / "router"))
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert run_command(main, ["lm-eval", "--tasks", "tiny_choice"]) == 2
-    assert "pip install -c constraints.txt -e '.[lm-eval]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[lm-eval]'" in refusal(main, ["lm-eval", "--tasks", "tiny_choice"])
 
 
 def test_lm_eval_knows_the_name_once() -> None:
@@ -325,12 +305,11 @@ def test_documents_out_of_scope_run_at_full_depth_and_are_counted(
 ) -> None:
     # Oracle: the router with that scope, on states by hand; a scope that leaves out a quarter of the documents.
     states = [states_of(model, prompt_of(row), [f" {one}" for one in row["choices"]]) for row in documents()]
-    known = pooled(*pad_states(states))
-    scoped = dataclasses.replace(load_router(project / "router"), scope=scope_of(known, known, 0.25))
-    save_router(tmp_path / "router", scoped)
+    router = scoped(load_router(project / "router"), states, 0.25)
+    save_router(tmp_path / "router", router)
     arguments = ["--model_args", f"router={tmp_path / 'router'},device=cpu,budget={BUDGET}"]
     results, _ = run(tmp_path / "out", project / "tasks", "tiny_choice", *arguments, "--batch_size", "4")
-    decided = scoped.decide(states, Operation(budget=BUDGET))
+    decided = router.decide(states, Operation(budget=BUDGET))
     told = results["config"]["cola_router"]["tasks"]["tiny_choice"]
     assert told["out_of_scope"] == sum(not one.in_scope for one in decided) == 3
     assert told["mean_depth"] == pytest.approx(sum(one.chain.depth for one in decided) / len(decided))
@@ -340,9 +319,8 @@ def test_a_text_ends_after_the_one_token_that_its_chain_was_judged_by(project: P
     # Oracle: the same router that knows nothing of answers' lengths; its texts begin with that token.
     contexts = [prompt_of(row) for row in documents()]
     states = [states_of(model, one, []) for one in contexts]
-    known = pooled(*pad_states(states))
     plain = RoutedModel.from_pretrained(project / "router", budget=BUDGET)
-    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0, [True] * len(known)))
+    router = scoped(plain.router, states, one_token=True)
     short = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
     settings = {"until": ["\n\n\n"], "max_gen_toks": 5}
     requests = [

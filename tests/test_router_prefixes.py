@@ -25,23 +25,13 @@ from router.engine.rows import (
 )
 from router.engine.sharing import _lengths
 from router.engine.view import chain_view
-from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, tiny_model
+from tests.tiny import FAMILIES, NUM_LAYERS, VARIANTS, model, tiny_model, variant  # noqa: F401
 
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 FULL = Chain.full(NUM_LAYERS)
 CHAINS = (FULL, FULL.skip(2, 2), FULL.skip(4, 1), FULL.repeat(1, 1, 2), FULL.repeat(3, 2, 1), FULL.move(1, 2, 2))
 EXAMPLES = [(11 * i) % 190 + 3 for i in range(22)]
 """Tokens that rows begin with; the families' sliding windows (4) are far shorter."""
-
-
-@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
-def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(variant: tuple[str, str]) -> PreTrainedModel:
-    return tiny_model(*variant)
 
 
 def expected_support(variant: tuple[str, str]) -> list[bool]:
@@ -89,10 +79,8 @@ def test_shared_tokens_run_once_and_change_nothing(
     block = shared.load(rows)
     assert len(block.parts) - len(rows) == (2 if shared.can_share else 0)
     for jobs, (readings, states) in zip(rounds, wanted, strict=True):
-        for one, other in zip(shared.target_readings(block, jobs), readings, strict=True):
-            torch.testing.assert_close(one, other, **TOLERANCE)
-        for one, other in zip(shared.states(block, jobs), states, strict=True):
-            torch.testing.assert_close(one, other, **TOLERANCE)
+        torch.testing.assert_close(shared.target_readings(block, jobs), readings, **TOLERANCE)
+        torch.testing.assert_close(shared.states(block, jobs), states, **TOLERANCE)
         assert shared.state_bytes_held <= state_bytes
         assert shared.state_bytes_held == sum(held(root) for root in block.roots)
 
@@ -133,8 +121,7 @@ def test_shared_tokens_where_memory_ends(monkeypatch: pytest.MonkeyPatch, limit:
         return run_layer(layer, hidden, call)
 
     monkeypatch.setattr(executor._capture, "run_layer", scarce)
-    for one, other in zip(executor.target_logprobs(block, jobs), wanted, strict=True):
-        torch.testing.assert_close(one, other, **TOLERANCE)
+    torch.testing.assert_close(executor.target_logprobs(block, jobs), wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("manner", ["ignores the cache", "keeps a copy", "refuses it"])
@@ -159,8 +146,7 @@ def test_a_layer_that_uses_its_cache_otherwise_runs_whole(manner: str) -> None:
     attention.forward = other
     executor = ChainExecutor(model, verify=False)  # a trial would refuse it: with a cache it runs otherwise
     assert not executor.can_share
-    for one, target in zip(executor.target_logprobs(executor.load(rows), jobs), wanted, strict=True):
-        torch.testing.assert_close(one, target, **TOLERANCE)
+    torch.testing.assert_close(executor.target_logprobs(executor.load(rows), jobs), wanted, **TOLERANCE)
 
 
 @given(st.data())

@@ -7,7 +7,6 @@ import random
 import shutil
 import string
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.storage import Operation, Router, load_router, save_router
 from router.validation import InputError
-from tests.routed_folders import GREEDY, PADDING, prompts, router_for, write_routed
+from tests.routed_folders import GREEDY, PADDING, alone, in_threads, prompts, router_for, write_routed
 from tests.tiny import EACH, NUM_LAYERS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
 
 FULL = Chain.full(NUM_LAYERS)
@@ -47,15 +46,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_routed(tmp_path_factory.mktemp("pretrained")).parent
 
 
-def in_threads(work: Callable[[int], None]) -> None:
-    """Do two things at once."""
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 @pytest.mark.parametrize("variant", EACH, ids="-".join)
 def test_each_row_is_what_its_chains_view_generates(variant: tuple[str, str]) -> None:
     # Oracle: the view of the row's chain, the row alone and without padding; all families and attentions.
@@ -69,9 +59,9 @@ def test_each_row_is_what_its_chains_view_generates(variant: tuple[str, str]) ->
         own = ids[row][mask[row].bool()][None]
         (routed_alone,) = routed.route(own, torch.ones_like(own))
         assert routed_alone.chain == chain
-        alone = chain_view(model, chain).generate(input_ids=own, attention_mask=torch.ones_like(own), **GREEDY)
-        assert torch.equal(got[row][mask[row].logical_not().sum() :], alone[0])
-        assert torch.equal(routed.generate(own, **GREEDY), alone)
+        wanted = alone(model, chain, own, torch.ones_like(own))
+        assert torch.equal(got[row][mask[row].logical_not().sum() :], wanted[0])
+        assert torch.equal(routed.generate(own, **GREEDY), wanted)
 
 
 @pytest.mark.parametrize("variant", EACH, ids="-".join)
@@ -116,10 +106,8 @@ def test_several_sequences_of_a_prompt_stay_together(model: PreTrainedModel, rou
     )
     assert len(out) == 18
     for row, chain in enumerate(chains):
-        alone = chain_view(model, chain).generate(
-            input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **GREEDY
-        )
-        assert all(torch.equal(one, alone[0]) for one in out[3 * row : 3 * row + 3])
+        (wanted,) = alone(model, chain, ids[row : row + 1], mask[row : row + 1])
+        assert all(torch.equal(one, wanted) for one in out[3 * row : 3 * row + 3])
 
 
 def test_rows_that_end_early_are_padded_at_the_end(model: PreTrainedModel, routed: RoutedModel) -> None:
@@ -130,11 +118,9 @@ def test_rows_that_end_early_are_padded_at_the_end(model: PreTrainedModel, route
     options |= {"eos_token_id": int(first[0, ids.shape[1] + 1])}
     got = routed.generate(input_ids=ids, attention_mask=mask, **options)
     for row, routed_to in enumerate(routed.route(ids, mask)):
-        alone = chain_view(model, routed_to.chain).generate(
-            input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **options
-        )
-        assert torch.equal(got[row, : alone.shape[1]], alone[0])
-        assert (got[row, alone.shape[1] :] == PADDING).all()
+        (wanted,) = alone(model, routed_to.chain, ids[row : row + 1], mask[row : row + 1], **options)
+        assert torch.equal(got[row, : len(wanted)], wanted)
+        assert (got[row, len(wanted) :] == PADDING).all()
 
 
 def test_padding_is_told_from_tokens_as_the_library_does(model: PreTrainedModel, routed: RoutedModel) -> None:
@@ -263,9 +249,9 @@ def test_several_prompts_are_scored_as_each_alone(routed: RoutedModel) -> None:
     every = [CHOICES[: 1 + i % 4] for i in range(5)]
     together = routed.score(prompts, every)
     for prompt, choices, scored in zip(prompts, every, together, strict=True):
-        alone = routed.score(prompt, choices)
-        assert scored.routed.chain == alone.routed.chain
-        assert scored.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        by_itself = routed.score(prompt, choices)
+        assert scored.routed.chain == by_itself.routed.chain
+        assert scored.logprobs == pytest.approx(by_itself.logprobs, abs=1e-5)
 
 
 def test_a_prompt_is_opened_once() -> None:
@@ -382,10 +368,3 @@ def test_budgets_by_row(project: Path) -> None:
     assert routed.decide(reading.select([4, 0]), [None, 3.2]) == [own[4], low[0]]
     with pytest.raises(ValueError, match="budgets: expected 6 entries"):
         routed.decide(reading, [3.2])
-
-
-def test_scorer_and_router_agree_on_fingerprints(project: Path) -> None:
-    # Oracle: the fingerprints that search and training use.
-    model, tokenizer = load_model(str(project / "model"))
-    prints = ChainScorer(model, tokenizer, load_task("arc_easy")).fingerprints
-    assert load_router(project / "router").config.fingerprints == prints

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,10 +34,11 @@ from router.engine.copies import shallow_copy
 from router.engine.decoder import cache_argument
 from router.engine.view import chain_view
 from router.routed import RoutedModel
-from router.routed.model import require_pair
+from router.routed.pretrained import require_pair
 from router.storage import Guarantee, load_router, save_router, weights_sha256, write_guarantee
 from router.validation import InputError
-from tests.routed_folders import GREEDY, prompts, router_for, write_routed
+from tests.conftest import Refusal
+from tests.routed_folders import GREEDY, alone, in_threads, prompts, router_for, write_routed
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 EDITED = Chain((0, 1, 3, 3, 4), NUM_LAYERS)
@@ -66,12 +66,6 @@ def calls(model: PreTrainedModel) -> Iterator[list[int]]:
     yield seen
     for hook in hooks:
         hook.remove()
-
-
-def alone(model: PreTrainedModel, chain: Chain, ids: Tensor, mask: Tensor, **options: Any) -> Any:
-    """What the row's view generates, made of the model and not of the routed one."""
-    view = chain_view(model, chain, fresh=True)
-    return view.generate(input_ids=ids, attention_mask=mask, **GREEDY | options)
 
 
 def chains_of(routed: RoutedModel, ids: Tensor, mask: Tensor) -> list[Chain]:
@@ -151,8 +145,7 @@ def test_states_and_attentions_of_the_prompt_are_those_of_the_view(model: PreTra
     for name in ("hidden_states", "attentions"):
         for ours, theirs in zip(getattr(got, name), getattr(wanted, name), strict=True):
             assert len(ours) == len(theirs) == chain.depth + (name == "hidden_states")
-            for one, other in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(one, other)
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["returned", "given"])
@@ -292,14 +285,10 @@ def test_allowed_tokens_are_asked_for_with_the_rows_number(
     got = routed.generate(input_ids=ids, attention_mask=mask, prefix_allowed_tokens_fn=allowed, **GREEDY | options)
     for row, chain in enumerate(chains_of(routed, ids, mask)):
         for one in range(times):
-            wanted = alone(
-                model,
-                chain,
-                ids[row : row + 1],
-                mask[row : row + 1],
-                prefix_allowed_tokens_fn=lambda _, ids, n=row if by_prompt else times * row + one: allowed(n, ids),
-            )
-            assert torch.equal(got[times * row + one], wanted[0])
+            number = row if by_prompt else times * row + one
+            own = {"prefix_allowed_tokens_fn": lambda _, ids, n=number: allowed(n, ids)}
+            (wanted,) = alone(model, chain, ids[row : row + 1], mask[row : row + 1], **own)
+            assert torch.equal(got[times * row + one], wanted)
 
 
 @pytest.mark.parametrize("by_settings", [False, True])
@@ -385,11 +374,7 @@ def test_settings_of_threads_do_not_meet(model: PreTrainedModel, routed: RoutedM
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work)
     finally:
         sys.setswitchinterval(interval)
     assert wrong == []
@@ -458,9 +443,7 @@ BY_DEPTH = {3.0: 0.61, 3.5: 0.2, 4.0: 0.60, 4.6: 0.63}
 """3.5 is bad, so 3.0, which looks good, is not taken; from 4.0 on all lose at most 0.02."""
 
 
-def test_a_budget_that_lost_accuracy_is_refused_with_its_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_budget_that_lost_accuracy_is_refused_with_its_figures(tmp_path: Path, refusal: Refusal) -> None:
     router = str(measured_router(tmp_path, FIGURES, BY_DEPTH))
     prompt = ["--prompt", "Which?", "--max_new_tokens", "3"]
     refused = (
@@ -474,8 +457,7 @@ def test_a_budget_that_lost_accuracy_is_refused_with_its_figures(
         ["serve", router, "--port", "0", "--budget", "3.5"],
         ["serve", router, "--port", "0", "--budget", "4.5", "--busy_budget", "3.5"],
     ):
-        assert run_command(main, words) == 2
-        (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+        line = refusal(main, words)
         assert re.match(refused, line), line
     for more in (["4.4"], ["5"], ["3.5", "--allow_loss", "0.42"]):
         assert not run_command(main, ["generate", router, *prompt, "--budget", *more])

@@ -22,7 +22,7 @@ from router.routed import RoutedModel
 from router.scope import SURE, Scope, pooled
 from router.storage import Guarantee, OperatingPoint, Operation, Router, load_router, save_router, weights_sha256
 from router.validation import InputError, to_plain
-from tests.routed_folders import GREEDY, PADDING, prompts, router_for, write_routed
+from tests.routed_folders import GREEDY, PADDING, prompts, router_for, scoped, write_routed
 from tests.test_router_storage import make_router, states
 from tests.tiny import tiny_model
 from train.scope import one_token_errors, scope_of
@@ -202,9 +202,8 @@ def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(
 ) -> None:
     # Oracle: the base model's own generate; `route` on each row; the same model with its scope off.
     folder, model = write_routed(tmp_path), tiny_model("llama")
-    known = read(prompts_states(model, 24))
     # The rows below are some of the known prompts, and one that is no prompt of that kind.
-    made = dataclasses.replace(load_router(folder), scope=scope_of(known, known, 0.0))
+    made = scoped(load_router(folder), prompts_states(model, 24))
     save_router(folder, made)
     routed = RoutedModel.from_pretrained(folder, budget=4.0)
     ids, mask = prompts(6)
@@ -238,17 +237,10 @@ def test_a_routed_model_runs_what_it_does_not_know_at_full_depth(
         )
 
 
-def short_answers(tmp_path: Path) -> tuple[Path, PreTrainedModel]:
-    """A routed model whose router has seen answers of one token alone, to prompts like `prompts`."""
-    folder, model = write_routed(tmp_path), tiny_model("llama")
-    known = read(prompts_states(model, 24))
-    save_router(folder, dataclasses.replace(load_router(folder), scope=scope_of(known, known, 0.0, [True] * 24)))
-    return folder, model
-
-
 def test_a_text_ends_after_the_one_token_that_a_chain_was_judged_by(tmp_path: Path) -> None:
     # Oracle: each row's chain's own view, cut to one token; full depth, which ends by itself, for the row outside.
-    folder, model = short_answers(tmp_path)
+    folder, model = write_routed(tmp_path), tiny_model("llama")
+    save_router(folder, scoped(load_router(folder), prompts_states(model, 24), one_token=True))
     routed = RoutedModel.from_pretrained(folder, budget=4.0)
     ids, mask = prompts(6)
     ids[5], mask[5] = torch.full_like(ids[5], 7), 1
@@ -277,8 +269,8 @@ def test_the_command_says_where_a_text_ends_after_one_token(tmp_path: Path, caps
     plain = RoutedModel.from_pretrained(folder, budget=4.0)
     asked = [f"Which is number {i}?" for i in range(24)]
     tokens = [torch.tensor([plain.tokenizer(one)["input_ids"]]) for one in asked]
-    known = read([model(input_ids=one, output_hidden_states=True).hidden_states[2][0] for one in tokens])
-    save_router(folder, dataclasses.replace(load_router(folder), scope=scope_of(known, known, 0.0, [True] * 24)))
+    known = [model(input_ids=one, output_hidden_states=True).hidden_states[2][0] for one in tokens]
+    save_router(folder, scoped(load_router(folder), known, one_token=True))
     routed = RoutedModel.from_pretrained(folder, budget=4.0)
     place = next(i for i, one in enumerate(tokens) if routed.route(one)[0].one_token)
     arguments = ["generate", str(folder), "--prompt", asked[place], "--budget", "4"]

@@ -23,7 +23,7 @@ from router.validation import InputError
 from search.__main__ import main as search_main
 from tests.evaluation import vouch
 from tests.test_router_hub import make_router
-from tests.tiny import save_tiny, write_project
+from tests.tiny import edit_json, save_tiny, write_project
 from tests.wandb_runs import run_files
 from train.__main__ import main as train_main
 
@@ -38,10 +38,6 @@ class Writes:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.write_text, (self.path, "ran")
-
-
-def edit_json(path: Path, **changed: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])

@@ -21,15 +21,13 @@ import torch
 
 from router.chain import Chain
 from router.engine.view import chain_view
-from router.heads.head import pad_states
 from router.latency import SCHEMA, LatencyProfile, Line
 from router.routed import RoutedModel
-from router.scope import pooled
 from router.serving import gate
 from router.serving.rows import Sampling
+from tests.routed_folders import scoped
 from tests.serving import BUDGET, END, NAME, Alone, Oracle, Running, braked, running, tiny_routed, until
 from tests.tiny import NUM_LAYERS
-from train.scope import scope_of
 
 PROMPT = "Which of these is a fox?"
 CHAT = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Which is ice?"}]
@@ -509,55 +507,21 @@ def test_a_template_that_refuses_a_chat_is_the_clients_matter(server: Running) -
     assert refusal(answer)["message"] == "messages: the chat template refuses them: a user begins"
 
 
-def test_a_large_body_is_refused_whether_its_length_is_told_or_not(server: Running) -> None:
-    large = b"x" * 10_000_000
-
-    def chunks() -> Iterator[bytes]:
-        for start in range(0, len(large), 50_000):
-            yield large[start : start + 50_000]
-
-    for content in (large, chunks()):
-        with server.http() as client:
-            answer = client.post("/v1/completions", content=content, headers=JSON)
-        assert (answer.status_code, refusal(answer)["code"]) == (413, "body_too_large")
-    exact = json.dumps(OK).encode().ljust(LARGE)
-    with server.http() as client:
-        assert client.post("/v1/completions", content=exact, headers=JSON).status_code == 200
-        assert client.post("/v1/completions", content=exact + b" ", headers=JSON).status_code == 413
-
-
 def test_a_client_that_waits_to_be_told_is_told_at_once(server: Running) -> None:
     # As curl does with large bodies: it sends none before the server says that it may.
-    with connection(server, {"Content-Length": str(10**9), "Expect": "100-continue"}) as one:
+    with server.half({"Content-Length": str(10**9), "Expect": "100-continue"}) as one:
         assert read(one).startswith(b"HTTP/1.1 413 ")
 
 
 def test_an_endless_body_is_cut_off(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "DRAIN_BYTES", 2**20)
-    with connection(server, {"Transfer-Encoding": "chunked"}) as one, pytest.raises(ConnectionError):
+    with server.half({"Transfer-Encoding": "chunked"}) as one, pytest.raises(ConnectionError):
         send_for_ever(one)
 
 
 def send_for_ever(one: socket.socket) -> None:
     while True:
         one.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
-
-
-def connection(server: Running, headers: dict[str, str]) -> socket.socket:
-    """A request whose body is still to come."""
-    host, port = server.url.removeprefix("http://").split(":")
-    made = socket.create_connection((host, int(port)), timeout=60)
-    lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
-    made.sendall("\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode())
-    return made
-
-
-def asked(server: Running, **fields: Any) -> socket.socket:
-    """A request that waits for its answer."""
-    body = json.dumps(OK | fields).encode()
-    made = connection(server, {"Content-Length": str(len(body))})
-    made.sendall(body)
-    return made
 
 
 def read(one: socket.socket) -> bytes:
@@ -573,14 +537,14 @@ def test_clients_that_talk_nonsense_or_leave_early(server: Running) -> None:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as one:
             one.sendall(sent)
-    with connection(server, {"Content-Length": "100"}) as one:
+    with server.half({"Content-Length": "100"}) as one:
         one.sendall(b'{"model"')
     server.check_answers()
 
 
 @pytest.mark.parametrize("limit", ["client_timeout", "request_timeout"])
 def test_a_body_that_does_not_come_is_not_waited_for(limit: str) -> None:
-    with running(**{limit: 0.2}) as server, connection(server, {"Content-Length": "100"}) as one:
+    with running(**{limit: 0.2}) as server, server.half({"Content-Length": "100"}) as one:
         one.sendall(b'{"model"')
         assert read(one).startswith(b"HTTP/1.1 408 ")
 
@@ -590,7 +554,7 @@ def test_a_client_that_leaves_frees_its_row(stream: bool) -> None:
     # Oracle: the model's passes; all four hundred tokens would take as many.
     with braked() as (server, brake):
         brake.step(20)
-        with asked(server, max_tokens=400, temperature=1, stream=stream, n=3) as one:
+        with server.ask(prompt="x", max_tokens=400, temperature=1, stream=stream, n=3) as one:
             until(lambda: brake.passes > 20)
             if stream:
                 assert b"data: {" in one.recv(2**16)
@@ -615,15 +579,14 @@ def test_a_request_that_takes_too_long_is_given_up() -> None:
 
 def test_a_full_queue_says_so_and_when_to_come_back() -> None:
     with braked(max_batch=1, max_queue=3) as (server, brake):
-        first = asked(server)
+        first = server.ask(**OK)
         until(lambda: server.service.batcher.running == 1)
-        others = asked(server, n=3)
+        others = server.ask(**OK, n=3)
         until(lambda: server.service.batcher.waiting == 3)
         answer = server.post(**OK)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert refusal(answer)["code"] == "queue_full"
-        with server.http() as client:
-            health = client.get("/health").json()
+        health = server.health()
         assert (health["waiting"], health["running"]) == (3, 1)
         brake.release()
         for one in (first, others):
@@ -636,9 +599,9 @@ def test_connections_that_would_take_the_last_files_are_closed(monkeypatch: pyte
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr("router.serving.connection.SPARE_FILES", files - 2)
     with running() as server:
-        held = [connection(server, {"Content-Length": "9"}) for _ in range(2)]
+        held = [server.half({"Content-Length": "9"}) for _ in range(2)]
         until(lambda: len(server.server.server_state.connections) == 2)
-        with contextlib.suppress(ConnectionError), connection(server, {"Content-Length": "9"}) as third:
+        with contextlib.suppress(ConnectionError), server.half({"Content-Length": "9"}) as third:
             assert not read(third)
         for one in held:
             one.close()
@@ -652,7 +615,7 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(gate, "SPARE_SECONDS", 0.5)
     name = "m" * 200_000
     with running(name=name, max_tokens=400, **limits) as server:
-        with asked(server, model=name, max_tokens=400, n=16, temperature=1, stream=True) as one:
+        with server.ask(model=name, prompt="x", max_tokens=400, n=16, temperature=1, stream=True) as one:
             until(lambda: bool(server.server.server_state.tasks))
             until(lambda: not server.server.server_state.connections)
             with contextlib.suppress(ConnectionResetError):
@@ -662,33 +625,32 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch,
         assert server.service.batcher.running == 0
 
 
+FORMS = [f"Which of these is number {i}?" for i in range(40)]
+
+
+def knowing(plain: RoutedModel, *, one_token: bool = False) -> RoutedModel:
+    """The model with a scope around prompts of one form."""
+    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in FORMS]
+    router = scoped(plain.router, read, one_token=one_token)
+    return RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
+
+
 def test_an_answer_says_whether_its_prompt_is_in_scope() -> None:
     # Oracle: a scope around prompts of one form; a prompt that is one of them, and one of another form.
-    plain, forms = tiny_routed(), [f"Which of these is number {i}?" for i in range(40)]
-    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in forms]
-    known = pooled(*pad_states(read))
-    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0))
-    scoped = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
-    with running(scoped) as server:
-        told = [server.post(prompt=one, max_tokens=2).json()["choices"][0] for one in (forms[3], "~" * 20)]
+    with running(knowing(tiny_routed())) as server:
+        told = [server.post(prompt=one, max_tokens=2).json()["choices"][0] for one in (FORMS[3], "~" * 20)]
         assert [one["in_scope"] for one in told] == [True, False]
         assert told[1]["depth"] == NUM_LAYERS
-        with server.http() as client:
-            health = client.get("/health").json()
+        health = server.health()
     assert (health["routed"], health["out_of_scope"]) == (2, 1)
 
 
 def test_a_text_ends_after_the_one_token_that_its_chain_was_judged_by() -> None:
     # Oracle: a router of answers of one token alone, against the one that knows nothing of answers' lengths.
-    plain, forms = tiny_routed(), [f"Which of these is number {i}?" for i in range(40)]
-    read = [plain.read(torch.tensor([plain.tokenizer(one)["input_ids"]])).run.rows()[0] for one in forms]
-    known = pooled(*pad_states(read))
-    router = dataclasses.replace(plain.router, scope=scope_of(known, known, 0.0, [True] * 40))
-    short = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
-    asked = {"prompt": forms[:8], "max_tokens": 5, "temperature": 0}
+    plain, asked = tiny_routed(), {"prompt": FORMS[:8], "max_tokens": 5, "temperature": 0}
     with running(plain) as server:
         whole = server.post(**asked).json()
-    with running(short) as server:
+    with running(knowing(plain, one_token=True)) as server:
         full = server.post(**asked, budget=NUM_LAYERS).json()
         cut = server.post(**asked).json()
         streamed = server.post(**asked | {"stream": True}).text

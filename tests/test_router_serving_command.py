@@ -16,6 +16,7 @@ from router.command import run_command
 from router.routed import RoutedModel
 from router.serving.app import make_app
 from router.serving.server import KEY_VARIABLE, Server, ServeSettings, bind, make_service, url_of
+from tests.conftest import Refusal
 from tests.serving import NAME, Oracle, braked, running, started, tiny_routed, until, write_served
 
 
@@ -39,21 +40,16 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--latency_profile=gone.json"], "latency_profile: expected a file of python -m eval latency, got none"),
     ],
 )
-def test_bad_settings_are_one_line(
-    router: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(main, ["serve", str(router), "--port=0", *words]) == 2
-    shown = capsys.readouterr()
-    assert message in shown.err
-    assert (shown.err.count("\n"), shown.out) == (1, "")
+def test_bad_settings_are_one_line(router: Path, words: list[str], message: str, refusal: Refusal) -> None:
+    assert message in refusal(main, ["serve", router, "--port=0", *words], alone=True)
 
 
-def test_a_port_in_use_is_told_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_told_before_the_model_is_loaded(refusal: Refusal) -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
-        assert run_command(main, ["serve", "no/router/here", f"--port={port}"]) == 2
-    assert f"port: expected a free one at 127.0.0.1, got {port} (Address already in use)" in capsys.readouterr().err
+        line = refusal(main, ["serve", "no/router/here", f"--port={port}"])
+    assert f"port: expected a free one at 127.0.0.1, got {port} (Address already in use)" in line
 
 
 def test_an_open_server_without_a_key_is_warned_of(
@@ -126,7 +122,7 @@ def test_a_signal_lets_running_requests_end(router: Path) -> None:
 def test_a_second_signal_ends_it_at_once(number: signal.Signals) -> None:
     service = make_service(ServeSettings(router="tiny", budget=4.0), tiny_routed(), None)
     server, before = (
-        Server(make_app(service), service.batcher, shutdown_seconds=9.0, client_seconds=9.0),
+        Server(make_app(service), service.batcher.close, shutdown_seconds=9.0, client_seconds=9.0),
         signal.getsignal(number),
     )
     with server.capture_signals():

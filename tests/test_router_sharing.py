@@ -14,6 +14,7 @@ from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job
 from router.engine.rows import plain_row
 from router.engine.view import chain_view
+from tests.routed_folders import in_threads
 from tests.tiny import EACH, NUM_LAYERS, tiny_model
 
 FULL = Chain.full(NUM_LAYERS)
@@ -41,11 +42,7 @@ def test_two_chains_generate_in_two_threads(model: PreTrainedModel) -> None:
         for chain in CHAINS[number:] + CHAINS[:number]:
             found[number, chain] = chain_view(model, chain).generate(prompt(), **OPTIONS)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work)
     assert len(found) == 2 * len(CHAINS)
     for (_, chain), text in found.items():
         assert torch.equal(text, alone[chain])

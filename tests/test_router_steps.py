@@ -22,14 +22,14 @@ from tests.newcomer import write_desk
 from train.__main__ import main as train
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
 RESULTS = ("data/train.jsonl", "table/train.jsonl", "table/test.jsonl", "router/router.safetensors")
 
 
 def start(desk: Path, *words: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     command = [sys.executable, "-m", "router", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=desk, env=environment, text=True, **pipes)
+    return subprocess.Popen(command, cwd=desk, env=ENVIRONMENT, text=True, **pipes)
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
@@ -116,9 +116,8 @@ def test_ctrl_c_and_a_polite_kill_end_it_with_one_line(desk: Path, sent: signal.
 def test_ctrl_c_ends_a_background_job_of_a_script_too(desk: Path) -> None:
     # Oracle: a shell without job control starts a background job with SIGINT ignored.
     script = f"{sys.executable} -m router run run & echo $!; wait $!; echo status $?"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     command = ["sh", "-c", script]
-    with subprocess.Popen(command, cwd=desk, env=environment, text=True, stdout=subprocess.PIPE) as shell:
+    with subprocess.Popen(command, cwd=desk, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None
         job = int(shell.stdout.readline())
         read_until(shell, "1/6")

@@ -24,6 +24,7 @@ from router.storage import (
     write_guarantee,
 )
 from router.validation import InputError
+from tests.tiny import edit_json
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
 
@@ -117,7 +118,6 @@ def test_every_sample_may_have_an_operation_of_its_own() -> None:
 def test_a_damaged_router_is_refused(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "r"
     save_router(folder, make_router())
-    config = json.loads((folder / "config.json").read_text())
     if damage == "no directory":
         folder = tmp_path / "none"
     elif damage == "no weights":
@@ -129,6 +129,6 @@ def test_a_damaged_router_is_refused(tmp_path: Path, damage: str) -> None:
         (folder / "config.json").write_text("{")
     else:
         changes = {"other schema": {"schema": 99}, "unknown field": {"extra": 1}, "unknown head": {"head": "oracle"}}
-        (folder / "config.json").write_text(json.dumps(config | changes[damage]))
+        edit_json(folder / "config.json", **changes[damage])
     with pytest.raises(InputError, match="expected"):
         load_router(folder)

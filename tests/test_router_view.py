@@ -16,7 +16,7 @@ from router.engine.copies import with_contiguous_head
 from router.engine.decoder import find_decoder
 from router.engine.view import chain_view
 from tests.families_table import PAGE, with_table
-from tests.tiny import EACH, NUM_LAYERS, VARIANTS, tiny_model
+from tests.tiny import EACH, NUM_LAYERS, VARIANTS, model, tiny_model, variant  # noqa: F401
 
 FULL = Chain.full(NUM_LAYERS)
 CHAINS = {
@@ -27,16 +27,6 @@ CHAINS = {
     "longer than the model": FULL.skip(0, 1).repeat(0, 4, 4),
     "one layer": Chain((1,), NUM_LAYERS),
 }
-
-
-@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
-def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(variant: tuple[str, str]) -> PreTrainedModel:
-    return tiny_model(*variant)
 
 
 def tokens(rows: int = 3, length: int = 11) -> torch.Tensor:

@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 
 from router.__main__ import VERBS, main
 from router.chain import Chain
-from router.command import run_command
 from router.engine.view import chain_view
 from router.heads.menu import MenuHead
 from router.latency import SCHEMA
 from router.routed import RoutedModel
 from router.storage import Router, load_router, save_router
 from router.validation import InputError
+from tests.conftest import Refusal
 from tests.routed_folders import write_routed
 from tests.tiny import tiny_model
 
@@ -159,13 +159,8 @@ def test_a_latency_factor_becomes_a_budget(router: Path, tmp_path: Path, capsys:
         (["info", "./nowhere"], "router"),
     ],
 )
-def test_bad_input_is_one_line(words: list[str], told: str, router: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(main, [str(router) if word == "ROUTER" else word for word in words]) == 2
-    shown = capsys.readouterr()
-    assert shown.err.startswith("error: ")
-    assert shown.err.count("\n") == 1
-    assert told in shown.err
-    assert shown.out == ""
+def test_bad_input_is_one_line(words: list[str], told: str, router: Path, refusal: Refusal) -> None:
+    assert told in refusal(main, [router if word == "ROUTER" else word for word in words], alone=True)
 
 
 def test_prompts_in_json_lines(router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

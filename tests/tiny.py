@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any, cast
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, write_tasks
+from router.heads.head import pad_states
 from router.storage import Router, RouterConfig
 from tests.families import ALL, NUM_LAYERS, Family
 
@@ -32,6 +39,17 @@ def tiny_model(family: str, attention: str | None = None, seed: int = 0) -> PreT
         if parameter.ndim == 2:
             parameter.data.normal_(0, 0.2, generator=generator)
     return model.requires_grad_(False)
+
+
+@pytest.fixture(params=VARIANTS, ids="-".join, scope="module")
+def variant(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Each family, under each attention."""
+    return cast(tuple[str, str], request.param)
+
+
+@pytest.fixture(scope="module")
+def model(variant: tuple[str, str]) -> PreTrainedModel:
+    return tiny_model(*variant)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,6 +72,11 @@ def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     tiny_model(family, seed=seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def edit_json(path: Path, **changed: Any) -> None:
+    """Change fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 _THINGS = ("rain", "iron", "a fox", "the moon", "salt water", "glass", "a river", "wood", "ice", "seven bees")
@@ -82,7 +105,6 @@ def write_project(folder: Path, train: int = 8, validation: int = 4, test: int =
 
 def random_router(scorer: ChainScorer, read_layer: int) -> Router:
     """Return an untrained router for a tiny model, its weights wide enough that chains of several depths come out."""
-    torch.manual_seed(0)
     config = RouterConfig(
         head="layerwise",
         head_settings={"hidden": 8, "windows": 2, "dropout": 0.0},
@@ -96,7 +118,17 @@ def random_router(scorer: ChainScorer, read_layer: int) -> Router:
         dtype="float32",
         fingerprints=scorer.fingerprints,
     )
-    head = config.build()
+    return untrained(config)
+
+
+def untrained(config: RouterConfig, states: Sequence[Tensor] = (), seed: int = 0) -> Router:
+    """Return a router of random weights, its operating points measured on some prompts' states."""
+    torch.manual_seed(seed)
+    head = config.build().eval()
     for parameter in head.parameters():
         parameter.data.normal_(0, 1)
-    return Router(config, head.eval())
+    if not states:
+        return Router(config, head)
+    with torch.inference_mode():
+        head.calibrate(head(*pad_states(states)))
+    return Router(dataclasses.replace(config, budget_points=head.budget_points), head)

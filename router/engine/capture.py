@@ -109,26 +109,14 @@ class LayerCapture:
     ) -> Captured:
         """Return the first layer's input and every layer's arguments for a batch; no layer runs.
 
-        Args:
-            tokens: token ids.
-            positions: position of each token.
-            mask: 1 for tokens, 0 for padding.
+        The mask is 1 for tokens, 0 for padding.
         """
-        self._local.hidden, self._local.calls, self._local.additions = None, [], None
-        self._call(self._recording, tokens, positions, mask, **self._few_logits)
-        assert self._local.hidden is not None
-        return Captured(self._local.hidden, self._local.calls)
+        return self._recorded(tokens, positions, mask)
 
     def capture_prepared(
         self, tokens: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"], inputs: Mapping[str, Any]
     ) -> Captured:
-        """Do as `capture` does, with inputs besides tokens, prepared as the model's `generate` prepares them.
-
-        Args:
-            tokens: token ids.
-            mask: 1 for tokens, 0 for padding.
-            inputs: what the model takes besides, such as `pixel_values`.
-        """
+        """Do as `capture` does, with `inputs` besides tokens, such as `pixel_values`, prepared as `generate` does."""
         self._local.hidden, self._local.calls, self._local.additions = None, [], {}
         prefill(self._recording, tokens, mask, inputs)
         assert self._local.hidden is not None
@@ -159,10 +147,7 @@ class LayerCapture:
         """Return the axes of each tensor among a layer's arguments, in the order of `tensors_of`.
 
         They hold for batches with padding: without any, a model may leave its mask out, or not, as lengths fall.
-
-        Args:
-            layer: the layer.
-            prepared: whether `capture_prepared` captured them.
+        `prepared`: of what `capture_prepared` captured.
         """
         if not prepared:
             return self._axes[layer]
@@ -187,10 +172,19 @@ class LayerCapture:
         assert slot is not None
         return LayerCall(call.args, {**call.kwargs, slot: cache}, call.hidden_keyword)
 
-    def _call(self, view: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor, **options: int) -> Any:
-        options = {"use_cache": False, "return_dict": True} | options
-        counted = positions + self.position_offset
-        return view(input_ids=tokens, attention_mask=mask, position_ids=counted, **options)
+    def _call(
+        self, view: PreTrainedModel, tokens: Tensor, positions: Tensor | None, mask: Tensor, **options: Any
+    ) -> Any:
+        """Run a view; without positions the model counts them itself."""
+        if positions is not None:
+            options["position_ids"] = positions + self.position_offset
+        return view(input_ids=tokens, attention_mask=mask, **{"use_cache": False, "return_dict": True} | options)
+
+    def _recorded(self, tokens: Tensor, positions: Tensor | None, mask: Tensor, **options: Any) -> Captured:
+        self._local.hidden, self._local.calls, self._local.additions = None, [], None
+        self._call(self._recording, tokens, positions, mask, **self._few_logits, **options)
+        assert self._local.hidden is not None
+        return Captured(self._local.hidden, self._local.calls)
 
     def _recorder(self, layer: nn.Module) -> nn.Module:
         local, extras = self._local, self._extras
@@ -247,25 +241,16 @@ class LayerCapture:
         tokens = probe_tokens(4, self.vocabulary, self.device)
         mask = torch.ones_like(tokens)
 
-        def handed(**options: Any) -> list[Tensor]:
-            self._local.hidden, self._local.calls = None, []
+        def handed(positions: Tensor | None) -> list[Tensor]:
             with torch.inference_mode():
-                self._recording(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    use_cache=False,
-                    return_dict=True,
-                    **options,
-                    **self._few_logits,
-                )
-            found = [self._local.hidden, *(tensor for call in self._local.calls for tensor in tensors_of(call))]
+                captured = self._recorded(tokens, positions, mask)
+            found = [captured.hidden, *(tensor for call in captured.calls for tensor in tensors_of(call))]
             return [tensor for tensor in found if tensor.ndim != 4]  # masks may be left out in one of the two
 
-        own = handed()
+        own = handed(None)
         for offset in range(MOST_OFFSET + 1):
-            given = handed(position_ids=offset + torch.arange(4, device=self.device)[None])
-            same = len(own) == len(given) and all(map(torch.equal, own, given))
-            if same:
+            given = handed(offset + torch.arange(4, device=self.device)[None])
+            if len(own) == len(given) and all(map(torch.equal, own, given)):
                 return offset
         return 0
 
@@ -290,15 +275,12 @@ class LayerCapture:
     def _learn_cache_slots(self) -> list[int | str | None]:
         """Look where the model passes the cache that it makes for itself."""
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        self._local.hidden, self._local.calls = None, []
+        positions = torch.arange(2, device=self.device)[None]
         with torch.inference_mode():
-            options = {"use_cache": True, **self._few_logits}
-            self._call(
-                self._recording, tokens, torch.arange(2, device=self.device)[None], torch.ones_like(tokens), **options
-            )
+            captured = self._recorded(tokens, positions, torch.ones_like(tokens), use_cache=True)
         slots: list[int | str | None] = []
-        for call in self._local.calls:
-            places = [*enumerate(call.args), *call.kwargs.items()]
+        for call in captured.calls:
+            places: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
             slots.append(next((place for place, value in places if isinstance(value, Cache)), None))
         return slots
 

@@ -87,14 +87,9 @@ def rows_of(prompt: Sequence[int], choices: Sequence[Sequence[int]], *, packed: 
 def joined_states(
     states: Sequence[Float[Tensor, "_ d_model"]], prompt_tokens: int, *, choices: bool
 ) -> Float[Tensor, "_ d_model"]:
-    """Return the states of a question from those of its rows: of the prompt, then of each choice.
+    """Return the states of a question from those of its rows: of the prompt and, with `choices`, of each choice.
 
     Choices come without their last token, which nothing follows.
-
-    Args:
-        states: the states of each of its rows.
-        prompt_tokens: tokens of its prompt.
-        choices: whether those of the choices are wanted.
     """
     first, *others = states
     if not choices:
@@ -126,39 +121,27 @@ class ChoiceScorer:
     ) -> list[ScoredChoices]:
         """Run the first layers, let the router decide, and score each question's choices under its chain.
 
-        Args:
-            questions: the questions.
-            decide: one chain for each question, from the states of its prompt and choices.
-            scored: whether log-probabilities are wanted; otherwise there are none.
+        `scored`: false to route only, without log-probabilities.
 
         Raises:
             ValueError: where a prompt or a choice is empty.
         """
         with self._lock:
-            return self._score(questions, decide, scored=scored)
-
-    def _score(
-        self,
-        questions: Sequence[Question],
-        decide: Callable[[list[Float[Tensor, "_ d_model"]]], list[Decision]],
-        *,
-        scored: bool,
-    ) -> list[ScoredChoices]:
-        packed = self._executor.can_pack
-        every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]
-        block = self._executor.load([row for rows in every for row in rows])
-        read = iter(self._executor.states(block, [Job(i, self._prefix) for i in range(len(block.rows))]))
-        states = [
-            joined_states([next(read) for _ in rows], len(question.prompt), choices=bool(question.choices))
-            for question, rows in zip(questions, every, strict=True)
-        ]
-        routed = decide([state.cpu() for state in states])
-        if not scored:
-            return [ScoredChoices(one, (), ()) for one in routed]
-        owners = [owner for owner, rows in enumerate(every) for _ in rows]
-        jobs = [Job(row, routed[owner].chain) for row, owner in enumerate(owners)]
+            packed = self._executor.can_pack
+            every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]
+            block = self._executor.load([row for rows in every for row in rows])
+            read = iter(self._executor.states(block, [Job(i, self._prefix) for i in range(len(block.rows))]))
+            states = [
+                joined_states([next(read) for _ in rows], len(question.prompt), choices=bool(question.choices))
+                for question, rows in zip(questions, every, strict=True)
+            ]
+            routed = decide([state.cpu() for state in states])
+            if not scored:
+                return [ScoredChoices(one, (), ()) for one in routed]
+            owners = [owner for owner, rows in enumerate(every) for _ in rows]
+            jobs = [Job(row, routed[owner].chain) for row, owner in enumerate(owners)]
+            logprobs = self._executor.target_logprobs(block, jobs)
         sums = [[0.0] * len(question.choices) for question in questions]
-        logprobs = self._executor.target_logprobs(block, jobs)
         for row, owner, values in zip(block.rows, owners, logprobs, strict=True):
             for target, value in zip(row.targets, values.tolist(), strict=True):
                 sums[owner][target.group] += value

@@ -39,7 +39,7 @@ PLACES = ("layer_idx", "layer_id")
 """What a module calls the place of its layer, which is its cache slot (GPT-Neo: layer_id)."""
 _OF_ONE_DEPTH = ("_cache", "_compiled_call", "_last_compile_config")
 """What generation leaves in a model: a static cache, and a compiled call of the model itself."""
-_FIRST_SHARED = ("first_kv_shared_layer_idx",)
+_FIRST_SHARED = "first_kv_shared_layer_idx"
 """Where an owner of layers keeps the first one that would use another's keys and values (Gemma4)."""
 
 
@@ -132,9 +132,8 @@ def with_layers(
         module = child
         chain_of_owners.append(child)
     module._modules[decoder.name] = nn.ModuleList(layers)
-    for name in _FIRST_SHARED:
-        if name in module.__dict__:
-            module.__dict__[name] = len(layers)  # no layer uses another's keys and values (`find_decoder`)
+    if _FIRST_SHARED in module.__dict__:
+        module.__dict__[_FIRST_SHARED] = len(layers)  # no layer uses another's keys and values (`find_decoder`)
     for owner in chain_of_owners:
         old = owner.__dict__.get("config")
         if old is not None:
@@ -158,11 +157,9 @@ def _plain(value: Any) -> Any:
 
 
 def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
-    """Give a view of one's own (`fresh`) another output embedding; a model that keeps it deeper down stays as it is.
+    """Give a view of one's own (`fresh`) another output embedding, made of the present one.
 
-    Args:
-        view: the view, whose own registry of modules is changed; the original's is not.
-        replace: makes the new module of the present one.
+    The original's registry stays; so does a model that keeps it deeper down.
     """
     head = view.get_output_embeddings()
     for name, module in view._modules.items():
@@ -279,12 +276,7 @@ def require_model(model: nn.Module) -> None:
 
 
 def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> PreTrainedModel:
-    """Return a view of a chain (`router.engine.view.chain_view`), whether or not the model runs chains rightly.
-
-    Args:
-        model: the model.
-        chain: the chain.
-        cached: whether it may run with a cache.
+    """Return a view of a chain as `chain_view` does, not tried on the model; `cached`: it may run with a cache.
 
     Raises:
         ValueError: as in `chain_view`, but for what a trial finds.

@@ -209,18 +209,15 @@ class ChainExecutor:
 
     def target_logprobs(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, " _"]]:
         """Return the log-probability (nats, float32) of each target of each job's row."""
-        return [reading[:, 0] for reading in self._target_readings(block, jobs, compare=False)]
+        return [reading[:, 0] for reading in self.target_readings(block, jobs, compare=False)]
 
-    def target_readings(self, block: Block, jobs: Sequence[Job]) -> list[Float[Tensor, "_ 3"]]:
+    @torch.inference_mode()
+    def target_readings(self, block: Block, jobs: Sequence[Job], *, compare: bool = True) -> list[Float[Tensor, "_ 3"]]:
         """Return for each target of each job's row: what tells whether greedy decoding would emit it.
 
         The columns (float32) are the target's log-probability in nats, its logit minus the best other token's, and
-        the id of the token with the highest logit.
+        the id of the token with the highest logit; the last two are 0 unless asked for (`compare`).
         """
-        return self._target_readings(block, jobs, compare=True)
-
-    @torch.inference_mode()
-    def _target_readings(self, block: Block, jobs: Sequence[Job], *, compare: bool) -> list[Tensor]:
         plan, ends = self._run(block, jobs, whole=False)
         hidden, pairs, counts = [], [], []
         offset = 0
@@ -257,14 +254,7 @@ class ChainExecutor:
         return plan, ends
 
     def _want(self, plan: Plan, block: Block, job: Job, whole: bool) -> StateNode:
-        """Plan a job; returns the node at its end.
-
-        Args:
-            plan: the plan.
-            block: the rows.
-            job: the job.
-            whole: whether the states of shared tokens in front are wanted too.
-        """
+        """Plan a job, the states of shared tokens in front with it (`whole`); returns the node at its end."""
         if not 0 <= job.row < len(block.rows):
             raise ValueError(f"job: expected a row below {len(block.rows)}, got {job.row}")
         if job.chain.num_layers != self.num_layers:
@@ -321,7 +311,7 @@ class ChainExecutor:
         call = block.arguments.tokens(layer, [part.row for part in parts], start, start + max(lengths))
         before = stacked([node.shared.memory for node in nodes if node.shared is not None])
         memory = None
-        with self.statistics.layer():
+        with self.statistics.timed("layer"):
             if shared:
                 output, memory = self._layers.record(layer, hidden, call)
             else:

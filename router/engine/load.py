@@ -92,13 +92,12 @@ def load_model(
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     device = resolve_device(device)
-    source = _source(name)
     # Said outright: else the library asks on the terminal, and takes what is piped in for an answer.
     trusted = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
     where = {option: options[option] for option in HUB_OPTIONS if option in options}
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
-    with _reading(name):
+    with _reading(name) as source:
         described = {name: options[name] for name in (*HUB_OPTIONS, "gguf_file") if name in options} | trusted
         config = options.get("config") or AutoConfig.from_pretrained(source, revision=revision, **described)
         model = auto_class(config).from_pretrained(
@@ -119,19 +118,13 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 
 def load_processor(name: str, *, revision: str | None = None, **options: Any) -> ProcessorMixin:
-    """Load the processor that makes a model's inputs of pictures and text.
-
-    Args:
-        name: as in `load_model`.
-        revision: hub revision.
-        options: passed on to `from_pretrained`.
+    """Load the processor that makes a model's inputs of pictures and text; arguments as in `load_model`.
 
     Raises:
         InputError: where there is no such model, or it has none.
     """
-    source = _source(name)
     trusted = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
-    with _reading(name):
+    with _reading(name) as source:
         processor = AutoProcessor.from_pretrained(source, revision=revision, **options | trusted)
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
         raise InputError(f"model: expected one with a processor for pictures, got {name!r}, which has none")
@@ -152,17 +145,12 @@ class Outline:
 
 
 def outline_of(name: str, revision: str | None = None) -> Outline:
-    """Return what a model's configuration alone says of it; no weights are read.
-
-    Args:
-        name: as in `load_model`.
-        revision: hub revision.
+    """Return what a model's configuration alone says of it; no weights are read. Arguments as in `load_model`.
 
     Raises:
         InputError: where there is no such model.
     """
-    source = _source(name)
-    with _reading(name), torch.device("meta"):
+    with _reading(name) as source, torch.device("meta"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = auto_class(config).from_config(config, trust_remote_code=False)
         decoder = find_decoder(model)
@@ -180,8 +168,7 @@ def has_chat_template(name: str, revision: str | None = None) -> bool:
     Raises:
         InputError: where there is no such tokenizer.
     """
-    source = _source(name)
-    with _reading(name):
+    with _reading(name) as source:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     return tokenizer.chat_template is not None
 
@@ -192,17 +179,18 @@ def dtype_of(name: str, revision: str | None = None) -> str:
     Raises:
         InputError: where there is no such model.
     """
-    source = _source(name)
-    with _reading(name):
+    with _reading(name) as source:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     found = config.dtype or getattr(config.get_text_config(decoder=True), "dtype", None)
     return next((word for word, dtype in DTYPES.items() if dtype == found), "float32")
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _reading(name: str) -> Iterator[str]:
+    """Give what the library loads a model from, and turn what it raises then into one line."""
+    source = _source(name)
     try:
-        yield
+        yield source
     except InputError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
@@ -287,16 +275,10 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: boo
 def tokens_after(
     tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], joined: tuple[int, ...], added: str
 ) -> tuple[int, ...]:
-    """Return the tokens of a continuation.
+    """Return the tokens of a continuation (`added`), given those of the prompt and of both as one text (`joined`).
 
     They are those that it adds to the prompt; where the tokenizer would merge across the border, it is tokenised alone,
     so that all continuations follow the same prompt tokens.
-
-    Args:
-        tokenizer: the tokenizer.
-        prompt: the prompt's tokens.
-        joined: the tokens of prompt and continuation as one text.
-        added: the continuation.
     """
     if joined[: len(prompt)] == prompt and len(joined) > len(prompt):
         return joined[len(prompt) :]

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -45,22 +46,13 @@ class ExecutorStatistics:
         self.useful_tokens += useful
 
     @contextlib.contextmanager
-    def layer(self) -> Iterator[None]:
-        """Time a layer's forward."""
-        start = time.perf_counter()
+    def timed(self, part: Literal["layer", "head"]) -> Iterator[None]:
+        """Time a forward of a layer, or of the head."""
+        start, name = time.perf_counter(), f"{part}_seconds"
         try:
             yield
         finally:
-            self.layer_seconds += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def head(self) -> Iterator[None]:
-        """Time the head's forward."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.head_seconds += time.perf_counter() - start
+            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
 
 
 HEAD_LOGITS = 16 * 2**20
@@ -83,12 +75,7 @@ class HeadReader:
     ) -> Float[Tensor, "pairs 3"]:
         """Return what `ChainExecutor.target_readings` says of token `pairs[i, 1]` after state `pairs[i, 0]`.
 
-        Token ids below 2**24 are exact in float32.
-
-        Args:
-            hidden: outputs of the last layer.
-            pairs: ascending by state.
-            compare: whether the second and third column are wanted; else they are 0.
+        Token ids below 2**24 are exact in float32. Pairs ascend by state; without `compare` the last two columns are 0.
         """
         values = torch.zeros(len(pairs), 3, dtype=torch.float32, device=hidden.device)
         start = 0
@@ -96,7 +83,7 @@ class HeadReader:
             stop = min(len(hidden), start + max(1, self._logits // self._capture.vocabulary))
             inside = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
             try:
-                with self._statistics.head():
+                with self._statistics.timed("head"):
                     logits = self._capture.head(hidden[start:stop])
                 values[inside] = _read(logits, pairs[inside, 0] - start, pairs[inside, 1], compare)
                 start = stop

@@ -116,12 +116,7 @@ class Mixture:
 def best_mixture(values: Sequence[float], depths: Sequence[float], depth: float) -> Mixture | None:
     """Return the static mixture of greatest value whose mean depth is at most `depth`; None: none is so shallow.
 
-    The best mixture under one bound has at most two options (the upper hull of depth and value).
-
-    Args:
-        values: value of each option.
-        depths: its depth, layers.
-        depth: the bound, layers.
+    The best mixture under one bound has at most two options (the upper hull of depth and value). Depths are layers.
     """
     options: list[tuple[float, float, Mixture]] = []
     for i, shallow in enumerate(depths):
@@ -140,11 +135,8 @@ def operating_points(
 ) -> tuple[BudgetPoint, ...]:
     """Return prices of a layer and the mean depths that they give on these rows, deepest first.
 
-    Prices at which some row changes its mind lie dense; of them about `POINTS` are kept, evenly spread over depth.
-
-    Args:
-        values: value of each option of each row; -inf: no option.
-        depths: its depth, layers.
+    Prices at which some row changes its mind lie dense; of them about `POINTS` are kept, evenly spread over depth
+    (layers). A value of -inf is no option.
     """
     values, depths = values.double(), depths.double()
     prices = _changes(values, depths)

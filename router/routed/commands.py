@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from router.chain import Chain
 from router.command import first_word, parse_settings
 from router.engine.load import (
+    DEFAULT_MODEL,
     chat_tokens,
     context_of,
     dtype_of,
@@ -33,8 +34,9 @@ from router.heads.menu import MenuHead
 from router.latency import budget_for
 from router.routed.export import check_weights, export_chain, free_folder
 from router.routed.hub import router_folder
-from router.routed.model import RoutedModel, require_pair
+from router.routed.model import RoutedModel
 from router.routed.options import grouped
+from router.routed.pretrained import require_pair
 from router.storage import ALLOWED_LOSS, Operation, Router, load_router
 from router.strip import draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, Share, to_plain
@@ -44,8 +46,6 @@ OUT_OF_SCOPE = "out of the router's scope"
 """Said of prompts unlike those of training, which run at full depth."""
 SHORT = ", an answer of one token"
 """Said of decisions that end generation after a token."""
-DEFAULT_MODEL = "smollm2-135m-instruct"
-"""The base model where neither a setting nor a router names one."""
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -245,11 +245,7 @@ class InfoSettings:
 
 
 def info(argv: Sequence[str]) -> None:
-    """Print what a router is.
-
-    Raises:
-        InputError: at bad input.
-    """
+    """Print what a router is."""
     description = "Say what a router is: its base model, head, budgets and guarantee. No model is loaded."
     settings, _ = parse_settings(InfoSettings, first_word(argv, "router"), "router info", description)
     router = load_router(router_folder(settings.router, revision=settings.router_revision))
@@ -357,11 +353,7 @@ class RouteSettings(PromptSettings):
 
 
 def route(argv: Sequence[str]) -> None:
-    """Route prompts and print their chains.
-
-    Raises:
-        InputError: at bad input.
-    """
+    """Route prompts and print their chains."""
     description = "Show the chain of layers that a router picks for each prompt."
     settings, _ = parse_settings(RouteSettings, first_word(argv, "router"), "router route", description)
     prompts = read_prompts(settings)
@@ -429,11 +421,7 @@ class GenerateSettings(PromptSettings):
 
 
 def generate(argv: Sequence[str]) -> None:
-    """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr.
-
-    Raises:
-        InputError: at bad input.
-    """
+    """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr."""
     description = "Generate text, each prompt under the chain of layers that the router picks for it."
     settings, _ = parse_settings(GenerateSettings, first_word(argv, "router"), "router generate", description)
     prompts = read_prompts(settings)

@@ -48,7 +48,7 @@ from router.files import fsync, read_json, settle, writable_directory, write_jso
 from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel
 from router.routed.card import place_of, plain_text
-from router.routed.model import quantisation_of
+from router.routed.pretrained import quantisation_of
 from router.strip import MEANING, draw_lines
 from router.validation import InputError
 
@@ -73,19 +73,6 @@ _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 _OF_THE_PLACE = ("training", "num_hidden_layers", "layer_number", *PLACES)
 """Attributes of layers that a checkpoint has of its own depth and places."""
-
-
-@dataclass(frozen=True)
-class StockModel:
-    """How the library knows a model.
-
-    Attributes:
-        auto: the class whose `from_pretrained` loads it.
-        kind: the model's own class.
-    """
-
-    auto: Any
-    kind: type[PreTrainedModel]
 
 
 @dataclass(frozen=True)
@@ -137,20 +124,20 @@ def export_chain(
             cannot say the chain in its configuration, or the checkpoint differs from the chain. Nothing is left then.
     """
     folder = free_folder(folder)
-    stock = _stock_model(model)
+    auto, kind = _stock_classes(model)
     check_weights(model)
-    exported = _exported(model, chain, stock)
+    exported = _exported(model, chain, kind)
     with _aside(folder) as aside:
         try:
             weights = _separate_weights(exported)
             # The class's own: a view with repeats refuses, for without `weights` it could not be written.
-            stock.kind.save_pretrained(exported.written, aside, state_dict=weights, max_shard_size=max_shard_size)
+            kind.save_pretrained(exported.written, aside, state_dict=weights, max_shard_size=max_shard_size)
             del weights
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, aside)
         except LIBRARY_ERRORS as error:
             raise InputError(f"chain {chain}: expected a model that can be saved, got {one_line(error)}") from error
-        verified = check_checkpoint(exported, stock.auto, aside)
+        verified = check_checkpoint(exported, auto, aside)
         about = describe_export(
             chain,
             exported.written,
@@ -159,7 +146,7 @@ def export_chain(
             fingerprint=model_fingerprint(model),
             verified=verified,
         )
-        card = export_card(chain, about, stock.auto.__name__, has_tokenizer=tokenizer is not None)
+        card = export_card(chain, about, auto.__name__, has_tokenizer=tokenizer is not None)
         write_json(aside / CHAIN_FILE, about)
         write_text(aside / CARD_FILE, card)
     return folder
@@ -178,8 +165,8 @@ def free_folder(folder: Path) -> Path:
     return folder
 
 
-def _stock_model(model: PreTrainedModel) -> StockModel:
-    """Return how the library loads a model.
+def _stock_classes(model: PreTrainedModel) -> tuple[Any, type[PreTrainedModel]]:
+    """Return the library's class whose `from_pretrained` loads a model, and the model's own class there.
 
     Raises:
         InputError: where it has no such model, or this one runs code of its own.
@@ -190,7 +177,7 @@ def _stock_model(model: PreTrainedModel) -> StockModel:
     ):
         kind = mapping.get(type(model.config), None)
         if kind is not None and (type(model) is kind or (isinstance(model, RoutedModel) and isinstance(model, kind))):
-            return StockModel(auto, kind)
+            return auto, kind
     raise InputError(
         "model: expected a class that transformers' AutoModelForCausalLM or AutoModelForImageTextToText loads, "
         f"got {type(model).__name__}"
@@ -217,7 +204,7 @@ def check_weights(model: PreTrainedModel) -> None:
         raise InputError("model: expected it in evaluation mode, got training mode; call model.eval()")
 
 
-def _exported(model: PreTrainedModel, chain: Chain, stock: StockModel) -> Exported:
+def _exported(model: PreTrainedModel, chain: Chain, kind: type[PreTrainedModel]) -> Exported:
     """Return views of the chain, of the library's class even where the model is a routed one.
 
     Raises:
@@ -229,7 +216,7 @@ def _exported(model: PreTrainedModel, chain: Chain, stock: StockModel) -> Export
     except ValueError as error:
         raise InputError(str(error)) from error
     for one in (view, written):
-        one.__class__ = stock.kind
+        one.__class__ = kind
     written.config = chain_config(model.config, chain)
     forget_quantisation(written)
     forget_quantisation(written.config)
@@ -278,11 +265,6 @@ def check_checkpoint(exported: Exported, auto: Any, folder: Path) -> dict[str, A
     one longer than the sliding window), and a generation with its cache, on the model's device, in its dtype and
     attention. There is no tolerance: once all weights are found equal, the checkpoint runs on the very same tensors
     (`_share_weights`).
-
-    Args:
-        exported: the chain.
-        auto: the library's class that loads the checkpoint, for example `AutoModelForCausalLM`.
-        folder: the checkpoint.
 
     Returns:
         What was compared, for `chain.json`.
@@ -492,14 +474,7 @@ def describe_export(
 
 
 def export_card(chain: Chain, about: Mapping[str, Any], loader: str, *, has_tokenizer: bool) -> str:
-    """Return the model card, Markdown with front matter, made of the template `export.md` and what `chain.json` holds.
-
-    Args:
-        chain: the chain.
-        about: the content of `chain.json`.
-        loader: the library's class that loads the checkpoint.
-        has_tokenizer: whether a tokenizer lies beside it.
-    """
+    """Return the model card, Markdown with front matter, of the template `export.md` and what `chain.json` holds."""
     base = about["base_model"]
     data = ModelCardData(library_name="transformers", tags=["layer-skipping"])
     if base["on_hub"]:

@@ -5,12 +5,10 @@ The names that are downloaded and uploaded are `ROUTER_FILES` and no others: no 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's, as the client is
@@ -24,7 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 
 from router.command import one_line, without_places
-from router.files import read_json, replacing, writable_directory, write_text
+from router.files import json_text, read_json, replacing, writable_directory, write_text
 from router.routed.card import model_card, place_of, refused_id
 from router.storage import (
     CONFIG_FILE,
@@ -176,18 +174,14 @@ def published_files(folder: Path) -> dict[str, bytes]:
     config = without_places(config)
     if place_of(router.config.base_model) == "local":
         config["base_model"] = f"./{Path(base).expanduser().name or 'model'}"
-    files = {CONFIG_FILE: _json(config), WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
+    files = {CONFIG_FILE: json_text(config).encode(), WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
     if trained_questions(folder) is not None:
         files[TRAINED_ON_FILE] = (folder / TRAINED_ON_FILE).read_bytes()
     if router.guarantee is not None:
-        files[GUARANTEE_FILE] = _json(without_places(read_json(folder / GUARANTEE_FILE)))
+        files[GUARANTEE_FILE] = json_text(without_places(read_json(folder / GUARANTEE_FILE))).encode()
     card = folder / CARD_FILE
     files[CARD_FILE] = card.read_bytes() if card.is_file() else model_card(router).encode()
     return files
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _local(source: str | Path) -> Path | None:

@@ -32,7 +32,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from pydantic import ValidationError
 
 from router.chain import Chain
-from router.command import one_line
+from router.command import one_line, program_words
 from router.engine.choices import Question
 from router.heads.head import Decision
 from router.progress import progress
@@ -368,12 +368,7 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     def _route(
         self, requests: Sequence[Instance], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Decision]:
-        """Return the chain of each request: the one that the router picks for its document.
-
-        Args:
-            requests: the requests.
-            pairs: tokens of each one's context and continuation.
-        """
+        """Return each request's chain, its document's; `pairs`: tokens of each one's context and continuation."""
         places = documents(requests)
         questions = [self._question(requests, pairs, own) for own in places]
         routed: dict[int, Decision] = {}
@@ -472,7 +467,7 @@ def main(argv: Sequence[str]) -> None:
     elif words and words[0] not in _SUBCOMMANDS and not _names_a_model(words):
         words += ["--model", NAME]
     try:
-        with _program_arguments(words):
+        with program_words(["lm-eval", *words]):
             cli_evaluate()
     except (ValueError, TypeError) as error:
         if isinstance(error, InputError) or not _raised_by(error).startswith(_REFUSING):
@@ -483,17 +478,6 @@ def main(argv: Sequence[str]) -> None:
 def _names_a_model(words: Sequence[str]) -> bool:
     """Whether the command line says which model, or has a file that may."""
     return any(word.partition("=")[0] in ("--model", "-M", "--config", "-C") for word in words)
-
-
-@contextmanager
-def _program_arguments(words: Sequence[str]) -> Iterator[None]:
-    """Put words where lm-eval looks for its arguments, and restore what was there."""
-    kept = sys.argv
-    sys.argv = ["lm-eval", *words]
-    try:
-        yield
-    finally:
-        sys.argv = kept
 
 
 def _raised_by(error: BaseException) -> str:

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self, cast, overload
 
 import torch
@@ -30,7 +28,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProcessorMixin,
 )
 from transformers.generation.utils import GenerationMixin
 
@@ -39,15 +36,11 @@ from router.engine.choices import ChoiceScorer, Question, ScoredChoices, questio
 from router.engine.copies import shallow_copy
 from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
 from router.engine.inputs import OF_GENERATE, ModelInputs, has_placeholders
-from router.engine.load import HUB_OPTIONS, load_model, load_processor, padding_token
+from router.engine.load import padding_token
 from router.engine.makeup import Makeup
 from router.engine.replay import Prefix, PrefixRun
 from router.engine.view import CACHED_VIEWS
-from router.files import read_json
-from router.fingerprint import model_fingerprint, tokenizer_fingerprint
 from router.heads.head import Decision
-from router.routed.card import model_card
-from router.routed.hub import push_router, router_folder, write_router_folder
 from router.routed.lossless import generate_lossless
 from router.routed.options import (
     CHAIN_OF_CACHE,
@@ -63,8 +56,8 @@ from router.routed.options import (
     rows_of_option,
     usable_cache,
 )
-from router.storage import ALLOWED_LOSS, Operation, Router, load_router
-from router.validation import InputError
+from router.routed.pretrained import Pretrained
+from router.storage import Operation, Router
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class _View:
     runner: PreTrainedModel
 
 
-class RoutedModel(GenerationMixin):  # type: ignore[misc]
+class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
     """A base model that a router picks the layers of, row by row; made by `from_pretrained` or `join`.
 
     An instance is of a class of its own that has the base model's class among its bases, and its name: whatever takes
@@ -115,90 +108,16 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         plain_model: returns the base model.
     """
 
-    router: Router
     budget: float | None
     guaranteed: bool
     scope: bool
     tokenizer: PreTrainedTokenizerBase | None
-    router_folder: Path | None
     plain_model: Callable[[], PreTrainedModel]
     _prefix: Prefix
     _made: Makeup
     _views: OrderedDict[Chain, _View]
     _lock: threading.Lock
     _make_scorer: Callable[[], ChoiceScorer]
-    _load_processor: Callable[[], ProcessorMixin] | None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        router: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | None = None,
-        base_model: str | None = None,
-        base_revision: str | None = None,
-        budget: float | None = None,
-        guaranteed: bool = False,
-        allow_loss: float = ALLOWED_LOSS,
-        scope: bool = True,
-        dtype: str | None = None,
-        device: str = "auto",
-        verify: bool = True,
-        **options: Any,
-    ) -> RoutedModel:
-        """Load a router, its base model and tokenizer, and join them.
-
-        Safetensors only, and no code from either repository runs, unless `options` say so.
-
-        Args:
-            router: a router's folder, or its hub id.
-            revision: the router's hub revision.
-            token: hub token, for the base model too; None: the one that the hub's own tools have stored, if any.
-            base_model: name or path of the base model; None: the one that the router was trained with.
-            base_revision: its hub revision; None: the router's, where the base model is.
-            budget: mean depth wanted, layers; None: what `Router.default_operation` says: what was certified, else
-                the least budget that lost no more than `allow_loss` in validation.
-            guaranteed: take the certified operating point.
-            allow_loss: accuracy that a budget may have lost against full depth on the router's validation split.
-            scope: run prompts unlike those of training at full depth, where the router has a scope.
-            dtype: "float32", "bfloat16" or "float16"; None: that of the states which the router was trained on.
-            device: torch device, or "auto": CUDA where there is one. A `device_map` goes before it.
-            verify: whether model and tokenizer must be those that the router was trained for.
-            options: passed on to the base model's `from_pretrained` (`attn_implementation`, `device_map`, ...).
-
-        Raises:
-            InputError: where one of them cannot be loaded, or they do not fit each other.
-            ValueError: as in `join`, or where the budget lost more accuracy than is allowed.
-        """
-        folder = router_folder(router, revision=revision, token=token)
-        if token is not None:
-            options["token"] = token
-        loaded = load_router(folder)
-        if budget is not None:
-            loaded.require_accuracy(budget, allow_loss)
-        elif not guaranteed:
-            operation = loaded.default_operation(allow_loss, scope=scope)
-            budget, guaranteed = operation.budget, operation.guaranteed
-        name, base_revision = loaded.config.base(base_model, base_revision)
-        try:
-            model, tokenizer = load_model(
-                name, dtype=dtype or loaded.config.dtype, device=device, revision=base_revision, **options
-            )
-        except InputError as error:
-            if base_model is not None:
-                raise
-            raise InputError(
-                f"base_model: expected the model that the router names, {name!r}, to load; got {error}"
-            ) from error
-        if verify:
-            require_pair(model, tokenizer, loaded, f"router {str(router)!r}")
-        routed = cls.join(model, loaded, tokenizer=tokenizer, budget=budget, guaranteed=guaranteed, scope=scope)
-        tokenizer.padding_side = "left"  # as generation needs it
-        routed.router_folder = folder
-        where = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
-        routed._load_processor = functools.cache(lambda: _processor_of(name, revision=base_revision, **where))
-        return routed
 
     @classmethod
     def join(
@@ -211,15 +130,7 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         guaranteed: bool = False,
         scope: bool = True,
     ) -> RoutedModel:
-        """Join a base model and its router, which are taken to fit each other.
-
-        Args:
-            model: the base model in evaluation mode.
-            router: a router that was trained for it.
-            tokenizer: its tokenizer; `score` needs it.
-            budget: mean depth wanted, layers; None: the router's own choice.
-            guaranteed: take the certified operating point.
-            scope: run prompts unlike those of training at full depth, where the router has a scope.
+        """Join a base model in evaluation mode and its router, taken to fit each other; see the class's attributes.
 
         Raises:
             ValueError: where the model has another number of layers, the budget was not measured in training, or there
@@ -236,17 +147,6 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         routed._lock = threading.Lock()
         routed._prepare()
         return routed
-
-    @property
-    def processor(self) -> ProcessorMixin:
-        """What makes inputs of pictures and text: the base model's processor, read when it is first asked for.
-
-        Raises:
-            InputError: where the base model has none, or was not loaded by `from_pretrained`.
-        """
-        if self._load_processor is None:
-            raise InputError("processor: expected a model of from_pretrained, got a joined one; load its own processor")
-        return self._load_processor()
 
     def _prepare(self) -> None:
         """Make what runs the layers, of the base model as it is now.
@@ -508,14 +408,9 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         cache: Cache,
         **options: Any,
     ) -> Any:
-        """Generate on under a chain, from the cache that `generate_as` has filled.
+        """Generate on under a chain, from the cache that `generate_as` has filled for all tokens but each row's last.
 
-        Args:
-            chain: the chain.
-            ids: all tokens so far, padded on the left.
-            mask: 1 for tokens, 0 for padding.
-            cache: keys and values of all tokens but each row's last.
-            options: what the library's `generate` takes.
+        Ids are all tokens so far, padded on the left; `options`: what the library's `generate` takes.
         """
         settings, options = self._settings(options.pop("generation_config", None), options)
         options[cache_argument(self)] = cache
@@ -598,95 +493,6 @@ class RoutedModel(GenerationMixin):  # type: ignore[misc]
         with self._lock:
             scorer = self._make_scorer()
         return scorer.score(questions, lambda states: self.router.decide(states, operation), scored=scored)
-
-    def save_pretrained(self, save_directory: str | Path, *, report: str | Path | None = None) -> None:
-        """Write the router, not the base model, and a model card.
-
-        Args:
-            save_directory: folder for it, which is made if need be.
-            report: `report.json` of an evaluation of it, whose table goes into the card.
-
-        Raises:
-            InputError: where the folder holds something else or cannot be written, or the report cannot be read.
-        """
-        measured = None if report is None else read_json(Path(report))
-        card = model_card(self.router, report=measured)
-        write_router_folder(Path(save_directory), self.router, source=self.router_folder, card=card)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        report: str | Path | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str = "Add the router",
-    ) -> str:
-        """Upload what `save_pretrained` writes to the hub.
-
-        Args:
-            repo_id: repository, which is made if need be.
-            report: as in `save_pretrained`.
-            private: whether a new repository is private; None: as the account has it.
-            token: hub token; None: the one that the hub's own tools have stored.
-            revision: branch to write to.
-            commit_message: message of the commit.
-
-        Returns:
-            The repository's address.
-
-        Raises:
-            InputError: where the hub refuses it, or as in `save_pretrained`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "router", report=report)
-            return push_router(
-                Path(folder) / "router",
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                commit_message=commit_message,
-            )
-
-
-def require_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, router: Router, what: str) -> None:
-    """Check that a router was trained for a model and a tokenizer.
-
-    Raises:
-        InputError: where it was trained for others, or the model's weights are not there to be compared, or quantised
-            so that they cannot be.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(f"{what}: expected weights in memory to compare, got some on disk (verify=False trusts them)")
-    made_for, method = router.config.fingerprints, quantisation_of(model)
-    try:
-        found = model_fingerprint(model)
-    except NotImplementedError:  # some quantised tensors know no other operation than their product
-        found, method = "", method or "an unknown method"
-    if method is not None and found != made_for.model:
-        raise InputError(
-            f"{what}: expected the weights that it was made for, got weights quantised by {method}, which cannot be "
-            "compared with them (verify=False trusts them)"
-        )
-    given = replace(made_for, model=found, tokenizer=tokenizer_fingerprint(tokenizer))
-    made_for.require(given, what)
-
-
-def quantisation_of(model: PreTrainedModel) -> str | None:
-    """Return by what a model's weights are quantised; None: by nothing."""
-    given = getattr(model.config, "quantization_config", None)
-    if given is None and getattr(model, "hf_quantizer", None) is None:
-        return None
-    method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
-    return str(getattr(method, "value", method))
-
-
-def _processor_of(name: str, **options: Any) -> ProcessorMixin:
-    processor = load_processor(name, **options)
-    processor.tokenizer.padding_side = "left"  # as generation needs it
-    return processor
 
 
 def _joined(model: PreTrainedModel, router: Router, kept: Mapping[str, Any]) -> RoutedModel:

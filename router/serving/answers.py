@@ -6,10 +6,31 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from router.serving.protocol import ApiError, Asked, ChatAsked
 from router.serving.rows import Piece, Row, TokenScore
+
+
+class Events(StreamingResponse):
+    """A stream that closes what it holds when it ends, also because the client has gone."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], held: AsyncExitStack, status: int, headers: dict[str, str]
+    ) -> None:
+        """Stream events, and close `held` then."""
+        super().__init__(events, status, headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
 
 LAST_EVENT = b"data: [DONE]\n\n"
 
@@ -116,12 +137,7 @@ async def stream(
 ) -> AsyncIterator[bytes]:
     """Yield an answer as server-sent events; an error in mid-stream is the last one.
 
-    Args:
-        answer: makes the objects.
-        rows: the request's rows.
-        first: what they say first.
-        pieces: what they say then.
-        include_usage: whether a last chunk counts tokens.
+    The rows have said `first`, and then say `pieces`; `include_usage`: a last chunk counts tokens.
     """
     opened: set[Row] = set()
     piece: Piece | None = first

@@ -7,17 +7,16 @@ import contextlib
 import functools
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from jinja2 import TemplateError
-from starlette.types import Receive, Scope, Send
 
 from router.engine.load import chat_tokens, context_of, prompt_tokens
 from router.routed import RoutedModel
-from router.serving.answers import Answer, stream
+from router.serving.answers import Answer, Events, stream
 from router.serving.batcher import Batcher
 from router.serving.gate import Guard, check_model, guarded_app, read_body, unless_left
 from router.serving.metrics import RowMetrics
@@ -118,21 +117,11 @@ class _Routes:
         pieces = exchange.pieces()
         first = await unless_left(request, anext(pieces))
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return _Events(stream(answer, exchange.rows, first, pieces, include_usage=include_usage), exchange)
-
-
-class _Events(StreamingResponse):
-    """Server-sent events; rows that are left when it ends, because the client has gone, are given up."""
-
-    def __init__(self, events: AsyncIterator[bytes], exchange: Exchange) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._exchange = exchange
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._exchange.abandon()
+        events = stream(answer, exchange.rows, first, pieces, include_usage=include_usage)
+        left = AsyncExitStack()
+        left.callback(exchange.abandon)
+        headers = {"Cache-Control": "no-cache", "Content-Type": "text/event-stream; charset=utf-8"}
+        return Events(events, left, 200, headers)
 
 
 async def _finish(exchange: Exchange) -> None:

@@ -79,6 +79,11 @@ class Backend:
     asked: float = -float("inf")
     failures: int = 0
 
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header with its key; none where it asks for none."""
+        return {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+
     def note(self, up: bool) -> None:
         """Note whether it answered."""
         if up != self.up:
@@ -87,12 +92,7 @@ class Backend:
 
 
 def read_backends(path: Path, num_layers: int, read_layer: int) -> list[Backend]:
-    """Read the file of backends.
-
-    Args:
-        path: the file.
-        num_layers: layers of the base model.
-        read_layer: layers that the router reads, with which every chain begins.
+    """Read the file of backends, whose chains all begin with the layers that the router reads.
 
     Raises:
         InputError: where it is no such file, a chain stands twice or does not fit the router, none is the full one, two
@@ -239,12 +239,11 @@ class Backends:
     async def _ask(
         self, backend: Backend, path: str, body: Mapping[str, Any], headers: Mapping[str, str], deadline: float
     ) -> Upstream:
-        key = {} if backend.key is None else {"authorization": f"Bearer {backend.key}"}
         request = self._client.build_request(
             "POST",
             f"{backend.url}/{path}",
             json={**body, "model": backend.model},
-            headers={**headers, **key, "accept-encoding": "identity"},
+            headers={**headers, **backend.authorization, "accept-encoding": "identity"},
         )
         loop = asyncio.get_running_loop()
         first_byte = min(deadline, loop.time() + self._patience.first_byte)
@@ -297,9 +296,9 @@ class Backends:
         await asyncio.gather(*map(self._look_at, due))
 
     async def _look_at(self, backend: Backend) -> None:
-        key = {} if backend.key is None else {"authorization": f"Bearer {backend.key}"}
+        url, patience = f"{backend.url}/models", self._patience.connect
         try:
-            found = await self._client.get(f"{backend.url}/models", headers=key, timeout=self._patience.connect)
+            found = await self._client.get(url, headers=backend.authorization, timeout=patience)
             backend.note(found.status_code < 500)
         except httpx.ReadTimeout:
             return  # slow, not down

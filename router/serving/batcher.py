@@ -117,11 +117,7 @@ def batch_of(waiting: Sequence[Waiting], limits: BatchLimits) -> list[Waiting]:
 def within(rows: Sequence[Row], positions: int | None) -> list[list[Row]]:
     """Split rows so that none is carried past the model's positions by another that generates longer.
 
-    A row that has ended stays in its batch until all have, and its position grows on.
-
-    Args:
-        rows: rows that each fit alone.
-        positions: the model's positions; None: without limit.
+    A row that has ended stays in its batch until all have, and its position grows on. Rows each fit alone.
     """
     parts: list[list[Row]] = []
     for row in rows:
@@ -232,9 +228,7 @@ class Batcher:
     def abandon(self, rows: Sequence[Row], why: ApiError | None = None) -> None:
         """Give rows up, nobody waits for them: they leave the queue, those that run end at their next token.
 
-        Args:
-            rows: the rows.
-            why: what is said of them, unless something was said before; None: that the client has left.
+        `why` is said of them, unless something was said before; None: that the client has left.
         """
         with self._changed:
             for row in rows:
@@ -315,7 +309,8 @@ class Batcher:
         if full and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if alone:
-            rows[0].fail(_out_of_memory() if full else internal())
+            memory = ApiError(503, "not enough memory for this request", code="out_of_memory")
+            rows[0].fail(memory if full else internal())
             return
         rows, middle = list(rows), (len(rows) + 1) // 2
         for half in (rows[:middle], rows[middle:]):
@@ -416,10 +411,6 @@ class Batcher:
             stopping_criteria=StoppingCriteriaList([progress]),
         )
         return out.sequences, out.past_key_values
-
-
-def _out_of_memory() -> ApiError:
-    return ApiError(503, "not enough memory for this request", code="out_of_memory")
 
 
 def _stopping() -> ApiError:

@@ -73,11 +73,6 @@ def guarded_app(
     """Return an application behind the gate, whose errors are OpenAI's and which lists its one model.
 
     There is no page of documentation: it would come from elsewhere.
-
-    Args:
-        guard: what the gate asks for.
-        routes: what answers requests besides those for the list of models.
-        lifespan: starts and stops what the application needs.
     """
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, debug=False
@@ -88,32 +83,25 @@ def guarded_app(
     app.add_exception_handler(ClientLeftError, _left)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _failed)
-    listed = _Listed(guard.name)
+    listed = {"id": guard.name, "object": "model", "created": int(time.time()), "owned_by": "cola-router"}
+
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [listed]})
+
+    async def model(name: str) -> Response:
+        check_model(guard.name, name)
+        return JSONResponse(listed)
+
     handlers: tuple[tuple[str, str, Callable[..., Awaitable[Response]]], ...] = (
         ("POST", "/v1/completions", routes.completions),
         ("POST", "/v1/chat/completions", routes.chat),
         ("GET", "/health", routes.health),
-        ("GET", "/v1/models", listed.models),
-        ("GET", "/v1/models/{name:path}", listed.model),
+        ("GET", "/v1/models", models),
+        ("GET", "/v1/models/{name:path}", model),
     )
     for method, path, handler in handlers:
         app.add_api_route(path, handler, methods=[method], response_model=None)
     return app
-
-
-class _Listed:
-    """The routes that list the one model."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "cola-router"}
-
-    async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model]})
-
-    async def model(self, name: str) -> Response:
-        check_model(self._name, name)
-        return JSONResponse(self._model)
 
 
 def check_model(served: str, name: object) -> None:

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
-from starlette.types import Receive, Scope, Send
 
 from router.chain import Chain
 from router.routed.commands import load_routed, said_of
 from router.routed.hub import router_folder
-from router.serving.answers import event
+from router.serving.answers import Events, event
 from router.serving.backends import Backends, Patience, Told, Upstream, read_backends
 from router.serving.choice import Choice, RouterChoice, StaticChoice
 from router.serving.gate import Guard, check_model, guarded_app, read_body, unless_left
@@ -121,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _made(settings: ProxySettings, key: str | None) -> Served:
     proxy, told = make_proxy(settings, key)
-    return Served(proxy.guard.name, told, make_app(proxy), proxy.backends)
+    return Served(proxy.guard.name, told, make_app(proxy), proxy.backends.close)
 
 
 def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
@@ -223,7 +222,7 @@ class _Routes:
             status = answer.response.status_code
             if whole is not None:
                 return Response(whole, status, told)
-            return _Events(renamed_events(answer, self._proxy.guard.name), status, told, stack.pop_all())
+            return Events(renamed_events(answer, self._proxy.guard.name), stack.pop_all(), status, told)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -286,17 +285,3 @@ def _renamed_line(line: bytes, name: str, told: Told) -> bytes:
         return line
     ending = b"\r" if line.endswith(b"\r") else b""
     return b"data: " + renamed(value.strip(), name, told) + ending
-
-
-class _Events(StreamingResponse):
-    """A backend's stream; its connection is closed when it ends, also because the client has gone."""
-
-    def __init__(
-        self, events: AsyncIterator[bytes], status: int, headers: dict[str, str], stack: AsyncExitStack
-    ) -> None:
-        super().__init__(events, status, headers)
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack:
-            await super().__call__(scope, receive, send)

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import uvicorn
 from pydantic import Field, ValidationError, model_validator
@@ -86,20 +86,13 @@ def _logs() -> dict[str, Any]:
     return logs
 
 
-class Closes(Protocol):
-    """What a server tells to give up its running requests."""
-
-    def close(self) -> None:
-        """Take no more requests, and fail those that run."""
-
-
 class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT: then takes no more requests, and gives those that run some time to end."""
 
     def __init__(
         self,
         app: ASGIApp,
-        batcher: Closes,
+        close: Callable[[], object],
         *,
         shutdown_seconds: float,
         client_seconds: float,
@@ -110,7 +103,7 @@ class Server(uvicorn.Server):
 
         Args:
             app: the application.
-            batcher: what works for it, closed once their time is up.
+            close: lets it take no more requests and fail those that run; called once their time is up.
             shutdown_seconds: how long running requests may take to end; then they are answered with an error.
             client_seconds: how long the server waits for a client.
             ready: called once requests are taken.
@@ -127,7 +120,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=cut,
         )
         super().__init__(config)
-        self._batcher, self._seconds, self._ready = batcher, shutdown_seconds, ready
+        self._close, self._seconds, self._ready = close, shutdown_seconds, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
@@ -137,7 +130,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop taking requests, and wait for those that run, but not for ever."""
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._batcher.close)
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._close)
         try:
             await super().shutdown(sockets)
         finally:
@@ -198,12 +191,7 @@ class ListenSettings(RoutedSettings):
         return BatchLimits(self.max_batch, self.max_batch_tokens)
 
     def guard(self, base_model: str, key: str | None) -> Guard:
-        """Return what the gate asks for.
-
-        Args:
-            base_model: the base model that the router names.
-            key: what clients must send; None: nothing.
-        """
+        """Return what the gate asks for: `key`, or nothing of clients (None)."""
         base = self.model or base_model
         name = self.name or (Path(base).name if Path(base).is_dir() else base)
         return Guard(name, self.request_timeout, self.client_timeout, self.max_body_bytes, key)
@@ -252,16 +240,17 @@ def _made(settings: ServeSettings, key: str | None) -> Served:
         service = make_service(settings, routed, key)
     except ValueError as error:
         raise InputError(explain(error) if isinstance(error, ValidationError) else str(error)) from error
-    return Served(service.guard.name, said_of(routed.router, routed.operation), make_app(service), service.batcher)
+    told = said_of(routed.router, routed.operation)
+    return Served(service.guard.name, told, make_app(service), service.batcher.close)
 
 
 class Served(NamedTuple):
-    """What is served under which name, what works for it, and in words how much depth it spends."""
+    """What is served under which name, what closes it, and in words how much depth it spends."""
 
     name: str
     told: str
     app: ASGIApp
-    worker: Closes
+    close: Callable[[], object]
 
 
 def serve(
@@ -271,14 +260,7 @@ def serve(
     argv: Sequence[str],
     make: Callable[[ListensT, str | None], Served],
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Args:
-        command: its name behind `python -m router`.
-        description: what it does.
-        kind: its settings.
-        argv: the words behind its name.
-        make: returns what is served, of settings and what clients must send; None: nothing.
+    """Serve what `make` returns, of settings and the clients' key (None: there is none), until SIGTERM or SIGINT.
 
     Raises:
         InputError: at bad settings, an address that cannot be listened at, an empty key, or as `make` does.
@@ -294,7 +276,7 @@ def serve(
 
         server = Server(
             made.app,
-            made.worker,
+            made.close,
             shutdown_seconds=settings.shutdown_timeout,
             client_seconds=settings.client_timeout,
             ready=ready,
