@@ -53,6 +53,7 @@ from router.validation import (
     shown,
     to_plain,
 )
+from search.gains import find_gains
 
 SCHEMA = 2
 """Version of the menu file's format."""
@@ -346,10 +347,13 @@ class MenuSettings:
 
     Attributes:
         kind: "records": choose from the chains that searches (or menu tables) tried; "subsets": every chain that
-            drops some of the layers from `first_editable` on.
+            drops some of the layers from `first_editable` on; "repeats": every chain that runs one to `max_block`
+            neighbours of them once more; "gains": the chains of `base`, and of those in menu tables the ones that are
+            right more often than full depth on a kind of task, beyond luck (`search.gains`).
         out: the file to write.
         first_editable: layers that run unedited in every chain.
-        records: record files of training samples, all of one model and prompt (kind records).
+        records: record files of training samples, all of one model and prompt (kinds records and gains).
+        base: menu file that the gains are added to (kind gains); null: to the full chain alone.
         size: chains of the menu, at most (kind records).
         value: what a chain is chosen for: right answers, agreement with full depth, or both (kind records).
         predictable: share of the difference between samples that a router is expected to foresee, 0..1: 1 chooses for
@@ -365,17 +369,19 @@ class MenuSettings:
         blocks: drop the layers from `first_editable` on in so many runs of neighbours, as equal as can be and the
             earlier ones the longer, so that a deep model's menu stays small (kind subsets); null: each on its own.
         max_dropped: layers that a chain drops at most (kind subsets); null: all.
+        max_block: neighbours that a chain runs once more at most (kind repeats).
         max_depth: layers of the deepest chain, besides the full one; null: any.
         min_depth: layers of the shallowest chain.
         limit: samples of each record file to use, the first ones; null: all.
-        model: base model, for the number of its layers (kind subsets).
+        model: base model, for the number of its layers (kinds subsets and repeats).
         revision: its hub revision.
     """
 
     out: Path
     first_editable: Count
-    kind: Literal["records", "subsets"] = "records"
+    kind: Literal["records", "subsets", "repeats", "gains"] = "records"
     records: tuple[Path, ...] = ()
+    base: Path | None = None
     size: Annotated[int, Field(ge=2)] = 64
     value: ValueKind = "correct"
     predictable: Share = 0.3
@@ -386,6 +392,7 @@ class MenuSettings:
     per_kind: Count = 0
     blocks: Positive | None = None
     max_dropped: Positive | None = None
+    max_block: Positive = 2
     max_depth: Positive | None = None
     min_depth: Positive = 1
     limit: Positive | None = None
@@ -395,8 +402,8 @@ class MenuSettings:
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Refuse records to choose from that are not there."""
-        if self.kind == "records" and not self.records:
-            raise ValueError("records: expected a file at least with kind records, got none")
+        if self.kind in ("records", "gains") and not self.records:
+            raise ValueError(f"records: expected a file at least with kind {self.kind}, got none")
         return self
 
     def allows(self, chain: Chain) -> bool:
@@ -409,10 +416,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, plain = parse_settings(MenuSettings, argv, "search menu", "Make a menu of chains.")
     writable_directory(settings.out.parent, "out")
     made = provenance(plain)
-    if settings.kind == "subsets":
-        menu = Menu.of(subsets(settings), settings.first_editable, made)
+    if settings.kind in ("subsets", "repeats"):
+        every = subsets(settings) if settings.kind == "subsets" else repeats(settings)
+        menu = Menu.of(every, settings.first_editable, made)
     else:
-        menu = _chosen(settings, made)
+        menu = _chosen(settings, made) if settings.kind == "records" else _with_gains(settings, made)
     if len(menu.chains) < 2:
         raise InputError("records: expected a chain worth choosing besides the full one, got none")
     write_menu(settings.out, menu)
@@ -426,9 +434,7 @@ def subsets(settings: MenuSettings) -> list[Chain]:
     Raises:
         InputError: where there would be too many.
     """
-    n = layers_of(settings.model, settings.revision)
-    if not 1 <= settings.first_editable < n:
-        raise InputError(f"first_editable: expected 1..{n - 1}, got {settings.first_editable}")
+    n = _layers(settings)
     blocks = np.array_split(range(settings.first_editable, n), min(settings.blocks or n, n - settings.first_editable))
     most = min(settings.max_dropped or n, n - settings.min_depth)
     drops = (
@@ -442,6 +448,44 @@ def subsets(settings: MenuSettings) -> list[Chain]:
     if len(found) > MOST_SUBSETS:
         raise InputError(f"max_dropped: expected at most {MOST_SUBSETS} chains in all, got more")
     return found
+
+
+def repeats(settings: MenuSettings) -> list[Chain]:
+    """Return every chain that runs one to `max_block` neighbours from `first_editable` on once more."""
+    full = Chain.full(_layers(settings))
+    blocks = (
+        (first, size)
+        for size in range(1, settings.max_block + 1)
+        for first in range(settings.first_editable, full.num_layers - size + 1)
+    )
+    return [full, *filter(settings.allows, (full.repeat(first, size, 1) for first, size in blocks))]
+
+
+def _layers(settings: MenuSettings) -> int:
+    """Return the model's layers.
+
+    Raises:
+        InputError: where `first_editable` leaves none to edit.
+    """
+    n = layers_of(settings.model, settings.revision)
+    if not 1 <= settings.first_editable < n:
+        raise InputError(f"first_editable: expected 1..{n - 1}, got {settings.first_editable}")
+    return n
+
+
+def _with_gains(settings: MenuSettings, made: dict[str, object]) -> Menu:
+    """Add to a menu the chains that gain on a kind."""
+    outcomes = _outcomes(settings)
+    if np.isnan(outcomes.values).any():
+        raise InputError("records: expected menu tables, every chain on every sample, got samples without some")
+    base = (outcomes.chains[0],) if settings.base is None else read_menu(settings.base).chains
+    gains = find_gains(outcomes.chains, outcomes.values > 0.5, outcomes.tasks, base)  # right in most variants
+    counted = f"{len(outcomes.chains)} chains on {len(outcomes.values)} samples"
+    print(f"{counted}; of each kind the best chain, and what choosing one gains on samples that did not choose:")
+    print("\n".join(one.line() for one in gains))
+    kept = [one for one in gains if one.stands]
+    made = {**made, "gains": [f"{one.chain} on {one.kind}: {one.judged.value:+.3f}" for one in kept]}
+    return Menu.of([*base, *(one.chain for one in kept)], settings.first_editable, made)
 
 
 def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:

@@ -72,8 +72,8 @@ def test_every_config_is_what_its_command_takes(tmp_path: Path, monkeypatch: Any
 
 
 def test_the_recipe_is_the_demos(desk: Path) -> None:
-    # Oracle: configs/demo/*.yaml, for what does not hang on model, tasks or their menu. The demo's menu has a repeat, for
-    # which it reads early and values agreement less, and its gain needs fewer calibration samples.
+    # Oracle: configs/demo/*.yaml, for what does not hang on model, tasks or their menu. The demo's menu has a repeat:
+    # it is read early and values agreement less, and its gain needs fewer calibration samples.
     main(["--model=./model", "--task=arc_easy,commonsense_qa", "--out=run"])
     ours, root = written(desk / "run"), Path(__file__).resolve().parent.parent / "configs"
     demo = {

@@ -328,6 +328,59 @@ def test_the_menu_of_all_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         main(given)
 
 
+def test_the_menu_of_all_repeats(tmp_path: Path) -> None:
+    # Oracle: by hand, on the tiny model's five layers.
+    given = ["--kind=repeats", f"--model={save_tiny(tmp_path / 'model')}", f"--out={tmp_path / 'menu.json'}"]
+    main([*given, "--first_editable=2"])
+    menu = read_menu(tmp_path / "menu.json")
+    assert menu.first_editable == 2
+    assert [str(one) for one in menu.chains] == [
+        "0-4", "0-3,2-4", "0-4,3-4", "0-1,2*2,3-4", "0-2,3*2,4", "0-3,4*2"
+    ]  # fmt: skip
+    main([*given, "--first_editable=3", "--max_block=1"])
+    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-2,3*2,4", "0-3,4*2"]
+    with pytest.raises(InputError, match=r"first_editable: expected 1\.\.4, got 5"):
+        main([*given, "--first_editable=5"])
+
+
+def gaining_records(gain: float, chains: int = 12, samples: int = 80) -> list[SearchRecord]:
+    """Two kinds on which full depth and all chains are right by the toss of a coin, but one chain on one kind."""
+    draw = random.Random(0)
+    names = [str(FULL), *(str(FULL.repeat(2 + i // 4, 1, 1 + i % 4)) for i in range(chains))]
+    found = []
+    for i in range(2 * samples):
+        rights = {name: draw.random() < 0.5 for name in names}
+        kind = ("words", "letters")[i % 2]
+        if kind == "words" and draw.random() < gain:
+            rights[names[5]] = True
+        found.append(record(f"s{i}", rights, task=kind))
+    return found
+
+
+def test_what_gains_on_a_kind_is_told_from_luck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: what was put in. By luck alone the best of twelve chains is 10 points above full depth on such samples.
+    base = tmp_path / "base.json"
+    write_menu(base, Menu.of([chain("0-4")], 2))
+    menus = {}
+    for gain in (0.0, 0.9):
+        path = write_records(tmp_path / "train.jsonl", gaining_records(gain))
+        out = tmp_path / f"{gain}.json"
+        main(["--kind=gains", f"--records=[{path}]", f"--base={base}", f"--out={out}", "--first_editable=2"])
+        menus[gain] = read_menu(out)
+        assert capsys.readouterr().out.count(" on 80, p ") == 2
+    assert [str(one) for one in menus[0.0].chains] == ["0-5", "0-4"]
+    assert [str(one) for one in menus[0.9].chains] == ["0-5", str(chain("0-2,3*2,4-5")), "0-4"]
+    assert all(said.startswith("0-2,3*2,4-5 on words: +0.") for said in menus[0.9].made["gains"])
+    main([f"--records=[{path}]", f"--base={out}", f"--out={out}", "--first_editable=2", "--kind=gains"])
+    assert [str(one) for one in read_menu(out).chains] == [str(one) for one in menus[0.9].chains]  # it is known
+    some = [with_results(one, one.results[: 13 - i % 2]) for i, one in enumerate(gaining_records(0.9))]
+    with pytest.raises(InputError, match="records: expected menu tables, every chain on every sample"):
+        main([f"--records=[{write_records(path, some)}]", f"--out={out}", "--first_editable=2", "--kind=gains"])
+    alone = write_records(path, gaining_records(0.0))
+    with pytest.raises(InputError, match="expected a chain worth choosing besides the full one, got none"):
+        main([f"--records=[{alone}]", f"--out={out}", "--first_editable=2", "--kind=gains"])
+
+
 def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRecord]]:
     """Return the settings and records that are to be refused."""
     good = lucky_records()

@@ -1,6 +1,6 @@
 """A router and its base model as one model that generates like any other, with one chain for each row.
 
-    model = RoutedModel.from_pretrained("runs/demo/router", budget=25)
+    model = RoutedModel.from_pretrained("runs/demo/router", budget=25.5)
     batch = model.tokenizer(prompts, return_tensors="pt", padding=True)
     model.generate(**batch, max_new_tokens=32)
 
