@@ -262,11 +262,13 @@ def info(argv: Sequence[str]) -> None:
         for chain in router.head.chains:
             strip = draw_strip(chain, router.config.read_layer, marks_for(sys.stdout.encoding))
             print(f"  {strip}  {chain.depth:3}  {chain}")
+    alike: dict[tuple[str, ...], list[str]] = {}
     for name, form in forms_of(router).items():
-        asked = f"as a {form['style']}" if form["style"] == "chat" else "as plain text"
-        lead = f"; the answer begins with {form['lead']!r}" if form["lead"] else ""
-        print(f"\nprompts of {name}, {asked}{lead}:")
-        print(textwrap.indent(form["asked"], "  "))
+        alike.setdefault((form["style"], form["lead"], form["asked"]), []).append(name)
+    for (style, lead, asked), names in alike.items():
+        begun = f"; the answer begins with {lead}" if lead else ""
+        print(f"\nprompts of {', '.join(names)}, as {'a chat' if style == 'chat' else 'plain text'}{begun}:")
+        print(textwrap.indent(asked, "  "))
 
 
 def forms_of(router: Router) -> dict[str, dict[str, str]]:
