@@ -86,7 +86,7 @@ def test_info_shows_how_prompts_look_that_the_router_knows(searched: Path, capsy
     # Oracle: a sample's own prompt, its words put into the braces.
     assert not run_command(router_command, ["info", str(searched / "router")])
     shown = capsys.readouterr().out
-    assert "prompts of arc_easy, as plain text; the answer begins with Answer::" in shown
+    assert "prompts of arc_easy (plain text; the answer begins with Answer:)" in shown
     form = load_router(searched / "router").config.training["prompts"]["arc_easy"]["asked"]
     assert all(f"  {line}\n" in shown for line in form.splitlines())
     task = read_tasks(searched / "data")["arc_easy"]

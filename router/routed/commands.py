@@ -267,7 +267,7 @@ def info(argv: Sequence[str]) -> None:
         alike.setdefault((form["style"], form["lead"], form["asked"]), []).append(name)
     for (style, lead, asked), names in alike.items():
         begun = f"; the answer begins with {lead}" if lead else ""
-        print(f"\nprompts of {', '.join(names)}, as {'a chat' if style == 'chat' else 'plain text'}{begun}:")
+        print(f"\nprompts of {', '.join(names)} ({'chat' if style == 'chat' else 'plain text'}{begun})")
         print(textwrap.indent(asked, "  "))
 
 
