@@ -57,7 +57,9 @@ def test_a_chain_as_deep_as_the_vision_tower_is_found_in_the_text_decoder() -> N
     try:
         model(input_ids=ids)
     except AttributeError as error:  # transformers 5.24.0: its outputs lack what its own forward reads
-        with pytest.raises(ValueError, match="Llama4ForConditionalGeneration: expected a model whose layers run in any"):
+        with pytest.raises(
+            ValueError, match="Llama4ForConditionalGeneration: expected a model whose layers run in any"
+        ):
             chain_view(model, Chain((0, 3), NUM_LAYERS))
         pytest.skip(f"the stock model fails in this release, and is refused: {error}")
     view = chain_view(model, Chain((0, 3), NUM_LAYERS))
