@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from tqdm import tqdm
 
+from data.encoding import batches_by_length
 from data.sample import read_samples
-from data.scoring import ChainScorer, batches_by_length
+from data.scoring import ChainScorer
 from data.statistics import share_of
 from data.tasks import read_tasks
 from eval.tables import number, table

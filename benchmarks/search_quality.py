@@ -35,10 +35,11 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from quality import Trace, found_by
 
 from data.answers import wrong_answers
+from data.encoding import batches_by_length
 from data.pool import Batch, Task, run_batches
 from data.records import ChainResult, VariantResult
 from data.sample import Sample, read_samples
-from data.scoring import ChainScorer, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, SampleBlock
 from data.statistics import Estimate, mean_of
 from data.store import Store
 from data.tasks import read_tasks

@@ -29,8 +29,9 @@ import yaml
 from demo_samples import demo_samples
 from transformers import PreTrainedModel
 
+from data.encoding import EncodedSample, batches_by_length
 from data.records import ChainResult
-from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, SampleBlock
 from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job
 from router.engine.load import load_model

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
+from data.encoding import EncodedSample, batches_by_length
 from data.pool import Batch, Pool, Report, RunSettings, Task, run_batches
 from data.sample import Sample, Split
-from data.scoring import ChainScorer, EncodedSample, batches_by_length, open_scorer
+from data.scoring import ChainScorer, open_scorer
 from data.statistics import Interval, wilson_interval
 from data.store import Store
 from data.tasks import TASKS_FILE

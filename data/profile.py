@@ -28,13 +28,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from data.accuracy import MeasureSettings, identity_of
+from data.encoding import EncodedSample, batches_by_length
 from data.figures import BLUE, GREEN, GREY, VERMILLION, save_figure, tidy
 from data.headroom import FOLDS, Headroom, HeadroomFound
 from data.pool import Batch, Pool, Report, States, Task, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
 from data.records import ChainResult, agrees
 from data.sample import Sample, Split
-from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length, in_parts
+from data.scoring import ChainScorer, SampleBlock, in_parts
 from data.states import StatesOrigin, read_states, write_states
 from data.statistics import greatest_probability
 from data.store import Store

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.encoding import batches_by_length
 from data.sample import Sample
-from data.scoring import ChainScorer, batches_by_length
+from data.scoring import ChainScorer
 from router.files import replacing, sha256_json
 from router.fingerprint import Fingerprints
 from router.progress import progress

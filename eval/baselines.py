@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from pydantic.dataclasses import dataclass
 
+from data.encoding import batches_by_length
 from data.profile import without
 from data.records import SearchRecord
 from data.sample import Sample
-from data.scoring import ChainScorer, batches_by_length, confidences
+from data.scoring import ChainScorer, confidences
 from data.statistics import wilson_interval
 from eval.arms import Arm, exit_chain, kind_arm, static_arm
 from eval.results import ArmResult

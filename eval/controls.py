@@ -30,11 +30,12 @@ from jaxtyping import Float
 from pydantic.dataclasses import dataclass
 
 from data.answers import folded, parse_letter
+from data.encoding import EncodedSample
 from data.headroom import Headroom, HeadroomFound
 from data.pool import Pool
 from data.records import ChainResult, SearchRecord
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, SampleBlock
+from data.scoring import ChainScorer, SampleBlock
 from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
 from data.tasks import Task, TaskSet
 from eval.arms import FULL, ORACLE, known_arm

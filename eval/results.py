@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from data.encoding import EncodedSample, batches_by_length
 from data.flops import ForwardFlops
 from data.pool import Batch, Pool, Report, Task, Tick, run_batches
 from data.prompts import NotEmpty
 from data.records import Answer, ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, Judge, SampleBlock, batches_by_length, delivered, in_parts
+from data.scoring import ChainScorer, Judge, SampleBlock, delivered, in_parts
 from data.store import Store, read_finished
 from eval.arms import ALWAYS, FULL, LABELS, Arm, RouterArm
 from router.files import read_json, require_file

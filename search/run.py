@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.answers import wrong_answers
+from data.encoding import EncodedSample, batches_by_length
 from data.pool import Batch, Done, Pool, Report, States, Task, run_batches
 from data.records import ChainResult, SearchRecord, pareto_front
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, SampleBlock, batches_by_length
+from data.scoring import ChainScorer, SampleBlock
 from data.states import StatesOrigin, write_states
 from data.store import Store
 from router.chain import Chain

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from data.encoding import EncodedSample
 from data.records import ChainResult, VariantResult, pareto_front
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, SampleBlock
+from data.scoring import ChainScorer, SampleBlock
 from data.tasks import TaskSet
 from router.chain import Chain
 from router.validation import SETTINGS, Count, InputError, Positive

@@ -11,9 +11,10 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
+from data.encoding import EncodedSample, Encoder, batches_by_length
 from data.prompts import Prompt
 from data.sample import Sample
-from data.scoring import ChainScorer, EncodedSample, Encoder, batches_by_length
+from data.scoring import ChainScorer
 from data.sources import Columns
 from data.tasks import Task, TaskSet, load_task
 from router.chain import Chain

@@ -8,10 +8,11 @@ import random
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.encoding import Encoder
 from data.generation import Generator, Request
 from data.prompts import Prompt
 from data.sample import Sample
-from data.scoring import ChainScorer, Encoder
+from data.scoring import ChainScorer
 from data.sources import Columns
 from data.tasks import Task, TaskSet
 from router.chain import Chain

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.encoding import batches_by_length
 from data.records import SearchRecord, read_records
-from data.scoring import ChainScorer, batches_by_length
+from data.scoring import ChainScorer
 from data.states import StatesOrigin, read_states, states_of, write_states
 from data.tasks import load_task
 from router.chain import Chain

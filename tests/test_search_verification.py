@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from data.encoding import EncodedSample
 from data.records import ChainResult, SearchRecord, read_records
-from data.scoring import ChainScorer, EncodedSample, SampleBlock
+from data.scoring import ChainScorer, SampleBlock
 from data.statistics import wilson_interval
 from router.chain import Chain
 from router.engine.capture import LayerCapture

@@ -23,10 +23,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from data.encoding import EncodedSample, batches_by_length
 from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split, read_samples
-from data.scoring import ChainScorer, EncodedSample, batches_by_length, delivered, open_scorer
+from data.scoring import ChainScorer, delivered, open_scorer
 from data.states import StatesOrigin, kept_states
 from data.store import Store
 from data.tasks import TASKS_FILE, read_tasks

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from data.encoding import batches_by_length
 from data.sample import Sample
-from data.scoring import ChainScorer, batches_by_length, in_parts
+from data.scoring import ChainScorer, in_parts
 from data.states import BATCH_SAMPLES
 from router.chain import Chain
 from router.heads.budget import BudgetPoint
