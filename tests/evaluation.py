@@ -17,23 +17,22 @@ from data.answers import wrong_answers
 from data.records import SearchRecord, pareto_front
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
-from data.store import Store, meta_path
+from data.store import meta_path
 from data.tasks import TASKS_FILE, TaskSet, load_task, write_tasks
 from eval.__main__ import main
 from eval.inputs import SPLITS
 from router.chain import Chain
-from router.engine.load import load_model
 from router.files import sha256_file
 from router.heads.head import pad_states
 from router.storage import WEIGHTS_FILE, Guarantee, Router, save_router, write_guarantee
-from tests.tiny import NUM_LAYERS, random_router, save_tiny
+from tests.menus import write_records
+from tests.tiny import FULL, NUM_LAYERS, edit_json, random_router, save_tiny, scorer_of
 
 ROOT = Path(data.sample.__file__).parent.parent
 PREFIX = 2
 INPUTS = ("data", "records", "random", "wrong", "router")
 """Folders that an evaluation reads."""
 SIZES = {"train": 20, "validation": 8, "test": 14}
-FULL = Chain.full(NUM_LAYERS)
 OTHERS = [
     FULL,
     *(FULL.repeat(i, 1, 1 + i % 2) for i in range(PREFIX, NUM_LAYERS)),
@@ -130,16 +129,6 @@ def make_records(
     return records
 
 
-def write_records(path: Path, records: list[SearchRecord], algorithm: str = "uct") -> None:
-    """Write records, and beside them the settings of a search that would have made them."""
-    path.parent.mkdir(exist_ok=True)
-    store = Store(path, SearchRecord, {}, lambda record: record.sample_id, num_layers=NUM_LAYERS)
-    settings = {"search": {"algorithm": algorithm}, "reward_target": records[0].reward_target}
-    store.note({"run": "made by hand", "settings": settings})
-    store.append(records)
-    store.finish([record.sample_id for record in records])
-
-
 def make_router(scorer: ChainScorer, samples: list[Sample], folder: Path) -> None:
     """Save a random router with operating points on validation."""
     router = random_router(scorer, PREFIX)
@@ -192,18 +181,12 @@ class World:
         path.write_text("".join(json.dumps(value) + "\n" for value in values))
         beside = meta_path(path)
         if beside.exists():
-            sealed = {"sha256": sha256_file(path), "count": len(values)}
-            beside.write_text(json.dumps(json.loads(beside.read_text()) | sealed))
-
-    def edit_config(self, **changed: object) -> None:
-        path = self.folder / "router" / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+            edit_json(beside, sha256=sha256_file(path), count=len(values))
 
 
 def prepared(folder: Path, tasks: TaskSet, samples: dict[str, list[Sample]], tried: list[Chain] = TRIED) -> World:
     """Write data, records and router for the model in the folder."""
-    model, tokenizer = load_model(str(folder / "model"), dtype="float32", device="cpu")
-    scorer = ChainScorer(model, tokenizer, tasks)
+    scorer = scorer_of(folder, tasks)
     make_data(folder / "data", samples, tasks)
     for split in ("train", "test"):
         write_records(folder / "records" / f"{split}.jsonl", make_records(scorer, samples[split], split, tried))

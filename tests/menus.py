@@ -39,13 +39,14 @@ def record(name: str, rights: dict[str, bool], prefix: int = 2, **changes: Any) 
     return record_of(name, made, **({"first_editable": prefix} | changes))
 
 
-def write_records(path: Path, records: Sequence[SearchRecord]) -> Path:
-    """Write records as a finished store."""
+def write_records(path: Path, records: Sequence[SearchRecord], algorithm: str = "uct") -> Path:
+    """Write records as a finished store, with the settings of a search that would have made them."""
+    path.parent.mkdir(exist_ok=True)
     for old in (path, meta_path(path)):
         old.unlink(missing_ok=True)
-    with Store(
-        path, SearchRecord, {"of": "a test"}, lambda one: one.sample_id, num_layers=records[0].num_layers
-    ) as store:
+    settings = {"search": {"algorithm": algorithm}, "reward_target": records[0].reward_target}
+    with Store(path, SearchRecord, {}, lambda one: one.sample_id, num_layers=records[0].num_layers) as store:
+        store.note({"run": "made by hand", "settings": settings})
         store.append(records)
         store.finish([one.sample_id for one in records])
     return path

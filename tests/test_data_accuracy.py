@@ -10,14 +10,12 @@ import pytest
 
 from data.__main__ import main
 from data.accuracy import Answered, accuracies
-from data.scoring import ChainScorer
 from data.tasks import read_tasks
 from router.command import run_command
-from router.engine.load import load_model
 from tests.conftest import Refusal
 from tests.sums import SUMS, sums, write_sums
-from tests.test_data_scoring import FULL, greedy
-from tests.tiny import tiny_samples
+from tests.test_data_scoring import greedy
+from tests.tiny import FULL, scorer_of, tiny_samples
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +46,8 @@ def test_each_task_is_measured_in_both_modes_and_by_difficulty(project: Path, me
         ("sums", "generate", None),
     }
     assert [groups["sums", "exact", level]["n"] for level in (0, 1, 2)] == [10, 10, 10]
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
+    scorer = scorer_of(project, read_tasks(project / "data"))
+    model, tokenizer = scorer.model, scorer.tokenizer
     exact, generated, unread = 0, 0, 0
     for sample in sums("train", 30):
         encoded = scorer.encode(sample)

@@ -17,8 +17,8 @@ from data.scoring import ChainScorer, delivered, judge
 from data.sources import Columns
 from data.tasks import Task, load_task
 from router.chain import Chain
-from tests.test_data_scoring import CHAINS, FULL, family_model, greedy
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.test_data_scoring import CHAINS, family_model, greedy
+from tests.tiny import FAMILIES, FULL, tiny_model, tiny_tokenizer
 
 PROMPTS = ["Why?", "A much longer question, of which nobody knows the answer.", "Is it so, or is it not?"]
 

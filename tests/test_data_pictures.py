@@ -23,7 +23,6 @@ from data.shapes import CELLS, COLOURS, ShapesSource, shape_rows
 from data.tasks import TaskSet, load_task, read_tasks
 from eval.__main__ import main as evaluate
 from eval.results import RESULTS_FILE, read_results
-from router.chain import Chain
 from router.engine.load import ModelSettings, load_model, load_processor
 from router.engine.view import chain_view
 from router.routed import RoutedModel
@@ -31,10 +30,9 @@ from router.validation import InputError
 from search.__main__ import main as search
 from tests.conftest import Refusal
 from tests.pictures import save_pictured
-from tests.tiny import NUM_LAYERS, save_tiny, tiny_samples
+from tests.tiny import FULL, NUM_LAYERS, save_tiny, tiny_samples
 from train.__main__ import main as train
 
-FULL = Chain.full(NUM_LAYERS)
 SMALL = "--override={shapes: {size: 60, pixels: 48}}"
 
 

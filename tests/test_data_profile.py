@@ -21,14 +21,12 @@ from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from router.chain import Chain
 from router.command import run_command
-from router.engine.load import load_model
 from router.validation import InputError
 from tests.conftest import Refusal
 from tests.sums import SUMS, digit_model, sums, write_sums
 from tests.test_data_probes import LAYERS, planted
-from tests.tiny import NUM_LAYERS, tiny_model, tiny_samples, tiny_tokenizer, write_project
+from tests.tiny import FULL, NUM_LAYERS, scorer_of, tiny_model, tiny_samples, tiny_tokenizer, write_project
 
-FULL = Chain.full(NUM_LAYERS)
 SKIPS = [(4,), (1,), (2, 3), (1, 4)]
 
 
@@ -241,7 +239,7 @@ def test_the_command_profiles_a_mixture(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "suggestion:" in printed
     assert "headroom: not measured (--variants)" in printed  # the sums have nothing to vary
-    scorer = ChainScorer(*load_model(str(project / "model")), read_tasks(project / "data"))
+    scorer = scorer_of(project, read_tasks(project / "data"))
     samples = read_samples(project / "data" / "train.jsonl")
     seen = observed_by(scorer, samples, tmp_path, [(2,), (3,), (4,)])
     assert value["accuracy"] == pytest.approx(np.mean(seen.correct))

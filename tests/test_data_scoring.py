@@ -20,9 +20,8 @@ from data.tasks import Task, TaskSet, load_task
 from router.chain import Chain
 from router.engine.view import chain_view
 from router.validation import InputError
-from tests.tiny import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, FULL, NUM_LAYERS, tiny_model, tiny_tokenizer
 
-FULL = Chain.full(NUM_LAYERS)
 CHAINS = [FULL, FULL.skip(2, 2), Chain((0, 2, 1, 2, 1, 3, 4), NUM_LAYERS)]
 SAMPLES = [
     Sample("arc_easy", "train", "What falls from clouds?", ("rain", "sand", "a very old piano"), 0),

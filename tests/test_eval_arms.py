@@ -48,10 +48,9 @@ from router.files import write_json
 from router.storage import Router
 from router.validation import InputError
 from tests.menus import record_of
-from tests.tiny import NUM_LAYERS, random_router, tiny_model, tiny_samples, tiny_tokenizer
+from tests.tiny import FULL, NUM_LAYERS, random_router, tiny_model, tiny_samples, tiny_tokenizer
 
 PREFIX = 2
-FULL = Chain.full(NUM_LAYERS)
 
 
 def chain(text: str) -> Chain:

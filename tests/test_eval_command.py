@@ -14,8 +14,6 @@ import pytest
 
 from data.headroom import HeadroomFound
 from data.records import read_records
-from data.scoring import ChainScorer
-from data.tasks import load_task
 from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import MixtureChoice, StaticChoice
@@ -26,21 +24,19 @@ from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.run import CANDIDATES_FILE
 from eval.tables import print_report
 from router.chain import Chain
-from router.engine.load import load_model
 from router.files import read_json, sha256_file
 from router.heads.head import pad_states
 from router.scope import pooled
 from router.storage import Operation, load_router, save_router
 from router.validation import to_plain
-from tests.evaluation import ARM_NAMES, FULL, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
-from tests.tiny import NUM_LAYERS
+from tests.evaluation import ARM_NAMES, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
+from tests.tiny import FULL, NUM_LAYERS, scorer_of
 from train.scope import scope_of
 
 
 def test_every_arm_answers_every_test_sample(finished: World) -> None:
     # Oracle: each chain run alone, one sample a batch, choices in rows of their own.
-    model, tokenizer = load_model(str(finished.folder / "model"), dtype="float32", device="cpu")
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"), packed=False)
+    scorer = scorer_of(finished.folder, packed=False)
     samples = {sample.id: sample for sample in make_samples()["test"]}
     results = read_results(finished.out / RESULTS_FILE, NUM_LAYERS)
     assert {(one.arm, one.sample_id) for one in results} == {(arm, key) for arm in ARM_NAMES for key in samples}
@@ -58,8 +54,7 @@ def test_every_arm_answers_every_test_sample(finished: World) -> None:
 
 def test_chains_are_those_of_their_arms(finished: World) -> None:
     # Oracle: router and records read by hand.
-    model, tokenizer = load_model(str(finished.folder / "model"), dtype="float32", device="cpu")
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    scorer = scorer_of(finished.folder)
     router = load_router(finished.folder / "router")
     chains: dict[str, dict[str, Chain]] = {name: {} for name in ARM_NAMES}
     for one in read_results(finished.out / RESULTS_FILE, NUM_LAYERS):
@@ -225,8 +220,7 @@ def test_what_is_out_of_scope_runs_at_full_depth_and_is_counted(
 ) -> None:
     # Oracle: the router on each test sample; figures have tests of their own.
     monkeypatch.setattr("eval.figures.DRAWINGS", ())
-    model, tokenizer = load_model(str(world.folder / "model"), dtype="float32", device="cpu")
-    scorer, samples = ChainScorer(model, tokenizer, load_task("arc_easy")), make_samples()
+    scorer, samples = scorer_of(world.folder), make_samples()
     states = {split: scorer.states(scorer.load(scorer.encode_all(samples[split])), PREFIX) for split in samples}
     train, validation = (pooled(*pad_states(states[split])) for split in ("train", "validation"))
     router = dataclasses.replace(

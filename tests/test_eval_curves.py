@@ -34,12 +34,11 @@ from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.conftest import Refusal
 from tests.menus import record_of
-from tests.tiny import NUM_LAYERS, write_project
+from tests.tiny import FULL, write_project
 from train.__main__ import main as train
 
 SIX = Chain.full(6)
 CHAINS = (SIX, SIX.skip(5, 1), SIX.skip(4, 2), SIX.skip(3, 1), SIX.skip(3, 2))
-FULL = Chain.full(NUM_LAYERS)
 MENU = Menu.of([FULL, FULL.skip(2, 1), FULL.skip(3, 1), FULL.skip(4, 1), FULL.skip(3, 2), FULL.skip(2, 2)], 2)
 
 

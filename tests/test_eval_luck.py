@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from router.fingerprint import Fingerprints
 from router.validation import InputError, to_plain
 from search.__main__ import main as search
 from tests.menus import record_of
-from tests.tiny import NUM_LAYERS, write_project
+from tests.tiny import NUM_LAYERS, edit_json, write_project
 
 GOLD, WRONG = 0, 1
 CHAINS = ("0-4", "0-3", "0-2,4", "0-2", "0-1,4", "0-1")
@@ -272,7 +271,7 @@ def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="with the algorithm random, got uct"):
         require_random_search(gold)
     beside = wrong.with_suffix(".meta.json")
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"sha256": "0"}))
+    edit_json(beside, sha256="0")
     with pytest.raises(InputError, match=r"expected the SHA-256 of test.jsonl beside it, got another"):
         require_same_search(gold, wrong)
     beside.unlink()

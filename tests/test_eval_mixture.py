@@ -31,8 +31,8 @@ from router.engine.view import chain_view
 from router.files import read_json
 from router.storage import Operation, load_router
 from router.validation import InputError, from_plain
-from tests.evaluation import ARM_NAMES, FULL, INPUTS, PREFIX, TRIED, World, prepared
-from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
+from tests.evaluation import ARM_NAMES, INPUTS, PREFIX, TRIED, World, prepared
+from tests.tiny import FULL, NUM_LAYERS, scorer_of, tiny_model, tiny_tokenizer
 
 COLUMNS = {"question": "q", "answer": "a"}
 LETTER = {"columns": COLUMNS | {"choices": "c"}, "answer_kind": "index", "mode": "letter"}
@@ -98,8 +98,7 @@ def make_mixture(scorer: ChainScorer) -> dict[str, list[Sample]]:
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("mixture")
     save_model(folder / "model")
-    model, tokenizer = load_model(str(folder / "model"), dtype="float32", device="cpu")
-    world = prepared(folder, TASKS, make_mixture(ChainScorer(model, tokenizer, TASKS)), TRIED[:5])
+    world = prepared(folder, TASKS, make_mixture(scorer_of(folder, TASKS)), TRIED[:5])
     with redirect_stdout(StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
         patch.setattr("eval.figures.DRAWINGS", ())  # drawing them takes longer than all else
         main(world.arguments())
@@ -187,8 +186,7 @@ def test_static_candidates_are_judged_in_the_cheap_mode(mixture: World) -> None:
 
 def test_each_kind_has_its_own_static_chain_no_deeper_than_the_router_on_it(mixture: World) -> None:
     # Oracle: the candidates' lines, counted here, and the router's chains of the validation samples, one by one.
-    model, tokenizer = load_model(str(mixture.folder / "model"), dtype="float32", device="cpu")
-    scorer, router = ChainScorer(model, tokenizer, TASKS), load_router(mixture.folder / "router")
+    scorer, router = scorer_of(mixture.folder, TASKS), load_router(mixture.folder / "router")
     validation = read_samples(mixture.folder / "data" / "validation.jsonl")
     lines = [json.loads(line) for line in (mixture.out / CANDIDATES_FILE).read_text().splitlines()]
     chosen = read_json(mixture.out / StaticByKind.FILE)["kinds"]

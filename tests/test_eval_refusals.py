@@ -17,6 +17,7 @@ from eval.results import RESULTS_FILE, RUN_FILE
 from eval.run import CANDIDATES_FILE
 from tests.conftest import Refusal
 from tests.evaluation import ROOT, World, finished, make_data, make_samples, vouch, world  # noqa: F401  (fixtures)
+from tests.tiny import edit_json
 
 
 def empty(path: Path) -> None:
@@ -185,8 +186,8 @@ def test_another_models_files_are_refused(world: World, what: str, part: str, re
         for name in ("records", "random", "wrong"):
             world.edit_lines(f"{name}/test.jsonl", reprint(part))
     else:
-        stored = json.loads((world.folder / "router/config.json").read_text())["fingerprints"]
-        world.edit_config(fingerprints=stored | {part: "f" * 64})
+        path = world.folder / "router/config.json"
+        edit_json(path, fingerprints=json.loads(path.read_text())["fingerprints"] | {part: "f" * 64})
     line = refusal(main, world.arguments())
     assert line.startswith(f"error: {what} ")
     assert f"made for the {part}" in line

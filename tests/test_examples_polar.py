@@ -15,7 +15,7 @@ from router.chain import Chain
 from router.command import run_command
 from search.__main__ import main as search
 from search.menu import read_menu
-from tests.evaluation import write_records
+from tests.menus import write_records
 from tests.tiny import NUM_LAYERS, write_project
 
 VALID, INVALID = "final_valid_transitions", "final_invalid_transitions"

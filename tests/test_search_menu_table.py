@@ -13,14 +13,12 @@ from data.encoding import batches_by_length
 from data.records import SearchRecord, read_records
 from data.scoring import ChainScorer
 from data.states import StatesOrigin, read_states, states_of, write_states
-from data.tasks import load_task
 from router.chain import Chain
-from router.engine.load import load_model
 from search.__main__ import main
 from search.menu import Menu, write_menu
 from tests.conftest import Refusal
 from tests.test_search_run import arguments
-from tests.tiny import NUM_LAYERS, tiny_samples, write_project
+from tests.tiny import NUM_LAYERS, scorer_of, tiny_samples, write_project
 
 TEXTS = ["0-4", "0-3", "0-2,4", "0-1,3-4", "0-2", "0-1,4", "0-4,3-4", "0-1"]
 CHAINS = [Chain.parse(text, NUM_LAYERS) for text in TEXTS]
@@ -39,18 +37,13 @@ def table_arguments(project: Path, out: Path, **changes: object) -> list[str]:
     return arguments(project, out, **({"menu": project / "menu.json", "first_editable": 2} | changes))
 
 
-def open_scorer(project: Path, **settings: object) -> ChainScorer:
-    model, tokenizer = load_model(str(project / "model"), dtype="float32")
-    return ChainScorer(model, tokenizer, load_task("arc_easy"), **settings)
-
-
 def table_of(folder: Path) -> list[SearchRecord]:
     return read_records(folder / "train.jsonl")
 
 
 def test_the_table_holds_what_each_chain_alone_scores(project: Path) -> None:
     # Oracle: the scorer on one sample and one chain at a time, plain rows, no reuse of states.
-    scorer = open_scorer(project, packed=False, state_bytes=0, batch_tokens=1)
+    scorer = scorer_of(project, packed=False, state_bytes=0, batch_tokens=1)
     records = table_of(project / "table")
     assert [record.sample_id for record in records] == [sample.id for sample in tiny_samples("train", 8)]
     for record, sample in zip(records[:4], tiny_samples("train", 4), strict=True):
@@ -87,23 +80,22 @@ def ids_of(count: int = 8) -> list[str]:
 
 def test_kept_states_are_the_scorers_own_and_the_stock_models(project: Path) -> None:
     # Oracle: the scorer in the same company, to the bit; and hidden_states of the stock model, prompt by prompt.
-    scorer = open_scorer(project)
+    scorer = scorer_of(project)
     encoded = scorer.encode_all(tiny_samples("train", 8))
     (order,) = batches_by_length([one.length for one in encoded], 32)
-    model, _ = load_model(str(project / "model"), dtype="float32")
     for layer in (2, 3):
         kept = read_states([project / "table" / "train.states"], origin_of(scorer), ids_of(), layer)
         own = scorer.states(scorer.load([encoded[i] for i in order]), layer)
         assert all(torch.equal(kept[ids_of()[i]], state) for i, state in zip(order, own, strict=True))
         for one, name in zip(encoded, ids_of(), strict=True):
-            hidden = model(torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[layer][0]
+            hidden = scorer.model(torch.tensor([one.prompt]), output_hidden_states=True).hidden_states[layer][0]
             assert torch.allclose(kept[name][: len(one.prompt)], hidden, atol=1e-4)
             assert len(kept[name]) == len(one.prompt) + sum(len(tokens) - 1 for tokens in one.continuations)
 
 
 def test_states_of_something_else_are_not_used(project: Path, tmp_path: Path) -> None:
     # Oracle: nothing, where the origin or the layer is another; an unknown sample does not hide the others.
-    folder, origin = [project / "table" / "train.states"], origin_of(open_scorer(project))
+    folder, origin = [project / "table" / "train.states"], origin_of(scorer_of(project))
     assert set(read_states(folder, origin, ids_of(), 2)) == set(ids_of())
     assert set(read_states(folder, origin, [*ids_of(), "0" * 16], 2)) == set(ids_of())
     prints = dataclasses.replace(origin.fingerprints, model="another")
@@ -115,7 +107,7 @@ def test_states_of_something_else_are_not_used(project: Path, tmp_path: Path) ->
 
 def test_a_damaged_file_of_states_counts_as_none(project: Path, tmp_path: Path) -> None:
     # Oracle: the whole files; samples in the other file are still found.
-    origin = origin_of(open_scorer(project))
+    origin = origin_of(scorer_of(project))
     made = {name: torch.randn(3, 4) for name in "abcd"}
     write_states(tmp_path / "s" / "0.safetensors", origin, {2: {name: made[name] for name in "ab"}})
     write_states(tmp_path / "s" / "1.safetensors", origin, {2: {name: made[name] for name in "cd"}})
@@ -129,7 +121,7 @@ def test_a_damaged_file_of_states_counts_as_none(project: Path, tmp_path: Path) 
 
 def test_training_takes_kept_states_and_computes_those_of_another_layer(project: Path, tmp_path: Path) -> None:
     # Oracle: the kept ones; the scorer must not be opened for them, and must be for layer 4.
-    scorer, samples = open_scorer(project), tiny_samples("train", 8)
+    scorer, samples = scorer_of(project), tiny_samples("train", 8)
     kept, opened = [project / "table" / "train.states"], []
 
     def once() -> ChainScorer:

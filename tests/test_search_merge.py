@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data.scoring import ChainScorer
 from data.states import StatesOrigin, read_states
-from data.tasks import read_tasks
-from router.engine.load import load_model
 from search.__main__ import main
 from tests.conftest import Refusal
 from tests.test_search_run import arguments as search_arguments
-from tests.tiny import tiny_samples, write_project
+from tests.tiny import scorer_of, tiny_samples, write_project
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def test_merged_parts_are_the_file_of_one_search(project: Path, parts: Path, tmp
     main(arguments(project, tmp_path / "one"))
     for name in ("train.jsonl", "train.verification.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    scorer = ChainScorer(*load_model(str(project / "model")), read_tasks(project / "data"))
+    scorer = scorer_of(project)
     ids = [sample.id for sample in tiny_samples("train", 8)]
     found = read_states([tmp_path / "whole" / "train.states"], StatesOrigin(scorer.fingerprints, "float32"), ids, 2)
     assert sorted(found) == sorted(ids)

@@ -13,7 +13,6 @@ from data.answers import wrong_answers
 from data.grading import Grader
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import Sample
-from data.scoring import ChainScorer
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from router.command import run_command
 from router.engine.load import load_model
@@ -24,7 +23,7 @@ from search.verification import chains_to_verify
 from tests.sums import LETTERS, SUMS, sums, write_sums
 from tests.test_data_scoring import greedy
 from tests.test_search_run import arguments
-from tests.tiny import tiny_samples
+from tests.tiny import scorer_of, tiny_samples
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,8 @@ def test_a_mixture_is_searched_in_each_tasks_mode(project: Path, records: list[S
     # Oracle: uncached greedy decoding for the sums; counts of scores by task; metadata of the samples.
     samples = {sample.id: sample for sample in [*sums("train", 8), *tiny_samples("train", 4)]}
     assert {record.sample_id for record in records} == set(samples)
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
+    scorer = scorer_of(project, read_tasks(project / "data"))
+    model, tokenizer = scorer.model, scorer.tokenizer
     outcomes = []
     for record in records:
         sample = samples[record.sample_id]
@@ -80,8 +79,8 @@ def test_the_kept_chains_are_verified_by_real_generation(project: Path, records:
     # Oracle: uncached greedy decoding up to the line's end, compared by hand; in float32 modes must agree on hits.
     records = [record for record in records if record.task == "sums"]
     samples = {sample.id: sample for sample in sums("train", 8)}
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
+    scorer = scorer_of(project, read_tasks(project / "data"))
+    model, tokenizer = scorer.model, scorer.tokenizer
     for record in records:
         kept = kept_of(record)
         for i, result in enumerate(record.results):
@@ -137,8 +136,7 @@ def test_the_control_is_told_a_wrong_free_answer(project: Path, tmp_path: Path) 
         for record in search(project, tmp_path, reward_target="wrong", search__simulations=8)
         if record.task == "sums"
     ]
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, read_tasks(project / "data"))
+    scorer = scorer_of(project, read_tasks(project / "data"))
     for record in records:
         sample = samples[record.sample_id]
         assert record.reward_target == "wrong"
@@ -147,7 +145,7 @@ def test_the_control_is_told_a_wrong_free_answer(project: Path, tmp_path: Path) 
         encoded = scorer.encode(sample, record.target)
         (wanted,) = encoded.continuations
         for result in record.results:
-            assert result.correct == (greedy(model, encoded.prompt, result.chain, len(wanted)) == list(wanted))
+            assert result.correct == (greedy(scorer.model, encoded.prompt, result.chain, len(wanted)) == list(wanted))
 
 
 def reads_alike(sample: Sample, answer: str) -> bool:

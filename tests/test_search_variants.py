@@ -13,11 +13,9 @@ import pytest
 
 from data.records import ChainResult, SearchRecord, VariantResult, pareto_front, read_records
 from data.sample import Sample, write_samples
-from data.scoring import ChainScorer
 from data.tasks import TaskSet, write_tasks
 from router.chain import Chain
 from router.command import run_command
-from router.engine.load import load_model
 from router.validation import to_plain
 from search.__main__ import main
 from search.actions import ActionSpace
@@ -28,7 +26,7 @@ from search.variants import VariantSettings
 from tests.conftest import Refusal
 from tests.sums import LETTERS, SUMS, digit_model, sums
 from tests.test_search_run import arguments
-from tests.tiny import NUM_LAYERS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
+from tests.tiny import NUM_LAYERS, edit_json, save_tiny, scorer_of, tiny_model, tiny_samples, tiny_tokenizer
 from train.objectives import MenuObjective, MenuSettings
 
 WORDINGS = tuple(f"Question{mark} {{question}}" for mark in ";.,!-")
@@ -73,11 +71,8 @@ class OneByOne:
     """Runs one chain on one sample in one variant: a scorer for each, separate rows, no reuse of states."""
 
     def __init__(self, project: Path) -> None:
-        model, tokenizer = load_model(str(project / "model"))
-        self._scorers = [
-            ChainScorer(model, tokenizer, TASKS.varied(variant), packed=False, state_bytes=0, batch_tokens=1)
-            for variant in range(5)
-        ]
+        one_row = {"packed": False, "state_bytes": 0, "batch_tokens": 1}
+        self._scorers = [scorer_of(project, TASKS.varied(variant), **one_row) for variant in range(5)]
 
     def __call__(self, sample: Sample, chain: Chain, variant: int, target: int | str | None = None) -> ChainResult:
         scorer = self._scorers[variant]
@@ -164,7 +159,7 @@ def test_batches_and_kills_change_nothing_and_other_variants_are_another_search(
     lines = whole.read_bytes().splitlines(keepends=True)
     (tmp_path / "cut" / "train.partial.jsonl").write_bytes(b"".join(lines[:4]))
     whole.unlink()
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"count": None, "sha256": None, "replaces": None}))
+    edit_json(meta, count=None, sha256=None, replaces=None)
     search(project, tmp_path / "cut", held_out=2)
     assert whole.read_bytes() == b"".join(lines)
     for changes in ({"held_out": 1}, {"held_out": 2, "stand_share": 0.5}, {"held_out": 2, "variants": 2}):

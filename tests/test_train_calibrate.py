@@ -11,23 +11,17 @@ import pytest
 import torch
 
 from data.sample import read_samples, write_samples
-from data.scoring import ChainScorer
 from data.states import compute_states
-from data.tasks import load_task
-from router.chain import Chain
 from router.command import run_command
-from router.engine.load import load_model
 from router.heads.head import pad_states
 from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, Operation, Router, load_router, save_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import record, write_records
 from tests.test_search_run import arguments as search_arguments
-from tests.tiny import NUM_LAYERS, random_router, tiny_samples, write_project
+from tests.tiny import FULL, NUM_LAYERS, random_router, scorer_of, tiny_samples, write_project
 from train.calibrate import main, settings_of, static_settings
 from train.guarantee import certify
-
-FULL = Chain.full(NUM_LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, samples and a random router with operating points, calibrated; copy it to change it."""
     folder = write_project(tmp_path_factory.mktemp("calibrate"), train=12, validation=12)
     write_samples(folder / "data" / "calibration.jsonl", tiny_samples("calibration", 40))
-    model, tokenizer = load_model(str(folder / "model"))
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    scorer = scorer_of(folder)
     router = random_router(scorer, 2)
     states = compute_states(scorer, read_samples(folder / "data" / "validation.jsonl"), 2, "states")
     router.head.calibrate(router.head(*pad_states(list(states.values()))))
@@ -71,8 +64,7 @@ def test_a_menu_table_of_the_split_says_the_same_as_running_the_chains(
     run = json.loads((project / "router" / GUARANTEE_FILE).read_text())
     router = load_router(project / "router")
     samples = read_samples(project / "data" / "calibration.jsonl")
-    model, tokenizer = load_model(str(project / "model"))
-    states = list(compute_states(ChainScorer(model, tokenizer, load_task("arc_easy")), samples, 2, "states").values())
+    states = list(compute_states(scorer_of(project), samples, 2, "states").values())
     settings = settings_of(router.config.budget_points, 5, ())
     chains = [one.chain for point in settings for one in router.decide(states, Operation(point=point))]
     for name, of_menu, layers in (("whole", chains, "[2]"), ("stateless", chains, "[]"), ("poor", [FULL], "[2]")):
@@ -97,8 +89,7 @@ def test_the_guarantee_is_what_running_every_chain_by_hand_certifies(
 ) -> None:
     # Oracle: every sample routed and run alone, setting by setting; a second run says the same and changes nothing.
     told = json.loads((project / "router" / GUARANTEE_FILE).read_text())
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    scorer = scorer_of(project)
     router = load_router(project / "router")
     settings = settings_of(router.config.budget_points, 5, ())
     samples = read_samples(project / "data" / "calibration.jsonl")

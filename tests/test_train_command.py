@@ -12,20 +12,18 @@ import torch
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import Sample, read_samples
-from data.scoring import ChainScorer
 from data.states import compute_states
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from data.tracking import TrackingSettings
 from router.__main__ import main as router_command
 from router.chain import Chain
 from router.command import run_command
-from router.engine.load import load_model
 from router.fingerprint import Fingerprints
 from router.storage import OperatingPoint, Operation, load_router
 from search.__main__ import main as search
 from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments
-from tests.tiny import NUM_LAYERS, save_tiny, write_project
+from tests.tiny import FULL, NUM_LAYERS, save_tiny, scorer_of, write_project
 from tests.wandb_runs import run_files
 from train.__main__ import main
 from train.operating import POINTS
@@ -65,8 +63,7 @@ def test_the_router_of_the_best_epoch_is_written_and_routes(project: Path) -> No
     record = read_records(project / "records" / "train.jsonl")[0]
     router = load_router(project / "router", record.fingerprints)
     assert (router.config.num_layers, router.config.read_layer) == (NUM_LAYERS, 2)
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    scorer = scorer_of(project)
     samples = read_samples(project / "data" / "test.jsonl")
     chains = [one.chain for one in router.decide(list(compute_states(scorer, samples, 2, "states").values()))]
     assert all(chain.layers[:2] == (0, 1) and max(chain.to_counts()) <= 2 for chain in chains)
@@ -103,8 +100,7 @@ def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(proje
     router = load_router(project / "router")
     records = read_records(project / "records" / "validation.jsonl")
     samples = read_samples(project / "data" / "validation.jsonl")
-    model, tokenizer = load_model(str(project / "model"), dtype=records[0].dtype)
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    scorer = scorer_of(project)
     made = compute_states(scorer, samples, 2, "states")
     states = [made[sample.id] for sample in samples]
     by_id = {record.sample_id: record for record in records}
@@ -143,10 +139,8 @@ def test_budgets_and_calibration_know_the_scope_and_the_head_does_not(project: P
     assert "out_of_scope" not in plain.config.training["validation"]
     for name, tensor in narrow.head.state_dict().items():
         assert torch.equal(tensor, plain.head.state_dict()[name])
-    model, tokenizer = load_model(str(project / "model"), dtype="float32")
     samples = read_samples(project / "data" / "validation.jsonl")
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
-    states = list(compute_states(scorer, samples, 2, "states").values())
+    states = list(compute_states(scorer_of(project), samples, 2, "states").values())
     decided = narrow.decide(states)
     assert [one.in_scope for one in decided].count(False) == 5
     assert all(one.chain.is_full for one in decided if not one.in_scope)
@@ -161,9 +155,8 @@ def test_budgets_and_calibration_know_the_scope_and_the_head_does_not(project: P
 
 def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
     # Oracle: targets made from the states themselves (the sign of one pooled direction), so they can be learned.
-    model, tokenizer = load_model(str(project / "model"))
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
-    full, threshold = Chain.full(NUM_LAYERS), None
+    scorer = scorer_of(project)
+    threshold = None
     for split in ("train", "validation"):
         samples = read_samples(project / "data" / f"{split}.jsonl")
         by_id = compute_states(scorer, samples, 2, split)
@@ -173,9 +166,9 @@ def test_training_learns_a_rule_that_the_states_carry(project: Path) -> None:
         lines: list[SearchRecord] = []
         for record in read_records(project / "records" / f"{split}.jsonl"):
             sign = signs[[sample.id for sample in samples].index(record.sample_id)] > threshold
-            chain = full.skip(2, 1) if sign else full.repeat(4, 1, 1)
+            chain = FULL.skip(2, 1) if sign else FULL.repeat(4, 1, 1)
             results = (
-                ChainResult(full, (0.0, 1.0), 1, False, -1.0),
+                ChainResult(FULL, (0.0, 1.0), 1, False, -1.0),
                 ChainResult(chain, (1.0, 0.0), 0, True, 1.0),
             )
             lines.append(dataclasses.replace(record, results=results, pareto=pareto_front(results)))

@@ -14,22 +14,18 @@ import torch
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import read_samples, write_samples
-from data.scoring import ChainScorer
 from data.states import compute_states
-from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
-from router.engine.load import load_model
 from router.storage import OperatingPoint, Operation, Router, load_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments
 from tests.test_train_command import arguments
-from tests.tiny import NUM_LAYERS, tiny_samples, write_project
+from tests.tiny import NUM_LAYERS, scorer_of, tiny_samples, write_project
 from train.__main__ import main
 
-FULL = Chain.full(NUM_LAYERS)
 LATE = ["0-4", "0-3", "0-2,4", "0-2"]  # what a router may choose that reads layer 3
 EARLY = ["0-1,3-4", "0-1,4"]
 READ = 3
@@ -57,8 +53,7 @@ def tabled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def states(tabled: Path) -> dict[str, dict[str, torch.Tensor]]:
     """States at the read layer by split and sample, from the model."""
-    model, tokenizer = load_model(str(tabled / "model"), dtype="float32")
-    scorer = ChainScorer(model, tokenizer, load_task("arc_easy"))
+    scorer = scorer_of(tabled)
     return {
         split: compute_states(scorer, read_samples(tabled / "data" / f"{split}.jsonl"), READ, split) for split in SIZES
     }
@@ -102,8 +97,7 @@ def test_a_head_is_trained_on_a_table_at_a_later_read_layer(
     # Every operating point's accuracy is in the table: nothing had to be run for it.
     table = {record.sample_id: record for record in read_records(project / "records" / "validation.jsonl")}
     samples = read_samples(project / "data" / "validation.jsonl")
-    model, tokenizer = load_model(str(project / "model"), dtype="float32")
-    read = compute_states(ChainScorer(model, tokenizer, load_task("arc_easy")), samples, READ, "validation")
+    read = compute_states(scorer_of(project), samples, READ, "validation")
     for point in router.config.budget_points:
         chosen = router.decide(list(read.values()), Operation(point=OperatingPoint(point.offset)))
         judged = [

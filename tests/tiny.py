@@ -19,11 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
-from data.tasks import TaskSet, load_task, write_tasks
+from data.tasks import Task, TaskSet, load_task, write_tasks
+from router.chain import Chain
+from router.engine.load import load_model
 from router.heads.head import pad_states
 from router.storage import Router, RouterConfig
 from tests.families import ALL, NUM_LAYERS, Family
 
+FULL = Chain.full(NUM_LAYERS)
 FAMILIES: dict[str, Family] = {name: family for name, family in ALL.items() if family.quick}
 VARIANTS = [(name, attention) for name, family in FAMILIES.items() for attention in family.attentions]
 EACH = [(name, family.attentions[i % len(family.attentions)]) for i, (name, family) in enumerate(FAMILIES.items())]
@@ -101,6 +104,11 @@ def write_project(folder: Path, train: int = 8, validation: int = 4, test: int =
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         write_samples(folder / "data" / f"{split}.jsonl", tiny_samples(split, count))
     return folder
+
+
+def scorer_of(project: Path, tasks: Task | TaskSet | None = None, **options: Any) -> ChainScorer:
+    """Return a scorer of a project's model, on the CPU in float32, for some tasks; arc_easy unless others are given."""
+    return ChainScorer(*load_model(str(project / "model"), device="cpu"), tasks or load_task("arc_easy"), **options)
 
 
 def random_router(scorer: ChainScorer, read_layer: int) -> Router:
