@@ -368,3 +368,10 @@ def test_budgets_by_row(project: Path) -> None:
     assert routed.decide(reading.select([4, 0]), [None, 3.2]) == [own[4], low[0]]
     with pytest.raises(ValueError, match="budgets: expected 6 entries"):
         routed.decide(reading, [3.2])
+
+
+def test_scorer_and_router_agree_on_fingerprints(project: Path) -> None:
+    # Oracle: the fingerprints that search and training use.
+    model, tokenizer = load_model(str(project / "model"))
+    prints = ChainScorer(model, tokenizer, load_task("arc_easy")).fingerprints
+    assert load_router(project / "router").config.fingerprints == prints

@@ -507,6 +507,23 @@ def test_a_template_that_refuses_a_chat_is_the_clients_matter(server: Running) -
     assert refusal(answer)["message"] == "messages: the chat template refuses them: a user begins"
 
 
+def test_a_large_body_is_refused_whether_its_length_is_told_or_not(server: Running) -> None:
+    large = b"x" * 10_000_000
+
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(large), 50_000):
+            yield large[start : start + 50_000]
+
+    for content in (large, chunks()):
+        with server.http() as client:
+            answer = client.post("/v1/completions", content=content, headers=JSON)
+        assert (answer.status_code, refusal(answer)["code"]) == (413, "body_too_large")
+    exact = json.dumps(OK).encode().ljust(LARGE)
+    with server.http() as client:
+        assert client.post("/v1/completions", content=exact, headers=JSON).status_code == 200
+        assert client.post("/v1/completions", content=exact + b" ", headers=JSON).status_code == 413
+
+
 def test_a_client_that_waits_to_be_told_is_told_at_once(server: Running) -> None:
     # As curl does with large bodies: it sends none before the server says that it may.
     with server.half({"Content-Length": str(10**9), "Expect": "100-continue"}) as one:
