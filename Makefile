@@ -33,7 +33,7 @@ demo: $(READY)
 	$(PY) -m router run configs/demo
 
 demo-small: $(READY)
-	@echo "make demo-small: fetches 240 MB once (a model of 135 million parameters, questions), then works six to eight minutes on two cores."
+	@echo "make demo-small: fetches 240 MB once (a model of 135 million parameters, questions), then works six to eight minutes on two cores (eleven without AMX)."
 	$(PY) -m router run configs/small
 
 FULL := --data runs/full/data
