@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -393,8 +394,12 @@ def wait_for_rows(path: Path, count: int, driver: subprocess.Popen[bytes]) -> No
 
 def workers_here() -> list[psutil.Process]:
     """Return the worker processes of the clusters that this process has started."""
-    found = psutil.Process().children(recursive=True)
-    return [one for one in found if any("ray::Worker" in word for word in one.cmdline()[:1])]
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended since; a zombie counts as such too
+            if any("ray::Worker" in word for word in one.cmdline()[:1]):
+                found.append(one)
+    return found
 
 
 @pytest.mark.slow
