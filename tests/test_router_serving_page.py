@@ -267,6 +267,16 @@ def test_a_prompt_runs_routed_and_at_full_depth(page: Page, server: Running) -> 
         assert bool(re.fullmatch(r"[\d.]+", speed)) == (pieces >= 12)
 
 
+def test_an_answer_of_one_token_has_no_speed(page: Page) -> None:
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Tokens at most").fill("1")
+    page.get_by_role("button", name="Run").click()
+    wait_for_both(page)
+    for title in ("Routed", "Full depth"):
+        assert pane(page, title).locator(".speed").text_content() == "\N{EN DASH} (one token)"
+        assert text_of(page, title)
+
+
 def test_a_chat_at_the_servers_own_budget_both_at_once(page: Page, server: Running) -> None:
     # Oracle: the chat alone.
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
