@@ -521,3 +521,32 @@ def test_in_a_browser_the_address_chooses_samples(seen: Seen, tmp_path: Path) ->
     skipped = sum((name, value) == ("class", "cell skipped") for _, name, value in shown.attributes)
     chains = [one.chain for of_arm in results.values() for one in of_arm if one.sample_id in rescued]
     assert skipped == sum(chain != FULL for chain in chains) + 1  # one layer each, and the legend's
+
+
+@in_browser
+def test_in_a_browser_the_table_of_arms_fits_a_screen_of_1280_pixels(seen: Seen, tmp_path: Path) -> None:
+    # Oracle: the browser's layout of the longest numbers of a thousand samples and more, with every column.
+    playwright = pytest.importorskip("playwright.sync_api")
+    report, results, samples = seen
+    label = "router with guarantee (loss of at most 0.02 with probability 0.9)"
+    pairs = {"difference_interval": (-0.583, -0.417), "wrong_to_right": 1234, "right_to_wrong": 1234}
+    shares = {"accuracy_interval": (0.994, 1.0), "rescued_share": 0.99, "rescued_interval": (0.98, 1.0)}
+    arms = tuple(
+        unchecked(
+            arm,
+            label=label if arm.name == "router" else arm.label,
+            no_answer=1234,
+            against_full=arm.against_full and unchecked(arm.against_full, **pairs),
+            **shares,
+        )
+        for arm in report.arms
+    )
+    page = write_page(unchecked(report, arms=arms), results, samples, tmp_path)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 1280, "height": 900})
+        shown.goto(page.as_uri())
+        assert shown.locator("#arms th[scope=col]").count() == 10
+        needed, there = shown.locator("#arms .scroll").evaluate("one => [one.scrollWidth, one.clientWidth]")
+        browser.close()
+    assert needed <= there
