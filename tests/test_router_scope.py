@@ -281,3 +281,8 @@ def test_the_command_says_where_a_text_ends_after_one_token(tmp_path: Path, caps
     main(arguments)
     assert "layers: " in (said := capsys.readouterr().err)
     assert "an answer of one token]" in said
+    main(["route", str(folder), "--prompt", asked[place], "--budget", "4"])
+    chain = routed.route(tokens[place])[0].chain
+    assert f"{chain.depth} of {chain.num_layers} layers, an answer of one token, score" in capsys.readouterr().out
+    main(["route", str(folder), "--prompt", asked[place], "--budget", str(chain.num_layers)])
+    assert "an answer of one token" not in capsys.readouterr().out
