@@ -37,7 +37,11 @@ USAGE = f"usage: python -m router {{{','.join(VERBS)}}} [--help] [settings]"
 
 
 def main(argv: Sequence[str] | None) -> None:
-    """Run the verb that the first word names."""
+    """Run the verb that the first word names.
+
+    Raises:
+        InputError: at bad input.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     verb, rest = (words[0], words[1:]) if words else ("", [])
     if verb in ("-h", "--help"):

@@ -27,12 +27,27 @@ class _Lines:
 
 
 def progress(total: int, label: str, unit: str, *, initial: int = 0, disable: bool = False) -> tqdm[Any]:
-    """Return a bar to be told of work, `initial` units of it done before; without a terminal it writes lines."""
+    """Return a progress bar to be told of work; where standard error is no terminal it writes lines.
+
+    Args:
+        total: units of the whole work.
+        label: what the bar says.
+        unit: name of a unit.
+        initial: units that were done before.
+        disable: whether it says nothing.
+    """
     return tqdm(total=total, initial=initial, disable=disable, **_style(label, unit, counted=True))
 
 
 def followed(items: Iterable[ItemT], label: str, unit: str, delay: float = 0.0) -> tqdm[ItemT]:
-    """Return items, followed by a progress bar as `progress` makes it, shown after `delay` seconds of work."""
+    """Return items, followed by a progress bar as `progress` makes it.
+
+    Args:
+        items: what is worked on, one after the other.
+        label: what the bar says.
+        unit: name of an item.
+        delay: seconds of work before the bar is shown.
+    """
     return tqdm(items, delay=delay, **_style(label, unit, counted=isinstance(items, Collection)))
 
 

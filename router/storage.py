@@ -284,7 +284,11 @@ class Router:
         """Return how much depth is spent where nobody says how much.
 
         What was certified goes before what was measured, and that before the head's own choice, which is taken for
-        routers alone whose training measured no accuracy. Without the scope nothing is certified.
+        routers alone whose training measured no accuracy.
+
+        Args:
+            allow_loss: as in `least_budget`.
+            scope: as in `Operation`; without it nothing is certified.
         """
         if self.guarantee is not None and (scope or self.scope is None):
             return Operation(guaranteed=True, scope=scope)
@@ -342,6 +346,10 @@ class Router:
     ) -> list[list[Decision]]:
         """Decide one chain for each sample at each operation, as `decide` does; the states are read once.
 
+        Args:
+            states: `hidden_states[read_layer]` of each sample's tokens.
+            operations: how much depth to spend.
+
         Returns:
             For each operation the samples' decisions.
 
@@ -379,9 +387,13 @@ class Router:
     def scores(
         self, states: Sequence[Float[Tensor, "_ d_model"]], chains: Sequence[Chain]
     ) -> Float[Tensor, "batch chains"]:
-        """Return the head's value of each chain for each sample's states (as in `decide`), before any price on depth.
+        """Return the head's value of each chain for each sample, before any price on depth.
 
         Out of the scope only the full chain has one, 0; that of the others is -inf.
+
+        Args:
+            states: `hidden_states[read_layer]` of each sample's tokens.
+            chains: the chains that are valued.
         """
         padded = pad_states(states)
         values = self.head.scores_of(self.head(*padded), chains)

@@ -51,6 +51,11 @@ def draw_strip(chain: Chain, read_layer: int, marks: Marks = BLOCKS) -> str:
     """Return a chain as `num_layers` characters.
 
     A layer that runs more than once is drawn by how often (9 for more), one that is out of order as moved.
+
+    Args:
+        chain: the chain.
+        read_layer: layers that the router reads.
+        marks: what stands for a layer.
     """
     counts, moved = Counter(chain.layers), _moved(chain)
     strip = []

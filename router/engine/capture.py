@@ -109,14 +109,23 @@ class LayerCapture:
     ) -> Captured:
         """Return the first layer's input and every layer's arguments for a batch; no layer runs.
 
-        The mask is 1 for tokens, 0 for padding.
+        Args:
+            tokens: token ids.
+            positions: position of each token.
+            mask: 1 for tokens, 0 for padding.
         """
         return self._recorded(tokens, positions, mask)
 
     def capture_prepared(
         self, tokens: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"], inputs: Mapping[str, Any]
     ) -> Captured:
-        """Do as `capture` does, with `inputs` besides tokens, such as `pixel_values`, prepared as `generate` does."""
+        """Do as `capture` does, with inputs besides tokens, prepared as the model's `generate` prepares them.
+
+        Args:
+            tokens: token ids.
+            mask: 1 for tokens, 0 for padding.
+            inputs: what the model takes besides, such as `pixel_values`.
+        """
         self._local.hidden, self._local.calls, self._local.additions = None, [], {}
         prefill(self._recording, tokens, mask, inputs)
         assert self._local.hidden is not None
@@ -147,7 +156,10 @@ class LayerCapture:
         """Return the axes of each tensor among a layer's arguments, in the order of `tensors_of`.
 
         They hold for batches with padding: without any, a model may leave its mask out, or not, as lengths fall.
-        `prepared`: of what `capture_prepared` captured.
+
+        Args:
+            layer: the layer.
+            prepared: whether `capture_prepared` captured them.
         """
         if not prepared:
             return self._axes[layer]

@@ -87,9 +87,14 @@ def rows_of(prompt: Sequence[int], choices: Sequence[Sequence[int]], *, packed: 
 def joined_states(
     states: Sequence[Float[Tensor, "_ d_model"]], prompt_tokens: int, *, choices: bool
 ) -> Float[Tensor, "_ d_model"]:
-    """Return the states of a question from those of its rows: of the prompt and, with `choices`, of each choice.
+    """Return the states of a question from those of its rows: of the prompt, then of each choice.
 
     Choices come without their last token, which nothing follows.
+
+    Args:
+        states: the states of each of its rows.
+        prompt_tokens: tokens of its prompt.
+        choices: whether those of the choices are wanted.
     """
     first, *others = states
     if not choices:
@@ -121,7 +126,10 @@ class ChoiceScorer:
     ) -> list[ScoredChoices]:
         """Run the first layers, let the router decide, and score each question's choices under its chain.
 
-        `scored`: false to route only, without log-probabilities.
+        Args:
+            questions: the questions.
+            decide: one chain for each question, from the states of its prompt and choices.
+            scored: whether log-probabilities are wanted; otherwise there are none.
 
         Raises:
             ValueError: where a prompt or a choice is empty.

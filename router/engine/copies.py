@@ -157,9 +157,11 @@ def _plain(value: Any) -> Any:
 
 
 def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
-    """Give a view of one's own (`fresh`) another output embedding, made of the present one.
+    """Give a view of one's own (`fresh`) another output embedding; a model that keeps it deeper down stays as it is.
 
-    The original's registry stays; so does a model that keeps it deeper down.
+    Args:
+        view: the view, whose own registry of modules is changed; the original's is not.
+        replace: makes the new module of the present one.
     """
     head = view.get_output_embeddings()
     for name, module in view._modules.items():
@@ -276,7 +278,12 @@ def require_model(model: nn.Module) -> None:
 
 
 def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> PreTrainedModel:
-    """Return a view of a chain as `chain_view` does, not tried on the model; `cached`: it may run with a cache.
+    """Return a view of a chain (`router.engine.view.chain_view`), whether or not the model runs chains rightly.
+
+    Args:
+        model: the model.
+        chain: the chain.
+        cached: whether it may run with a cache.
 
     Raises:
         ValueError: as in `chain_view`, but for what a trial finds.

@@ -254,7 +254,14 @@ class ChainExecutor:
         return plan, ends
 
     def _want(self, plan: Plan, block: Block, job: Job, whole: bool) -> StateNode:
-        """Plan a job, the states of shared tokens in front with it (`whole`); returns the node at its end."""
+        """Plan a job; returns the node at its end.
+
+        Args:
+            plan: the plan.
+            block: the rows.
+            job: the job.
+            whole: whether the states of shared tokens in front are wanted too.
+        """
         if not 0 <= job.row < len(block.rows):
             raise ValueError(f"job: expected a row below {len(block.rows)}, got {job.row}")
         if job.chain.num_layers != self.num_layers:

@@ -184,7 +184,13 @@ def _counts(config: Any, ids: Tensor, given: Mapping[str, Any], kind: str, entri
 
 
 def _by_grid(sizes: Sequence[int], tokens: Sequence[int], entries: int) -> list[int] | None:
-    """Return each row's entries of an input with one for each picture, or patch; `sizes`: patches, `tokens`: by row."""
+    """Return each row's entries of an input with one for each picture, or one for each patch.
+
+    Args:
+        sizes: patches of each picture.
+        tokens: tokens that stand for pictures, by row.
+        entries: entries of the input.
+    """
     if not sum(tokens) or sum(sizes) % sum(tokens) or entries not in (len(sizes), sum(sizes)):
         return None
     merged, counts, left = sum(sizes) // sum(tokens), list[int](), list(sizes)

@@ -48,6 +48,10 @@ _NO_SETTINGS = ("_name_or_path", "architectures", "dtype", "transformers_version
 def chain_config(config: PreTrainedConfig, chain: Chain) -> PreTrainedConfig:
     """Return a copy of a model's configuration for a model whose layers are the chain's, each with its own place.
 
+    Args:
+        config: the base model's, with a text configuration inside where it takes images as well.
+        chain: the chain.
+
     Raises:
         InputError: where the family's configuration has no words for it.
     """
@@ -69,6 +73,10 @@ def chain_config(config: PreTrainedConfig, chain: Chain) -> PreTrainedConfig:
 
 def write_entries(text: PreTrainedConfig, chain: Chain) -> dict[str, Any]:
     """Reorder in a text configuration, in place, whatever has an entry a layer or names layers by number.
+
+    Args:
+        text: the base model's text configuration.
+        chain: the chain.
 
     Returns:
         What the settings with an entry a layer ought to be now; a class that computes some from others keeps its own.

@@ -118,7 +118,12 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 
 def load_processor(name: str, *, revision: str | None = None, **options: Any) -> ProcessorMixin:
-    """Load the processor that makes a model's inputs of pictures and text; arguments as in `load_model`.
+    """Load the processor that makes a model's inputs of pictures and text.
+
+    Args:
+        name: as in `load_model`.
+        revision: hub revision.
+        options: passed on to `from_pretrained`.
 
     Raises:
         InputError: where there is no such model, or it has none.
@@ -145,7 +150,11 @@ class Outline:
 
 
 def outline_of(name: str, revision: str | None = None) -> Outline:
-    """Return what a model's configuration alone says of it; no weights are read. Arguments as in `load_model`.
+    """Return what a model's configuration alone says of it; no weights are read.
+
+    Args:
+        name: as in `load_model`.
+        revision: hub revision.
 
     Raises:
         InputError: where there is no such model.
@@ -275,10 +284,16 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: boo
 def tokens_after(
     tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], joined: tuple[int, ...], added: str
 ) -> tuple[int, ...]:
-    """Return the tokens of a continuation (`added`), given those of the prompt and of both as one text (`joined`).
+    """Return the tokens of a continuation.
 
     They are those that it adds to the prompt; where the tokenizer would merge across the border, it is tokenised alone,
     so that all continuations follow the same prompt tokens.
+
+    Args:
+        tokenizer: the tokenizer.
+        prompt: the prompt's tokens.
+        joined: the tokens of prompt and continuation as one text.
+        added: the continuation.
     """
     if joined[: len(prompt)] == prompt and len(joined) > len(prompt):
         return joined[len(prompt) :]

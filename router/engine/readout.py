@@ -75,7 +75,12 @@ class HeadReader:
     ) -> Float[Tensor, "pairs 3"]:
         """Return what `ChainExecutor.target_readings` says of token `pairs[i, 1]` after state `pairs[i, 0]`.
 
-        Token ids below 2**24 are exact in float32. Pairs ascend by state; without `compare` the last two columns are 0.
+        Token ids below 2**24 are exact in float32.
+
+        Args:
+            hidden: outputs of the last layer.
+            pairs: ascending by state.
+            compare: whether the second and third column are wanted; else they are 0.
         """
         values = torch.zeros(len(pairs), 3, dtype=torch.float32, device=hidden.device)
         start = 0

@@ -84,7 +84,12 @@ class Prefix:
     """
 
     def __init__(self, model: PreTrainedModel, layers: int, *, verify: bool = True) -> None:
-        """Prepare so many of a model's first layers; it is not changed. `verify`: try an edited chain on it first.
+        """Prepare a model, which is not changed.
+
+        Args:
+            model: a decoder-only model.
+            layers: how many of its layers.
+            verify: try an edited chain on the model first.
 
         Raises:
             ValueError: where the layers are not found, or the model cannot run edited chains.
@@ -146,7 +151,13 @@ class Prefix:
         mask: Int[Tensor, "rows tokens"],
         inputs: Mapping[str, Any] | None = None,
     ) -> PrefixRun:
-        """Run the layers over prompts, with `inputs` besides tokens prepared as the model's `generate` does."""
+        """Run the layers over a batch of prompts.
+
+        Args:
+            ids: token ids.
+            mask: 1 for tokens, 0 for padding.
+            inputs: what the model takes besides, such as `pixel_values`, prepared as its `generate` prepares it.
+        """
         if (now := Makeup(self._model)) != self.made:
             self._prepare(now)
         # Without a configuration the cache keeps all tokens of every layer, whatever its window.

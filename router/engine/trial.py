@@ -39,7 +39,11 @@ _lock = threading.Lock()
 def require_chains(model: PreTrainedModel, now: Makeup | None = None) -> None:
     """Refuse a model that cannot run edited chains; it is tried once, and again after it was changed.
 
-    In training mode nothing is tried: dropout alone makes two runs differ. `now`: what the model is made of, if known.
+    In training mode nothing is tried: dropout alone makes two runs differ.
+
+    Args:
+        model: a decoder-only model.
+        now: what it is made of now, where that is known.
 
     Raises:
         ValueError: what differs, or fails; or where it is no model of the library.

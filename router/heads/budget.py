@@ -116,7 +116,12 @@ class Mixture:
 def best_mixture(values: Sequence[float], depths: Sequence[float], depth: float) -> Mixture | None:
     """Return the static mixture of greatest value whose mean depth is at most `depth`; None: none is so shallow.
 
-    The best mixture under one bound has at most two options (the upper hull of depth and value). Depths are layers.
+    The best mixture under one bound has at most two options (the upper hull of depth and value).
+
+    Args:
+        values: value of each option.
+        depths: its depth, layers.
+        depth: the bound, layers.
     """
     options: list[tuple[float, float, Mixture]] = []
     for i, shallow in enumerate(depths):
@@ -135,8 +140,11 @@ def operating_points(
 ) -> tuple[BudgetPoint, ...]:
     """Return prices of a layer and the mean depths that they give on these rows, deepest first.
 
-    Prices at which some row changes its mind lie dense; of them about `POINTS` are kept, evenly spread over depth
-    (layers). A value of -inf is no option.
+    Prices at which some row changes its mind lie dense; of them about `POINTS` are kept, evenly spread over depth.
+
+    Args:
+        values: value of each option of each row; -inf: no option.
+        depths: its depth, layers.
     """
     values, depths = values.double(), depths.double()
     prices = _changes(values, depths)

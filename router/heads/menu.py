@@ -42,7 +42,16 @@ class MenuHead(Head):
         pooling: Pooling = "ends",
         **encoder: Any,
     ) -> None:
-        """Build the network; arguments as the class's attributes and as of `Head`.
+        """Build the network.
+
+        Args:
+            num_layers: layers of the base model.
+            read_layer: layers that run in every chain.
+            d_model: width of the states.
+            chains: the menu in text form, the full chain first.
+            agreement: weight of agreement in a chain's value.
+            pooling: as of `Head`, and so are the others.
+            encoder: the encoder's other settings.
 
         Raises:
             ValueError: where the full chain is not the first, one stands twice, or one edits the prefix.

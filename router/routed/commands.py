@@ -245,7 +245,11 @@ class InfoSettings:
 
 
 def info(argv: Sequence[str]) -> None:
-    """Print what a router is."""
+    """Print what a router is.
+
+    Raises:
+        InputError: at bad input.
+    """
     description = "Say what a router is: its base model, head, budgets and guarantee. No model is loaded."
     settings, _ = parse_settings(InfoSettings, first_word(argv, "router"), "router info", description)
     router = load_router(router_folder(settings.router, revision=settings.router_revision))
@@ -355,7 +359,11 @@ class RouteSettings(PromptSettings):
 
 
 def route(argv: Sequence[str]) -> None:
-    """Route prompts and print their chains."""
+    """Route prompts and print their chains.
+
+    Raises:
+        InputError: at bad input.
+    """
     description = "Show the chain of layers that a router picks for each prompt."
     settings, _ = parse_settings(RouteSettings, first_word(argv, "router"), "router route", description)
     prompts = read_prompts(settings)
@@ -423,7 +431,11 @@ class GenerateSettings(PromptSettings):
 
 
 def generate(argv: Sequence[str]) -> None:
-    """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr."""
+    """Generate, and print each text as soon as its batch is done; what chain it took goes to stderr.
+
+    Raises:
+        InputError: at bad input.
+    """
     description = "Generate text, each prompt under the chain of layers that the router picks for it."
     settings, _ = parse_settings(GenerateSettings, first_word(argv, "router"), "router generate", description)
     prompts = read_prompts(settings)

@@ -266,6 +266,11 @@ def check_checkpoint(exported: Exported, auto: Any, folder: Path) -> dict[str, A
     attention. There is no tolerance: once all weights are found equal, the checkpoint runs on the very same tensors
     (`_share_weights`).
 
+    Args:
+        exported: the chain.
+        auto: the library's class that loads the checkpoint, for example `AutoModelForCausalLM`.
+        folder: the checkpoint.
+
     Returns:
         What was compared, for `chain.json`.
 
@@ -474,7 +479,14 @@ def describe_export(
 
 
 def export_card(chain: Chain, about: Mapping[str, Any], loader: str, *, has_tokenizer: bool) -> str:
-    """Return the model card, Markdown with front matter, of the template `export.md` and what `chain.json` holds."""
+    """Return the model card, Markdown with front matter, made of the template `export.md` and what `chain.json` holds.
+
+    Args:
+        chain: the chain.
+        about: the content of `chain.json`.
+        loader: the library's class that loads the checkpoint.
+        has_tokenizer: whether a tokenizer lies beside it.
+    """
     base = about["base_model"]
     data = ModelCardData(library_name="transformers", tags=["layer-skipping"])
     if base["on_hub"]:

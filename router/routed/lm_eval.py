@@ -368,7 +368,12 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     def _route(
         self, requests: Sequence[Instance], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Decision]:
-        """Return each request's chain, its document's; `pairs`: tokens of each one's context and continuation."""
+        """Return the chain of each request: the one that the router picks for its document.
+
+        Args:
+            requests: the requests.
+            pairs: tokens of each one's context and continuation.
+        """
         places = documents(requests)
         questions = [self._question(requests, pairs, own) for own in places]
         routed: dict[int, Decision] = {}

@@ -69,7 +69,11 @@ class Lossless:
 def generate_lossless(model: PreTrainedModel, chain: Chain, ids: Int[Tensor, "1 tokens"], **options: Any) -> Lossless:
     """Generate what full depth alone would, the likeliest token each time, by the library's assisted generation.
 
-    The chain drafts (the full one drafts nothing); `options`: what the library's `generate` takes besides.
+    Args:
+        model: the base model.
+        chain: the chain that drafts; the full one drafts nothing.
+        ids: one prompt.
+        options: what the library's `generate` takes besides.
     """
     full, draft = (chain_view(model, one, fresh=True) for one in (Chain.full(chain.num_layers), chain))
     draft.generation_config = copy.deepcopy(draft.generation_config)  # the library writes down how it drafts

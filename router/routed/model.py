@@ -130,7 +130,15 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         guaranteed: bool = False,
         scope: bool = True,
     ) -> RoutedModel:
-        """Join a base model in evaluation mode and its router, taken to fit each other; see the class's attributes.
+        """Join a base model and its router, which are taken to fit each other.
+
+        Args:
+            model: the base model in evaluation mode.
+            router: a router that was trained for it.
+            tokenizer: its tokenizer; `score` needs it.
+            budget: mean depth wanted, layers; None: the router's own choice.
+            guaranteed: take the certified operating point.
+            scope: run prompts unlike those of training at full depth, where the router has a scope.
 
         Raises:
             ValueError: where the model has another number of layers, the budget was not measured in training, or there
@@ -408,9 +416,14 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         cache: Cache,
         **options: Any,
     ) -> Any:
-        """Generate on under a chain, from the cache that `generate_as` has filled for all tokens but each row's last.
+        """Generate on under a chain, from the cache that `generate_as` has filled.
 
-        Ids are all tokens so far, padded on the left; `options`: what the library's `generate` takes.
+        Args:
+            chain: the chain.
+            ids: all tokens so far, padded on the left.
+            mask: 1 for tokens, 0 for padding.
+            cache: keys and values of all tokens but each row's last.
+            options: what the library's `generate` takes.
         """
         settings, options = self._settings(options.pop("generation_config", None), options)
         options[cache_argument(self)] = cache

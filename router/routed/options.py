@@ -143,9 +143,12 @@ def check_no_turn_before(cache: object) -> None:
 
 
 def usable_cache(cache: object, chain: Chain, tokens: int) -> Cache | None:
-    """Return a cache that the caller gave where it is new or the chain's own; None: another chain's.
+    """Return a cache that the caller gave where it is new or holds what the same chain computed; None: another chain's.
 
-    `tokens`: those of the whole text, which takes the chain now.
+    Args:
+        cache: what was given as `past_key_values`.
+        chain: the chain that the whole text takes now.
+        tokens: tokens of the whole text.
 
     Raises:
         ValueError: where it is no such cache, or holds the whole text already.

@@ -137,7 +137,12 @@ async def stream(
 ) -> AsyncIterator[bytes]:
     """Yield an answer as server-sent events; an error in mid-stream is the last one.
 
-    The rows have said `first`, and then say `pieces`; `include_usage`: a last chunk counts tokens.
+    Args:
+        answer: makes the objects.
+        rows: the request's rows.
+        first: what they say first.
+        pieces: what they say then.
+        include_usage: whether a last chunk counts tokens.
     """
     opened: set[Row] = set()
     piece: Piece | None = first

@@ -92,7 +92,12 @@ class Backend:
 
 
 def read_backends(path: Path, num_layers: int, read_layer: int) -> list[Backend]:
-    """Read the file of backends, whose chains all begin with the layers that the router reads.
+    """Read the file of backends.
+
+    Args:
+        path: the file.
+        num_layers: layers of the base model.
+        read_layer: layers that the router reads, with which every chain begins.
 
     Raises:
         InputError: where it is no such file, a chain stands twice or does not fit the router, none is the full one, two

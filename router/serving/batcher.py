@@ -117,7 +117,11 @@ def batch_of(waiting: Sequence[Waiting], limits: BatchLimits) -> list[Waiting]:
 def within(rows: Sequence[Row], positions: int | None) -> list[list[Row]]:
     """Split rows so that none is carried past the model's positions by another that generates longer.
 
-    A row that has ended stays in its batch until all have, and its position grows on. Rows each fit alone.
+    A row that has ended stays in its batch until all have, and its position grows on.
+
+    Args:
+        rows: rows that each fit alone.
+        positions: the model's positions; None: without limit.
     """
     parts: list[list[Row]] = []
     for row in rows:
@@ -228,7 +232,9 @@ class Batcher:
     def abandon(self, rows: Sequence[Row], why: ApiError | None = None) -> None:
         """Give rows up, nobody waits for them: they leave the queue, those that run end at their next token.
 
-        `why` is said of them, unless something was said before; None: that the client has left.
+        Args:
+            rows: the rows.
+            why: what is said of them, unless something was said before; None: that the client has left.
         """
         with self._changed:
             for row in rows:

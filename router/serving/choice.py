@@ -49,7 +49,12 @@ class Choice(Protocol):
     """What picks the chain of a request."""
 
     async def pick(self, asked: Mapping[str, Any], depth: DepthAsked, *, chat: bool) -> Picked:
-        """Return one of the served chains for a request's body; `chat`: it holds messages and no prompt.
+        """Return one of the served chains.
+
+        Args:
+            asked: a request's body.
+            depth: how much depth it asks for.
+            chat: whether it holds messages or a prompt.
 
         Raises:
             ApiError: 400, where it cannot have that depth.
@@ -193,7 +198,12 @@ class RouterChoice:
                     one.chosen.set_result(chosen)
 
     def read(self, prompts: Sequence[tuple[int, ...]], budgets: Sequence[float | None]) -> list[Picked]:
-        """Return each prompt's chain, of those that are served; a budget of None is what the routed model is set to."""
+        """Return the chain of each prompt, token ids, of those that are served.
+
+        Args:
+            prompts: the prompts.
+            budgets: mean depth wanted for each, layers; None: what the routed model is set to.
+        """
         reading = self._routed.read(*left_padded(prompts, self._routed.device))
         decided = self._routed.decide(reading, budgets)
         picked = [

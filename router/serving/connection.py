@@ -19,7 +19,11 @@ SPARE_FILES = 64
 
 
 def connections_of(client_seconds: float) -> type[asyncio.Protocol]:
-    """Return what uvicorn makes of each connection, whose client the server awaits for so many seconds."""
+    """Return what uvicorn makes of each connection.
+
+    Args:
+        client_seconds: how long the server waits for a client, seconds.
+    """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = sys.maxsize if files == resource.RLIM_INFINITY else files - SPARE_FILES
     made = functools.partial(Connection, client_seconds=client_seconds, most=most)
@@ -35,7 +39,14 @@ class Connection(H11Protocol):
     """
 
     def __init__(self, *args: Any, client_seconds: float, most: int, **options: Any) -> None:
-        """Prepare to wait so long for clients, of at most so many connections; more are closed as they come."""
+        """Prepare.
+
+        Args:
+            args: see uvicorn.
+            client_seconds: how long the server waits for a client, seconds.
+            most: most connections; more are closed as they come.
+            options: see uvicorn.
+        """
         super().__init__(*args, **options)
         self._seconds, self._most = client_seconds, most
         self._awaited: object = None

@@ -73,6 +73,11 @@ def guarded_app(
     """Return an application behind the gate, whose errors are OpenAI's and which lists its one model.
 
     There is no page of documentation: it would come from elsewhere.
+
+    Args:
+        guard: what the gate asks for.
+        routes: what answers requests besides those for the list of models.
+        lifespan: starts and stops what the application needs.
     """
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, debug=False

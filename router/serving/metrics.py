@@ -107,7 +107,12 @@ class RowMetrics(Metrics):
     """What a server counts: its rows; a scrape also asks the batcher how busy it is."""
 
     def __init__(self, batcher: Batcher, num_layers: int) -> None:
-        """Begin at nothing; the batcher says how busy it is."""
+        """Begin at nothing.
+
+        Args:
+            batcher: what generates.
+            num_layers: layers of the base model.
+        """
         super().__init__(num_layers)
         self._choices = self.counter("choices", "Choices that ended, by their end.", "end")
         self._out_of_scope = self.counter(
@@ -144,7 +149,13 @@ class ProxyMetrics(Metrics):
     """
 
     def __init__(self, backends: Sequence[Backend], num_layers: int, read_layer: int) -> None:
-        """Begin at nothing; a scrape asks what is known of the backends, a proxy runs the layers that it reads."""
+        """Begin at nothing.
+
+        Args:
+            backends: the backends, of which a scrape asks what is known.
+            num_layers: layers of the base model.
+            read_layer: layers that the proxy runs to read a prompt.
+        """
         super().__init__(num_layers)
         self._backends, self._read_layer = backends, read_layer
         self.running = self.gauge("running", "Requests under way.")

@@ -78,7 +78,15 @@ class Page:
     def __init__(
         self, name: str, routed: RoutedModel, batcher: Batcher, *, max_tokens: int, allow_loss: float = ALLOWED_LOSS
     ) -> None:
-        """Read the page; `allow_loss`: accuracy that a budget may have lost against full depth in validation."""
+        """Read the page.
+
+        Args:
+            name: the model's name for clients.
+            routed: the routed model, with its tokenizer.
+            batcher: what generates; it says how busy it is.
+            max_tokens: most tokens that a request may generate for a choice.
+            allow_loss: accuracy that a request's budget may have lost against full depth in validation.
+        """
         assert routed.tokenizer is not None
         config = routed.router.config
         self.recent = Recent()
@@ -119,7 +127,12 @@ class Page:
 
 
 def budgets_of(router: Router, allow_loss: float) -> tuple[float, float] | None:
-    """Return the least and the greatest mean depth, layers, that a request may ask for; None: full depth alone."""
+    """Return the least and the greatest mean depth, layers, that a request may ask for; None: full depth alone.
+
+    Args:
+        router: the router.
+        allow_loss: accuracy that a budget may have lost against full depth in validation.
+    """
     depths = [point.mean_depth for point in router.head.budget_points]
     if not depths:
         return None

@@ -128,11 +128,16 @@ class Sampling:
 def draw(
     scores: Float[Tensor, "rows vocabulary"], settings: Sequence[Sampling], steps: Sequence[int]
 ) -> Int[Tensor, " rows"]:
-    """Draw a token for each row, which has so many (`steps`); temperatures are above 0, greatest logits finite.
+    """Draw a token for each row.
 
     By the inverse of the distribution function, in the order of the vocabulary: one random number a token, where noise
     for each token of the vocabulary would be the greater part of a small model's step. In double precision: rounding
     that differs between batches moves a draw only where the random number falls within it.
+
+    Args:
+        scores: logits, each row's greatest one finite.
+        settings: each row's settings; temperatures above 0.
+        steps: tokens that each row has.
     """
     device = scores.device
     column = {"dtype": torch.float64, "device": device}
@@ -322,7 +327,13 @@ class Progress(StoppingCriteria):  # type: ignore[misc]
     def __init__(
         self, rows: Sequence[Row], ends: AbstractSet[int], pauses: Callable[[int], bool] = lambda _: False
     ) -> None:
-        """Begin before the first token; `pauses` says after so many tokens whether the batch is to pause."""
+        """Begin before the first token.
+
+        Args:
+            rows: the batch's rows.
+            ends: the tokens that end a text.
+            pauses: says after so many tokens whether the batch is to pause.
+        """
         self.rows, self._number, self._ends, self._pauses = list(rows), 0, ends, pauses
 
     def __call__(self, input_ids: Int[Tensor, "rows tokens"], _scores: object, **_: object) -> Bool[Tensor, " rows"]:

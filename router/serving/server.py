@@ -191,7 +191,12 @@ class ListenSettings(RoutedSettings):
         return BatchLimits(self.max_batch, self.max_batch_tokens)
 
     def guard(self, base_model: str, key: str | None) -> Guard:
-        """Return what the gate asks for: `key`, or nothing of clients (None)."""
+        """Return what the gate asks for.
+
+        Args:
+            base_model: the base model that the router names.
+            key: what clients must send; None: nothing.
+        """
         base = self.model or base_model
         name = self.name or (Path(base).name if Path(base).is_dir() else base)
         return Guard(name, self.request_timeout, self.client_timeout, self.max_body_bytes, key)
@@ -260,7 +265,14 @@ def serve(
     argv: Sequence[str],
     make: Callable[[ListensT, str | None], Served],
 ) -> None:
-    """Serve what `make` returns, of settings and the clients' key (None: there is none), until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        command: its name behind `python -m router`.
+        description: what it does.
+        kind: its settings.
+        argv: the words behind its name.
+        make: returns what is served, of settings and what clients must send; None: nothing.
 
     Raises:
         InputError: at bad settings, an address that cannot be listened at, an empty key, or as `make` does.
