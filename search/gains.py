@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from scipy.stats import binomtest
 
 from data.statistics import Estimate, holm, mean_of
@@ -67,20 +67,25 @@ def find_gains(
         seed: seed of the halves and of the bootstrap.
     """
     candidates = [i for i, chain in enumerate(chains) if not chain.is_full and chain not in known]
+
+    def best_on(rows: Int[np.ndarray, " rows"]) -> int:
+        return candidates[int(right[rows][:, candidates].sum(0).argmax())]
+
     found: list[tuple[str, Chain, Estimate]] = []
     p_values = []
     for kind in dict.fromkeys(kinds) if candidates else ():
         own = np.random.default_rng(seed).permutation(np.flatnonzero(np.array(kinds) == kind))
         if len(own) < 2:
             continue
-        best, halves = candidates[int(right[own][:, candidates].sum(0).argmax())], np.array_split(own, 2)
-        differences = []
-        for choosing, judging in (halves, halves[::-1]):
-            chosen = candidates[int(right[choosing][:, candidates].sum(0).argmax())]
-            differences.append(right[judging, chosen].astype(float) - right[judging, 0])
-        every = np.concatenate(differences)
+        first, second = np.array_split(own, 2)
+        every = np.concatenate(
+            [
+                right[judging, best_on(choosing)].astype(float) - right[judging, 0]
+                for choosing, judging in ((first, second), (second, first))
+            ]
+        )
         judged, gained, changed = mean_of(every, seed), int((every > 0).sum()), int((every != 0).sum())
         assert judged is not None
-        found.append((kind, chains[best], judged))
+        found.append((kind, chains[best_on(own)], judged))
         p_values.append(float(binomtest(gained, changed, alternative="greater").pvalue) if changed else 1.0)
     return [Gain(*one, p) for one, p in zip(found, holm(p_values), strict=True)]

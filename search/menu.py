@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
 
 from data.records import ChainResult, SearchRecord, joined, mean_agreement, read_records
@@ -49,6 +49,7 @@ from router.validation import (
     NotNegative,
     Positive,
     Share,
+    explain,
     from_plain,
     shown,
     to_plain,
@@ -416,11 +417,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, plain = parse_settings(MenuSettings, argv, "search menu", "Make a menu of chains.")
     writable_directory(settings.out.parent, "out")
     made = provenance(plain)
-    if settings.kind in ("subsets", "repeats"):
-        every = subsets(settings) if settings.kind == "subsets" else repeats(settings)
-        menu = Menu.of(every, settings.first_editable, made)
-    else:
-        menu = _chosen(settings, made) if settings.kind == "records" else _with_gains(settings, made)
+    match settings.kind:
+        case "subsets":
+            menu = Menu.of(subsets(settings), settings.first_editable, made)
+        case "repeats":
+            menu = Menu.of(repeats(settings), settings.first_editable, made)
+        case "gains":
+            menu = _with_gains(settings, made)
+        case "records":
+            menu = _chosen(settings, made)
     if len(menu.chains) < 2:
         raise InputError("records: expected a chain worth choosing besides the full one, got none")
     write_menu(settings.out, menu)
@@ -474,8 +479,13 @@ def _layers(settings: MenuSettings) -> int:
 
 
 def _with_gains(settings: MenuSettings, made: dict[str, object]) -> Menu:
-    """Add to a menu the chains that gain on a kind."""
-    outcomes = _outcomes(settings)
+    """Add to a menu the chains that gain on a kind.
+
+    Raises:
+        InputError: where the records are no menu tables, or the menu is another model's or edits earlier layers.
+    """
+    outcomes = outcomes_of(_records(settings), "correct", settings.first_editable)
+    outcomes = outcomes.only([i for i, chain in enumerate(outcomes.chains) if settings.allows(chain)])
     if np.isnan(outcomes.values).any():
         raise InputError("records: expected menu tables, every chain on every sample, got samples without some")
     base = (outcomes.chains[0],) if settings.base is None else read_menu(settings.base).chains
@@ -485,7 +495,12 @@ def _with_gains(settings: MenuSettings, made: dict[str, object]) -> Menu:
     print("\n".join(one.line() for one in gains))
     kept = [one for one in gains if one.stands]
     made = {**made, "gains": [f"{one.chain} on {one.kind}: {one.judged.value:+.3f}" for one in kept]}
-    return Menu.of([*base, *(one.chain for one in kept)], settings.first_editable, made)
+    try:
+        return Menu.of([*base, *(one.chain for one in kept)], settings.first_editable, made)
+    except ValidationError as error:
+        raise InputError(
+            f"base: expected a menu that fits the records and first_editable, got {explain(error)}"
+        ) from error
 
 
 def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:
@@ -510,7 +525,8 @@ def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:
     return Menu.of([chain for chain, _ in chosen], settings.first_editable, made)
 
 
-def _outcomes(settings: MenuSettings) -> Outcomes:
+def _records(settings: MenuSettings) -> list[SearchRecord]:
+    """Return the records to choose from; those of one sample are joined."""
     records: dict[str, SearchRecord] = {}
     first = None
     for path in settings.records:
@@ -521,7 +537,12 @@ def _outcomes(settings: MenuSettings) -> Outcomes:
             record.fingerprints.require(first.fingerprints, f"records: {path}")
             known = records.get(record.sample_id)
             records[record.sample_id] = record if known is None else joined(known, record)
-    kept = outcomes_of(records.values(), settings.value, settings.first_editable, settings.tried)
+    return list(records.values())
+
+
+def _outcomes(settings: MenuSettings) -> Outcomes:
+    """Return the outcomes of the candidates: chains that were tried enough, and do better than a guess."""
+    kept = outcomes_of(_records(settings), settings.value, settings.first_editable, settings.tried)
     whole = settings.balance == "samples" and not settings.per_kind
     parts = [kept] if whole else [kept.of_kind(kind) for kind in dict.fromkeys(kept.tasks)]
     good = np.any([part.worthwhile(settings.least, settings.tried) for part in parts], axis=0)

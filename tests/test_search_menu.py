@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.records import ChainResult, SearchRecord, pareto_front
+from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from router.chain import Chain
 from router.fingerprint import Fingerprints
 from router.validation import InputError
@@ -357,6 +357,10 @@ def gaining_records(gain: float, chains: int = 12, samples: int = 80) -> list[Se
     return found
 
 
+def wrong_but_full(one: SearchRecord) -> dict[str, bool]:
+    return {str(result.chain): result.chain.is_full for result in one.results}
+
+
 def test_what_gains_on_a_kind_is_told_from_luck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Oracle: what was put in. By luck alone the best of twelve chains is 10 points above full depth on such samples.
     base = tmp_path / "base.json"
@@ -373,6 +377,30 @@ def test_what_gains_on_a_kind_is_told_from_luck(tmp_path: Path, capsys: pytest.C
     assert all(said.startswith("0-2,3*2,4-5 on words: +0.") for said in menus[0.9].made["gains"])
     main([f"--records=[{path}]", f"--base={out}", f"--out={out}", "--first_editable=2", "--kind=gains"])
     assert [str(one) for one in read_menu(out).chains] == [str(one) for one in menus[0.9].chains]  # it is known
+    # However bad it is on the other kind, for which a choice from records would leave it out.
+    bad = [
+        one if one.task == "words" else record(one.sample_id, wrong_but_full(one), task="letters")
+        for one in read_records(path)
+    ]
+    main(
+        [
+            f"--records=[{write_records(path, bad)}]",
+            f"--out={out}",
+            "--first_editable=2",
+            "--kind=gains",
+            "--value=agree",
+        ]
+    )
+    assert str(chain("0-2,3*2,4-5")) in map(str, read_menu(out).chains)
+    for menu, message in (
+        (Menu.of([chain("1-5")], 0), "expected chains that begin with layers 0..1, got 1-5"),
+        (Menu.of([Chain.parse("0-3", 5)], 2), "expected chains of one model"),
+    ):
+        write_menu(base, menu)
+        with pytest.raises(
+            InputError, match="base: expected a menu that fits the records and first_editable, got .*" + message
+        ):
+            main([f"--records=[{path}]", f"--base={base}", f"--out={out}", "--first_editable=2", "--kind=gains"])
     some = [with_results(one, one.results[: 13 - i % 2]) for i, one in enumerate(gaining_records(0.9))]
     with pytest.raises(InputError, match="records: expected menu tables, every chain on every sample"):
         main([f"--records=[{write_records(path, some)}]", f"--out={out}", "--first_editable=2", "--kind=gains"])

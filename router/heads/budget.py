@@ -56,24 +56,29 @@ class Measured:
         return self.full_accuracy - self.accuracy
 
 
+def budget_range(points: Sequence[BudgetPoint], num_layers: int) -> tuple[float, float]:
+    """Return the least and the greatest mean depth, layers, that can be asked for: up to full depth, or deeper."""
+    depths = [point.mean_depth for point in points]
+    return min(depths), max(*depths, float(num_layers))
+
+
 def offset_for(points: Sequence[BudgetPoint], budget: float | None, num_layers: int) -> float:
     """Return the offset for a mean depth, interpolated between operating points; 0 without a budget.
 
     A budget between the deepest point and the model's depth buys the deepest point, which stays within it.
 
     Raises:
-        ValueError: where there are no points, or the budget is less than the shallowest one, or more than the deepest
-            one and the model's number of layers.
+        ValueError: where there are no points, or the budget lies outside of `budget_range`.
     """
     if budget is None:
         return 0.0
     if not points:
         raise ValueError("budget: expected a calibrated head, got one without operating points")
     ordered = sorted(points, key=lambda point: (point.mean_depth, -point.offset))
-    low, high = ordered[0].mean_depth, ordered[-1].mean_depth
-    if not low <= budget <= max(high, num_layers):
-        raise ValueError(f"budget: expected a mean depth in {low:.2f}..{max(high, num_layers):.2f}, got {budget}")
-    budget = min(budget, high)
+    low, high = budget_range(points, num_layers)
+    if not low <= budget <= high:
+        raise ValueError(f"budget: expected a mean depth in {low:.2f}..{high:.2f}, got {budget}")
+    budget = min(budget, ordered[-1].mean_depth)
     for left, right in itertools.pairwise(ordered):
         if left.mean_depth <= budget <= right.mean_depth:
             width = right.mean_depth - left.mean_depth

@@ -29,6 +29,7 @@ from router.engine.load import (
     prompt_tokens,
 )
 from router.files import read_json, read_json_lines, require_file
+from router.heads.budget import budget_range
 from router.heads.head import Decision
 from router.heads.menu import MenuHead
 from router.latency import budget_for
@@ -267,7 +268,7 @@ def info(argv: Sequence[str]) -> None:
             strip = draw_strip(chain, router.config.read_layer, marks_for(sys.stdout.encoding))
             print(f"  {strip}  {chain.depth:3}  {chain}")
     alike: dict[tuple[str, ...], list[str]] = {}
-    for name, form in forms_of(router).items():
+    for name, form in facts["prompts"].items():
         alike.setdefault((form["style"], form["lead"], form["asked"]), []).append(name)
     for (style, lead, asked), names in alike.items():
         begun = f"; the answer begins with {lead}" if lead else ""
@@ -290,7 +291,8 @@ def forms_of(router: Router) -> dict[str, dict[str, str]]:
 def describe(router: Router) -> dict[str, Any]:
     """Return what is worth knowing of a router, as JSON data."""
     config, certified = router.config, router.guarantee
-    depths = sorted(point.mean_depth for point in config.budget_points)
+    points = config.budget_points
+    budgets = [round(depth, 2) for depth in budget_range(points, config.num_layers)] if points else None
     facts: dict[str, Any] = {
         "base_model": config.base_model,
         "revision": config.revision,
@@ -301,7 +303,7 @@ def describe(router: Router) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in router.head.parameters()),
         "task": config.task,
         "mode": config.mode,
-        "budgets": [round(depths[0], 2), max(round(depths[-1], 2), float(config.num_layers))] if depths else None,
+        "budgets": budgets,
         "default": said_of(router, router.default_operation()),
         "guarantee": None if certified is None else to_plain(certified),
         "scope": None if config.scope is None else to_plain(config.scope),
