@@ -1,6 +1,7 @@
 """Latency: the line through depths, and what a latency factor means."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -8,6 +9,7 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
 from router.latency import LatencyProfile, Line, ladder, time_chains, time_router
+from router.validation import from_plain
 from tests.tiny import NUM_LAYERS, random_router, tiny_model, tiny_tokenizer
 
 PROFILE = LatencyProfile(
@@ -49,6 +51,10 @@ def test_what_no_depth_can_reach_is_refused() -> None:
     flat = dataclasses.replace(PROFILE, prefill=Line(10.0, 0.0, 0.0))
     with pytest.raises(ValueError, match="expected time that grows with depth"):
         flat.depth_for(0.9)
+
+
+def test_a_profile_is_read_back() -> None:
+    assert from_plain(LatencyProfile, json.loads(json.dumps(dataclasses.asdict(PROFILE)))) == PROFILE
 
 
 def test_the_ladder_begins_at_full_depth_and_leaves_last_layers_out() -> None:

@@ -389,6 +389,7 @@ def test_what_gains_on_a_kind_is_told_from_luck(tmp_path: Path, capsys: pytest.C
             "--first_editable=2",
             "--kind=gains",
             "--value=agree",
+            "--least=1",
         ]
     )
     assert str(chain("0-2,3*2,4-5")) in map(str, read_menu(out).chains)

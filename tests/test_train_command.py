@@ -88,11 +88,7 @@ def test_info_shows_how_prompts_look_that_the_router_knows(searched: Path, capsy
     assert all(f"  {line}\n" in shown for line in form.splitlines())
     task = read_tasks(searched / "data")["arc_easy"]
     sample = read_samples(searched / "data" / "train.jsonl")[0]
-    order = task.query(sample).order
-    for choice in order:
-        form = form.replace("{choice}", sample.choices[choice], 1)
-    asked = form.replace("{question}", sample.question).split("{choice}")[0]
-    assert task.query(sample).asked.startswith(asked.rstrip(" ABC."))
+    assert form.replace("{question}", sample.question) == task.query(sample).asked
 
 
 def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(project: Path) -> None:
