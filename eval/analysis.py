@@ -212,7 +212,7 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
         rows = LayerRows(
             f"{Path(model).name}, shortest chains that stand, {split} split, n = {count}",
             searches[0]["num_layers"],
-            0,
+            (),
             [(one["search"], one["search"], one["groups"]["all"]["use"]) for one in searches],
         )
         for name, draw in (("layer_use", draw_layer_use), ("layer_rates", draw_layer_rates)):

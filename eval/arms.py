@@ -192,22 +192,23 @@ def permuted_arm(chains: Sequence[Chain], samples: Sequence[Sample], seed: int) 
 class StatesReader:
     """Reads what a router reads of a loaded block, once for all arms that ask."""
 
-    def __init__(self, scorer: ChainScorer, read_layer: int) -> None:
-        """Read `hidden_states[read_layer]` of prompt and choices; a free answer is never among what is read."""
-        self._scorer, self._read_layer = scorer, read_layer
+    def __init__(self, scorer: ChainScorer) -> None:
+        """Read `hidden_states` of prompt and choices; a free answer is never among what is read."""
+        self._scorer = scorer
         self._block: SampleBlock | None = None
-        self._states: list[Float[Tensor, "_ d_model"]] = []
+        self._states: dict[int, list[Float[Tensor, "_ d_model"]]] = {}
 
-    def read(self, samples: SampleBlock) -> list[Float[Tensor, "_ d_model"]]:
-        """Return each sample's states, on the CPU."""
+    def read(self, samples: SampleBlock, layer: int) -> list[Float[Tensor, "_ d_model"]]:
+        """Return `hidden_states[layer]` of each sample, on the CPU."""
         if samples is not self._block:
-            self._states = [state.cpu() for state in self._scorer.states(samples, self._read_layer)]
-            self._block = samples
-        return self._states
+            self._states, self._block = {}, samples
+        if layer not in self._states:
+            self._states[layer] = [state.cpu() for state in self._scorer.states(samples, layer)]
+        return self._states[layer]
 
-    def __reduce__(self) -> tuple[type[StatesReader], tuple[ChainScorer, int]]:
+    def __reduce__(self) -> tuple[type[StatesReader], tuple[ChainScorer]]:
         """Travel to another process without the block that was read here."""
-        return StatesReader, (self._scorer, self._read_layer)
+        return StatesReader, (self._scorer,)
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,13 @@ class RouterArm:
 
     def decide(self, samples: SampleBlock) -> list[Decision]:
         """Return the router's chain for each sample, and whether it is in the router's scope."""
-        return self.router.decide(self.reader.read(samples), self.operation)
+        first, *late = self.router.config.read_layers
+
+        def read_on(rows: Sequence[int]) -> list[Tensor]:
+            states = self.reader.read(samples, late[0])
+            return [states[row] for row in rows]
+
+        return self.router.decide(self.reader.read(samples, first), self.operation, read_on)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from eval.arms import Arm, exit_chain, kind_arm, static_arm
 from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
-from router.heads.budget import best_mixture
+from router.heads.budget import best_mixture, operating_points, priced_choice
 from router.validation import STORED, ChainField, Count, NotNegative, Positive, Share, from_plain, to_plain
 
 INFLUENCE_SAMPLES = 128
@@ -82,7 +82,8 @@ class StaticChoice:
         chain: its layer indices in order.
         text: the same in text form.
         depth: its layers.
-        router_validation_depth: greatest depth allowed: the router's mean depth on validation, layers.
+        router_validation_depth: greatest depth allowed: the router's mean depth on validation, layers; of a kind's
+            chain the greatest mean depth over all kinds' chains.
         source: whose chain it is: the search's, or one that the router chooses often.
         chosen_on: splits on which it was chosen.
         correct: samples of these splits that it answers rightly, in `mode`.
@@ -280,9 +281,9 @@ class StaticPool:
         return cls(tuple(searched), tuple(common_chains(routed, pool=pool, max_depth=deepest)), max_depth)
 
     def joined(self, other: StaticPool) -> StaticPool:
-        """Return these and another's candidates, at this one's depth."""
+        """Return these and another's candidates, at that one's depth."""
         searched, common = dict.fromkeys([*self.searched, *other.searched]), [*self.common, *other.common]
-        return StaticPool(tuple(searched), tuple(dict.fromkeys(common)), self.max_depth)
+        return StaticPool(tuple(searched), tuple(dict.fromkeys(common)), other.max_depth)
 
     @property
     def chains(self) -> list[Chain]:
@@ -317,6 +318,36 @@ def choose_static(candidates: Sequence[Candidate], max_depth: float) -> Candidat
     if not within:
         raise ValueError(f"candidates: expected one of depth at most {max_depth}, got none")
     return min(within, key=lambda one: (-one.correct / one.n, one.chain.depth, one.chain.layers))
+
+
+def choose_by_kind(
+    candidates: Mapping[str, Sequence[Candidate]], samples: Mapping[str, int], max_depth: float
+) -> dict[str, Candidate]:
+    """Return one candidate for each kind, of mean depth at most `max_depth`, layers: what one kind spares another has.
+
+    They are chosen by one price of a layer, so that no choice of that mean depth is more accurate (Lagrange): of all
+    prices by the least that stays within the bound. Where none does, each kind has its shallowest candidate.
+
+    Args:
+        candidates: of each kind, at least one.
+        samples: samples of each kind, over which depth is averaged.
+        max_depth: the bound.
+    """
+    chains = list(dict.fromkeys(one.chain for of_kind in candidates.values() for one in of_kind))
+    places = {chain: place for place, chain in enumerate(chains)}
+    values = torch.full((len(candidates), len(chains)), -torch.inf, dtype=torch.float64)
+    for row, of_kind in zip(values, candidates.values(), strict=True):
+        for one in of_kind:
+            row[places[one.chain]] = one.correct / one.n
+    depths = torch.tensor([float(chain.depth) for chain in chains]).expand_as(values)
+    each = torch.tensor([row for row, kind in enumerate(candidates) for _ in range(samples[kind])])
+    points = operating_points(values[each], depths[each])
+    price = next((point.offset for point in points if point.mean_depth <= max_depth), points[-1].offset)
+    chosen = (chains[place] for place in priced_choice(values, depths, price).tolist())
+    return {
+        kind: next(one for one in candidates[kind] if one.chain == chain)
+        for kind, chain in zip(candidates, chosen, strict=True)
+    }
 
 
 def from_tables(
@@ -376,21 +407,21 @@ def tally(results: Iterable[ArmResult], chains: Sequence[Chain]) -> list[Candida
     return [Candidate(chain, correct[chain], n[chain]) for chain in n]
 
 
-def describe_static(candidates: Sequence[Candidate], pool: StaticPool, mode: str) -> StaticChoice:
-    """Choose the best static chain (`choose_static`) and say how.
+def describe_static(chosen: Candidate, candidates: Sequence[Candidate], pool: StaticPool, mode: str) -> StaticChoice:
+    """Say how a static chain was chosen.
 
     Args:
-        candidates: the candidates.
+        chosen: the chosen candidate.
+        candidates: all candidates.
         pool: where they come from.
         mode: mode in which they were judged.
     """
-    own, max_depth = set(pool.searched), pool.max_depth
-    chosen = choose_static(candidates, max_depth)
+    own = set(pool.searched)
     return StaticChoice(
         chain=chosen.chain,
         text=str(chosen.chain),
         depth=chosen.chain.depth,
-        router_validation_depth=max_depth,
+        router_validation_depth=pool.max_depth,
         source="search" if chosen.chain in own else "router",
         chosen_on="train+validation",
         correct=chosen.correct,

@@ -46,6 +46,7 @@ NOTED = {
     "dtype": "model.dtype",
     "revision": "model.revision",
     "read_layer": "model.read_layer",
+    "late_read_layer": "model.late_read_layer",
 }
 """Fields that may differ, which is then said; so are inputs."""
 COLUMNS = (

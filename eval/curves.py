@@ -12,6 +12,7 @@ the real mode. Writes `curves.json` and a figure. Where the tables hold several 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -26,13 +27,14 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 from rich.table import Table
+from torch import Tensor
 
 from data.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.records import DenseTable, SearchRecord, read_records
 from data.sample import read_samples
 from data.states import StatesOrigin, kept_states
 from data.statistics import mean_of, permutation_p
-from eval.baselines import Candidate, choose_mixture, choose_static
+from eval.baselines import Candidate, choose_by_kind, choose_mixture, choose_static
 from eval.figures import new_figure, whiskers
 from eval.inputs import require_unseen
 from eval.measures import entropies
@@ -40,6 +42,7 @@ from eval.tables import console_for, table
 from router.command import parse_settings, provenance
 from router.files import require_directory, sha256_file, writable_directory, write_json
 from router.heads.budget import offset_for, operating_points, priced_choice
+from router.heads.head import known_late
 from router.storage import WEIGHTS_FILE, Router, load_router
 from router.validation import SETTINGS, Count, InputError
 
@@ -150,28 +153,30 @@ def _records(settings: CurvesSettings, split: str) -> list[SearchRecord]:
 
 def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: CurvesSettings) -> list[dict[str, Any]]:
     """Measure one router at every budget that it can meet on validation."""
-    kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= router.config.read_layer]
+    config = router.config
+    kept = [chain for chain in tables.known.chains if chain.unedited_prefix >= config.read_layer]
     columns = np.array([tables.known.place(chain) for chain in kept])
-    origin, layer = StatesOrigin(router.config.fingerprints, router.config.dtype), router.config.read_layer
-    values = {
-        split: torch.cat(
-            [
-                router.scores(part, kept).double()
-                for part in kept_states(settings.records / f"{split}.states", origin, of_split.sample_ids, layer, split)
-            ]
-        )
-        for split, of_split in (("validation", tables.validation), ("test", tables.test))
-    }
+    origin = StatesOrigin(config.fingerprints, config.dtype)
+
+    def values_of(split: str, table: DenseTable) -> tuple[Tensor, Tensor | None]:
+        folder = settings.records / f"{split}.states"
+        read = [kept_states(folder, origin, table.sample_ids, layer, split) for layer in config.read_layers]
+        parts = [router.values(part[0], kept, known_late(part[-1])) for part in zip(*read, strict=True)]
+        first, late = zip(*parts, strict=True)
+        return torch.cat(first).double(), None if config.late is None else torch.cat(late).double()
+
+    values = {"validation": values_of("validation", tables.validation), "test": values_of("test", tables.test)}
     depths = torch.tensor(tables.known.depths[columns]).double()
-    points = operating_points(values["validation"], depths.expand_as(values["validation"]))
+    first, late = values["validation"]
+    points = operating_points(first, depths.expand_as(first), late)
     found = []
     for budget in settings.budgets:
         if not points[-1].mean_depth <= budget <= points[0].mean_depth:
             continue
-        price = offset_for(points, budget, tables.known.chains[0].num_layers)
+        price = offset_for(points, budget, config.num_layers)
         chosen = {
-            split: columns[priced_choice(of_split, depths.expand_as(of_split), price).numpy()]
-            for split, of_split in values.items()
+            split: columns[priced_choice(first, depths.expand_as(first), price, late).numpy()]
+            for split, (first, late) in values.items()
         }
         measured = measure(tables, chosen["validation"], chosen["test"], budget, settings.seed)
         found.append({"name": name, "router": str(folder), "weights": sha256_file(folder / WEIGHTS_FILE), **measured})
@@ -257,25 +262,24 @@ def candidates_of(known: DenseTable, kind: str | None = None) -> list[Candidate]
     return [Candidate(chain, count, sum(own)) for chain, count in zip(known.chains, counts, strict=True)]
 
 
-def best_static(known: DenseTable, depth: float, kind: str | None = None) -> int:
-    """Return the column of the best static chain of depth at most `depth`, of one kind's samples where one is named."""
-    return known.place(choose_static(candidates_of(known, kind), depth).chain)
+def best_static(known: DenseTable, depth: float) -> int:
+    """Return the column of the best static chain of depth at most `depth`."""
+    return known.place(choose_static(candidates_of(known), depth).chain)
 
 
 def static_by_kind(tables: Tables, validation: Int[np.ndarray, " samples"]) -> Int[np.ndarray, " samples"]:
-    """Return each test sample's column where every kind (task) has its own best static chain.
+    """Return each test sample's column where every kind (task) has a static chain of its own.
 
-    It is chosen on train and validation samples of the kind, at most as deep as the arm is on those of validation.
+    They are chosen on train and validation samples, together at most as deep as the arm is on validation.
 
     Args:
         tables: the tables.
         validation: the arm's column for each validation sample.
     """
-    depths, tasks = tables.validation.depths[validation], np.array(tables.validation.tasks)
-    chosen = {
-        kind: best_static(tables.known, float(depths[tasks == kind].mean()), kind) for kind in set(tables.test.tasks)
-    }
-    return np.array([chosen[kind] for kind in tables.test.tasks])
+    known, counts = tables.known, Counter(tables.validation.tasks)
+    candidates = {kind: candidates_of(known, kind) for kind in sorted(set(tables.test.tasks))}
+    chosen = choose_by_kind(candidates, counts, float(tables.validation.depths[validation].mean()))
+    return np.array([known.place(chosen[kind].chain) for kind in tables.test.tasks])
 
 
 def kind_of(

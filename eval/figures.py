@@ -305,13 +305,14 @@ class LayerRows:
     Attributes:
         subject: what the figure is about.
         num_layers: layers of the model.
-        read_layer: layers that run unedited before the router reads; 0: there is no router.
+        read_layers: layers that run unedited before the router reads, and before it reads once more, if it does; none:
+            there is no router.
         rows: name, label and use of each.
     """
 
     subject: str
     num_layers: int
-    read_layer: int
+    read_layers: Sequence[int]
     rows: Sequence[tuple[str, str, LayerUse]]
 
     @classmethod
@@ -320,7 +321,8 @@ class LayerRows:
         rows = [
             (arm.name, arm.label, report.layer_use[arm.name]) for arm in report.arms if arm.name in report.layer_use
         ]
-        return cls(subject_of(report), report.model.num_layers, report.model.read_layer, rows)
+        read = [one for one in (report.model.read_layer, report.model.late_read_layer) if one]
+        return cls(subject_of(report), report.model.num_layers, read, rows)
 
     @property
     def first(self) -> int:
@@ -330,21 +332,22 @@ class LayerRows:
             for layer in range(self.num_layers)
             if any(use.skip_rate[layer] or use.repeat_rate[layer] for _, _, use in self.rows)
         ]
-        first = min([self.read_layer, *edited]) - 2
+        first = min([*(self.read_layers[:1] or (0,)), *edited]) - 2
         return first if 4 * first > self.num_layers else 0
 
     @property
     def notes(self) -> str:
         """What a reader must know of the layers."""
         notes = [f"layers 0 to {self.first - 1} are left out, all chains run them once"] if self.first else []
-        if self.read_layer:
-            notes.append(f"dotted line: the router reads layer {self.read_layer}'s input")
+        if self.read_layers:
+            layers = " and layer ".join(f"{layer}'s input" for layer in self.read_layers)
+            notes.append(f"dotted line: the router reads layer {layers}")
         return "; ".join(notes)
 
     def mark_read_layer(self, axes: Axes, colour: str) -> None:
         """Draw a line where the router reads."""
-        if 0 < self.read_layer < self.num_layers:
-            axes.axvline(self.read_layer - 0.5, color=colour, linestyle=":", linewidth=1.2)
+        for layer in self.read_layers:
+            axes.axvline(layer - 0.5, color=colour, linestyle=":", linewidth=1.2)
 
 
 def draw_layer_use(use: LayerRows, narrow: bool = False) -> Figure:

@@ -205,6 +205,7 @@ class Model:
         dtype: dtype in which it ran.
         num_layers: layers: the depth of full depth.
         read_layer: layers that run unedited before the router reads.
+        late_read_layer: layers that have run where it reads once more; null: it reads once.
     """
 
     name: NotEmpty
@@ -212,6 +213,7 @@ class Model:
     dtype: str
     num_layers: Positive
     read_layer: Count
+    late_read_layer: Count | None = None
 
     @property
     def short(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
@@ -54,9 +55,11 @@ from eval.baselines import (
     StaticChoice,
     StaticPool,
     candidate_arms,
+    choose_by_kind,
     choose_early_exit,
     choose_mixture,
     choose_pruned,
+    choose_static,
     describe_static,
     from_tables,
     keep_choice,
@@ -236,7 +239,7 @@ def make_arms(
     """Return every arm; those that are chosen on train and validation are chosen, or read again."""
     n, out, size, router = scorer.num_layers, settings.out, settings.batch_samples, inputs.router
     read_layer = router.config.read_layer
-    reader = StatesReader(scorer, read_layer)
+    reader = StatesReader(scorer)
     routed = RouterArm(reader, router, Operation(budget=settings.budget))
     static, mixture, by_kind = choose_static_arms(settings, inputs, scorer, routed, identity, pool)
     depth = static.router_validation_depth
@@ -300,14 +303,15 @@ def choose_static_arms(
         if of_kind := [chain for chain, one in zip(routed, validation, strict=True) if one.task == kind]:
             kinds[kind] = StaticPool.of(trained, of_kind, *sizes).joined(pool)
     candidates, *by_place = _judged(inputs, scorer, pool, kinds, settings, identity, workers)
-    static, mixture = describe_static(candidates, pool, scorer.tasks.mode), choose_mixture(candidates, pool.max_depth)
-    by_kind = StaticByKind(
-        {
-            kind: describe_static(found, of_kind, scorer.tasks[kind].mode)
-            for (kind, of_kind), found in zip(kinds.items(), by_place, strict=True)
-        }
-    )
+    best, mixture = choose_static(candidates, pool.max_depth), choose_mixture(candidates, pool.max_depth)
+    static, by_kind = describe_static(best, candidates, pool, scorer.tasks.mode), StaticByKind({})
     if wanted:
+        found = dict(zip(kinds, by_place, strict=True))
+        chosen = choose_by_kind(found, Counter(one.task for one in validation), pool.max_depth)
+        described = {
+            kind: describe_static(chosen[kind], found[kind], kinds[kind], scorer.tasks[kind].mode) for kind in kinds
+        }
+        by_kind = StaticByKind(described)
         keep_choice(out, by_kind)
     keep_choice(out, mixture)
     keep_choice(out, static)
@@ -367,7 +371,7 @@ def describe_run(
         split="test",
         n=len(test),
         seed=settings.seed,
-        model=Model(name, revision, scorer.dtype, scorer.num_layers, config.read_layer),
+        model=Model(name, revision, scorer.dtype, scorer.num_layers, *config.read_layers),
         fingerprints=scorer.fingerprints,
         inputs=inputs.hashes,
         oracle_found=sum(record.shortest is not None for record in oracle),

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ from router.command import one_line
 from router.files import read_json, replacing, require_directory, require_file, sha256_file, write_json
 from router.fingerprint import Fingerprints
 from router.heads.budget import BudgetPoint, Measured
-from router.heads.head import Decision, Head, Pooling, pad_states
+from router.heads.head import Decision, Head, Pooling, ReadOn, pad_states
 from router.heads.layerwise import LayerwiseHead
 from router.heads.menu import MenuHead
 from router.scope import Scope, ScopeConfig, pooled
@@ -38,8 +38,8 @@ GUARANTEE_SCHEMA = 1
 """Version of `guarantee.json`."""
 HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead}
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "router.safetensors"
-SCOPE_PREFIX = "scope."
-"""Names of a scope's tensors begin so in the weights' file."""
+SCOPE_PREFIX, LATE_PREFIX = "scope.", "late."
+"""Names of a scope's tensors, and of those of the head that reads late, begin so in the weights' file."""
 TRAINED_ON_FILE = "trained_on.json"
 """Beside a router: hashes of the questions (`Sample.split_hash`) that it was trained and chosen on."""
 GUARANTEE_FILE = "guarantee.json"
@@ -72,6 +72,19 @@ class HeadSettings(TypedDict, total=False):
 
 
 @dataclass(frozen=True, config=STORED)
+class LateConfig:
+    """A second menu head, for what the first one leaves open: it reads later, and knows more.
+
+    Attributes:
+        read_layer: layers that have run when it reads; it picks chains that begin with all of them.
+        head_settings: its own settings.
+    """
+
+    read_layer: Layers
+    head_settings: HeadSettings
+
+
+@dataclass(frozen=True, config=STORED)
 class RouterConfig:
     """What a router is and what it is valid for.
 
@@ -90,6 +103,7 @@ class RouterConfig:
         budget_points: operating points measured on the validation split.
         training: what is worth knowing of the training: settings, hashes of the records, measures.
         scope: what its scope is; left out: it has none, and takes every prompt for one like those of training.
+        late: the head that reads late; left out: the router reads once.
     """
 
     head: Literal["layerwise", "menu"]
@@ -106,6 +120,12 @@ class RouterConfig:
     budget_points: tuple[BudgetPoint, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
     scope: Annotated[ScopeConfig | None, Field(exclude_if=operator.not_)] = None
+    late: Annotated[LateConfig | None, Field(exclude_if=operator.not_)] = None
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """The layers whose output is read, one or two."""
+        return (self.read_layer,) if self.late is None else (self.read_layer, self.late.read_layer)
 
     def base(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
         """Return the base model's name and hub revision, given those that were asked for, if any."""
@@ -118,13 +138,31 @@ class RouterConfig:
         Raises:
             ValueError: where a setting of the head is unknown or out of its bounds.
         """
-        settings: dict[str, Any] = dict(self.head_settings)
-        try:
-            head = HEADS[self.head](self.num_layers, self.read_layer, self.d_model, **settings)
-        except TypeError as error:
-            raise ValueError(f"head_settings: {one_line(error)}") from error
+        head = self._head(self.read_layer, self.head_settings)
         head.budget_points = self.budget_points
         return head
+
+    def build_late(self) -> MenuHead | None:
+        """Return the untrained head that reads late; None: there is none.
+
+        Raises:
+            ValueError: as in `build`, or where it does not read later, or the router's is no menu.
+        """
+        if self.late is None:
+            return None
+        if self.head != "menu" or self.late.read_layer <= self.read_layer:
+            raise ValueError(
+                f"late: expected a menu head that reads later than after {self.read_layer} layers, beside a menu head, "
+                f"got one after {self.late.read_layer} beside a {self.head} head"
+            )
+        return cast(MenuHead, self._head(self.late.read_layer, self.late.head_settings))
+
+    def _head(self, read_layer: int, settings: HeadSettings) -> Head:
+        given: dict[str, Any] = dict(settings)
+        try:
+            return HEADS[self.head](self.num_layers, read_layer, self.d_model, **given)
+        except TypeError as error:
+            raise ValueError(f"head_settings: {one_line(error)}") from error
 
     def build_scope(self) -> Scope | None:
         """Return the scope without its numbers; None: there is none."""
@@ -211,12 +249,28 @@ TIE = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """A trained head with its configuration, what was certified of it, and which prompts it is for (None: all)."""
+    """A trained head with its configuration.
+
+    Attributes:
+        config: the configuration.
+        head: the head; its operating points are the router's.
+        guarantee: what was certified; None: nothing.
+        scope: which prompts the router is for; None: all.
+        late: the head that reads late: where the first one's best chain begins with all layers that have run by then,
+            this one picks the chain. None: the router reads once.
+    """
 
     config: RouterConfig
     head: Head
     guarantee: Guarantee | None = None
     scope: Scope | None = None
+    late: MenuHead | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were trained."""
+        heads = [head for head in (self.head, self.late) if head is not None]
+        return sum(parameter.numel() for head in heads for parameter in head.parameters())
 
     def require(self, operation: Operation) -> None:
         """Refuse an operation that this router does not have.
@@ -320,7 +374,10 @@ class Router:
 
     @torch.inference_mode()
     def decide(
-        self, states: Sequence[Float[Tensor, "_ d_model"]], operation: Operation | Sequence[Operation] = OWN_CHOICE
+        self,
+        states: Sequence[Float[Tensor, "_ d_model"]],
+        operation: Operation | Sequence[Operation] = OWN_CHOICE,
+        read_on: ReadOn | None = None,
     ) -> list[Decision]:
         """Decide one chain for each sample: the only place where a trained router says which chain runs.
 
@@ -329,33 +386,51 @@ class Router:
         Args:
             states: `hidden_states[read_layer]` of each sample's tokens; batch partners do not matter.
             operation: how much depth to spend, for all samples alike or for each.
+            read_on: reads samples once more, where the router has a head for it; called once, for those that it is
+                to pick the chains of, or not at all.
 
         Raises:
-            ValueError: as in `require`, or where there is another number of operations than samples.
+            ValueError: as in `require`, where there is another number of operations than samples, or the router reads
+                late and nothing does so.
         """
         operations = [operation] * len(states) if isinstance(operation, Operation) else list(operation)
         if len(operations) != len(states):
             raise ValueError(f"operation: expected {len(states)} operations, one a sample, got {len(operations)}")
         distinct = list(dict.fromkeys(operations))
-        by_operation = dict(zip(distinct, self.decide_each(states, distinct), strict=True))
+        own = [[row for row, other in enumerate(operations) if other == one] for one in distinct]
+        by_operation = dict(zip(distinct, self._decide(states, distinct, own, read_on), strict=True))
         return [by_operation[one][row] for row, one in enumerate(operations)]
 
     @torch.inference_mode()
     def decide_each(
-        self, states: Sequence[Float[Tensor, "_ d_model"]], operations: Sequence[Operation]
+        self,
+        states: Sequence[Float[Tensor, "_ d_model"]],
+        operations: Sequence[Operation],
+        read_on: ReadOn | None = None,
     ) -> list[list[Decision]]:
         """Decide one chain for each sample at each operation, as `decide` does; the states are read once.
 
         Args:
             states: `hidden_states[read_layer]` of each sample's tokens.
             operations: how much depth to spend.
+            read_on: as in `decide`.
 
         Returns:
             For each operation the samples' decisions.
 
         Raises:
-            ValueError: as in `require`.
+            ValueError: as in `decide`.
         """
+        return self._decide(states, operations, [range(len(states))] * len(operations), read_on)
+
+    def _decide(
+        self,
+        states: Sequence[Tensor],
+        operations: Sequence[Operation],
+        rows: Sequence[Sequence[int]],
+        read_on: ReadOn | None,
+    ) -> list[list[Decision]]:
+        """Return each operation's decisions; of rows that are not among its own, what was decided at first."""
         for one in operations:
             self.require(one)
         if not states:
@@ -368,39 +443,85 @@ class Router:
             inside, short = known.tolist(), (known & (one_token > 0.5)).tolist()
         full = Decision(Chain.full(self.config.num_layers), 0.0)
         outside = dataclasses.replace(full, in_scope=False)
-        found = []
-        for one, point in zip(operations, points, strict=True):
-            decided = [full] * len(states)
+        found, open_rows = [], []
+        for one, point, own in zip(operations, points, rows, strict=True):
+            held = [not one.scope or is_inside for is_inside in inside]
+            best = [full] * len(states)
+            left = list[int]()
             if output is not None and point.offset is not None:
-                ranked = zip(self.head.decode_at(output, point.offset), short, strict=True)
-                decided = [self._taken(best, point, short_one) for (best, *_), short_one in ranked]
-            if one.scope:
-                decided = [chosen if held else outside for chosen, held in zip(decided, inside, strict=True)]
-            found.append(decided)
-        return found
+                best = [ranked[0] for ranked in self.head.decode_at(output, point.offset)]
+                left = [row for row in own if held[row] and self._is_open(best[row].chain)]
+            open_rows.append(left)
+            found.append([chosen if is_held else outside for chosen, is_held in zip(best, held, strict=True)])
+        self._decide_late(found, points, open_rows, read_on)
+        return [
+            [self._taken(chosen, point, is_short) for chosen, is_short in zip(decided, short, strict=True)]
+            for decided, point in zip(found, points, strict=True)
+        ]
+
+    def _is_open(self, chain: Chain) -> bool:
+        """Whether a chain that the first head likes best is left to the one that reads late."""
+        return self.late is not None and chain.unedited_prefix >= self.late.read_layer
+
+    def _decide_late(
+        self,
+        found: Sequence[list[Decision]],
+        points: Sequence[OperatingPoint],
+        open_rows: Sequence[Sequence[int]],
+        read_on: ReadOn | None,
+    ) -> None:
+        """Put what the late head decides in the place of what was left open at each point."""
+        every = sorted({row for rows in open_rows for row in rows})
+        if self.late is None or not every:
+            return
+        if read_on is None:
+            raise ValueError(
+                f"read_on: expected what reads after {self.late.read_layer} layers, for a router that reads twice, "
+                "got None"
+            )
+        place = {row: i for i, row in enumerate(every)}
+        output = self.late(*pad_states(read_on(every)))
+        for decided, point, rows in zip(found, points, open_rows, strict=True):
+            if rows:
+                assert point.offset is not None
+                own = output[[place[row] for row in rows]]
+                for row, ranked in zip(rows, self.late.decode_at(own, point.offset), strict=True):
+                    decided[row] = ranked[0]
 
     def forward_flops(self, tokens: int) -> int:
         """Return the floating-point operations of one sample's decision (2 a multiply-add)."""
-        return self.head.forward_flops(tokens) + (0 if self.scope is None else self.scope.forward_flops(tokens))
+        parts = [one for one in (self.head, self.scope, self.late) if one is not None]
+        return sum(one.forward_flops(tokens) for one in parts)
 
     @torch.inference_mode()
-    def scores(
-        self, states: Sequence[Float[Tensor, "_ d_model"]], chains: Sequence[Chain]
-    ) -> Float[Tensor, "batch chains"]:
-        """Return the head's value of each chain for each sample, before any price on depth.
+    def values(
+        self,
+        states: Sequence[Float[Tensor, "_ d_model"]],
+        chains: Sequence[Chain],
+        read_on: ReadOn | None = None,
+    ) -> tuple[Float[Tensor, "batch chains"], Float[Tensor, "batch chains"] | None]:
+        """Return what each chain is worth for each sample, before any price on depth.
 
-        Out of the scope only the full chain has one, 0; that of the others is -inf.
+        Out of the scope only the full chain has a value, 0; that of the others is -inf.
 
         Args:
             states: `hidden_states[read_layer]` of each sample's tokens.
             chains: the chains that are valued.
+            read_on: as in `decide`; it is called for all samples.
+
+        Returns:
+            The head's values, and the late head's (`router.heads.budget.priced_choice`); None: the router reads once.
         """
         padded = pad_states(states)
-        values = self.head.scores_of(self.head(*padded), chains)
+        read = [self.head.scores_of(self.head(*padded), chains)]
+        if self.late is not None:
+            assert read_on is not None
+            read.append(self.late.scores_of(self.late(*pad_states(read_on(range(len(states))))), chains))
         if self.scope is not None:
-            full = torch.tensor([0.0 if chain.is_full else -torch.inf for chain in chains]).to(values)
-            values = torch.where(self.scope.contains(*padded)[:, None], values, full)
-        return values
+            full = torch.tensor([0.0 if chain.is_full else -torch.inf for chain in chains])
+            inside = self.scope.contains(*padded)[:, None]
+            read = [torch.where(inside, values, full.to(values)) for values in read]
+        return read[0], read[1] if len(read) > 1 else None
 
     def _point(self, operation: Operation) -> OperatingPoint:
         """Return the operating point that an operation stands for."""
@@ -414,7 +535,9 @@ class Router:
         return OperatingPoint(self.head.offset_for(operation.budget))
 
     def _taken(self, best: Decision, point: OperatingPoint, short: bool) -> Decision:
-        """Return the head's best chain, or full depth where it scores too little; `short`: an answer of one token."""
+        """Return the chain decided on, or full depth where it scores too little; `short`: an answer of one token."""
+        if not best.in_scope or point.offset is None:
+            return best
         if point.least_score is not None and best.score < point.least_score:
             return Decision(Chain.full(self.config.num_layers), 0.0)
         return dataclasses.replace(best, one_token=short and not best.chain.is_full)
@@ -437,13 +560,16 @@ def weights_sha256(router: Router) -> str:
 
 
 def _tensors(router: Router) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in _state(router.head, router.scope).items()}
+    state = _state(router.head, router.scope, router.late)
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
-def _state(head: Head, scope: Scope | None) -> dict[str, Tensor]:
+def _state(head: Head, scope: Scope | None, late: MenuHead | None) -> dict[str, Tensor]:
     """Return all that the weights' file holds, by name."""
-    known = {} if scope is None else scope.state_dict()
-    return {**head.state_dict(), **{SCOPE_PREFIX + name: tensor for name, tensor in known.items()}}
+    state = dict(head.state_dict())
+    for prefix, part in ((SCOPE_PREFIX, scope), (LATE_PREFIX, late)):
+        state |= {} if part is None else {prefix + name: tensor for name, tensor in part.state_dict().items()}
+    return state
 
 
 def trained_questions(folder: Path) -> frozenset[str] | None:
@@ -483,16 +609,17 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
         raise InputError(f"router: expected {weights} with the SHA-256 in {path.name}, got another file")
     try:
         _require_shapes(config, weights)
-        head, scope, tensors = config.build(), config.build_scope(), load_file(weights)
-        if scope is not None:
-            own = [name for name in tensors if name.startswith(SCOPE_PREFIX)]
-            scope.load_state_dict({name.removeprefix(SCOPE_PREFIX): tensors.pop(name) for name in own})
+        head, scope, late, tensors = config.build(), config.build_scope(), config.build_late(), load_file(weights)
+        for prefix, part in ((SCOPE_PREFIX, scope), (LATE_PREFIX, late)):
+            if part is not None:
+                own = [name for name in tensors if name.startswith(prefix)]
+                part.load_state_dict({name.removeprefix(prefix): tensors.pop(name) for name in own})
         head.load_state_dict(tensors)
     except InputError:
         raise
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"router: expected a router in {str(folder)!r}, got {one_line(error)}") from error
-    return Router(config, head.eval(), read_guarantee(folder, hashed), scope)
+    return Router(config, head.eval(), read_guarantee(folder, hashed), scope, None if late is None else late.eval())
 
 
 def _config(value: dict[str, Any], where: str) -> RouterConfig:
@@ -508,7 +635,7 @@ def _config(value: dict[str, Any], where: str) -> RouterConfig:
 def _require_shapes(config: RouterConfig, weights: Path) -> None:
     """Compare the router's shapes with those that the weights' file names, before memory is taken for either."""
     with torch.device("meta"):
-        state = _state(config.build(), config.build_scope())
+        state = _state(config.build(), config.build_scope(), config.build_late())
         wanted = {name: list(tensor.shape) for name, tensor in state.items()}
     with safe_open(weights, framework="pt") as file:
         found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

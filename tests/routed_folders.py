@@ -16,9 +16,11 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
 from router.engine.view import chain_view
+from router.heads.budget import operating_points
 from router.heads.head import pad_states
+from router.heads.menu import MenuHead
 from router.scope import pooled
-from router.storage import Guarantee, Router, save_router
+from router.storage import Guarantee, HeadSettings, LateConfig, Router, save_router
 from tests.tiny import random_router, tiny_model, tiny_tokenizer
 from train.scope import scope_of
 
@@ -47,6 +49,42 @@ def router_for(model: PreTrainedModel) -> Router:
     with torch.inference_mode():
         router.head.calibrate(router.head(*pad_states(states)))
     return Router(router.config, router.head, Guarantee(0.1, 0.1, "accuracy", None, None, 10, 0.0, 5.0, None))
+
+
+LATE = 3
+"""Where `late_router` reads once more."""
+EARLY_CHAINS = ("0-1,3-4", "0-1,2*2,3-4")
+"""What its first head decides alone."""
+LATE_CHAINS = ("0-4", "0-3", "0-2,4", "0-2")
+"""What its second one picks of."""
+
+
+def late_router(model: PreTrainedModel, seed: int = 0) -> Router:
+    """A random router of two menu heads, with a measured budget: each decides some of the rows."""
+    scorer = ChainScorer(model, tiny_tokenizer(), load_task("arc_easy"))
+    settings: HeadSettings = {"hidden": 8, "dropout": 0.0, "agreement": 0.0, "chains": [*LATE_CHAINS, *EARLY_CHAINS]}
+    config = dataclasses.replace(
+        random_router(scorer, PREFIX).config,
+        head="menu",
+        head_settings=settings,
+        late=LateConfig(LATE, {**settings, "chains": [*LATE_CHAINS]}),
+    )
+    torch.manual_seed(seed)
+    head, late = config.build().eval(), config.build_late()
+    assert isinstance(head, MenuHead)
+    assert late is not None
+    for parameter in (*head.parameters(), *late.parameters()):
+        parameter.data.normal_(0, 0.3)
+    ids, mask = prompts(24)
+    read = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    first, second = (
+        pad_states([row[kept.bool()] for row, kept in zip(read[layer], mask, strict=True)]) for layer in (PREFIX, LATE)
+    )
+    with torch.inference_mode():
+        values = head.values(head(*first))
+        open_values = late.eval().scores_of(late(*second), head.chains)
+        head.budget_points = operating_points(values, head.depths.expand_as(values), open_values)
+    return Router(dataclasses.replace(config, budget_points=head.budget_points), head, late=late)
 
 
 def scoped(router: Router, states: Sequence[Tensor], share: float = 0.0, *, one_token: bool = False) -> Router:

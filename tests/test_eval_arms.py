@@ -45,9 +45,11 @@ from eval.baselines import (
 )
 from router.chain import Chain
 from router.files import write_json
+from router.heads.head import known_late
 from router.storage import Router
 from router.validation import InputError
 from tests.menus import record_of
+from tests.routed_folders import LATE, late_router
 from tests.tiny import FULL, NUM_LAYERS, random_router, tiny_model, tiny_samples, tiny_tokenizer
 
 PREFIX = 2
@@ -101,7 +103,7 @@ def test_full_depth_and_static_give_every_sample_the_same_chain(block: SampleBlo
 def test_the_router_decides_for_each_sample_alone(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
     # Oracle: each sample alone, without the arm: states of the executor, then Router.decide.
     loaded = scorer.load([scorer.encode(sample) for sample in samples])
-    chosen = RouterArm(StatesReader(scorer, PREFIX), router).chains(loaded)
+    chosen = RouterArm(StatesReader(scorer), router).chains(loaded)
     alone = []
     for sample in samples:
         one = scorer.load([scorer.encode(sample)])
@@ -110,12 +112,27 @@ def test_the_router_decides_for_each_sample_alone(scorer: ChainScorer, samples: 
     assert len(set(chosen)) >= 3, "the fixture must give several chains, or the test shows nothing"
 
 
+def test_a_router_that_reads_twice_decides_as_when_asked_alone(scorer: ChainScorer, samples: list[Sample]) -> None:
+    # Oracle: each sample alone, its states at both layers from the executor, then Router.decide.
+    twice = late_router(scorer.model, seed=6)
+    loaded = scorer.load([scorer.encode(sample) for sample in samples])
+    chosen = RouterArm(StatesReader(scorer), twice).decide(loaded)
+    alone = []
+    for sample in samples:
+        one = scorer.load([scorer.encode(sample)])
+        first, late = (scorer.states(one, layer) for layer in twice.config.read_layers)
+        alone += twice.decide(first, read_on=known_late(late))
+    assert [one.chain for one in chosen] == [one.chain for one in alone]
+    assert any(one.chain.unedited_prefix < LATE for one in chosen)
+    assert any(one.chain.unedited_prefix >= LATE for one in chosen)
+
+
 def test_random_chains_match_the_routers_depth_and_edit_after_the_prefix(
     scorer: ChainScorer, samples: list[Sample], router: Router
 ) -> None:
     # Oracle: the properties that the docstring states; the same seed and sample give the same chain in any batch.
     loaded = scorer.load([scorer.encode(sample) for sample in samples])
-    routed = RouterArm(StatesReader(scorer, PREFIX), router)
+    routed = RouterArm(StatesReader(scorer), router)
     arm = RandomArm(routed, NUM_LAYERS, PREFIX, seed=3)
     drawn = arm.chains(loaded)
     assert [one.depth for one in drawn] == [one.depth for one in routed.chains(loaded)]
@@ -207,7 +224,7 @@ def test_the_routers_most_common_chains_are_candidates() -> None:
 
 def test_routed_chains_do_not_hang_on_batches(scorer: ChainScorer, samples: list[Sample], router: Router) -> None:
     # Oracle: the chains of one big batch.
-    arms = [RouterArm(StatesReader(scorer, PREFIX), router) for _ in range(2)]
+    arms = [RouterArm(StatesReader(scorer), router) for _ in range(2)]
     whole = arms[0].chains(scorer.load([scorer.encode(sample) for sample in samples]))
     assert routed_chains(arms[1], samples, scorer, 5) == whole
 

@@ -167,7 +167,7 @@ def test_layers_that_all_chains_run_once_are_left_out_and_said_so(report: Report
     # 20 layers of which the arms edit 18 only, the router reads 16's input: 0 to 13 are left out.
     rate = (*[0.0] * 18, 0.5, 0.0)
     use = LayerUse(12, tuple(1 - x for x in rate), rate, (0.0,) * 20, 4.0)
-    drawn = draw_layer_use(LayerRows("deep", 20, 16, [(arm.name, arm.label, use) for arm in report.arms]))
+    drawn = draw_layer_use(LayerRows("deep", 20, [16], [(arm.name, arm.label, use) for arm in report.arms]))
     (cells,) = (one for one in drawn.axes[0].collections if isinstance(one, QuadMesh))
     assert cells.get_array().shape == (len(report.arms), 6)
     assert cells.get_coordinates()[0, 0, 0] == 13.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -184,30 +185,42 @@ def test_static_candidates_are_judged_in_the_cheap_mode(mixture: World) -> None:
     assert "mode exact+letter" in report["caveats"][-1]
 
 
-def test_each_kind_has_its_own_static_chain_no_deeper_than_the_router_on_it(mixture: World) -> None:
-    # Oracle: the candidates' lines, counted here, and the router's chains of the validation samples, one by one.
+def test_each_kind_has_its_own_static_chain_and_together_they_are_no_deeper_than_the_router(mixture: World) -> None:
+    # Oracle: the candidates' lines, counted here, all their combinations, and the router's chains one by one.
     scorer, router = scorer_of(mixture.folder, TASKS), load_router(mixture.folder / "router")
     validation = read_samples(mixture.folder / "data" / "validation.jsonl")
+    counts = Counter(sample.task for sample in validation)
     lines = [json.loads(line) for line in (mixture.out / CANDIDATES_FILE).read_text().splitlines()]
     chosen = read_json(mixture.out / StaticByKind.FILE)["kinds"]
     assert set(chosen) == set(TASKS.tasks)
+    depths = []
+    for sample in validation:
+        states = scorer.states(scorer.load([scorer.encode(sample)]), PREFIX)
+        depths += [one.chain.depth for one in router.decide(states, Operation(budget=4.2))]
+    bound = sum(depths) / len(depths)
+    options: dict[str, list[tuple[int, float]]] = {}
     for kind, choice in chosen.items():
-        depths = []
-        for sample in [one for one in validation if one.task == kind]:
-            states = scorer.states(scorer.load([scorer.encode(sample)]), PREFIX)
-            depths += [one.chain.depth for one in router.decide(states, Operation(budget=4.2))]
-        assert choice["router_validation_depth"] == pytest.approx(sum(depths) / len(depths))
+        assert choice["router_validation_depth"] == pytest.approx(bound)
         right: dict[tuple[int, ...], dict[str, bool]] = {}
         for line in lines:
             if line["task"] == kind:
                 right.setdefault(tuple(line["chain"]), {})[line["sample_id"]] = line["correct"]
-        n = len(right[FULL.layers])
         # The kind's candidates ran on all its samples; what another kind alone has ran on none of them.
-        within = {c: sum(of.values()) for c, of in right.items() if len(c) <= sum(depths) / len(depths)}
-        assert {len(of) for of in right.values()} == {n} == {choice["n"]}
-        assert within[tuple(choice["chain"])] == choice["correct"] == max(within.values())
+        assert {len(of) for of in right.values()} == {len(right[FULL.layers])} == {choice["n"]}
+        assert sum(right[tuple(choice["chain"])].values()) == choice["correct"]
+        options[kind] = [(len(chain), sum(of.values()) / len(of)) for chain, of in right.items()]
         of_test = [line for line in lines_of(mixture, "static_by_kind") if line["task"] == kind]
         assert {tuple(line["chain"]) for line in of_test} == {tuple(choice["chain"])}
+    own = {kind: (choice["depth"], choice["correct"] / choice["n"]) for kind, choice in chosen.items()}
+
+    def mean(of_kind: dict[str, tuple[int, float]], place: int) -> float:
+        return sum(counts[kind] * of_kind[kind][place] for kind in of_kind) / counts.total()
+
+    assert mean(own, 0) <= bound
+    for combination in itertools.product(*options.values()):
+        other = dict(zip(options, combination, strict=True))
+        if mean(other, 0) <= mean(own, 0):
+            assert mean(other, 1) <= mean(own, 1) + 1e-9
     report = read_json(mixture.out / REPORT_FILE)
     assert report["baselines"]["static_by_kind"]["kinds"] == chosen
     assert {*BY_KIND, "static", "random"} <= report["router_against"].keys()

@@ -145,8 +145,14 @@ def test_reports_are_read_back_as_they_were_written(made: Path, finished: World)
 
 
 ABSENT = object()
-ADDED = ("worst_kind", "baselines/static_by_kind", "router_collapse/entropy_within_bits", "arms/0/out_of_scope")
-"""Fields that reports of this schema have had since kinds are told apart, and since routers have a scope."""
+ADDED = (
+    "worst_kind",
+    "baselines/static_by_kind",
+    "router_collapse/entropy_within_bits",
+    "arms/0/out_of_scope",
+    "model/late_read_layer",
+)
+"""Fields that reports of this schema have had since kinds are told apart, routers have a scope, and some read twice."""
 
 
 def test_a_report_from_before_kinds_were_told_apart_is_read(made: Path, tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def test_what_lies_outside_runs_at_full_depth_at_every_operation() -> None:
         if not wanted.guaranteed:
             assert router.decide(many, dataclasses.replace(wanted, scope=False)) == anyhow
     chains = [FULL, FULL.skip(3, 1)]
-    expected = torch.where(torch.tensor(inside)[:, None], plain.scores(many, chains), torch.tensor([0, -torch.inf]))
-    assert torch.equal(router.scores(many, chains), expected)
+    expected = torch.where(torch.tensor(inside)[:, None], plain.values(many, chains)[0], torch.tensor([0, -torch.inf]))
+    assert torch.equal(router.values(many, chains)[0], expected)
     mixed = router.decide(many, [Operation(scope=i % 2 == 0) for i in range(36)])
     assert [one.in_scope for one in mixed] == [i % 2 == 1 or known for i, known in enumerate(inside)]
     with pytest.raises(ValueError, match="scope: expected true with guaranteed, which was certified with it"):

@@ -130,7 +130,10 @@ def test_full_depth_takes_the_place_where_nothing_says_what_suits(setting: Setti
         alone = [Oracle(routed).chain(prompt) for prompt in prompts]
         choice = RouterChoice(routed, served, BatchLimits(), Budgets(routed.router, 0.02))
         got = [one for prompt in prompts for one in choice.read([prompt], [None])]
-        assert got == [Picked(chain) if chain in served else Picked(served[0], "no_backend") for chain in alone]
+        for prompt, one, chain in zip(prompts, got, alone, strict=True):
+            read = routed.router.config.read_layer * len(prompt)
+            wanted = (chain, None) if chain in served else (served[0], "no_backend")
+            assert one == Picked(*wanted, layers_read=read)
         assert not all(chain in served for chain in alone)
         if routed.guaranteed:  # but not where a request has a budget of its own
             own = choice.read(prompts, [setting.budget] * len(prompts))

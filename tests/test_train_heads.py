@@ -15,9 +15,12 @@ import torch
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from data.sample import read_samples, write_samples
 from data.states import compute_states
+from eval.curves import main as curves
 from router.chain import Chain
 from router.command import run_command
-from router.storage import OperatingPoint, Operation, Router, load_router
+from router.heads.budget import BudgetPoint
+from router.heads.head import known_late
+from router.storage import GUARANTEE_FILE, OperatingPoint, Operation, Router, load_router, save_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import write_records
@@ -25,6 +28,8 @@ from tests.test_search_run import arguments as search_arguments
 from tests.test_train_command import arguments
 from tests.tiny import NUM_LAYERS, scorer_of, tiny_samples, write_project
 from train.__main__ import main
+from train.calibrate import main as calibrate
+from train.calibrate import settings_of
 
 LATE = ["0-4", "0-3", "0-2,4", "0-2"]  # what a router may choose that reads layer 3
 EARLY = ["0-1,3-4", "0-1,4"]
@@ -187,6 +192,130 @@ def test_a_menu_is_read_before_the_first_layer_that_it_edits(project: Path) -> N
     assert router.config.head_settings["chains"] == LATE + EARLY
 
 
+@pytest.fixture(scope="module")
+def twice(tabled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with a router that reads twice, in `twice/`, and each of its heads trained alone."""
+    project = Path(shutil.copytree(tabled, tmp_path_factory.mktemp("twice") / "project"))
+    for name, layers in (
+        ("twice", {"read_layer": 2, "late_read_layer": READ}),
+        ("first", {"read_layer": 2}),
+        ("late", {"read_layer": READ}),
+    ):
+        main(settings(project, out=project / name, head__menu__agreement=0, **layers))
+    return project
+
+
+def test_a_router_that_reads_twice_has_the_heads_of_both_trainings(twice: Path) -> None:
+    # Oracle: a training of each alone, with the same seed.
+    router, first, late = (load_router(twice / name) for name in ("twice", "first", "late"))
+    assert router.late is not None
+    for one, other in ((router.head, first.head), (router.late, late.head)):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert router.config.read_layers == (2, READ)
+    assert router.config.late is not None
+    assert router.config.late.head_settings["chains"] == LATE
+    assert router.config.head_settings["chains"] == LATE + EARLY
+
+
+def test_its_operating_points_are_measured_as_it_decides(twice: Path) -> None:
+    # Oracle: the router's decisions on the validation samples, their states from the model, judged by the table.
+    router = load_router(twice / "twice")
+    table = {record.sample_id: record for record in read_records(twice / "records" / "validation.jsonl")}
+    samples, scorer = read_samples(twice / "data" / "validation.jsonl"), scorer_of(twice)
+    first, late = (compute_states(scorer, samples, layer, "validation") for layer in (2, READ))
+    read = list(first.values()), known_late(list(late.values()))
+    assert router.config.budget_points
+    for point in router.config.budget_points:
+        decided = router.decide(read[0], Operation(point=OperatingPoint(point.offset)), read[1])
+        assert sum(one.chain.depth for one in decided) / len(decided) == pytest.approx(point.mean_depth)
+        judged = [
+            next(result.stands for result in table[name].results if result.chain == one.chain)
+            for name, one in zip(first, decided, strict=True)
+        ]
+        assert point.accuracy == sum(judged) / len(judged)
+    own = router.decide(read[0], read_on=read[1])
+    told = json.loads((twice / "twice" / "train.json").read_text())["validation"]
+    assert told["mean_depth"] == pytest.approx(sum(one.chain.depth for one in own) / len(own))
+
+
+def scatter(folder: Path) -> Router:
+    """Give a router's heads random weights, so that both decide, and operating points to match."""
+    router = load_router(folder)
+    assert router.late is not None
+    torch.manual_seed(4)
+    for parameter in (*router.head.parameters(), *router.late.parameters()):
+        parameter.data.normal_(0, 0.3)
+    points = tuple(BudgetPoint(4.5 - i / 4, 0.02 * i) for i in range(6))
+    save_router(folder, dataclasses.replace(router, config=dataclasses.replace(router.config, budget_points=points)))
+    return load_router(folder)
+
+
+def test_a_guarantee_for_it_is_the_same_from_a_table_and_from_running(twice: Path) -> None:
+    # Oracle: each other; and the router's decisions on states from the model.
+    folder = twice / "calibrated"
+    shutil.copytree(twice / "twice", folder)
+    router = scatter(folder)
+    samples = tiny_samples("calibration", 40)
+    write_samples(twice / "data" / "calibration.jsonl", samples)
+    table = {"menu": twice / "menu.json", "read_layers": f"[2, {READ}]", "first_editable": 2, "verify": "false"}
+    search(search_arguments(twice, twice / "table", splits="[calibration]", **table))
+    common = [f"--router={folder}", f"--data={twice / 'data'}", f"--model={twice / 'model'}", "--dtype=float32"]
+    told = []
+    for more in ([], [f"--records={twice / 'table'}"]):
+        calibrate([*common, "--points=5", "--epsilon=0.9", *more])
+        told.append(json.loads((folder / GUARANTEE_FILE).read_text()))
+    assert told[0]["depths"] == told[1]["depths"]
+    assert told[0]["certificate"] == told[1]["certificate"]
+    scorer = scorer_of(twice)
+    first, late = (list(compute_states(scorer, samples, layer, "calibration").values()) for layer in (2, READ))
+    tried = settings_of(router.config.budget_points, 5, ())
+    decided = router.decide_each(first, [Operation(point=one) for one in tried], known_late(late))
+    assert told[0]["depths"] == pytest.approx([sum(one.chain.depth for one in of) / 40 for of in decided])
+    chains = {one.chain for of in decided for one in of}
+    assert min(chain.unedited_prefix for chain in chains) < READ < max(chain.unedited_prefix for chain in chains)
+
+
+def test_its_curve_is_what_deciding_and_looking_up_gives(twice: Path) -> None:
+    # Oracle: the router's decisions on the test samples, their states from the model, judged by the table.
+    folder = twice / "drawn"
+    shutil.copytree(twice / "twice", folder)
+    router = scatter(folder)
+    table = {"menu": twice / "menu.json", "read_layers": f"[2, {READ}]", "first_editable": 2, "verify": "false"}
+    search(search_arguments(twice, twice / "every", splits="[train,validation,test]", **table))
+    curves(
+        [
+            f"--data={twice / 'data'}", f"--records={twice / 'every'}", f"--out={twice / 'curves'}",
+            f"--routers={{twice: [{folder}]}}", "--budgets=[3.5,4]",
+        ]
+    )  # fmt: skip
+    scorer = scorer_of(twice)
+    read = {}
+    for split in ("validation", "test"):
+        samples = read_samples(twice / "data" / f"{split}.jsonl")
+        read[split] = [compute_states(scorer, samples, layer, split) for layer in (2, READ)]
+    records = {one.sample_id: one for one in read_records(twice / "every" / "test.jsonl")}
+    points = json.loads((twice / "curves" / "curves.json").read_text())["points"]
+    assert points
+    for point in points:
+        offsets = [0.001 * i for i in range(2000)]
+        decided = {}
+        for split, (first, late) in read.items():
+            operations = [Operation(point=OperatingPoint(offset)) for offset in offsets]
+            decided[split] = router.decide_each(
+                list(first.values()), operations, known_late([late[key] for key in first])
+            )
+        found = set()
+        for on_validation, on_test in zip(decided["validation"], decided["test"], strict=True):
+            right = [
+                next(result.stands for result in records[key].results if result.chain == one.chain)
+                for key, one in zip(read["test"][0], on_test, strict=True)
+            ]
+            depths = [sum(one.chain.depth for one in of) / len(of) for of in (on_validation, on_test)]
+            found.add((round(depths[0], 6), round(depths[1], 6), round(sum(right) / len(right), 6)))
+        assert tuple(round(point[name], 6) for name in ("validation_depth", "depth", "accuracy")) in found
+
+
 def refused(project: Path, name: str) -> dict[str, object]:
     """Make one thing wrong; returns the changed settings."""
     if name == "no menu table":  # full depth is all that the samples have in common
@@ -199,6 +328,10 @@ def refused(project: Path, name: str) -> dict[str, object]:
     changes: dict[str, dict[str, object]] = {
         "read layer of no model": {"read_layer": 5},
         "weight above 1": {"head.menu.agreement": 1.5},
+        "late before read layer": {"late_read_layer": READ},
+        "late of no model": {"late_read_layer": NUM_LAYERS},
+        "late beside layerwise": {"head.kind": "layerwise", "read_layer": 2, "late_read_layer": READ},
+        "late and warm": {"late_read_layer": 4, "warm_start": project / "router"},
     }
     return changes.get(name, {})
 
@@ -209,6 +342,10 @@ BAD = {
     "no right chain": "records: expected a sample with a right chain in train, got none",
     "read layer of no model": "read_layer: expected 1 (as in the records) to 4, got 5",
     "weight above 1": "head.menu.agreement: expected at most 1, got 1.5",
+    "late before read layer": "late_read_layer: expected 4 (after read_layer) to 4, got 3",
+    "late of no model": "late_read_layer: expected 4 (after read_layer) to 4, got 5",
+    "late beside layerwise": "late_read_layer: expected head.kind menu and no warm_start beside it, got a layerwise",
+    "late and warm": "late_read_layer: expected head.kind menu and no warm_start beside it, got warm_start",
 }
 
 

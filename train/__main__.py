@@ -10,6 +10,8 @@ nothing is left to do. `--warm_start ROUTER` starts from another router's weight
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import logging
 import sys
@@ -25,11 +27,22 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import WandbLogger
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from data.tracking import TrackingSettings, log_files, start_run
 from router.command import one_line, provenance, refusals_of, require_unique_keys, run_command, settings_of
 from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
-from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Router, RouterConfig, load_router, save_router
+from router.heads.menu import MenuHead
+from router.storage import (
+    CONFIG_FILE,
+    TRAINED_ON_FILE,
+    WEIGHTS_FILE,
+    LateConfig,
+    Router,
+    RouterConfig,
+    load_router,
+    save_router,
+)
 from router.storage import HeadSettings as HeadConfig
 from router.validation import SETTINGS, Count, InputError
 from train import calibrate
@@ -83,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     _quiet_lightning()
     settings, early_stopping, make_trainer, plain = _parse(given)
     out = writable_directory(settings.out, "out")
-    module = RouterModule(settings.head)
-    data = RouterData(settings, module.objective)
+    data = RouterData(settings, settings.head.objective())
     start = None if settings.warm_start is None else WarmStart.read(settings.warm_start, out)
     data.setup()
+    late_data = _late_data(settings, data)
     sources = {name: sha256_file(path) for name, path in data.files().items()}
     if start is not None:
         sources["warm_start"] = start.weights_sha256
@@ -94,29 +107,60 @@ def main(argv: Sequence[str] | None = None) -> None:
     if _trained_before(out, key):
         print(f"router: {out} was trained with these settings on these records already; remove it to train anew")
         return
-    module.build(data, start)
-    print(_describe(data))
     run = start_run(settings.tracking, out, plain)
-    logger = None if run is None else WandbLogger(experiment=run, log_model=False)
-    best = ModelCheckpoint(out / "checkpoints", "best", monitor="validation/loss", save_weights_only=True)
-    best.STARTING_VERSION = 0
-    best._enable_version_counter = False
-    trainer = make_trainer([] if logger is None else [logger], [early_stopping, best])
-    _fit(trainer, module, data)
-    if not best.best_model_path:
-        raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
-    module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+
+    def train(of: RouterData, start: WarmStart | None, place: Path, prefix: str) -> RouterModule:
+        seed_everything(settings.seed_everything, workers=True, verbose=False)
+        module = RouterModule(settings.head, of.objective)
+        module.build(of, start)
+        print(_describe(of))
+        loggers = [] if run is None else [WandbLogger(experiment=run, log_model=False, prefix=prefix)]
+        _fit(module, of, place, lambda best: make_trainer(list(loggers), [copy.deepcopy(early_stopping), best]))
+        return module
+
+    module = train(data, start, out / "checkpoints", "")
+    late = None if late_data is None else train(late_data, None, out / "checkpoints" / "late", "late")
     seen = data.split_hashes | (start.split_hashes if start else frozenset())
     told = {"key": key, "sources": sources, "prompts": {name: task.form for name, task in data.tasks.tasks.items()}}
-    final = _finish(module, data, settings.scope, out, plain, told, seen)
-    _log_artifacts(logger, data, out, final)
+    stages = [Stage(module, data), *([] if late is None or late_data is None else [Stage(late, late_data)])]
+    final = _finish(stages, settings.scope, out, plain, told, seen)
+    _log_artifacts(run, data, out, final)
     # Last of all: a run killed before this line is made again.
     write_json(out / DONE_FILE, {**provenance(plain), "key": key, "validation": final})
     print("on validation: " + ", ".join(f"{name} {value:.4g}" for name, value in final.items()))
     print(f"router: {out}")
 
 
-def _fit(trainer: Trainer, module: RouterModule, data: RouterData) -> None:
+def _late_data(settings: TrainSettings, data: RouterData) -> RouterData | None:
+    """Return the data of the head that reads late, set up; None: there is none.
+
+    Raises:
+        InputError: where the router's head cannot have one beside it, or it would not read later.
+    """
+    layer = settings.late_read_layer
+    if layer is None:
+        return None
+    if settings.head.kind != "menu" or settings.warm_start is not None:
+        got = f"a {settings.head.kind} head" if settings.head.kind != "menu" else "warm_start"
+        raise InputError(f"late_read_layer: expected head.kind menu and no warm_start beside it, got {got}")
+    if not data.read_layer < layer < data.origin.num_layers:
+        raise InputError(
+            f"late_read_layer: expected {data.read_layer + 1} (after read_layer) to {data.origin.num_layers - 1}, "
+            f"got {layer}"
+        )
+    late = RouterData(dataclasses.replace(settings, read_layer=layer), settings.head.objective())
+    late.setup()
+    return late
+
+
+def _fit(
+    module: RouterModule, data: RouterData, checkpoints: Path, make_trainer: Callable[[ModelCheckpoint], Trainer]
+) -> None:
+    """Train a head, and give it the weights that were best on the validation split."""
+    best = ModelCheckpoint(checkpoints, "best", monitor="validation/loss", save_weights_only=True)
+    best.STARTING_VERSION = 0
+    best._enable_version_counter = False
+    trainer = make_trainer(best)
     try:
         trainer.fit(module, data)
     except SystemExit:
@@ -128,6 +172,9 @@ def _fit(trainer: Trainer, module: RouterModule, data: RouterData) -> None:
         if "Early stopping conditioned on metric" in str(error):
             raise InputError(f"early_stopping.monitor: {one_line(error)}") from error
         raise
+    if not best.best_model_path:
+        raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
+    module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
 
 
 MakeTrainer = Callable[[list[Any], list[Callback]], Trainer]
@@ -208,10 +255,28 @@ def _describe(data: RouterData) -> str:
     return "\n".join([*lines, data.objective.describe(torch.stack(data.examples["train"].targets))])
 
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A trained head, and the data that it was trained on."""
+
+    module: RouterModule
+    data: RouterData
+
+    def output(self) -> Tensor:
+        """Return the head's output on the validation examples.
+
+        Raises:
+            InputError: where it is not finite.
+        """
+        output = torch.cat([self.module(*collate(part)[:2]) for part in _parts(self.data.examples["validation"])])
+        if not output.isfinite().all():
+            raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
+        return output
+
+
 @torch.inference_mode()
 def _finish(
-    module: RouterModule,
-    data: RouterData,
+    stages: Sequence[Stage],
     wanted: ScopeSettings | None,
     out: Path,
     settings: dict[str, Any],
@@ -219,26 +284,17 @@ def _finish(
     seen: set[str],
 ) -> dict[str, float]:
     """Fit the scope, measure the best weights on the validation split, calibrate the budget and write the router."""
-    head = module.head.eval().cpu()
-    validation = data.examples["validation"]
-    output = torch.cat([module(*collate(part)[:2]) for part in _parts(validation)])
-    if not output.isfinite().all():
-        raise InputError("head.learning_rate: expected training that stays finite, got infinite weights")
+    module, data = stages[0].module, stages[0].data
+    heads = [stage.module.head.eval().cpu() for stage in stages]
+    head, late_head = heads[0], cast(MenuHead, heads[1]) if len(heads) > 1 else None
+    late = None if late_head is None else stages[1]
+    output = stages[0].output()
     scope, inside, wrong = (None, None, 0.0) if wanted is None else fit_scope(data, wanted)
-    calibrate_in_scope(head, output, data, inside)
+    calibrate_in_scope(
+        head, output, data, inside, None if late is None or late_head is None else (late_head, late.output())
+    )
+    validation = data.examples["validation"]
     final = module.measures(output, torch.stack(validation.targets))
-    figures, head.budget_points = measure_accuracy(head, data, inside)
-    final |= figures
-    if scope is not None and scope.config.one_token:
-        final["one_token_errors"] = wrong
-        if wrong > NOTED_ERRORS:
-            print(f"note: for {wrong:.3f} of a kind of answers the router is wrong about whether they are one token")
-    elif scope is None and "letter" in data.tasks.judged_mode.split("+"):
-        print("note: scope: null, so the router will not end texts after letters, by which their answers are judged")
-    flops = head.forward_flops(validation.tokens) + (0 if scope is None else scope.forward_flops(validation.tokens))
-    final["head_mflops"] = flops / 1e6
-    # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.
-    final["head_share_of_forward"] = flops / (2 * data.layer_parameters * validation.tokens)
     origin = data.origin
     config = RouterConfig(
         head=module.objective.name,
@@ -252,10 +308,24 @@ def _finish(
         revision=settings["revision"],
         dtype=origin.dtype,
         fingerprints=origin.fingerprints,
-        budget_points=head.budget_points,
-        training={**training, "settings": settings, "search": origin.search, "validation": final},
+        late=None if late is None else LateConfig(late.data.read_layer, cast(HeadConfig, late.module.head_settings)),
     )
-    save_router(out, Router(config, head, scope=scope))
+    router = Router(config, head, scope=scope, late=late_head)
+    figures, head.budget_points = measure_accuracy(router, data, None if late is None else late.data)
+    final |= figures
+    if scope is not None and scope.config.one_token:
+        final["one_token_errors"] = wrong
+        if wrong > NOTED_ERRORS:
+            print(f"note: for {wrong:.3f} of a kind of answers the router is wrong about whether they are one token")
+    elif scope is None and "letter" in data.tasks.judged_mode.split("+"):
+        print("note: scope: null, so the router will not end texts after letters, by which their answers are judged")
+    flops = router.forward_flops(validation.tokens)
+    final["head_mflops"] = flops / 1e6
+    # The layers' multiply-adds alone: attention, embedding and output come on top, so the share is an upper bound.
+    final["head_share_of_forward"] = flops / (2 * data.layer_parameters * validation.tokens)
+    told = {**training, "settings": settings, "search": origin.search, "validation": final}
+    config = dataclasses.replace(config, budget_points=head.budget_points, training=told)
+    save_router(out, dataclasses.replace(router, config=config))
     write_json(out / TRAINED_ON_FILE, {"split_hashes": sorted(seen)})
     return final
 
@@ -266,9 +336,8 @@ def _parts(examples: Examples) -> list[list[Example]]:
     return [every[start : start + MEASURED_AT_ONCE] for start in range(0, len(every), MEASURED_AT_ONCE)]
 
 
-def _log_artifacts(logger: WandbLogger | None, data: RouterData, out: Path, final: dict[str, float]) -> None:
+def _log_artifacts(run: Any, data: RouterData, out: Path, final: dict[str, float]) -> None:
     records = [path for name, path in data.files().items() if name.startswith("records/")]
-    run = None if logger is None else logger.experiment
     digest = log_files(run, "search-records", "records", records, {"search": data.origin.search})
     files = [out / CONFIG_FILE, out / WEIGHTS_FILE]
     log_files(run, "router", "router", files, {"records": digest, **final})

@@ -36,7 +36,7 @@ from router.command import parse_settings, plain_values, provenance
 from router.engine.load import ModelSettings
 from router.files import read_json, require_directory, require_file, sha256_file, sha256_json
 from router.heads.budget import BudgetPoint
-from router.heads.head import Decision
+from router.heads.head import Decision, known_late
 from router.storage import (
     CONFIG_FILE,
     GUARANTEE_FILE,
@@ -183,7 +183,11 @@ def _look_up(
     origin = StatesOrigin(first.fingerprints, first.dtype)
     tasks = read_tasks(settings.data)
     picked: list[tuple[Decision, ...]] = []
-    for part in kept_states(path.with_suffix(".states"), origin, ids, router.config.read_layer, settings.split):
+    kept = [
+        kept_states(path.with_suffix(".states"), origin, ids, layer, settings.split)
+        for layer in router.config.read_layers
+    ]
+    for part in zip(*kept, strict=True):
         picked += _decisions(router, part, tried)
     routed: list[list[ChainResult]] = [[] for _ in tried]
     for sample, decided in zip(samples, picked, strict=True):
@@ -389,8 +393,7 @@ def run_settings(
 
     def work(batch: Batch[EncodedSample], report: Report) -> list[Routed]:
         block = scorer.load(batch.items)
-        states = [state.cpu() for state in scorer.states(block, router.config.read_layer)]
-        picked = _decisions(router, states, tried)
+        picked = _decisions(router, [scorer.states(block, layer) for layer in router.config.read_layers], tried)
         distinct = [list(dict.fromkeys([full, *(one.chain for one in own)])) for own in picked]
         judged = iter(scorer.judge(block, [(i, chain) for i, chains in enumerate(distinct) for chain in chains]))
         made = []
@@ -423,10 +426,11 @@ def _key_of(row: Routed) -> str:
 
 
 def _decisions(
-    router: Router, states: Sequence[Tensor], tried: Sequence[OperatingPoint | Chain]
+    router: Router, read: Sequence[Sequence[Tensor]], tried: Sequence[OperatingPoint | Chain]
 ) -> list[tuple[Decision, ...]]:
-    """Return for each sample what is decided at each setting."""
+    """Return for each sample what is decided at each setting, from its states at each read layer."""
     points = [Operation(point=one) for one in tried if isinstance(one, OperatingPoint)]
-    decided = iter(router.decide_each(states, points))
+    states = [state.cpu() for state in read[0]]
+    decided = iter(router.decide_each(states, points, known_late(read[-1])))
     by_setting = [[Decision(one, 0.0)] * len(states) if isinstance(one, Chain) else next(decided) for one in tried]
     return list(zip(*by_setting, strict=True))

@@ -90,6 +90,8 @@ class DataSettings:
         device: torch device for the states, or auto.
         read_layer: e of the `hidden_states[e]` that the router reads; chains that edit an earlier layer are no
             targets; at least the records' `first_editable`, but for a menu head; null: that.
+        late_read_layer: e of the `hidden_states[e]` that a second menu head reads; it picks the chain where the first
+            one likes a chain best that begins with all these layers; null: the router reads once.
         batch_size: samples in a training batch.
         states: folder for states that are computed here; null: `states` beside the records.
         limit: training samples to use, drawn by their ids, for learning curves; null: all.
@@ -101,6 +103,7 @@ class DataSettings:
     revision: str | None = None
     device: str = "auto"
     read_layer: Positive | None = None
+    late_read_layer: Positive | None = None
     batch_size: Positive = 32
     states: Path | None = None
     limit: Positive | None = None

@@ -66,11 +66,11 @@ class RouterModule(LightningModule):
 
     head: Head
 
-    def __init__(self, settings: HeadSettings) -> None:
-        """Set the training; the head is built when the data are known."""
+    def __init__(self, settings: HeadSettings, objective: Objective) -> None:
+        """Set the training, and what is taught; the head is built when the data are known."""
         super().__init__()
         StateEncoder(1, **settings.encoder)  # draws random numbers: without it a seed would give another router
-        self.objective = settings.objective()
+        self.objective = objective
         self.head_settings: dict[str, Any] = settings.encoder
         self._settings = settings
         self._validated: list[tuple[Tensor, Tensor]] = []

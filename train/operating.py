@@ -14,13 +14,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data.encoding import batches_by_length
+from data.records import ChainResult
 from data.sample import Sample
-from data.scoring import ChainScorer, in_parts
+from data.scoring import ChainScorer, delivered, in_parts
 from data.states import BATCH_SAMPLES
 from router.chain import Chain
-from router.heads.budget import BudgetPoint
-from router.heads.head import Head, pad_states
+from router.heads.budget import BudgetPoint, operating_points
+from router.heads.head import Decision, Head, known_late
+from router.heads.menu import MenuHead
 from router.progress import progress
+from router.storage import OWN_CHOICE, OperatingPoint, Operation, Router
 from router.validation import InputError
 from train.datamodule import RouterData
 
@@ -30,18 +33,20 @@ Job = tuple[int, Chain]
 """A sample's place, and a chain for it."""
 Inside = Bool[Tensor, " validation"] | None
 """Which validation samples lie inside of a router's scope; None: it has none."""
+Late = tuple[MenuHead, Float[Tensor, "examples outputs"]] | None
+"""The head that reads late, with its output on the validation examples."""
 
 
 @torch.inference_mode()
 def measure_accuracy(
-    head: Head, data: RouterData, inside: Inside = None
+    router: Router, data: RouterData, late: RouterData | None = None
 ) -> tuple[dict[str, float], tuple[BudgetPoint, ...]]:
-    """Return how right a head is at its own choice, and its operating points with their accuracy where it is measured.
+    """Return how right a router is at its own choice, and its operating points, with their accuracy where it is known.
 
     Args:
-        head: the trained and calibrated head, on the CPU, in evaluation mode.
-        data: the data, set up.
-        inside: which validation samples lie inside of the router's scope, the others run at full depth; None: all do.
+        router: the trained and calibrated router.
+        data: the data of what it reads first, set up.
+        late: those of what it reads late; None: it reads once.
 
     Returns:
         `accuracy`, `full_accuracy` (full depth's), `chance_accuracy` (guessing's) and `samples`, of all validation
@@ -50,74 +55,91 @@ def measure_accuracy(
     """
     records, samples = zip(*data.pairs["validation"], strict=True)
     states = data.states("validation", list(samples))
-    parts = [states[start : start + BATCH_SAMPLES] for start in range(0, len(states), BATCH_SAMPLES)]
-    output = torch.cat([head(*pad_states(part)) for part in parts])
-    judged = {(i, one.chain): one.right for i, record in enumerate(records) for one in record.results}
-    run = [True] * len(samples) if inside is None else inside.tolist()
-    own = _chosen(head, output, 0.0, run)
-    by_point = {point: _chosen(head, output, point.offset, run) for point in head.budget_points}
-    spread = {*head.budget_points[:: max(1, len(head.budget_points) // POINTS)], head.budget_points[-1]}
-    wanted = {*own, *(one for point in spread for one in by_point[point])}
+    further = None if late is None else late.states("validation", list(samples))
+    points = router.head.budget_points
+    operations = [OWN_CHOICE, *(Operation(point=OperatingPoint(point.offset)) for point in points)]
+    decided: list[list[Decision]] = [[] for _ in operations]
+    for start in range(0, len(states), BATCH_SAMPLES):
+        read_on = None if further is None else known_late(further[start : start + BATCH_SAMPLES])
+        part = router.decide_each(states[start : start + BATCH_SAMPLES], operations, read_on)
+        for all_of_it, one in zip(decided, part, strict=True):
+            all_of_it += one
+    jobs = [[(i, one.chain) for i, one in enumerate(every)] for every in decided]
+    judged = {(i, one.chain): one for i, record in enumerate(records) for one in record.results}
+    spread = {0, *range(1, len(jobs), max(1, len(points) // POINTS)), len(jobs) - 1}
+    wanted = {job for place in spread for job in jobs[place]}
     judged |= _run(data.open_scorer, samples, sorted(wanted - judged.keys(), key=lambda job: (job[0], job[1].layers)))
-    points = tuple(
-        dataclasses.replace(
-            point, accuracy=_mean(judged[one] for one in chosen) if judged.keys() >= {*chosen} else None
-        )
-        for point, chosen in by_point.items()
+
+    def accuracy(place: int) -> float | None:
+        if not judged.keys() >= {*jobs[place]}:
+            return None
+        pairs = [
+            (judged[job], one, data.tasks[samples[job[0]].task])
+            for job, one in zip(jobs[place], decided[place], strict=True)
+        ]
+        return _mean(delivered(result, task, one_token=one.one_token).right for result, one, task in pairs)
+
+    own = accuracy(0)
+    assert own is not None
+    measured = tuple(
+        dataclasses.replace(point, accuracy=accuracy(place)) for place, point in enumerate(points, start=1)
     )
     figures = {
-        "accuracy": _mean(judged[one] for one in own),
+        "accuracy": own,
         "full_accuracy": _mean(record.full.right for record in records),
         "chance_accuracy": _mean(1 / len(sample.choices) if sample.choices else 0.0 for sample in samples),
         "samples": float(len(samples)),
     }
-    if inside is not None:
-        figures["out_of_scope"] = _mean(not one for one in run)
-        figures["mean_depth"] = _mean(chain.depth for _, chain in own)
-        figures["full_share"] = _mean(chain.is_full for _, chain in own)
-    return figures, points
+    if router.scope is not None:
+        figures["out_of_scope"] = _mean(not one.in_scope for one in decided[0])
+        figures["mean_depth"] = _mean(one.chain.depth for one in decided[0])
+        figures["full_share"] = _mean(one.chain.is_full for one in decided[0])
+    return figures, measured
 
 
-def calibrate_in_scope(head: Head, output: Float[Tensor, "examples ..."], data: RouterData, inside: Inside) -> None:
+def calibrate_in_scope(
+    head: Head, output: Float[Tensor, "examples ..."], data: RouterData, inside: Inside, late: Late = None
+) -> None:
     """Set a head's operating points; their mean depth counts what lies outside of the scope at full depth.
 
     Args:
-        head: the trained head.
+        head: the trained head, of a router that reads once its only one.
         output: its output on the validation examples, which are the samples with a target.
         data: the data, set up.
         inside: which validation samples lie inside of the scope; None: all.
+        late: the head that reads late, and its output on the same examples; None: there is none.
 
     Raises:
         InputError: where no sample with a target lies inside.
     """
-    if inside is None:
-        head.calibrate(output)
-        return
-    known = inside[torch.tensor(data.has_target["validation"])]
+    known = torch.ones(len(output), dtype=torch.bool)
+    if inside is not None:
+        known = inside[torch.tensor(data.has_target["validation"])]
     if not known.any():
         raise InputError("scope.share: expected a validation sample with a target inside of the scope, got none")
-    head.calibrate(output[known])
-    share = _mean(inside.tolist())
+    if late is None:
+        head.calibrate(output[known])
+    else:
+        assert isinstance(head, MenuHead)
+        values = head.values(output[known])
+        further = late[0].scores_of(late[1][known], head.chains)
+        head.budget_points = operating_points(values, head.depths.expand_as(values), further)
+    share = 1.0 if inside is None else _mean(inside.tolist())
     head.budget_points = tuple(
         dataclasses.replace(point, mean_depth=share * point.mean_depth + (1 - share) * head.num_layers)
         for point in head.budget_points
     )
 
 
-def _chosen(head: Head, output: Tensor, offset: float, inside: Sequence[bool]) -> list[Job]:
-    """Return each sample's place with its chain at an operating point: the full one outside of the scope."""
-    full = Chain.full(head.num_layers)
-    best = [ranked[0].chain for ranked in head.decode_at(output, offset)]
-    return [(i, chain if inside[i] else full) for i, chain in enumerate(best)]
-
-
-def _run(open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Sequence[Job]) -> dict[Job, bool]:
-    """Return whether chains are right that the records do not have, judged in the samples' own scoring mode."""
+def _run(
+    open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Sequence[Job]
+) -> dict[Job, ChainResult]:
+    """Return the results of chains that the records do not have, judged in the samples' own scoring mode."""
     if not jobs:
         return {}
     scorer = open_scorer()
     encoded = scorer.encode_all(samples)
-    judged: dict[Job, bool] = {}
+    judged: dict[Job, ChainResult] = {}
     with progress(len(jobs), "accuracy on validation", "chain") as bar:
         for batch in batches_by_length([one.length for one in encoded], BATCH_SAMPLES):
             places = {place: i for i, place in enumerate(batch)}
@@ -126,7 +148,7 @@ def _run(open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs
             )
             block = scorer.load([encoded[i] for i in batch])
             results = in_parts(scorer.score, block, own, bar.update)
-            judged |= {(batch[i], chain): result.right for (i, chain), result in results.items()}
+            judged |= {(batch[i], chain): result for (i, chain), result in results.items()}
     return judged
 
 

@@ -5,6 +5,7 @@ Prompt and choices stand in one packed row where the model allows it, else in a 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job
 from router.engine.load import prompt_tokens, tokens_after
 from router.engine.rows import Row, pack_row, plain_row, separate_rows
-from router.heads.head import Decision
+from router.heads.head import Decision, ReadOn
 
 STATE_BYTES = 2**28
 """Bytes of computed states kept while a call runs."""
@@ -105,22 +106,22 @@ def joined_states(
 class ChoiceScorer:
     """Reads and scores questions with a model; safe for several threads, which take turns."""
 
-    def __init__(self, model: PreTrainedModel, read_layer: int, *, batch_tokens: int = 2048) -> None:
+    def __init__(self, model: PreTrainedModel, read_layers: Sequence[int], *, batch_tokens: int = 2048) -> None:
         """Prepare a model, which is not changed.
 
         Args:
             model: a decoder-only model in evaluation mode.
-            read_layer: layers whose output the router reads.
+            read_layers: layers that have run when the router reads, and when it reads once more, if it does.
             batch_tokens: tokens in one call of a layer at most.
         """
         self._executor = ChainExecutor(model, batch_tokens=batch_tokens, state_bytes=STATE_BYTES)
-        self._prefix = Chain(tuple(range(read_layer)), self._executor.num_layers)
+        self._prefixes = [Chain(tuple(range(layer)), self._executor.num_layers) for layer in read_layers]
         self._lock = threading.Lock()
 
     def score(
         self,
         questions: Sequence[Question],
-        decide: Callable[[list[Float[Tensor, "_ d_model"]]], list[Decision]],
+        decide: Callable[[Sequence[Float[Tensor, "_ d_model"]], ReadOn], list[Decision]],
         *,
         scored: bool = True,
     ) -> list[ScoredChoices]:
@@ -128,7 +129,7 @@ class ChoiceScorer:
 
         Args:
             questions: the questions.
-            decide: one chain for each question, from the states of its prompt and choices.
+            decide: one chain for each question, from the states of its prompt and choices, and what reads them on.
             scored: whether log-probabilities are wanted; otherwise there are none.
 
         Raises:
@@ -138,15 +139,20 @@ class ChoiceScorer:
             packed = self._executor.can_pack
             every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]
             block = self._executor.load([row for rows in every for row in rows])
-            read = iter(self._executor.states(block, [Job(i, self._prefix) for i in range(len(block.rows))]))
-            states = [
-                joined_states([next(read) for _ in rows], len(question.prompt), choices=bool(question.choices))
-                for question, rows in zip(questions, every, strict=True)
-            ]
-            routed = decide([state.cpu() for state in states])
+            owners = [owner for owner, rows in enumerate(every) for _ in rows]
+
+            def states(prefix: Chain, wanted: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
+                known = set(wanted)
+                jobs = [Job(row, prefix) for row, owner in enumerate(owners) if owner in known]
+                read = iter(self._executor.states(block, jobs))
+                own = {owner: [next(read) for _ in rows] for owner, rows in enumerate(every) if owner in known}
+                asked = [(own[owner], questions[owner]) for owner in wanted]
+                return [joined_states(of, len(one.prompt), choices=bool(one.choices)).cpu() for of, one in asked]
+
+            first = states(self._prefixes[0], range(len(questions)))
+            routed = decide(first, functools.partial(states, self._prefixes[-1]))
             if not scored:
                 return [ScoredChoices(one, (), ()) for one in routed]
-            owners = [owner for owner, rows in enumerate(every) for _ in rows]
             jobs = [Job(row, routed[owner].chain) for row, owner in enumerate(owners)]
             logprobs = self._executor.target_logprobs(block, jobs)
         sums = [[0.0] * len(question.choices) for question in questions]

@@ -42,6 +42,7 @@ class PrefixRun:
     """What the first layers computed for a batch of prompts.
 
     Attributes:
+        layers: how many layers ran.
         ids: the prompts' token ids, `[rows, tokens]`.
         states: output of the last of the layers, `[rows, tokens, d_model]`.
         keys: keys of each layer, `[rows, heads, tokens, width]`; empty where they cannot be replayed.
@@ -51,6 +52,7 @@ class PrefixRun:
         features: what pictures were made of, by `ENCODERS`: the arguments and the result; kept for all rows together.
     """
 
+    layers: int
     ids: Int[Tensor, "rows tokens"]
     states: Float[Tensor, "rows tokens d_model"]
     keys: tuple[Tensor, ...]
@@ -69,7 +71,8 @@ class PrefixRun:
             return self
         index = torch.tensor(rows, device=self.states.device)
         keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))
-        return PrefixRun(self.ids[index], self.states[index], keys, values, self.mask[index], self.extras)
+        ids, states, mask = (tensor[index] for tensor in (self.ids, self.states, self.mask))
+        return PrefixRun(self.layers, ids, states, keys, values, mask, self.extras)
 
 
 class Prefix:
@@ -78,23 +81,25 @@ class Prefix:
     Attributes:
         layers: how many.
         num_layers: layers of the model.
+        late: how many have run where some prompts are run on to be read once more; None: none are.
         can_replay: whether their keys and values can be given to a chain's prefill; otherwise they run again there
             (models with recurrent or convolutional layers, or with a cache of their own kind).
         made: what the model was made of when this was prepared; `run` prepares it anew where it was changed.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int, *, verify: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, layers: int, *, late: int | None = None, verify: bool = True) -> None:
         """Prepare a model, which is not changed.
 
         Args:
             model: a decoder-only model.
             layers: how many of its layers.
+            late: how many have run where some prompts are run on (`run_on`); None: none are.
             verify: try an edited chain on the model first.
 
         Raises:
             ValueError: where the layers are not found, or the model cannot run edited chains.
         """
-        self.layers, self._model, self._verify = layers, model, verify
+        self.layers, self.late, self._model, self._verify = layers, late, model, verify
         self._local = threading.local()
         self._prepare(Makeup(model))
 
@@ -108,10 +113,18 @@ class Prefix:
         self.num_layers = decoder.num_layers
         positions = "position_ids" in inspect.signature(type(self._model).forward).parameters
         self._offset = LayerCapture(self._model, decoder).position_offset if positions else None
-        first = Chain(tuple(range(self.layers)), decoder.num_layers)
-        self._view = self._remembering(replace_head(make_view(self._model, first, cached=attentions), NoHead))
-        find_decoder(self._view).layers[-1].register_forward_hook(self._keep)
+        self._first = self._reader(self.layers, cached=attentions)
         self.can_replay = attentions and self._suits_a_plain_cache()
+        self._further = None if self.late is None else self._reader(self.late, cached=attentions)
+        if self._further is not None:
+            self._take_what_is_given(self._further, self.layers)
+
+    def _reader(self, layers: int, *, cached: bool) -> PreTrainedModel:
+        """Return a view of the first layers alone, whose last one's output is kept."""
+        first = Chain(tuple(range(layers)), self.num_layers)
+        view = self._remembering(replace_head(make_view(self._model, first, cached=cached), NoHead))
+        find_decoder(view).layers[-1].register_forward_hook(self._keep)
+        return view
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._local.output = output
@@ -119,13 +132,13 @@ class Prefix:
     @torch.no_grad()
     def _suits_a_plain_cache(self) -> bool:
         """Whether the layers put keys and values alone into a cache, those that they put into their own."""
-        device = self._view.get_input_embeddings().weight.device
-        ids = probe_tokens(6, self._view.config.get_text_config(decoder=True).vocab_size, device)
+        device = self._first.get_input_embeddings().weight.device
+        ids = probe_tokens(6, self._first.config.get_text_config(decoder=True).vocab_size, device)
         mask = torch.ones_like(ids)
         try:
-            own = self._view(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True).past_key_values
+            own = self._first(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True).past_key_values
             states = self._local.output
-            run = self._read(ids, mask, DynamicCache(), {})
+            run = self._read(self._first, ids, mask, DynamicCache(), {})
         except torch.OutOfMemoryError:
             raise
         except REFUSALS:
@@ -160,15 +173,39 @@ class Prefix:
         """
         if (now := Makeup(self._model)) != self.made:
             self._prepare(now)
-        # Without a configuration the cache keeps all tokens of every layer, whatever its window.
-        return self._read(ids, mask, DynamicCache() if self.can_replay else None, inputs or {})
+        return self._read(self._first, ids, mask, self._cache(), inputs or {})
 
-    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None, inputs: Mapping[str, Any]) -> PrefixRun:
+    @torch.no_grad()
+    def run_on(self, run: PrefixRun, inputs: Mapping[str, Any] | None = None) -> PrefixRun:
+        """Run prompts on, from what `run` has computed of them, to the layer where they are read once more.
+
+        Where keys and values cannot be replayed the layers before run again.
+
+        Args:
+            run: what the first layers computed.
+            inputs: as of `run`.
+        """
+        assert self._further is not None
+        with self.given(run):
+            return self._read(self._further, run.ids, run.mask, self._cache(), inputs or {})
+
+    def _cache(self) -> DynamicCache | None:
+        # Without a configuration the cache keeps all tokens of every layer, whatever its window.
+        return DynamicCache() if self.can_replay else None
+
+    def _read(
+        self,
+        view: PreTrainedModel,
+        ids: Tensor,
+        mask: Tensor,
+        cache: DynamicCache | None,
+        inputs: Mapping[str, Any],
+    ) -> PrefixRun:
         features: dict[str, tuple[Mapping[str, Any], Any]] = {}
         if inputs:
             self._local.features = features
             try:
-                prefill(self._view, ids, mask, inputs, cache)
+                prefill(view, ids, mask, inputs, cache)
             finally:
                 self._local.features = None
         else:
@@ -176,7 +213,7 @@ class Prefix:
             options[cache_argument(self._model)] = cache
             if self._offset is not None:
                 options["position_ids"] = self._offset + (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-            self._view(input_ids=ids, attention_mask=mask, **options)
+            view(input_ids=ids, attention_mask=mask, **options)
         output, self._local.output = self._local.output, None
         keys, values = [], []
         for layer in [] if cache is None else cache.layers:
@@ -184,7 +221,8 @@ class Prefix:
             values.append(layer.values)
         extras = extras_of(output)
         states = output if extras is None else output[0]
-        return PrefixRun(ids, states, tuple(keys), tuple(values), mask, extras, features)
+        layers = len(find_decoder(view).layers)
+        return PrefixRun(layers, ids, states, tuple(keys), tuple(values), mask, extras, features)
 
     def _remembering(self, view: PreTrainedModel) -> PreTrainedModel:
         """Let a view of one's own keep what it makes of pictures, and take it where the very same were read before."""
@@ -213,23 +251,30 @@ class Prefix:
     def view(self, chain: Chain) -> PreTrainedModel:
         """Return a view of a chain that begins with these layers; its prefill takes what `given` gives.
 
+        Where the chain begins with all that have run at the late reading, it takes what that computed too.
+
         Raises:
             ValueError: where the chain begins otherwise.
         """
         if chain.layers[: self.layers] != tuple(range(self.layers)):
             raise ValueError(f"chain: expected one that begins with the first {self.layers} layers, got {chain}")
         view = self._remembering(with_contiguous_head(make_view(self._model, chain)))
-        layers = find_decoder(view).layers
-        for position in range(self.layers if self.can_replay else 0):
-            layers[position] = self._replaying(layers[position], position)
-        view.register_forward_pre_hook(self._recognise, with_kwargs=True)
+        shared = self.layers if self.late is None or chain.unedited_prefix < self.late else self.late
+        self._take_what_is_given(view, shared)
         return view
 
-    def _recognise(self, _view: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _take_what_is_given(self, view: PreTrainedModel, shared: int) -> None:
+        """Let the first layers of a view of one's own take their part of a prefill from what `given` gives."""
+        layers = find_decoder(view).layers
+        for position in range(shared if self.can_replay else 0):
+            layers[position] = self._replaying(layers[position], position)
+        view.register_forward_pre_hook(functools.partial(self._recognise, shared), with_kwargs=True)
+
+    def _recognise(self, shared: int, _view: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Replay what was given to the prompts that were read alone: others may be as long (a negative prompt)."""
         run: PrefixRun | None = getattr(self._local, "run", None)
         ids = kwargs.get("input_ids", args[0] if args else None)
-        same = run is not None and ids is not None and _is_repeated(ids, run.ids)
+        same = run is not None and run.layers <= shared and ids is not None and _is_repeated(ids, run.ids)
         self._local.replayed = run if same else None
 
     @contextmanager
@@ -244,18 +289,17 @@ class Prefix:
     def _replaying(self, layer: nn.Module, position: int) -> nn.Module:
         """Return a copy of a layer that takes its part of a prefill from what was given."""
         clone, forward, local = shallow_copy(layer), layer.forward, self._local
-        last = position == self.layers - 1
 
         def replay(*args: Any, **kwargs: Any) -> Any:
             run: PrefixRun | None = getattr(local, "replayed", None)
             hidden = args[0] if args else kwargs["hidden_states"]
             cache = next((one for one in (*args, *kwargs.values()) if isinstance(one, Cache)), None)
-            if run is None or not _is_prefill(run, hidden, cache, position):
+            if run is None or position >= run.layers or not _is_prefill(run, hidden, cache, position):
                 return forward(*args, **kwargs)
             times = len(hidden) // len(run.states)  # beams and several sequences of one prompt stand side by side
             if cache is not None:
                 cache.update(_times(run.keys[position], times), _times(run.values[position], times), position)
-            output = _times(run.states, times) if last else hidden
+            output = _times(run.states, times) if position == run.layers - 1 else hidden
             return with_extras(output, run.extras)
 
         clone.__dict__["forward"] = replay

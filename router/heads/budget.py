@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -88,15 +89,29 @@ def offset_for(points: Sequence[BudgetPoint], budget: float | None, num_layers: 
 
 
 def priced_choice(
-    values: Float[Tensor, "batch options"], depths: Float[Tensor, "batch options"], price: float
+    values: Float[Tensor, "batch options"],
+    depths: Float[Tensor, "batch options"],
+    price: float | Float[Tensor, "batch 1"],
+    late: Float[Tensor, "batch options"] | None = None,
 ) -> Int[Tensor, " batch"]:
     """Return each row's option of greatest value - price * depth; among equals the shallower, then the first.
 
     Of all choices of that mean depth it is the one of greatest mean value (Lagrange).
+
+    Args:
+        values: value of each option.
+        depths: its depth, layers.
+        price: of a layer, in units of the values, for all rows or for each.
+        late: value of each option that is still open when the router reads once more, -inf for the others: a row whose
+            best option is open then takes the best by these; None: it reads once.
     """
     worth = values - price * depths
     best = worth.max(1, keepdim=True).values
-    return torch.where(worth >= best, depths, depths.max() + 1).argmin(1)
+    first = torch.where(worth >= best, depths, depths.max() + 1).argmin(1)
+    if late is None:
+        return first
+    is_open = late.gather(1, first[:, None])[:, 0].isfinite()
+    return torch.where(is_open, priced_choice(late, depths, price), first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +156,9 @@ def best_mixture(values: Sequence[float], depths: Sequence[float], depth: float)
 
 
 def operating_points(
-    values: Float[Tensor, "batch options"], depths: Float[Tensor, "batch options"]
+    values: Float[Tensor, "batch options"],
+    depths: Float[Tensor, "batch options"],
+    late: Float[Tensor, "batch options"] | None = None,
 ) -> tuple[BudgetPoint, ...]:
     """Return prices of a layer and the mean depths that they give on these rows, deepest first.
 
@@ -150,30 +167,39 @@ def operating_points(
     Args:
         values: value of each option of each row; -inf: no option.
         depths: its depth, layers.
+        late: as of `priced_choice`.
     """
     values, depths = values.double(), depths.double()
     prices = _changes(values, depths)
+    if late is not None:
+        late = late.double()
+        prices = sorted({*prices, *_changes(late, depths)})
     between = [0.0, *((left + right) / 2 for left, right in itertools.pairwise(prices))]
     between.append((prices[-1] if prices else 0.0) * 2 + 1.0)
     found: dict[float, float] = {}
-    low, high = (_mean_depth(values, depths, price) for price in (between[-1], 0.0))
+    low, high = (_mean_depth(values, depths, price, late) for price in (between[-1], 0.0))
     step = (high - low) / POINTS
     stack = [(0, len(between) - 1)]
     found[low] = between[-1]
     found[high] = 0.0  # the last word, where no price changes anything
     while stack:  # halve where the mean depth still jumps
         left, right = stack.pop()
-        above, below = (_mean_depth(values, depths, between[i]) for i in (left, right))
+        above, below = (_mean_depth(values, depths, between[i], late) for i in (left, right))
         found.setdefault(above, between[left])
         found.setdefault(below, between[right])
         if above - below > step and right - left > 1:
             middle = (left + right) // 2
             stack += [(left, middle), (middle, right)]
-    return tuple(BudgetPoint(depth, price) for depth, price in sorted(found.items(), reverse=True))
+    # With a late reading a greater price may run deeper in the mean; such points are left out.
+    by_price = sorted((price, depth) for depth, price in found.items())
+    least = itertools.accumulate((depth for _, depth in by_price), min, initial=math.inf)
+    return tuple(
+        BudgetPoint(depth, price) for (price, depth), before in zip(by_price, least, strict=False) if depth < before
+    )
 
 
-def _mean_depth(values: Tensor, depths: Tensor, price: float) -> float:
-    chosen = priced_choice(values, depths, price)
+def _mean_depth(values: Tensor, depths: Tensor, price: float, late: Tensor | None) -> float:
+    chosen = priced_choice(values, depths, price, late)
     return float(depths.gather(1, chosen[:, None]).mean())
 
 

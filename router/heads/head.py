@@ -6,7 +6,7 @@ A head begins with an encoder, which pools a sample's token states and narrows t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,8 @@ from router.chain import Chain
 from router.heads.budget import BudgetPoint, offset_for
 
 Pooling = Literal["windows", "ends", "attention"]
+ReadOn = Callable[[Sequence[int]], Sequence[Float[Tensor, "_ d_model"]]]
+"""Runs the samples of these places on to the late read layer, and returns their states there."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,11 @@ class Head(nn.Module, ABC):
     def offset_for(self, budget: float | None) -> float:
         """Return the offset for a mean depth, layers; see `router.heads.budget.offset_for`."""
         return offset_for(self.budget_points, budget, self.num_layers)
+
+
+def known_late(states: Sequence[Float[Tensor, "_ d_model"]]) -> ReadOn:
+    """Return what reads samples on whose states at the late read layer are known."""
+    return lambda rows: [states[row].cpu() for row in rows]
 
 
 def pad_states(

@@ -72,7 +72,7 @@ def model_card(router: Router, *, report: Mapping[str, Any] | None = None) -> st
         config=config,
         place=place,
         name="a local model" if place == "local" else plain_text(config.base_model),
-        parameters=sum(parameter.numel() for parameter in head.parameters()),
+        parameters=router.parameters,
         told=[(what, plain_text(value)) for what, value in told.items()],
         head_settings=_named({name: value for name, value in config.head_settings.items() if name != "chains"}),
         chains=chains,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self, cast, overload
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     Cache,
@@ -60,21 +60,31 @@ from router.routed.pretrained import Pretrained
 from router.storage import Operation, Router
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Reading:
     """What was read of a batch of prompts.
 
     Attributes:
         run: what the first layers computed; the router reads its `rows()`.
         inputs: what the model was given besides tokens.
+        late: by row, for those that a router has read once more, what the layers up to there computed, and its place
+            in it.
     """
 
     run: PrefixRun
     inputs: ModelInputs = field(default_factory=ModelInputs)
+    late: dict[int, tuple[PrefixRun, int]] = field(default_factory=dict)
+
+    def layers_of(self, row: int) -> int:
+        """Return how many layers have run for a row."""
+        return self.late.get(row, (self.run, row))[0].layers
 
     def select(self, rows: Sequence[int]) -> Reading:
-        """Return the same of some rows."""
-        return Reading(self.run.select(rows), self.inputs.select(rows))
+        """Return the same of some rows, run as far as all of them have been."""
+        runs, places = zip(*(self.late.get(row, (self.run, row)) for row in rows), strict=True)
+        further = all(run is runs[0] for run in runs)
+        run = runs[0].select(places) if further else self.run.select(rows)
+        return Reading(run, self.inputs.select(rows))
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
             ValueError: where the model has another number of layers than the router was made for.
         """
         model, config = self.plain_model(), self.router.config
-        self._prefix = Prefix(model, config.read_layer)
+        self._prefix = Prefix(model, config.read_layer, late=None if config.late is None else config.late.read_layer)
         self._renew()
         if self._prefix.num_layers != config.num_layers:
             raise ValueError(
@@ -172,10 +182,10 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
 
     def _renew(self) -> None:
         """Drop what was made of the base model as it was."""
-        model, read_layer = self.plain_model(), self.router.config.read_layer
+        model, read_layers = self.plain_model(), self.router.config.read_layers
         with self._lock:
             self._made, self._views = self._prefix.made, OrderedDict()
-            self._make_scorer = functools.cache(lambda: ChoiceScorer(model, read_layer))
+            self._make_scorer = functools.cache(lambda: ChoiceScorer(model, read_layers))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle base model and router, which are joined anew: views and locks cannot be copied."""
@@ -266,6 +276,8 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
     def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[Decision]:
         """Return the chain of each row, with its score.
 
+        A router that reads twice lets the rows that it has to read once more run on; the reading keeps what that gave.
+
         Args:
             reading: what was read of the rows.
             budgets: mean depth wanted for each row, layers; None: what this model is set to, for a row or for all.
@@ -280,7 +292,26 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
             raise ValueError(f"budgets: expected {len(states)} entries, one a row, got {len(wanted)}")
         own = self.operation
         asked = [own if budget is None else Operation(budget=budget, scope=self.scope) for budget in wanted]
-        return self.router.decide(states, asked)
+        return self.router.decide(states, asked, functools.partial(self._read_on, reading))
+
+    def values(
+        self, reading: Reading, rows: Sequence[int], chains: Sequence[Chain]
+    ) -> tuple[Float[Tensor, "rows chains"], Float[Tensor, "rows chains"] | None]:
+        """Return what the router thinks that each chain is worth for some rows of a reading (`Router.values`)."""
+        states = reading.run.rows()
+        read_on = functools.partial(self._read_on, reading)
+        return self.router.values(
+            [states[row].cpu() for row in rows], chains, lambda places: read_on([rows[place] for place in places])
+        )
+
+    def _read_on(self, reading: Reading, rows: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
+        """Run rows of a reading on to the late read layer, and return their states there."""
+        if new := [row for row in rows if row not in reading.late]:
+            part = Reading(reading.run, reading.inputs).select(new)
+            run = self._prefix.run_on(part.run, part.inputs.values)
+            reading.late |= {row: (run, place) for place, row in enumerate(new)}
+        found = (reading.late[row] for row in rows)
+        return [run.states[place][run.mask[place].bool()].cpu() for run, place in found]
 
     @property
     def operation(self) -> Operation:
@@ -505,7 +536,8 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         operation = self.operation
         with self._lock:
             scorer = self._make_scorer()
-        return scorer.score(questions, lambda states: self.router.decide(states, operation), scored=scored)
+        decide = functools.partial(self.router.decide, operation=operation)
+        return scorer.score(questions, lambda states, read_on: decide(states, read_on=read_on), scored=scored)
 
 
 def _joined(model: PreTrainedModel, router: Router, kept: Mapping[str, Any]) -> RoutedModel:

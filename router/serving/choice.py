@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from router.chain import Chain
 from router.engine.load import chat_tokens, context_of, left_padded, prompt_tokens
+from router.heads.budget import priced_choice
 from router.heads.menu import MenuHead
 from router.routed import RoutedModel
+from router.routed.model import Reading
 from router.serving.batcher import BatchLimits, batch_of, partners_matter
 from router.serving.protocol import Budgets, DepthAsked, Message, bad, without_nulls
 from router.validation import adapter
@@ -35,13 +37,13 @@ class Picked:
     Attributes:
         chain: the chain, which has a backend.
         instead: why it is full depth in place of another chain; None: it was picked.
-        tokens_read: tokens of the prompts that the router read for it.
+        layers_read: layers that ran to read its prompts, summed over their tokens.
         one_token: whether the text ends after its first token (`Decision.one_token`).
     """
 
     chain: Chain
     instead: Reason | None = None
-    tokens_read: int = 0
+    layers_read: int = 0
     one_token: bool = False
 
 
@@ -138,10 +140,10 @@ class RouterChoice:
         finally:
             for one in waiting:
                 one.chosen.cancel()
-        read = sum(map(len, prompts))
+        read = sum(one.layers_read for one in picked)
         if len({(one.chain, one.one_token) for one in picked}) > 1:
             return Picked(self._full, "several_chains", read)
-        return replace(picked[0], tokens_read=read)
+        return replace(picked[0], layers_read=read)
 
     def prompts_of(self, asked: Mapping[str, Any], chat: bool) -> list[tuple[int, ...]]:
         """Return the token ids of a request's prompts; none where the router cannot read them all."""
@@ -210,27 +212,25 @@ class RouterChoice:
             Picked(one.chain, None if one.in_scope else "out_of_scope", one_token=one.one_token) for one in decided
         ]
         if missing := [row for row, one in enumerate(picked) if one.chain not in self._served]:
-            rows = reading.run.rows()
-            states = [rows[row].cpu() for row in missing]
-            chains = self._in_place(states, [budgets[row] for row in missing])
+            chains = self._in_place(reading, missing, [budgets[row] for row in missing])
             for row, chain in zip(missing, chains, strict=True):
                 full = chain == self._full
                 one_token = decided[row].one_token and not full
                 picked[row] = Picked(chain, "no_backend" if full else None, one_token=one_token)
-        return picked
+        return [replace(one, layers_read=reading.layers_of(row) * len(prompts[row])) for row, one in enumerate(picked)]
 
-    def _in_place(self, states: Sequence[torch.Tensor], budgets: Sequence[float | None]) -> list[Chain]:
+    def _in_place(self, reading: Reading, rows: Sequence[int], budgets: Sequence[float | None]) -> list[Chain]:
         """Return the served chain that a menu's values, less the budget's price of depth, put first; else the full one.
 
         A guarantee was made for the router's own chains, so with it only the full one takes their place.
         """
         routed, head = self._routed, self._routed.router.head
         if not isinstance(head, MenuHead):
-            return [self._full] * len(states)
+            return [self._full] * len(rows)
         own = [routed.budget if budget is None else budget for budget in budgets]
         prices = torch.tensor([[head.offset_for(budget)] for budget in own])
-        depths = torch.tensor([float(chain.depth) for chain in self._served])
-        worth = routed.router.scores(states, self._served).cpu() - prices * depths
-        best = [self._served[place] for place in worth.argmax(dim=1).tolist()]
+        values, late = routed.values(reading, rows, self._served)
+        depths = torch.tensor([float(chain.depth) for chain in self._served]).expand_as(values)
+        best = [self._served[place] for place in priced_choice(values, depths, prices, late).tolist()]
         certified = [routed.guaranteed and budget is None for budget in budgets]
         return [self._full if kept else chain for kept, chain in zip(certified, best, strict=True)]

@@ -148,16 +148,15 @@ class ProxyMetrics(Metrics):
         running: requests under way.
     """
 
-    def __init__(self, backends: Sequence[Backend], num_layers: int, read_layer: int) -> None:
+    def __init__(self, backends: Sequence[Backend], num_layers: int) -> None:
         """Begin at nothing.
 
         Args:
             backends: the backends, of which a scrape asks what is known.
             num_layers: layers of the base model.
-            read_layer: layers that the proxy runs to read a prompt.
         """
         super().__init__(num_layers)
-        self._backends, self._read_layer = backends, read_layer
+        self._backends = backends
         self.running = self.gauge("running", "Requests under way.")
         self._fallbacks = self.counter(
             "full_depth_fallbacks", "Requests that full depth answered in another chain's place.", "reason"
@@ -169,8 +168,7 @@ class ProxyMetrics(Metrics):
         told, instead = answer.told, picked.instead or ("backend_down" if answer.chain != picked.chain else None)
         if instead is not None:
             self._fallbacks.labels(instead).inc()
-        read = picked.tokens_read * self._read_layer
-        self.count(answer.chain, len(told.choices), told.prompt_tokens, told.generated_tokens, read)
+        self.count(answer.chain, len(told.choices), told.prompt_tokens, told.generated_tokens, picked.layers_read)
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is known of the backends, as the registry of Prometheus' client asks for it."""

@@ -143,7 +143,7 @@ def make_proxy(settings: ProxySettings, key: str | None) -> tuple[Proxy, str]:
         settings.connect_timeout, settings.first_byte_timeout, settings.idle_timeout, settings.retry_seconds
     )
     guard = settings.guard(config.base_model, key)
-    metrics = ProxyMetrics(listed, config.num_layers, config.read_layer)
+    metrics = ProxyMetrics(listed, config.num_layers)
     proxy = Proxy(guard, Backends(listed, patience), choice, settings.max_requests, metrics)
     return proxy, f"{told}; backends: {len(served)}{_of_menu(router, served)}"
 
