@@ -8,6 +8,7 @@ full      the stock model, all 30 layers
 exported  the chain 0-19,26-29 (24 layers) as a stock checkpoint (`python -m router export`)
 view      the same chain as a view of the full model (`router.engine.view.chain_view`)
 routed    `RoutedModel.generate` with a router that reads layer 12 and picks that chain
+twice     the same with a router that reads once more, after 18 layers, before it picks the chain
 
 Each call goes through the library's `generate`; a streamer notes when the first token is there (prefill) and when the
 last is (decode). The router is untrained, of the usual size, and its operating point always picks the chain: time does
@@ -25,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from data.flops import count_forward
 from router.chain import Chain
+from router.decision import LateConfig, Router, RouterConfig
 from router.engine.copies import with_contiguous_head
 from router.engine.load import load_model
 from router.engine.view import chain_view
@@ -49,10 +51,9 @@ from router.heads.head import Decision
 from router.heads.menu import MenuHead
 from router.routed import RoutedModel
 from router.routed.export import export_chain
-from router.storage import Router, RouterConfig
 
 CHAIN = "0-19,26-29"
-READ_LAYER = 12
+READ_LAYER, LATE_LAYER = 12, 18
 PROMPT, NEW, NEW_QUICK = 128, 32, 8
 BATCHES = (1, 8)
 WARM_UP = 3
@@ -91,8 +92,8 @@ class TimedRouter(Router):
         return decided
 
 
-def make_router(model: PreTrainedModel, chain: Chain) -> TimedRouter:
-    """Return an untrained menu router whose operating point always picks the chain."""
+def make_router(model: PreTrainedModel, chain: Chain, *, late: bool = False) -> TimedRouter:
+    """Return an untrained menu router whose operating point always picks the chain; `late`: after a second reading."""
     torch.manual_seed(0)
     width = int(model.config.hidden_size)
     settings: dict[str, Any] = {"chains": [str(Chain.full(chain.num_layers)), str(chain)], "hidden": 64}
@@ -102,7 +103,12 @@ def make_router(model: PreTrainedModel, chain: Chain) -> TimedRouter:
     config = RouterConfig(
         "menu", settings, chain.num_layers, READ_LAYER, width, "none", "generate", "smollm2", None, "bfloat16", prints
     )
-    return TimedRouter(config, head)
+    if not late:
+        return TimedRouter(config, head)
+    config = replace(config, late=LateConfig(LATE_LAYER, config.head_settings))
+    second = config.build_late()
+    assert second is not None
+    return TimedRouter(config, head, late=second.eval())
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ def cells(calls: dict[int, dict[str, list[Call]]]) -> dict[str, dict[str, Any]]:
                 "view_over_export": ratio(seconds["view"], seconds["exported"]),
                 "routed_net_over_export": ratio(net, seconds["exported"]),
                 "latency_ratio": ratio(seconds["routed"], seconds["full"]),
+                "twice_over_routed": ratio(seconds["twice"], seconds["routed"]),
             }
     return made
 
@@ -191,11 +198,11 @@ def print_table(made: dict[str, dict[str, Any]], result: dict[str, float], route
     print(
         f"{'ms':18}"
         + "".join(f"{name:>10}" for name in names)
-        + "   view/exported         routed net/exported   routed/full"
+        + "   view/exported         routed net/exported   routed/full           twice/routed"
     )
     for cell, values in made.items():
         shown = "".join(f"{values['ms'][name]:10.2f}" for name in names)
-        for key in ("view_over_export", "routed_net_over_export", "latency_ratio"):
+        for key in ("view_over_export", "routed_net_over_export", "latency_ratio", "twice_over_routed"):
             one = values[key]
             shown += f"   {one['median']:.3f} ({one['low']:.3f}..{one['high']:.3f})"
         print(f"{cell:18}{shown}")
@@ -225,12 +232,14 @@ def main() -> None:
     full = with_contiguous_head(chain_view(model, Chain.full(30), fresh=True))
     view = with_contiguous_head(chain_view(model, chain, fresh=True))
     routed = RoutedModel.join(model, router, budget=float(chain.depth))
+    twice = RoutedModel.join(model, make_router(model, chain, late=True), budget=float(chain.depth))
     arms = {
         "stock": model.generate,
         "full": full.generate,
         "exported": with_contiguous_head(exported).generate,
         "view": view.generate,
         "routed": routed.generate,
+        "twice": twice.generate,
     }
     new_tokens = NEW_QUICK if options.quick else NEW
     calls = run(arms, router, rounds, new_tokens)

@@ -36,12 +36,13 @@ import httpx
 import torch
 
 from router.chain import Chain
+from router.decision import Router, RouterConfig
 from router.engine.load import load_model
 from router.files import write_json
 from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
 from router.heads.menu import MenuHead
-from router.storage import Router, RouterConfig, save_router
+from router.storage import save_router
 
 ROOT = Path(__file__).parents[1]
 MODEL, READ_LAYER = "smollm2-135m-instruct", 12

@@ -14,8 +14,8 @@ from data.records import SearchRecord
 from data.sample import Sample
 from data.scoring import ChainScorer, SampleBlock, confidences
 from router.chain import Chain
+from router.decision import OWN_CHOICE, Operation, Router
 from router.heads.head import Decision
-from router.storage import OWN_CHOICE, Operation, Router
 
 FULL, ROUTER, STATIC, ORACLE = "full", "router", "static", "oracle"
 GUARANTEE, RANDOM_SEARCH = "guarantee", "random_search"

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -35,7 +36,7 @@ from eval.arms import Arm, exit_chain, kind_arm, static_arm
 from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
-from router.heads.budget import best_mixture, operating_points, priced_choice
+from router.heads.budget import best_mixture
 from router.validation import STORED, ChainField, Count, NotNegative, Positive, Share, from_plain, to_plain
 
 INFLUENCE_SAMPLES = 128
@@ -325,29 +326,37 @@ def choose_by_kind(
 ) -> dict[str, Candidate]:
     """Return one candidate for each kind, of mean depth at most `max_depth`, layers: what one kind spares another has.
 
-    They are chosen by one price of a layer, so that no choice of that mean depth is more accurate (Lagrange): of all
-    prices by the least that stays within the bound. Where none does, each kind has its shallowest candidate.
+    Of all such choices it is the most accurate one, among equals the shallowest. Where none is so shallow, each kind
+    has its shallowest candidate.
 
     Args:
         candidates: of each kind, at least one.
-        samples: samples of each kind, over which depth is averaged.
+        samples: samples of each kind, over which depth and accuracy are averaged.
         max_depth: the bound.
     """
-    chains = list(dict.fromkeys(one.chain for of_kind in candidates.values() for one in of_kind))
-    places = {chain: place for place, chain in enumerate(chains)}
-    values = torch.full((len(candidates), len(chains)), -torch.inf, dtype=torch.float64)
-    for row, of_kind in zip(values, candidates.values(), strict=True):
-        for one in of_kind:
-            row[places[one.chain]] = one.correct / one.n
-    depths = torch.tensor([float(chain.depth) for chain in chains]).expand_as(values)
-    each = torch.tensor([row for row, kind in enumerate(candidates) for _ in range(samples[kind])])
-    points = operating_points(values[each], depths[each])
-    price = next((point.offset for point in points if point.mean_depth <= max_depth), points[-1].offset)
-    chosen = (chains[place] for place in priced_choice(values, depths, price).tolist())
-    return {
-        kind: next(one for one in candidates[kind] if one.chain == chain)
-        for kind, chain in zip(candidates, chosen, strict=True)
-    }
+    bound = max_depth * sum(samples[kind] for kind in candidates) + 1e-6
+    # Kind by kind, all choices that no shallower one equals: layers and right answers in all, and the candidates.
+    front: list[tuple[int, Fraction, tuple[Candidate, ...]]] = [(0, Fraction(0), ())]
+    least = sum(samples[kind] * min(one.chain.depth for one in of_kind) for kind, of_kind in candidates.items())
+    for kind, of_kind in candidates.items():
+        count = samples[kind]
+        least -= count * min(one.chain.depth for one in of_kind)
+        longer = [
+            (layers + count * one.chain.depth, right + Fraction(count * one.correct, one.n), (*chosen, one))
+            for layers, right, chosen in front
+            for one in of_kind
+        ]
+        front, best = [], Fraction(-1)
+        for layers, right, chosen in sorted(longer, key=lambda choice: (choice[0], -choice[1])):
+            if layers + least <= bound and right > best:
+                front.append((layers, right, chosen))
+                best = right
+    if not front:
+        return {
+            kind: min(of_kind, key=lambda one: (one.chain.depth, -one.correct / one.n))
+            for kind, of_kind in candidates.items()
+        }
+    return dict(zip(candidates, front[-1][2], strict=True))
 
 
 def from_tables(

@@ -40,10 +40,11 @@ from eval.inputs import require_unseen
 from eval.measures import entropies
 from eval.tables import console_for, table
 from router.command import parse_settings, provenance
+from router.decision import Router
 from router.files import require_directory, sha256_file, writable_directory, write_json
 from router.heads.budget import offset_for, operating_points, priced_choice
 from router.heads.head import known_late
-from router.storage import WEIGHTS_FILE, Router, load_router
+from router.storage import WEIGHTS_FILE, load_router
 from router.validation import SETTINGS, Count, InputError
 
 SCHEMA = 1
@@ -277,7 +278,7 @@ def static_by_kind(tables: Tables, validation: Int[np.ndarray, " samples"]) -> I
         validation: the arm's column for each validation sample.
     """
     known, counts = tables.known, Counter(tables.validation.tasks)
-    candidates = {kind: candidates_of(known, kind) for kind in sorted(set(tables.test.tasks))}
+    candidates = {kind: candidates_of(known, kind) for kind in sorted(counts)}
     chosen = choose_by_kind(candidates, counts, float(tables.validation.depths[validation].mean()))
     return np.array([known.place(chosen[kind].chain) for kind in tables.test.tasks])
 

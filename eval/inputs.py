@@ -20,10 +20,11 @@ from data.tasks import TASKS_FILE, TaskSet, read_split, read_tasks
 from data.tracking import TrackingSettings
 from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, RANDOM, STATIC_BY_KIND, Baseline
 from eval.luck import require_random_search, require_same_search
+from router.decision import Router
 from router.engine.load import ModelSettings, resolve_device
 from router.files import require_directory, require_file, sha256_file
 from router.fingerprint import Fingerprints
-from router.storage import CONFIG_FILE, GUARANTEE_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
+from router.storage import CONFIG_FILE, GUARANTEE_FILE, WEIGHTS_FILE, load_router, trained_questions
 from router.validation import SETTINGS, Count, InputError, Positive, Share
 
 SPLITS = ("train", "validation", "test")

@@ -29,12 +29,13 @@ from eval.run import refresh
 from eval.tables import console_for, number, table
 from router.chain import Chain
 from router.command import parse_settings, provenance
+from router.decision import Router
 from router.engine.load import load_model
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LATENCY_FILE, SCHEMA, ChainTimes, LatencyProfile, Line, ladder, time_chains, time_router
 from router.progress import progress
-from router.storage import Router, load_router
+from router.storage import load_router
 from router.validation import SETTINGS, Count, InputError, Positive
 
 Timed = Mapping[Chain, ChainTimes]

@@ -90,10 +90,11 @@ from eval.tables import print_report
 from eval.tracking import track_report
 from router.chain import Chain
 from router.command import parse_settings, provenance
+from router.decision import Operation
 from router.engine.load import resolve_device
 from router.files import writable_directory, write_json
 from router.latency import budget_for
-from router.storage import Operation, load_router
+from router.storage import load_router
 from router.validation import InputError, to_plain
 
 CANDIDATES_FILE, SAMPLES_FILE = "candidates.jsonl", "samples.jsonl"

@@ -1,6 +1,6 @@
 """Load a router with its base model, see the chains that it picks, generate under them, and score choices.
 
-    python -m examples.route_and_generate --router runs/demo/router --budget 25.5
+    python -m examples.route_and_generate --router runs/demo/router --budget 25
 
 `make demo` leaves that router. Any other folder or hub id of a router will do.
 """

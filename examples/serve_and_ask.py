@@ -1,6 +1,6 @@
 """Serve a routed model, ask it twice (once streamed), and stop it again.
 
-    python -m examples.serve_and_ask --router runs/demo/router --budget 25.5 --question "What is ice made of?"
+    python -m examples.serve_and_ask --router runs/demo/router --budget 25 --question "What is ice made of?"
 
 It prints each answer with the chain of layers that the router picked and the number of layers run. Needs the server's
 packages (`pip install -c constraints.txt -e '.[serve]'`); asks with OpenAI's client where that is installed, else with

@@ -3,12 +3,12 @@
 python -m router new      --model qwen2.5-coder-1.5b-instruct --task arc_easy,chain_sum --out runs/mine
 python -m router run      runs/mine
 python -m router info     runs/demo/router
-python -m router route    runs/demo/router --budget 25.5 --prompt "Which of these is a fruit?"
-python -m router generate runs/demo/router --budget 25.5 --prompt "The capital of France is"
-python -m router serve    runs/demo/router --budget 25.5
-python -m router proxy    runs/demo/router --backends backends.yaml --budget 25.5
+python -m router route    runs/demo/router --budget 25 --prompt "Which of these is a fruit?"
+python -m router generate runs/demo/router --budget 25 --prompt "The capital of France is"
+python -m router serve    runs/demo/router --budget 25
+python -m router proxy    runs/demo/router --backends backends.yaml --budget 25
 python -m router export   --model smollm2-135m-instruct --chain 0-24,28-29 --out runs/short
-python -m router lm-eval  --model cola-router --model_args router=runs/demo/router,budget=25.5 --tasks arc_easy
+python -m router lm-eval  --model cola-router --model_args router=runs/demo/router,budget=25 --tasks arc_easy
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ from pydantic.dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from router.chain import Chain
+from router.decision import Operation, Router
 from router.engine.copies import with_contiguous_head
 from router.engine.decoder import cache_argument
 from router.engine.view import chain_view
 from router.files import read_json
 from router.fingerprint import Fingerprints
-from router.heads.head import known_late
-from router.storage import Router
+from router.heads.head import pad_states
 from router.validation import STORED, InputError, from_plain
 
 WARM_UP = 2
@@ -182,16 +182,19 @@ def _joined(rounds: Sequence[tuple[float, float, int | None]]) -> ChainTimes:
 def time_router(router: Router, *, batch: int, prompt_tokens: int, rounds: int, seed: int = 0) -> tuple[float, ...]:
     """Time the router's head and its decision on states as the base model would give them; seconds a round.
 
-    The layers whose output it reads are not in it: they run in every chain that it may still pick.
+    A second head is in it, whatever the first one decides of such states. The layers whose output is read are not: they
+    run in every chain that may still be picked; nor is what it costs to run the rows of a second reading by themselves.
     """
     generator = torch.Generator().manual_seed(seed)
     states = [torch.randn(prompt_tokens, router.config.d_model, generator=generator) for _ in range(batch)]
     dtype = getattr(torch, router.config.dtype)
     states = [state.to(dtype) for state in states]
-    seconds = []
+    first, seconds = dataclasses.replace(router, late=None), []
     for number in range(WARM_UP + rounds):
         start = time.perf_counter()
-        router.decide(states, read_on=known_late(states))
+        first.decide(states, Operation(scope=False))
+        if router.late is not None:
+            router.late.decode_at(router.late(*pad_states(states)), 0.0)
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - start)
     return tuple(seconds)

@@ -22,9 +22,10 @@ from data.tasks import TASKS_FILE, TaskSet, load_task, write_tasks
 from eval.__main__ import main
 from eval.inputs import SPLITS
 from router.chain import Chain
+from router.decision import Guarantee, Router
 from router.files import sha256_file
 from router.heads.head import pad_states
-from router.storage import WEIGHTS_FILE, Guarantee, Router, save_router, write_guarantee
+from router.storage import WEIGHTS_FILE, save_router, write_guarantee
 from tests.menus import write_records
 from tests.tiny import FULL, NUM_LAYERS, edit_json, random_router, save_tiny, scorer_of
 

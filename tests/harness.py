@@ -22,9 +22,10 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.__main__ import main
 from router.chain import Chain
+from router.decision import Guarantee, Operation, Router
 from router.files import sha256_file, write_json
 from router.heads.head import pad_states
-from router.storage import WEIGHTS_FILE, Guarantee, Operation, Router, load_router, save_router, write_guarantee
+from router.storage import WEIGHTS_FILE, load_router, save_router, write_guarantee
 from tests.tiny import random_router, save_tiny, tiny_model, tiny_tokenizer
 
 PREFIX = 2

@@ -17,11 +17,12 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from router.chain import Chain
+from router.decision import Router
 from router.heads.head import pad_states
 from router.routed import RoutedModel
 from router.routed.export import export_chain
 from router.serving.proxy import Proxy, ProxySettings, make_app, make_proxy
-from router.storage import Router, load_router, save_router
+from router.storage import load_router, save_router
 from tests.routed_folders import router_for
 from tests.serving import NAME, Asked, Oracle, Running, chat_tokenizer, on_a_socket, running, write_served
 from tests.tiny import tiny_model, untrained

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
+from router.decision import Guarantee, HeadSettings, LateConfig, Router
 from router.engine.view import chain_view
 from router.heads.budget import operating_points
 from router.heads.head import pad_states
 from router.heads.menu import MenuHead
 from router.scope import pooled
-from router.storage import Guarantee, HeadSettings, LateConfig, Router, save_router
+from router.storage import save_router
 from tests.tiny import random_router, tiny_model, tiny_tokenizer
 from train.scope import scope_of
 

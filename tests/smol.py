@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
+from router.decision import Router, RouterConfig
 from router.engine.load import load_model
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.heads.head import pad_states
 from router.heads.layerwise import LayerwiseHead
-from router.storage import Router, RouterConfig, save_router
+from router.storage import save_router
 
 NAME = "smollm2-135m-instruct"
 PREFIX = 12

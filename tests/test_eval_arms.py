@@ -8,6 +8,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from eval.baselines import (
     Candidate,
     MixtureChoice,
     candidate_pool,
+    choose_by_kind,
     choose_early_exit,
     choose_mixture,
     choose_pruned,
@@ -44,9 +46,9 @@ from eval.baselines import (
     routed_chains,
 )
 from router.chain import Chain
+from router.decision import Router
 from router.files import write_json
 from router.heads.head import known_late
-from router.storage import Router
 from router.validation import InputError
 from tests.menus import record_of
 from tests.routed_folders import LATE, late_router
@@ -213,6 +215,33 @@ def test_the_static_chain_is_the_most_accurate_within_the_depth() -> None:
     assert choose_static(table, 4.99).chain == chain("0-2")  # ties: shorter, then first by layers
     with pytest.raises(ValueError, match=r"of depth at most 2\.5"):
         choose_static(table, 2.5)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_static_chains_by_kind_are_the_best_choice_within_the_depth(seed: int) -> None:
+    # Oracle: all choices of one candidate a kind, in exact fractions.
+    rng, texts = random.Random(seed), ["0-4", "0-3", "0-2,4", "0-2", "0-1,2*2,3-4", "0-1"]
+    kinds = {
+        kind: [Candidate(chain(text), rng.randint(0, 20), 20) for text in rng.sample(texts, rng.randint(1, len(texts)))]
+        for kind in ("a", "b", "c")
+    }
+    samples = {kind: rng.randint(1, 9) for kind in kinds}
+    bound = rng.uniform(1.5, 5.5)
+    total = sum(samples.values())
+
+    def means(choice: Sequence[Candidate]) -> tuple[Fraction, Fraction]:
+        pairs = list(zip(samples.values(), choice, strict=True))
+        right = sum(Fraction(count * one.correct, one.n) for count, one in pairs)
+        return right / total, -Fraction(sum(count * one.chain.depth for count, one in pairs), total)
+
+    every = [means(choice) for choice in itertools.product(*kinds.values())]
+    within = [one for one in every if -one[1] <= bound]
+    chosen = choose_by_kind(kinds, samples, bound)
+    assert list(chosen) == list(kinds)
+    if within:
+        assert means(list(chosen.values())) == max(within)
+    else:
+        assert means(list(chosen.values()))[1] == max(one[1] for one in every)
 
 
 def test_the_routers_most_common_chains_are_candidates() -> None:

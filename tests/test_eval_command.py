@@ -24,10 +24,11 @@ from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.run import CANDIDATES_FILE
 from eval.tables import print_report
 from router.chain import Chain
+from router.decision import Operation
 from router.files import read_json, sha256_file
 from router.heads.head import pad_states
 from router.scope import pooled
-from router.storage import Operation, load_router, save_router
+from router.storage import load_router, save_router
 from router.validation import to_plain
 from tests.evaluation import ARM_NAMES, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
 from tests.tiny import FULL, NUM_LAYERS, scorer_of

@@ -27,8 +27,9 @@ from eval.curves import (
     summary_of,
 )
 from router.chain import Chain
+from router.decision import Operation, Router
 from router.heads.head import pad_states
-from router.storage import TRAINED_ON_FILE, Operation, Router, load_router, save_router
+from router.storage import TRAINED_ON_FILE, load_router, save_router
 from router.validation import InputError
 from search.__main__ import main as search
 from search.menu import Menu, write_menu

@@ -17,10 +17,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from router.chain import Chain
+from router.decision import Guarantee, Router, RouterConfig
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
 from router.heads.budget import BudgetPoint
 from router.routed.card import model_card
-from router.storage import Guarantee, Router, RouterConfig, save_router, weights_sha256
+from router.storage import save_router, weights_sha256
 from router.validation import InputError
 from tests.reports import GOLDEN
 from tests.tiny import NUM_LAYERS, save_tiny, tiny_model, tiny_tokenizer

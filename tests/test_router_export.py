@@ -42,6 +42,7 @@ from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
 from router.command import run_command
+from router.decision import Router
 from router.engine.layer_config import chain_config
 from router.engine.load import load_model
 from router.engine.view import chain_view
@@ -49,7 +50,7 @@ from router.fingerprint import model_fingerprint
 from router.routed import RoutedModel
 from router.routed.commands import export as main
 from router.routed.export import Exported, check_checkpoint, export_chain
-from router.storage import Router, save_router
+from router.storage import save_router
 from router.validation import InputError
 from tests.conftest import Refusal
 from tests.families import VOCABULARY, small_config

@@ -14,11 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from router.chain import Chain
+from router.decision import HEADS, Operation, Router, RouterConfig
 from router.fingerprint import Fingerprints
 from router.heads.head import StateEncoder, pad_states
 from router.heads.layerwise import REPEAT, RUN, SKIP, LayerwiseHead
 from router.heads.menu import AUXILIARY, MenuHead
-from router.storage import HEADS, Operation, Router, RouterConfig, load_router, save_router
+from router.storage import load_router, save_router
 from tests.tiny import untrained
 from train.datamodule import Examples, collate
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from router.decision import Guarantee, Router, RouterConfig
 from router.files import sha256_file, write_json
 from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
@@ -22,9 +23,6 @@ from router.storage import (
     GUARANTEE_FILE,
     TRAINED_ON_FILE,
     WEIGHTS_FILE,
-    Guarantee,
-    Router,
-    RouterConfig,
     load_router,
     save_router,
     write_guarantee,

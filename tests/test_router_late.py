@@ -15,15 +15,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from router.chain import Chain
+from router.decision import OWN_CHOICE, LateConfig, OperatingPoint, Operation, Router
 from router.engine.choices import question_of
 from router.engine.view import chain_view
 from router.heads.budget import priced_choice
 from router.heads.head import known_late, pad_states
+from router.latency import time_router
 from router.routed import RoutedModel
 from router.serving.batcher import BatchLimits
 from router.serving.choice import RouterChoice
 from router.serving.protocol import Budgets
-from router.storage import OWN_CHOICE, LateConfig, OperatingPoint, Operation, Router, load_router, save_router
+from router.storage import load_router, save_router
 from router.validation import InputError
 from tests.routed_folders import EARLY_CHAINS, GREEDY, LATE, LATE_CHAINS, PREFIX, alone, late_router, prompts, scoped
 from tests.tiny import EACH, NUM_LAYERS, tiny_model, tiny_tokenizer
@@ -144,6 +146,40 @@ def test_out_of_scope_is_told_at_the_first_reading(router: Router, read: dict[in
     assert asked == [row for row in by_hand(router, read, 0.0)[1] if held[row]]
 
 
+def test_values_leave_the_scope_out_where_that_is_asked_for(router: Router, read: dict[int, list[Tensor]]) -> None:
+    # Oracle: the router without a scope, and outside of one the full chain alone.
+    inside = scoped(router, read[PREFIX][: ROWS // 2])
+    chains, read_on = [FULL, Chain.parse("0-3", NUM_LAYERS)], known_late(read[LATE])
+    anyhow = inside.values(read[PREFIX], chains, read_on, scope=False)
+    kept = inside.values(read[PREFIX], chains, read_on)
+    held = torch.tensor([one.in_scope for one in inside.decide(read[PREFIX], read_on=read_on)])
+    for own, free, plain in zip(kept, anyhow, router.values(read[PREFIX], chains, read_on), strict=True):
+        assert own is not None
+        assert free is not None
+        assert plain is not None
+        assert torch.equal(free, plain)
+        assert torch.equal(own[held], plain[held])
+        assert own[~held].tolist() == [[0.0, -torch.inf]] * int((~held).sum())
+
+
+def test_both_heads_are_timed(router: Router, read: dict[int, list[Tensor]]) -> None:
+    # Oracle: calls of each head; a scope that no drawn state lies in keeps neither from being timed.
+    calls = {"first": 0, "late": 0}
+    scope = scoped(router, read[PREFIX])
+    assert scope.late is not None
+    hooks = [
+        head.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+        for name, head in (("first", scope.head), ("late", scope.late))
+    ]
+    try:
+        seconds = time_router(scope, batch=2, prompt_tokens=5, rounds=3)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(seconds) == 3
+    assert calls["first"] == calls["late"] >= 3
+
+
 def test_it_is_saved_and_read(router: Router, read: dict[int, list[Tensor]], tmp_path: Path) -> None:
     save_router(tmp_path, router)
     loaded = load_router(tmp_path)
@@ -161,7 +197,11 @@ def test_it_is_saved_and_read(router: Router, read: dict[int, list[Tensor]], tmp
     [
         (LateConfig(PREFIX, {"chains": ["0-4", "0-3"]}), "late: expected a menu head that reads later"),
         (LateConfig(4, {"chains": ["0-4", "0-2"]}), r"chains: expected chains that begin with layers 0\.\.3"),
-        (LateConfig(LATE, {"chains": ["0-4", "0-3"]}), "expected .* of shape"),
+        (
+            LateConfig(LATE, {"chains": ["0-4", "0-3"]}),
+            r"expected the 4 chains of the menu that begin with layers 0\.\.2",
+        ),
+        (LateConfig(LATE, {"chains": [*LATE_CHAINS], "hidden": 9}), "expected .* of shape"),
     ],
 )
 def test_a_late_head_that_does_not_fit_is_refused(router: Router, late: LateConfig, told: str, tmp_path: Path) -> None:
@@ -175,13 +215,17 @@ def test_each_row_is_what_its_chains_view_generates(variant: tuple[str, str]) ->
     # Oracle: the view of the row's chain, the row alone and without padding; all families and attentions. The chain is
     # what `Router.decide` says of the stock model's states.
     model = tiny_model(*variant)
-    made = late_router(model)
-    routed = RoutedModel.join(model, made)
     ids, mask = prompts()
     rows = [row[kept.bool()][None] for row, kept in zip(ids, mask, strict=True)]
     states = [model(input_ids=row, output_hidden_states=True).hidden_states for row in rows]
     first, second = ([of_row[layer][0] for of_row in states] for layer in (PREFIX, LATE))
-    chains = [one.chain for one in made.decide(first, read_on=known_late(second))]
+    for seed in range(40):  # a router both of whose heads decide some rows
+        made = late_router(model, seed)
+        chains = [one.chain for one in made.decide(first, read_on=known_late(second))]
+        if 0 < sum(str(chain) in EARLY_CHAINS for chain in chains) < len(chains):
+            break
+    assert 0 < sum(str(chain) in EARLY_CHAINS for chain in chains) < len(chains)
+    routed = RoutedModel.join(model, made)
     assert [one.chain for one in routed.route(ids, mask)] == chains
     got = routed.generate(input_ids=ids, attention_mask=mask, **GREEDY)
     for row, chain in enumerate(chains):
@@ -239,8 +283,14 @@ def test_a_batch_reads_on_what_is_left_open_alone(router: Router) -> None:
     rows.clear()
     assert routed.decide(reading) == decided
     assert not rows
-    assert reading.select(twice[:2]).run.layers == LATE
-    assert reading.select([*twice[:1], *(row for row in range(ROWS) if row not in twice)]).run.layers == PREFIX
+    assert reading.select(twice[:2]).furthest.layers == LATE
+    others = [row for row in range(ROWS) if row not in twice]
+    assert reading.select([*twice[:1], *others]).furthest.layers == PREFIX
+    # Some rows of it are decided as they were, whatever was read on before.
+    some = [*others[:2], *twice[:3]]
+    assert routed.decide(reading.select(some)) == [decided[row] for row in some]
+    assert not rows
+    assert routed.decide(reading.select([])) == []
 
 
 def test_budgets_and_full_depth(model: PreTrainedModel, router: Router) -> None:

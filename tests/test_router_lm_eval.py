@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 
 import router.routed.lm_eval
 from router.__main__ import main
+from router.decision import Operation
 from router.engine.choices import Question
 from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.routed.lm_eval import RoutedLM, question_of_requests
-from router.storage import Operation, load_router, save_router
+from router.storage import load_router, save_router
 from router.validation import InputError
 from tests.conftest import Refusal
 from tests.harness import (

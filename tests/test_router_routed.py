@@ -17,11 +17,12 @@ from transformers.utils import logging as transformers_logging
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
+from router.decision import Operation, Router
 from router.engine.choices import question_of
 from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.routed import RoutedModel
-from router.storage import Operation, Router, load_router, save_router
+from router.storage import load_router, save_router
 from router.validation import InputError
 from tests.routed_folders import GREEDY, PADDING, alone, in_threads, prompts, router_for, write_routed
 from tests.tiny import EACH, NUM_LAYERS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer

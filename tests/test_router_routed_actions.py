@@ -30,12 +30,13 @@ from transformers import (
 from router.__main__ import main
 from router.chain import Chain
 from router.command import run_command
+from router.decision import Guarantee
 from router.engine.copies import shallow_copy
 from router.engine.decoder import cache_argument
 from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.routed.pretrained import require_pair
-from router.storage import Guarantee, load_router, save_router, weights_sha256, write_guarantee
+from router.storage import load_router, save_router, weights_sha256, write_guarantee
 from router.validation import InputError
 from tests.conftest import Refusal
 from tests.routed_folders import GREEDY, alone, in_threads, prompts, router_for, write_routed

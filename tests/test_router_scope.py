@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from router.__main__ import main
 from router.chain import Chain
+from router.decision import Guarantee, OperatingPoint, Operation, Router
 from router.heads.head import pad_states
 from router.routed import RoutedModel
 from router.scope import SURE, Scope, pooled
-from router.storage import Guarantee, OperatingPoint, Operation, Router, load_router, save_router, weights_sha256
+from router.storage import load_router, save_router, weights_sha256
 from router.validation import InputError, to_plain
 from tests.routed_folders import GREEDY, PADDING, prompts, router_for, scoped, write_routed
 from tests.test_router_storage import make_router, states

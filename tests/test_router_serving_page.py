@@ -16,7 +16,7 @@ import pytest
 
 from router.chain import Chain
 from router.routed import RoutedModel
-from router.serving.page import KEPT, PAGE_FILE, policy_of
+from router.serving.page import KEPT, PAGE_FILE, budgets_of, policy_of
 from router.strip import Marks, draw_strip
 from tests.serving import BUDGET, NAME, Brake, Running, braked, running, tiny_routed, until
 from tests.tiny import NUM_LAYERS
@@ -171,6 +171,17 @@ def test_with_a_key_the_page_is_open_and_its_data_is_not() -> None:
         assert httpx.get(f"{server.url}/status").status_code == 401
         assert httpx.get(f"{server.url}/status", headers={"Authorization": "Bearer other"}).status_code == 401
         assert status_of(server, Authorization="Bearer secret")["recent"] == []
+
+
+def test_budgets_reach_full_depth_where_the_deepest_point_is_less() -> None:
+    # Oracle: the points, of which those deeper than full depth are left out here.
+    router = tiny_routed().router
+    router.head.budget_points = tuple(one for one in router.head.budget_points if one.mean_depth < NUM_LAYERS - 0.5)
+    depths = [one.mean_depth for one in router.head.budget_points]
+    assert len(depths) > 1
+    assert budgets_of(router, 1.0) == (min(depths), NUM_LAYERS)
+    router.head.budget_points = ()
+    assert budgets_of(router, 1.0) is None
 
 
 def test_a_router_without_budgets_or_a_template_says_so() -> None:

@@ -22,13 +22,14 @@ from transformers import AutoModelForCausalLM
 
 from router.__main__ import main
 from router.chain import Chain
+from router.decision import Guarantee
 from router.routed import RoutedModel
 from router.serving.backends import of_one_token
 from router.serving.batcher import BatchLimits
 from router.serving.choice import Picked, RouterChoice
 from router.serving.protocol import Budgets
 from router.serving.server import bind
-from router.storage import Guarantee, load_router, save_router
+from router.storage import load_router, save_router
 from tests.conftest import Refusal
 from tests.proxied import (
     ABSENT,

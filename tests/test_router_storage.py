@@ -9,20 +9,11 @@ import pytest
 import torch
 
 from router.chain import Chain
+from router.decision import Guarantee, OperatingPoint, Operation, Router, RouterConfig
 from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
 from router.heads.layerwise import LayerwiseHead
-from router.storage import (
-    Guarantee,
-    OperatingPoint,
-    Operation,
-    Router,
-    RouterConfig,
-    load_router,
-    save_router,
-    weights_sha256,
-    write_guarantee,
-)
+from router.storage import load_router, save_router, weights_sha256, write_guarantee
 from router.validation import InputError
 from tests.tiny import edit_json
 

@@ -12,11 +12,12 @@ from transformers import AutoTokenizer
 
 from router.__main__ import VERBS, main
 from router.chain import Chain
+from router.decision import Router
 from router.engine.view import chain_view
 from router.heads.menu import MenuHead
 from router.latency import SCHEMA
 from router.routed import RoutedModel
-from router.storage import Router, load_router, save_router
+from router.storage import load_router, save_router
 from router.validation import InputError
 from tests.conftest import Refusal
 from tests.routed_folders import write_routed

@@ -13,8 +13,9 @@ import torch
 from data.sample import read_samples, write_samples
 from data.states import compute_states
 from router.command import run_command
+from router.decision import Operation, Router
 from router.heads.head import pad_states
-from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, Operation, Router, load_router, save_router
+from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, load_router, save_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import record, write_records

@@ -18,8 +18,9 @@ from data.tracking import TrackingSettings
 from router.__main__ import main as router_command
 from router.chain import Chain
 from router.command import run_command
+from router.decision import OperatingPoint, Operation
 from router.fingerprint import Fingerprints
-from router.storage import OperatingPoint, Operation, load_router
+from router.storage import load_router
 from search.__main__ import main as search
 from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments

@@ -18,9 +18,10 @@ from data.states import compute_states
 from eval.curves import main as curves
 from router.chain import Chain
 from router.command import run_command
+from router.decision import OperatingPoint, Operation, Router
 from router.heads.budget import BudgetPoint
 from router.heads.head import known_late
-from router.storage import GUARANTEE_FILE, OperatingPoint, Operation, Router, load_router, save_router
+from router.storage import GUARANTEE_FILE, load_router, save_router
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.menus import write_records
@@ -202,6 +203,8 @@ def twice(tabled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("late", {"read_layer": READ}),
     ):
         main(settings(project, out=project / name, head__menu__agreement=0, **layers))
+    unscoped = {"read_layer": 2, "late_read_layer": READ, "scope": "null"}
+    main(settings(project, out=project / "unscoped", head__menu__agreement=0, **unscoped))
     return project
 
 
@@ -234,9 +237,14 @@ def test_its_operating_points_are_measured_as_it_decides(twice: Path) -> None:
             for name, one in zip(first, decided, strict=True)
         ]
         assert point.accuracy == sum(judged) / len(judged)
-    own = router.decide(read[0], read_on=read[1])
-    told = json.loads((twice / "twice" / "train.json").read_text())["validation"]
-    assert told["mean_depth"] == pytest.approx(sum(one.chain.depth for one in own) / len(own))
+    for name in ("twice", "unscoped"):
+        router = load_router(twice / name)
+        own = router.decide(read[0], read_on=read[1])
+        told = json.loads((twice / name / "train.json").read_text())["validation"]
+        assert told["mean_depth"] == pytest.approx(sum(one.chain.depth for one in own) / len(own))
+        assert told["full_share"] == pytest.approx(sum(one.chain.is_full for one in own) / len(own))
+        assert told["distinct_chains"] == len({one.chain for one in own})
+        assert ("out_of_scope" in told) == (name == "twice")
 
 
 def scatter(folder: Path) -> Router:

@@ -14,8 +14,9 @@ from data.records import read_records
 from data.sample import read_samples, write_samples
 from data.tasks import TaskSet, load_task, write_tasks
 from router.command import run_command
+from router.decision import Router
 from router.heads.menu import MenuHead
-from router.storage import Router, load_router, save_router
+from router.storage import load_router, save_router
 from search.__main__ import main as search
 from tests.test_search_run import arguments as search_arguments
 from tests.test_train_command import arguments

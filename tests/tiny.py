@@ -21,9 +21,9 @@ from data.sample import Sample, write_samples
 from data.scoring import ChainScorer
 from data.tasks import Task, TaskSet, load_task, write_tasks
 from router.chain import Chain
+from router.decision import Router, RouterConfig
 from router.engine.load import load_model
 from router.heads.head import pad_states
-from router.storage import Router, RouterConfig
 from tests.families import ALL, NUM_LAYERS, Family
 
 FULL = Chain.full(NUM_LAYERS)

@@ -31,19 +31,11 @@ from torch import Tensor
 
 from data.tracking import TrackingSettings, log_files, start_run
 from router.command import one_line, provenance, refusals_of, require_unique_keys, run_command, settings_of
+from router.decision import HeadSettings as HeadConfig
+from router.decision import LateConfig, Router, RouterConfig
 from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.heads.menu import MenuHead
-from router.storage import (
-    CONFIG_FILE,
-    TRAINED_ON_FILE,
-    WEIGHTS_FILE,
-    LateConfig,
-    Router,
-    RouterConfig,
-    load_router,
-    save_router,
-)
-from router.storage import HeadSettings as HeadConfig
+from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, load_router, save_router
 from router.validation import SETTINGS, Count, InputError
 from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
@@ -234,7 +226,10 @@ def _quiet_lightning() -> None:
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide the router: not where things lie or are tracked."""
     places = ("out", "tracking", "warm_start", "data", "records", "states", "device")
-    return {name: value for name, value in settings.items() if name not in places}
+    deciding = {name: value for name, value in settings.items() if name not in places}
+    if deciding["late_read_layer"] is None:  # so that routers from before there was such a setting keep their key
+        del deciding["late_read_layer"]
+    return deciding
 
 
 def _trained_before(out: Path, key: str) -> bool:
@@ -290,11 +285,15 @@ def _finish(
     late = None if late_head is None else stages[1]
     output = stages[0].output()
     scope, inside, wrong = (None, None, 0.0) if wanted is None else fit_scope(data, wanted)
+    late_output = None if late is None else late.output()
     calibrate_in_scope(
-        head, output, data, inside, None if late is None or late_head is None else (late_head, late.output())
+        head, output, data, inside, None if late_head is None or late_output is None else (late_head, late_output)
     )
     validation = data.examples["validation"]
     final = module.measures(output, torch.stack(validation.targets))
+    if late is not None and late_output is not None:
+        of_late = late.module.measures(late_output, torch.stack(late.data.examples["validation"].targets))
+        final |= {f"late_{name}": of_late[name] for name in of_late if name.startswith(("auc_", "gain"))}
     origin = data.origin
     config = RouterConfig(
         head=module.objective.name,

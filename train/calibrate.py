@@ -33,6 +33,7 @@ from data.store import Store
 from data.tasks import TASKS_FILE, read_tasks
 from router.chain import Chain
 from router.command import parse_settings, plain_values, provenance
+from router.decision import Guarantee, OperatingPoint, Operation, Router
 from router.engine.load import ModelSettings
 from router.files import read_json, require_directory, require_file, sha256_file, sha256_json
 from router.heads.budget import BudgetPoint
@@ -42,10 +43,6 @@ from router.storage import (
     GUARANTEE_FILE,
     TRAINED_ON_FILE,
     WEIGHTS_FILE,
-    Guarantee,
-    OperatingPoint,
-    Operation,
-    Router,
     load_router,
     trained_questions,
     write_guarantee,

@@ -18,12 +18,13 @@ from data.sample import Sample, read_samples
 from data.scoring import ChainScorer
 from data.states import StatesOrigin, states_of
 from data.tasks import TASKS_FILE, TaskSet, read_tasks
+from router.decision import Router
 from router.engine.load import DEFAULT_MODEL, ModelSettings
 from router.files import require_directory, sha256_file
 from router.fingerprint import Fingerprints
 from router.heads.head import Head, StateEncoder, pad_states
 from router.heads.menu import OUTCOMES, MenuHead
-from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, Router, load_router, trained_questions
+from router.storage import TRAINED_ON_FILE, WEIGHTS_FILE, load_router, trained_questions
 from router.validation import SETTINGS, InputError, Positive, from_plain
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ class WarmStart:
         """Check that a new head can start from this one; the prompt and the chains of a menu may be others.
 
         Args:
-            name: the new head's kind, a key of `router.storage.HEADS`.
+            name: the new head's kind, a key of `router.decision.HEADS`.
             head_settings: its settings.
             read_layer: its read layer.
             fingerprints: what its records were made for.

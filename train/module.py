@@ -10,8 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from router.decision import HEADS
 from router.heads.head import Head, Pooling, StateEncoder
-from router.storage import HEADS
 from router.validation import SETTINGS, NotNegative, Positive
 from train.datamodule import Batch, RouterData, WarmStart
 from train.objectives import (

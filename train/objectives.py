@@ -33,7 +33,7 @@ class Objective(ABC):
     """How one kind of head learns from records. Targets of several samples are stacked: `[samples, ...]`.
 
     Attributes:
-        name: the head's name, a key of `router.storage.HEADS`.
+        name: the head's name, a key of `router.decision.HEADS`.
     """
 
     name: HeadName

@@ -19,11 +19,11 @@ from data.sample import Sample
 from data.scoring import ChainScorer, delivered, in_parts
 from data.states import BATCH_SAMPLES
 from router.chain import Chain
+from router.decision import OWN_CHOICE, OperatingPoint, Operation, Router
 from router.heads.budget import BudgetPoint, operating_points
 from router.heads.head import Decision, Head, known_late
 from router.heads.menu import MenuHead
 from router.progress import progress
-from router.storage import OWN_CHOICE, OperatingPoint, Operation, Router
 from router.validation import InputError
 from train.datamodule import RouterData
 
@@ -50,8 +50,8 @@ def measure_accuracy(
 
     Returns:
         `accuracy`, `full_accuracy` (full depth's), `chance_accuracy` (guessing's) and `samples`, of all validation
-        samples; with a scope `out_of_scope` (share), and `mean_depth` and `full_share` as the router then runs; and the
-        points.
+        samples; `mean_depth`, `full_share` and `distinct_chains` as the router runs them; with a scope `out_of_scope`
+        (share); and the points.
     """
     records, samples = zip(*data.pairs["validation"], strict=True)
     states = data.states("validation", list(samples))
@@ -89,11 +89,12 @@ def measure_accuracy(
         "full_accuracy": _mean(record.full.right for record in records),
         "chance_accuracy": _mean(1 / len(sample.choices) if sample.choices else 0.0 for sample in samples),
         "samples": float(len(samples)),
+        "mean_depth": _mean(one.chain.depth for one in decided[0]),
+        "full_share": _mean(one.chain.is_full for one in decided[0]),
+        "distinct_chains": float(len({one.chain for one in decided[0]})),
     }
     if router.scope is not None:
         figures["out_of_scope"] = _mean(not one.in_scope for one in decided[0])
-        figures["mean_depth"] = _mean(one.chain.depth for one in decided[0])
-        figures["full_share"] = _mean(one.chain.is_full for one in decided[0])
     return figures, measured
 
 

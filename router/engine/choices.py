@@ -135,6 +135,8 @@ class ChoiceScorer:
         Raises:
             ValueError: where a prompt or a choice is empty.
         """
+        if not questions:
+            return []
         with self._lock:
             packed = self._executor.can_pack
             every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]

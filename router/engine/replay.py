@@ -69,7 +69,7 @@ class PrefixRun:
         """Return the same of some rows."""
         if list(rows) == list(range(len(self.states))):
             return self
-        index = torch.tensor(rows, device=self.states.device)
+        index = torch.tensor(rows, dtype=torch.long, device=self.states.device)
         keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))
         ids, states, mask = (tensor[index] for tensor in (self.ids, self.states, self.mask))
         return PrefixRun(self.layers, ids, states, keys, values, mask, self.extras)

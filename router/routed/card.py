@@ -18,10 +18,11 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from router.assets.wheels import read_catalogue
 from router.chain import Chain
 from router.command import one_line
+from router.decision import Router
 from router.fingerprint import Fingerprints
 from router.heads.layerwise import CLASSES
 from router.heads.menu import MenuHead
-from router.storage import WEIGHTS_FILE, Router, weights_sha256
+from router.storage import WEIGHTS_FILE, weights_sha256
 from router.strip import BLOCKS, draw_strip
 from router.validation import InputError
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from router.chain import Chain
 from router.command import first_word, parse_settings
+from router.decision import ALLOWED_LOSS, Operation, Router
 from router.engine.load import (
     DEFAULT_MODEL,
     chat_tokens,
@@ -38,7 +39,7 @@ from router.routed.hub import router_folder
 from router.routed.model import RoutedModel
 from router.routed.options import grouped
 from router.routed.pretrained import require_pair
-from router.storage import ALLOWED_LOSS, Operation, Router, load_router
+from router.storage import load_router
 from router.strip import draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, Share, to_plain
 

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 
 from router.command import one_line, without_places
+from router.decision import Router
 from router.files import json_text, read_json, replacing, writable_directory, write_text
 from router.routed.card import model_card, place_of, refused_id
 from router.storage import (
@@ -29,7 +30,6 @@ from router.storage import (
     GUARANTEE_FILE,
     TRAINED_ON_FILE,
     WEIGHTS_FILE,
-    Router,
     load_router,
     read_guarantee,
     save_router,

@@ -1,6 +1,6 @@
 """A routed model in lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness), as "cola-router".
 
-    python -m router lm-eval --model cola-router --model_args router=runs/demo/router,budget=25.5 --tasks arc_easy
+    python -m router lm-eval --model cola-router --model_args router=runs/demo/router,budget=25 --tasks arc_easy
 
 Each document gets one chain. The router reads the document's prompt and choices, as in training; then requests of one
 chain run together in lm-eval's own class for `transformers` models, on the view of that chain. Prompts, tokens, batches

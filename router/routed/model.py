@@ -1,6 +1,6 @@
 """A router and its base model as one model that generates like any other, with one chain for each row.
 
-    model = RoutedModel.from_pretrained("runs/demo/router", budget=25.5)
+    model = RoutedModel.from_pretrained("runs/demo/router", budget=25)
     batch = model.tokenizer(prompts, return_tensors="pt", padding=True)
     model.generate(**batch, max_new_tokens=32)
 
@@ -32,6 +32,7 @@ from transformers import (
 from transformers.generation.utils import GenerationMixin
 
 from router.chain import Chain
+from router.decision import Operation, Router
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
 from router.engine.copies import shallow_copy
 from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
@@ -57,7 +58,6 @@ from router.routed.options import (
     usable_cache,
 )
 from router.routed.pretrained import Pretrained
-from router.storage import Operation, Router
 
 
 @dataclass(eq=False)
@@ -80,11 +80,19 @@ class Reading:
         return self.late.get(row, (self.run, row))[0].layers
 
     def select(self, rows: Sequence[int]) -> Reading:
-        """Return the same of some rows, run as far as all of them have been."""
-        runs, places = zip(*(self.late.get(row, (self.run, row)) for row in rows), strict=True)
-        further = all(run is runs[0] for run in runs)
-        run = runs[0].select(places) if further else self.run.select(rows)
-        return Reading(run, self.inputs.select(rows))
+        """Return the same of some rows."""
+        late = {place: self.late[row] for place, row in enumerate(rows) if row in self.late}
+        return Reading(self.run.select(rows), self.inputs.select(rows), late)
+
+    @property
+    def furthest(self) -> PrefixRun:
+        """What the layers have computed of all rows, as far as one run went with all of them."""
+        held = [self.late.get(row, (self.run, row)) for row in range(len(self.run.states))]
+        runs = {id(run): run for run, _ in held}
+        if len(runs) != 1:
+            return self.run
+        (run,) = runs.values()
+        return run.select([place for _, place in held])
 
 
 @dataclass(frozen=True)
@@ -301,7 +309,10 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         states = reading.run.rows()
         read_on = functools.partial(self._read_on, reading)
         return self.router.values(
-            [states[row].cpu() for row in rows], chains, lambda places: read_on([rows[place] for place in places])
+            [states[row].cpu() for row in rows],
+            chains,
+            lambda places: read_on([rows[place] for place in places]),
+            scope=self.scope,
         )
 
     def _read_on(self, reading: Reading, rows: Sequence[int]) -> list[Float[Tensor, "_ d_model"]]:
@@ -426,7 +437,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         # Layers that are replayed compute no attention, and their states are not all kept.
         run_again = settings.output_hidden_states or settings.output_attentions
         runner = self._view(chain).runner
-        with torch.no_grad(), nullcontext() if run_again else self._prefix.given(reading.run):
+        with torch.no_grad(), nullcontext() if run_again else self._prefix.given(reading.furthest):
             out = runner.generate(
                 input_ids=reading.run.ids,
                 attention_mask=reading.run.mask,

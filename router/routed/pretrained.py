@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from router.decision import ALLOWED_LOSS, Router
 from router.engine.load import HUB_OPTIONS, load_model, load_processor
 from router.files import read_json
 from router.fingerprint import model_fingerprint, tokenizer_fingerprint
 from router.routed.card import model_card
 from router.routed.hub import push_router, router_folder, write_router_folder
-from router.storage import ALLOWED_LOSS, Router, load_router
+from router.storage import load_router
 from router.validation import InputError
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from router.chain import Chain
+from router.decision import Operation
 from router.engine.copies import shallow_copy
 from router.engine.load import context_of, left_padded, padding_token
 from router.routed import RoutedModel
@@ -31,7 +32,6 @@ from router.routed.options import grouped
 from router.serving.groups import Group, alike, can_pause
 from router.serving.protocol import ApiError, internal
 from router.serving.rows import Picks, Progress, Row
-from router.storage import Operation
 from router.validation import SETTINGS, Positive
 
 LOGGER = "router.serving"

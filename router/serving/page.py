@@ -17,10 +17,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from router.decision import ALLOWED_LOSS, Router
+from router.heads.budget import budget_range
 from router.routed import RoutedModel
 from router.serving.batcher import Batcher
 from router.serving.rows import Row
-from router.storage import ALLOWED_LOSS, Router
 
 KEPT = 50
 """Rows that are remembered, the latest."""
@@ -133,11 +134,11 @@ def budgets_of(router: Router, allow_loss: float) -> tuple[float, float] | None:
         router: the router.
         allow_loss: accuracy that a budget may have lost against full depth in validation.
     """
-    depths = [point.mean_depth for point in router.head.budget_points]
-    if not depths:
+    if not (points := router.head.budget_points):
         return None
-    least, most = max(min(depths), router.least_budget(allow_loss) or 0.0), max(depths)
-    return (least, most) if least <= most else None
+    low, most = budget_range(points, router.config.num_layers)
+    least = max(low, router.least_budget(allow_loss) or 0.0)
+    return (least, most) if least < most else None
 
 
 def policy_of(html: str) -> str:

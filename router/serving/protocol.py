@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from router.storage import Operation, Router
+from router.decision import Operation, Router
 from router.validation import Positive, Share, explain, shown
 
 MOST_CHARACTERS = 400

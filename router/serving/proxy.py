@@ -20,6 +20,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from router.chain import Chain
+from router.decision import Router
 from router.routed.commands import load_routed, said_of
 from router.routed.hub import router_folder
 from router.serving.answers import Events, event
@@ -29,7 +30,7 @@ from router.serving.gate import Guard, check_model, guarded_app, read_body, unle
 from router.serving.metrics import ProxyMetrics
 from router.serving.protocol import ApiError, depth_asked, read_object
 from router.serving.server import ListenSettings, Seconds, Served, budgets_for, serve, set_template
-from router.storage import Router, load_router
+from router.storage import load_router
 from router.validation import SETTINGS, InputError, Positive
 
 CHAT = "chat/completions"
