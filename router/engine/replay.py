@@ -221,7 +221,8 @@ class Prefix:
             values.append(layer.values)
         extras = extras_of(output)
         states = output if extras is None else output[0]
-        layers = len(find_decoder(view).layers)
+        layers = self.layers if view is self._first else self.late
+        assert layers is not None
         return PrefixRun(layers, ids, states, tuple(keys), tuple(values), mask, extras, features)
 
     def _remembering(self, view: PreTrainedModel) -> PreTrainedModel:
