@@ -105,6 +105,17 @@ def kept_states(
         yield [found[key] for key in part]
 
 
+def kept_at_each(
+    folder: Path, origin: StatesOrigin, sample_ids: Sequence[str], layers: Sequence[int], split: str
+) -> Iterator[tuple[list[Tensor], ...]]:
+    """Give what `kept_states` gives of several layers, side by side.
+
+    Raises:
+        InputError: as in `kept_states`.
+    """
+    return zip(*(kept_states(folder, origin, sample_ids, layer, split) for layer in layers), strict=True)
+
+
 def states_of(
     folder: Path,
     origin: StatesOrigin,

@@ -32,7 +32,7 @@ from torch import Tensor
 from data.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.records import DenseTable, SearchRecord, read_records
 from data.sample import read_samples
-from data.states import StatesOrigin, kept_states
+from data.states import StatesOrigin, kept_at_each
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_by_kind, choose_mixture, choose_static
 from eval.figures import new_figure, whiskers
@@ -161,8 +161,8 @@ def _curve(name: str, folder: Path, router: Router, tables: Tables, settings: Cu
 
     def values_of(split: str, table: DenseTable) -> tuple[Tensor, Tensor | None]:
         folder = settings.records / f"{split}.states"
-        read = [kept_states(folder, origin, table.sample_ids, layer, split) for layer in config.read_layers]
-        parts = [router.values(part[0], kept, known_late(part[-1])) for part in zip(*read, strict=True)]
+        read = kept_at_each(folder, origin, table.sample_ids, config.read_layers, split)
+        parts = [router.values(part[0], kept, known_late(part[-1])) for part in read]
         first, late = zip(*parts, strict=True)
         return torch.cat(first).double(), None if config.late is None else torch.cat(late).double()
 

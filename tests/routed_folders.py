@@ -27,6 +27,7 @@ from train.scope import scope_of
 
 PREFIX = 2
 PADDING = 0
+CHOICES = [" the moon", " a fox", " glass", " seven bees"]
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": PADDING}
 
 

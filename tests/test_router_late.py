@@ -27,12 +27,21 @@ from router.serving.choice import RouterChoice
 from router.serving.protocol import Budgets
 from router.storage import load_router, save_router
 from router.validation import InputError
-from tests.routed_folders import EARLY_CHAINS, GREEDY, LATE, LATE_CHAINS, PREFIX, alone, late_router, prompts, scoped
-from tests.tiny import EACH, NUM_LAYERS, tiny_model, tiny_tokenizer
+from tests.routed_folders import (
+    CHOICES,
+    EARLY_CHAINS,
+    GREEDY,
+    LATE,
+    LATE_CHAINS,
+    PREFIX,
+    alone,
+    late_router,
+    prompts,
+    scoped,
+)
+from tests.tiny import EACH, FULL, NUM_LAYERS, tiny_model, tiny_tokenizer
 
 ROWS = 24
-FULL = Chain.full(NUM_LAYERS)
-CHOICES = [" the moon", " a fox", " glass", " seven bees"]
 
 
 @pytest.fixture(scope="module")

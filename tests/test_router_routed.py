@@ -24,11 +24,8 @@ from router.engine.view import chain_view
 from router.routed import RoutedModel
 from router.storage import load_router, save_router
 from router.validation import InputError
-from tests.routed_folders import GREEDY, PADDING, alone, in_threads, prompts, router_for, write_routed
-from tests.tiny import EACH, NUM_LAYERS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
-
-FULL = Chain.full(NUM_LAYERS)
-CHOICES = [" the moon", " a fox", " glass", " seven bees"]
+from tests.routed_folders import CHOICES, GREEDY, PADDING, alone, in_threads, prompts, router_for, write_routed
+from tests.tiny import EACH, FULL, NUM_LAYERS, save_tiny, tiny_model, tiny_samples, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

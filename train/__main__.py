@@ -110,11 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fit(module, of, place, lambda best: make_trainer(list(loggers), [copy.deepcopy(early_stopping), best]))
         return module
 
-    module = train(data, start, out / "checkpoints", "")
-    late = None if late_data is None else train(late_data, None, out / "checkpoints" / "late", "late")
+    stages = [Stage(train(data, start, out / "checkpoints", ""), data)]
+    if late_data is not None:
+        stages.append(Stage(train(late_data, None, out / "checkpoints" / "late", "late"), late_data))
     seen = data.split_hashes | (start.split_hashes if start else frozenset())
     told = {"key": key, "sources": sources, "prompts": {name: task.form for name, task in data.tasks.tasks.items()}}
-    stages = [Stage(module, data), *([] if late is None or late_data is None else [Stage(late, late_data)])]
     final = _finish(stages, settings.scope, out, plain, told, seen)
     _log_artifacts(run, data, out, final)
     # Last of all: a run killed before this line is made again.
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _late_data(settings: TrainSettings, data: RouterData) -> RouterData | None:
-    """Return the data of the head that reads late, set up; None: there is none.
+    """Return the data of the head that reads late; None: there is none.
 
     Raises:
         InputError: where the router's head cannot have one beside it, or it would not read later.
@@ -140,9 +140,7 @@ def _late_data(settings: TrainSettings, data: RouterData) -> RouterData | None:
             f"late_read_layer: expected {data.read_layer + 1} (after read_layer) to {data.origin.num_layers - 1}, "
             f"got {layer}"
         )
-    late = RouterData(dataclasses.replace(settings, read_layer=layer), settings.head.objective())
-    late.setup()
-    return late
+    return data.read_later(layer, settings.head.objective())
 
 
 def _fit(
@@ -280,20 +278,20 @@ def _finish(
 ) -> dict[str, float]:
     """Fit the scope, measure the best weights on the validation split, calibrate the budget and write the router."""
     module, data = stages[0].module, stages[0].data
-    heads = [stage.module.head.eval().cpu() for stage in stages]
-    head, late_head = heads[0], cast(MenuHead, heads[1]) if len(heads) > 1 else None
-    late = None if late_head is None else stages[1]
+    late = stages[1] if len(stages) > 1 else None
+    head, *others = (stage.module.head.eval().cpu() for stage in stages)
+    late_head = cast(MenuHead, others[0]) if others else None
     output = stages[0].output()
     scope, inside, wrong = (None, None, 0.0) if wanted is None else fit_scope(data, wanted)
-    late_output = None if late is None else late.output()
-    calibrate_in_scope(
-        head, output, data, inside, None if late_head is None or late_output is None else (late_head, late_output)
-    )
     validation = data.examples["validation"]
     final = module.measures(output, torch.stack(validation.targets))
-    if late is not None and late_output is not None:
+    late_values = None
+    if late is not None and late_head is not None:
+        late_output = late.output()
+        late_values = late_head.scores_of(late_output, cast(MenuHead, head).chains)
         of_late = late.module.measures(late_output, torch.stack(late.data.examples["validation"].targets))
         final |= {f"late_{name}": of_late[name] for name in of_late if name.startswith(("auc_", "gain"))}
+    calibrate_in_scope(head, output, data, inside, late_values)
     origin = data.origin
     config = RouterConfig(
         head=module.objective.name,

@@ -28,7 +28,7 @@ from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer, delivered, open_scorer
-from data.states import StatesOrigin, kept_states
+from data.states import StatesOrigin, kept_at_each
 from data.store import Store
 from data.tasks import TASKS_FILE, read_tasks
 from router.chain import Chain
@@ -180,11 +180,8 @@ def _look_up(
     origin = StatesOrigin(first.fingerprints, first.dtype)
     tasks = read_tasks(settings.data)
     picked: list[tuple[Decision, ...]] = []
-    kept = [
-        kept_states(path.with_suffix(".states"), origin, ids, layer, settings.split)
-        for layer in router.config.read_layers
-    ]
-    for part in zip(*kept, strict=True):
+    folder, layers = path.with_suffix(".states"), router.config.read_layers
+    for part in kept_at_each(folder, origin, ids, layers, settings.split):
         picked += _decisions(router, part, tried)
     routed: list[list[ChainResult]] = [[] for _ in tried]
     for sample, decided in zip(samples, picked, strict=True):

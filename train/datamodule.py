@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,8 +150,33 @@ class RouterData(LightningDataModule):
         self.split_hashes = {sample.split_hash for pair in pairs.values() for _, sample in pair}
         records = [record for pair in pairs.values() for record, _ in pair]
         self.origin = self._common_origin(records)
-        self.head_settings = self.objective.settings(records, self.read_layer)
-        for split, pair in pairs.items():
+        self._make_examples()
+        self.d_model = self.examples["train"].states[0].shape[1]
+        self._loaded = True
+        self._scorer = None
+
+    def read_later(self, layer: int, objective: Objective) -> RouterData:
+        """Return the same records and samples for a head that reads another layer; they are not read again.
+
+        Args:
+            layer: e of the `hidden_states[e]` that it reads.
+            objective: what it is taught.
+
+        Raises:
+            InputError: as in `setup`.
+        """
+        later = copy.copy(self)
+        later.objective, later.read_layer, later._generator = objective, layer, torch.Generator().manual_seed(0)
+        later.examples, later.has_target = {}, {}
+        later._make_examples()
+        later._scorer = None
+        return later
+
+    def _make_examples(self) -> None:
+        self.head_settings = self.objective.settings(
+            [record for pair in self.pairs.values() for record, _ in pair], self.read_layer
+        )
+        for split, pair in self.pairs.items():
             targets = [(sample, self.objective.target(record, self.read_layer)) for record, sample in pair]
             kept = [(sample, target) for sample, target in targets if target is not None]
             self.has_target[split] = [target is not None for _, target in targets]
@@ -159,9 +185,6 @@ class RouterData(LightningDataModule):
             samples = [sample for sample, _ in kept]
             states = self.states(split, samples)
             self.examples[split] = Examples(states, [target for _, target in kept])
-        self.d_model = self.examples["train"].states[0].shape[1]
-        self._loaded = True
-        self._scorer = None
 
     def states(self, split: str, samples: list[Sample]) -> list[Tensor]:
         """Return the samples' states at the read layer: kept by the search, kept here, or from the model."""

@@ -33,8 +33,6 @@ Job = tuple[int, Chain]
 """A sample's place, and a chain for it."""
 Inside = Bool[Tensor, " validation"] | None
 """Which validation samples lie inside of a router's scope; None: it has none."""
-Late = tuple[MenuHead, Float[Tensor, "examples outputs"]] | None
-"""The head that reads late, with its output on the validation examples."""
 
 
 @torch.inference_mode()
@@ -99,7 +97,11 @@ def measure_accuracy(
 
 
 def calibrate_in_scope(
-    head: Head, output: Float[Tensor, "examples ..."], data: RouterData, inside: Inside, late: Late = None
+    head: Head,
+    output: Float[Tensor, "examples ..."],
+    data: RouterData,
+    inside: Inside,
+    late: Float[Tensor, "examples chains"] | None = None,
 ) -> None:
     """Set a head's operating points; their mean depth counts what lies outside of the scope at full depth.
 
@@ -108,7 +110,7 @@ def calibrate_in_scope(
         output: its output on the validation examples, which are the samples with a target.
         data: the data, set up.
         inside: which validation samples lie inside of the scope; None: all.
-        late: the head that reads late, and its output on the same examples; None: there is none.
+        late: what a late head thinks that the head's chains are worth on the same examples; None: there is none.
 
     Raises:
         InputError: where no sample with a target lies inside.
@@ -123,8 +125,7 @@ def calibrate_in_scope(
     else:
         assert isinstance(head, MenuHead)
         values = head.values(output[known])
-        further = late[0].scores_of(late[1][known], head.chains)
-        head.budget_points = operating_points(values, head.depths.expand_as(values), further)
+        head.budget_points = operating_points(values, head.depths.expand_as(values), late[known])
     share = 1.0 if inside is None else _mean(inside.tolist())
     head.budget_points = tuple(
         dataclasses.replace(point, mean_depth=share * point.mean_depth + (1 - share) * head.num_layers)
