@@ -5,10 +5,9 @@ One scorer serves search, training and evaluation, so that all three see the sam
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from data.sample import Sample, Split, read_samples
 from data.statistics import greatest_probability
 from data.tasks import CHOICE_MODES, Task, TaskSet, read_tasks
 from router.chain import Chain
+from router.decision import RouterConfig
 from router.engine.block import Block
 from router.engine.choices import joined_states, rows_of
 from router.engine.decoder import find_decoder
@@ -35,7 +35,7 @@ from router.engine.readout import ExecutorStatistics
 from router.engine.rows import Row
 from router.files import require_directory
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
-from router.validation import InputError
+from router.validation import InputError, from_plain
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ class ChainScorer:
             processor = load_processor(name, revision=origin.revision)
         model, tokenizer = load_model(name, dtype=origin.dtype, device=origin.device, revision=origin.revision)
         sizes = {"batch_tokens": batch_tokens, "state_bytes": state_bytes}
-        return cls(model, tokenizer, tasks, **sizes, packed=packed, origin=origin, processor=processor)
+        scorer = cls(model, tokenizer, tasks, **sizes, packed=packed, origin=origin, processor=processor)
+        scorer._origin = from_plain(ModelSettings, asdict(origin) | {"dtype": scorer.dtype})  # wherever it is loaded
+        return scorer
 
     def with_tasks(self, tasks: TaskSet) -> ChainScorer:
         """Return a scorer of the same model for other tasks."""
@@ -231,7 +233,7 @@ class ChainScorer:
             letters = bool(sample.sample.images) and all(len(tokens) == 1 for tokens in sample.continuations)
             made = rows_of(sample.prompt, sample.continuations, packed=packed or letters)
             if inputs := self._encoder.inputs(sample):
-                made = [dataclasses.replace(row, inputs=inputs) for row in made]
+                made = [replace(row, inputs=inputs) for row in made]
             owned.append(tuple(range(len(rows), len(rows) + len(made))))
             rows += made
         return SampleBlock(tuple(samples), self._executor.load(rows, share=share, beside=beside), tuple(owned))
@@ -427,6 +429,17 @@ def in_parts(
         results |= zip(part, judge(block, part), strict=True)
         told(len(part))
     return results
+
+
+def base_model(settings: ModelSettings, known: RouterConfig) -> ModelSettings:
+    """Return the base model of a command that reads a router: what the settings leave open is as the router names it.
+
+    Raises:
+        InputError: where the router's dtype is none.
+    """
+    name, revision = known.base(settings.model, settings.revision)
+    named = {"model": name, "revision": revision, "dtype": settings.dtype or known.dtype, "device": settings.device}
+    return from_plain(ModelSettings, named, "router")
 
 
 def open_scorer(

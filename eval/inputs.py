@@ -16,6 +16,7 @@ from data.manifest import MANIFEST, read_manifest
 from data.pool import RunSettings
 from data.records import SearchRecord, read_records
 from data.sample import Sample, read_samples
+from data.scoring import base_model
 from data.tasks import TASKS_FILE, TaskSet, read_split, read_tasks
 from data.tracking import TrackingSettings
 from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, RANDOM, STATIC_BY_KIND, Baseline
@@ -200,23 +201,14 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     )
 
 
-def base_model(settings: EvalSettings, router: Router) -> tuple[str, str | None]:
-    """Return name and revision of the base model: the settings', or those that the router names."""
-    if settings.model is not None:
-        return settings.model, settings.revision
-    return router.config.base_model, settings.revision or router.config.revision
-
-
 def identity_of(settings: EvalSettings, inputs: Inputs) -> dict[str, Any]:
     """Return what decides the results, as JSON data: settings and content, not the places of files.
 
     Sizes of batches belong to it, because in bfloat16 a prediction can hang on the batch's shape.
     """
-    name, revision = base_model(settings, inputs.router)
-    own: dict[str, Any] = {"model": name, "revision": revision}
-    own |= {
-        name: getattr(settings, name) for name in ("dtype", "limit", "batch_samples", "batch_tokens", "budget", "seed")
-    }
+    base = base_model(settings, inputs.router.config)
+    own: dict[str, Any] = {"model": base.model, "revision": base.revision, "dtype": base.dtype}
+    own |= {name: getattr(settings, name) for name in ("limit", "batch_samples", "batch_tokens", "budget", "seed")}
     own["budgets"] = list(settings.budgets)
     pool = {name: getattr(settings, name) for name in ("static_pool", "static_trials", "control_samples", "reshuffles")}
     pool["baselines"] = sorted(settings.baselines_on(inputs.tasks))

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, TextIO
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from eval.tables import console_for, number, table
 from router.chain import Chain
 from router.command import parse_settings, provenance
 from router.decision import Router
-from router.engine.load import load_model
+from router.engine.load import Dtype, load_model
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LATENCY_FILE, SCHEMA, ChainTimes, LatencyProfile, Line, ladder, time_chains, time_router
@@ -52,7 +52,7 @@ class LatencySettings:
         evaluation: folder of `python -m eval`, finished; `latency.json` is written there.
         router: the router that was evaluated.
         device: torch device; auto: CUDA where there is one, else CPU.
-        dtype: dtype of the base model; unset: the evaluation's.
+        dtype: dtype of the base model; null: the evaluation's.
         batches: rows of a call; all rows of a call share a chain.
         new_tokens: tokens generated after the prompt, the same for every arm.
         prompt_tokens: tokens of a prompt; unset: the evaluation's median.
@@ -64,7 +64,7 @@ class LatencySettings:
     evaluation: Path
     router: Path
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 8)
     new_tokens: Count = 16
     prompt_tokens: Positive | None = None

@@ -19,7 +19,7 @@ from typing import Any
 from data.flops import ForwardFlops, count_forward
 from data.pool import Pool
 from data.sample import read_samples, write_samples
-from data.scoring import ChainScorer
+from data.scoring import ChainScorer, base_model
 from data.store import Store
 from eval.arms import (
     EARLY_EXIT,
@@ -70,7 +70,7 @@ from eval.baselines import (
 )
 from eval.controls import Plan, controls_finished, plan_controls, run_controls
 from eval.figures import write_figures
-from eval.inputs import EvalSettings, Inputs, base_model, identity_of, read_inputs
+from eval.inputs import EvalSettings, Inputs, identity_of, read_inputs
 from eval.page import NBSP, headline, sentences, write_page
 from eval.report import REPORT_FILE, Report, write_report
 from eval.results import (
@@ -148,9 +148,9 @@ def with_budget(settings: EvalSettings) -> EvalSettings:
         return replace(settings, budget=depth, budget_share=None)
     if settings.latency_factor is None or settings.latency_profile is None:
         return settings
-    expected = load_router(settings.router).config.fingerprints
-    device = resolve_device(settings.device)
-    depth = budget_for(settings.latency_profile, settings.latency_factor, expected, device, settings.dtype)
+    known, device = load_router(settings.router).config, resolve_device(settings.device)
+    dtype = settings.dtype or known.dtype
+    depth = budget_for(settings.latency_profile, settings.latency_factor, known.fingerprints, device, dtype)
     print(
         f"latency factor {settings.latency_factor:g}: a mean depth of {depth:.2f} layers by {settings.latency_profile}"
     )
@@ -209,9 +209,8 @@ def evaluate(
     Raises:
         InputError: where router or records were made for another model, tokenizer or prompt.
     """
-    name, revision = base_model(settings, inputs.router)
-    origin = replace(settings.base, model=name, revision=revision)
-    scorer = ChainScorer.open(origin, inputs.tasks, batch_tokens=settings.batch_tokens)
+    base = base_model(settings, inputs.router.config)
+    scorer = ChainScorer.open(base, inputs.tasks, batch_tokens=settings.batch_tokens)
     inputs.require(scorer.fingerprints, settings)
     run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(scorer.model))
     note = {**to_plain(run.provenance), "run": uuid.uuid4().hex[:12]}
@@ -362,7 +361,8 @@ def describe_run(
     origin["versions"] |= {name: metadata.version(name) for name in STATISTICS_PACKAGES}
     config, oracle, test = inputs.router.config, inputs.records["test"], inputs.samples["test"]
     lengths = [one.length for one in scorer.encode_all(test)]
-    name, revision = base_model(settings, inputs.router)
+    base = base_model(settings, config)
+    assert base.model is not None  # the router names one
     return Run(
         schema=SCHEMA,
         provenance=Provenance(**origin),
@@ -372,7 +372,7 @@ def describe_run(
         split="test",
         n=len(test),
         seed=settings.seed,
-        model=Model(name, revision, scorer.dtype, scorer.num_layers, *config.read_layers),
+        model=Model(base.model, base.revision, scorer.dtype, scorer.num_layers, *config.read_layers),
         fingerprints=scorer.fingerprints,
         inputs=inputs.hashes,
         oracle_found=sum(record.shortest is not None for record in oracle),

@@ -156,7 +156,6 @@ class World:
     def arguments(self, **changed: object) -> list[str]:
         values: dict[str, object] = {
             **{name: self.folder / name for name in ("data", "records", "router", "model", "out")},
-            "dtype": "float32",
             "device": "cpu",
             "batch_samples": 5,
             "budget": 4.2,

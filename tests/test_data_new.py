@@ -91,7 +91,7 @@ def test_the_recipe_is_the_demos(desk: Path) -> None:
             "source_split": {"calibration": "train", "test": "validation"},
         },
     ]
-    for name in ("splits", "dtype", "verify"):
+    for name in ("splits", "verify"):
         assert ours["search.yaml"][name] == demo["search"][name]
     assert ours["train.yaml"]["head"] == {**demo["train"]["head"], "learning_rate": 1e-3, "menu": {"agreement": 0.25}}
     assert ours["train.yaml"]["trainer"] == demo["train"]["trainer"]

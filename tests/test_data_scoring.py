@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import random
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +16,14 @@ from transformers import PreTrainedModel
 from data.encoding import EncodedSample, Encoder, batches_by_length
 from data.prompts import Prompt
 from data.sample import Sample
-from data.scoring import ChainScorer
+from data.scoring import ChainScorer, base_model
 from data.sources import Columns
 from data.tasks import Task, TaskSet, load_task
 from router.chain import Chain
+from router.engine.load import ModelSettings, fast_dtype
 from router.engine.view import chain_view
 from router.validation import InputError
-from tests.tiny import FAMILIES, FULL, NUM_LAYERS, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, FULL, NUM_LAYERS, random_router, save_tiny, tiny_model, tiny_tokenizer
 
 CHAINS = [FULL, FULL.skip(2, 2), Chain((0, 2, 1, 2, 1, 3, 4), NUM_LAYERS)]
 SAMPLES = [
@@ -380,3 +383,33 @@ def test_fingerprints_follow_model_tokenizer_and_prompt_but_not_dtype() -> None:
     assert prints(0, "letter").prompt != base.prompt
     tokenizer.add_tokens(["extra"])
     assert prints(0, "continuation").tokenizer != base.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+        ({"neon": True}, "float32"),
+    ],
+)
+def test_without_a_dtype_a_model_has_the_one_that_the_processor_multiplies_fastest(
+    has: dict[str, bool], wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert fast_dtype("cpu") == wanted
+    save_tiny(tmp_path)
+    scorer = ChainScorer.open(ModelSettings(model=str(tmp_path), device="cpu"), load_task("arc_easy"))
+    assert scorer.dtype == wanted
+    # A worker on another machine loads what the driver has; what was trained keeps the dtype of its states.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": wanted == "float32"})
+    assert pickle.loads(pickle.dumps(scorer)).dtype == wanted
+    known = dataclasses.replace(random_router(scorer, 2).config, dtype=wanted, base_model=str(tmp_path), revision="r")
+    assert base_model(ModelSettings(), known) == ModelSettings(model=str(tmp_path), revision="r", dtype=wanted)
+    assert base_model(ModelSettings(model="other", dtype="float16"), known) == ModelSettings(
+        model="other", dtype="float16"
+    )
+    with pytest.raises(InputError, match="router: dtype: expected one of float32, bfloat16, float16, got 'int3'"):
+        base_model(ModelSettings(), dataclasses.replace(known, dtype="int3"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ from data.encoding import EncodedSample, batches_by_length
 from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split, read_samples
-from data.scoring import ChainScorer, delivered, open_scorer
+from data.scoring import ChainScorer, base_model, delivered, open_scorer
 from data.states import StatesOrigin, kept_at_each
 from data.store import Store
 from data.tasks import TASKS_FILE, read_tasks
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(router: Router, settings: CalibrateSettings, tried: Sequence[OperatingPoint | Chain]) -> Calibration:
     scorer, samples = open_scorer(
-        replace(settings, model=settings.model or router.config.base_model),
+        base_model(settings, router.config),
         settings.data,
         settings.split,
         limit=settings.limit,

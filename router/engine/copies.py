@@ -54,8 +54,8 @@ def shallow_copy(module: ModuleT) -> ModuleT:
     own.update(module.__dict__)
     own.pop("_compiled_call_impl", None)
     for name in REGISTRIES:
-        if name in own:
-            own[name] = own[name].copy()
+        if (registry := own.get(name)) is not None:
+            own[name] = registry.copy() if registry else type(registry)()  # most are empty, and copied in Python
     if "forward" in own or "_old_forward" in own:
         _rebind_forward(module, clone)
     return clone

@@ -53,12 +53,8 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
             f"{type(model).__name__}: expected layers that each compute their own keys and values, "
             f"got num_kv_shared_layers={shared}: such layers cannot be skipped or reordered"
         )
-    places = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.ModuleList) and len(module) == expected
-    ]
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    places = [(path, module) for path, module in _lists(model) if len(module) == expected]
+    decoder = model.get_decoder() if len(places) > 1 and hasattr(model, "get_decoder") else None
     if isinstance(decoder, nn.Module):
         for part in (decoder.children(), decoder.modules()):  # Llama4 names a module around the owner
             inside = {id(module) for module in part}
@@ -66,19 +62,26 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     if len(places) > 1:  # rotary embeddings by base, which have no weights, can be as many as a chain's layers
         places = [(name, module) for name, module in places if any(True for _ in module.parameters())]
     if len(places) != 1:
-        found = ", ".join(f"{name} ({len(module)})" for name, module in places)
-        lists = found or ", ".join(
-            f"{name} ({len(module)})" for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
-        )
+        lists = ", ".join(f"{'.'.join(path)} ({len(module)})" for path, module in places or _lists(model))
         raise ValueError(
             f"{type(model).__name__}: expected one ModuleList with num_hidden_layers={expected} entries, "
             f"found {lists or 'no ModuleList'}"
         )
-    *path, name = places[0][0].split(".")
-    layers = places[0][1]
-    assert isinstance(layers, nn.ModuleList)
+    (*path, name), layers = places[0]
     owner = model.get_submodule(".".join(path))
     return Decoder(tuple(path), owner, name, layers, getattr(owner, "config", config))
+
+
+def _lists(model: nn.Module) -> list[tuple[tuple[str, ...], nn.ModuleList]]:
+    """Return every list of modules with the attribute names that lead to it."""
+    found: list[tuple[tuple[str, ...], nn.ModuleList]] = []
+    stack: list[tuple[tuple[str, ...], nn.Module]] = [((), model)]
+    while stack:
+        path, module = stack.pop()
+        if isinstance(module, nn.ModuleList):
+            found.append((path, module))
+        stack += [((*path, name), child) for name, child in reversed(module._modules.items()) if child is not None]
+    return found
 
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")

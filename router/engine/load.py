@@ -37,6 +37,7 @@ from router.command import one_line
 from router.engine.decoder import find_decoder
 from router.validation import SETTINGS, InputError
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
 """Options of `from_pretrained` that say where files come from: they count for the tokenizer too."""
 
@@ -49,13 +50,14 @@ class ModelSettings:
         model: the base model: an offline asset, a local directory or a hub id; null: the one that the records or the
             router name.
         revision: its hub revision.
-        dtype: its dtype.
+        dtype: its dtype; null: that of the records or the router which the command reads, else what the device
+            multiplies fastest (`fast_dtype`).
         device: torch device; auto: CUDA where there is one, else CPU.
     """
 
     model: str | None = None
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # in full: a subclass may stand in another module
     device: str = "auto"
 
     @property
@@ -70,7 +72,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(
-    name: str, *, dtype: str = "float32", device: str = "auto", revision: str | None = None, **options: Any
+    name: str, *, dtype: str | None = "float32", device: str = "auto", revision: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model and its tokenizer in evaluation mode, with gradients off.
 
@@ -80,7 +82,7 @@ def load_model(
         name: a local directory, a model of router/assets/assets.json, or a hub id such as
             "HuggingFaceTB/SmolLM2-135M-Instruct". What begins with `.`, `/` or `~` is a directory; so is any other name
             where there is one, as in all of the library.
-        dtype: one of `DTYPES`.
+        dtype: one of `DTYPES`; None: `fast_dtype`.
         device: torch device, or "auto".
         revision: hub revision.
         options: passed on to `from_pretrained`, for example `attn_implementation` or `device_map`.
@@ -89,9 +91,10 @@ def load_model(
         InputError: where the model, the dtype or the device does not exist, or the name is both an offline asset's and
             a directory's.
     """
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     device = resolve_device(device)
+    dtype = dtype or fast_dtype(device)
     # Said outright: else the library asks on the terminal, and takes what is piped in for an answer.
     trusted = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
     where = {option: options[option] for option in HUB_OPTIONS if option in options}
@@ -242,6 +245,20 @@ def resolve_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: expected auto, cpu or a device of this machine, got {name!r}") from error
     return name
+
+
+def fast_dtype(device: str) -> str:
+    """Return bfloat16 where a device has instructions for it, else float32, in which the same product is faster there.
+
+    A processor without them (x86 before AVX-512 BF16 or AMX, as most laptops' are) takes three to four times as long in
+    bfloat16. Whatever is neither CPU nor CUDA is taken to have them.
+    """
+    if device.startswith("cpu"):
+        can = torch.cpu.get_capabilities()
+        has = any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+    else:
+        has = not device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has else "float32"
 
 
 def context_of(model: PreTrainedModel) -> int | None:

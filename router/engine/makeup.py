@@ -22,25 +22,30 @@ class Makeup:
 
     def __init__(self, model: nn.Module) -> None:
         """Look at a model."""
-        parts = [tuple(vars(settings).values()) for settings in _settings(model)]
-        stack, seen = [model], set[int]()
+        parts: list[Any] = []
+        for settings in _settings(model):
+            parts += vars(settings).values()
+        stack: list[nn.Module | None] = [model]
+        seen: set[nn.Module | None] = {None}
         while stack:
             module = stack.pop()
-            if id(module) in seen:
+            if module in seen:
                 continue
-            seen.add(id(module))
+            seen.add(module)
             own = module.__dict__
-            parts.append(tuple(own.values()))
-            parts += [tuple(own[name].values()) for name in REGISTRIES if own.get(name)]
-            stack.extend(child for child in own["_modules"].values() if child is not None)
+            parts += own.values()
+            for name in REGISTRIES:
+                if registry := own.get(name):
+                    parts += registry.values()
+            stack += own["_modules"].values()
+            parts.append(None)  # ends what is the module's
         self._parts = parts
 
     def __eq__(self, other: object) -> bool:
         """Whether nothing was changed between the two moments."""
         if not isinstance(other, Makeup) or len(self._parts) != len(other._parts):
             return False
-        pairs = zip(self._parts, other._parts, strict=True)
-        return all(len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in pairs)
+        return all(map(operator.is_, self._parts, other._parts))
 
     __hash__ = None  # type: ignore[assignment]
 

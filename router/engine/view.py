@@ -44,8 +44,11 @@ def chain_view(model: PreTrainedModel, chain: Chain, *, fresh: bool = False, ver
     """
     if (plain := getattr(model, "plain_model", None)) is not None:
         model = plain()  # a routed model: one that generates by itself, with chains of its own
+    tried = verify and chain != Chain.full(chain.num_layers)
+    if fresh and not tried:
+        return make_view(model, chain)
     now = Makeup(model)
-    if verify and chain != Chain.full(chain.num_layers):
+    if tried:
         require_chains(model, now)
     if fresh:
         return make_view(model, chain)

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -20,6 +20,7 @@ from router.command import first_word, parse_settings
 from router.decision import ALLOWED_LOSS, Operation, Router
 from router.engine.load import (
     DEFAULT_MODEL,
+    Dtype,
     chat_tokens,
     context_of,
     dtype_of,
@@ -43,7 +44,6 @@ from router.storage import load_router
 from router.strip import draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, Share, to_plain
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 OUT_OF_SCOPE = "out of the router's scope"
 """Said of prompts unlike those of training, which run at full depth."""
 SHORT = ", an answer of one token"
