@@ -256,6 +256,21 @@ def test_a_routed_model_follows_its_base_model(change: Callable[[PreTrainedModel
     assert torch.equal(routed.generate(input_ids=IDS, attention_mask=mask, **options), wanted)
 
 
+@pytest.mark.parametrize("change", [add_adapter, replace_layer, set_hook, switch_attention])
+def test_a_routed_models_views_follow_its_base_model(change: Callable[[PreTrainedModel], None]) -> None:
+    # Oracle: the view of a routed model that is joined after the change; nothing is read in between.
+    model, chain = tiny_model("llama"), Chain.full(NUM_LAYERS).skip(3, 1)
+    router = router_for(model)
+    routed = RoutedModel.join(model, router, budget=4.0)
+    before = routed.view(chain)
+    assert routed.view(chain) is before
+    change(model)
+    view, wanted = routed.view(chain), RoutedModel.join(model, router, budget=4.0).view(chain)
+    assert view.config._attn_implementation == wanted.config._attn_implementation
+    assert torch.equal(view(IDS).logits, wanted(IDS).logits)
+    assert view is not before
+
+
 @pytest.mark.slow
 def test_continuous_batching_of_a_view_with_another_attention_is_its_generate() -> None:
     # Oracle: the view's own `generate`, each prompt alone. The library's manager switches the view's attention.

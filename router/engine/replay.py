@@ -84,7 +84,7 @@ class Prefix:
         late: how many have run where some prompts are run on to be read once more; None: none are.
         can_replay: whether their keys and values can be given to a chain's prefill; otherwise they run again there
             (models with recurrent or convolutional layers, or with a cache of their own kind).
-        made: what the model was made of when this was prepared; `run` prepares it anew where it was changed.
+        made: what the model was made of when this was prepared; `follow` prepares it anew where it was changed.
     """
 
     def __init__(self, model: PreTrainedModel, layers: int, *, late: int | None = None, verify: bool = True) -> None:
@@ -102,6 +102,11 @@ class Prefix:
         self.layers, self.late, self._model, self._verify = layers, late, model, verify
         self._local = threading.local()
         self._prepare(Makeup(model))
+
+    def follow(self) -> None:
+        """Prepare the model anew where it was changed since."""
+        if (now := Makeup(self._model)) != self.made:
+            self._prepare(now)
 
     def _prepare(self, now: Makeup) -> None:
         """Make what hangs on what the model is now."""
@@ -171,8 +176,6 @@ class Prefix:
             mask: 1 for tokens, 0 for padding.
             inputs: what the model takes besides, such as `pixel_values`, prepared as its `generate` prepares it.
         """
-        if (now := Makeup(self._model)) != self.made:
-            self._prepare(now)
         return self._read(self._first, ids, mask, self._cache(), inputs or {})
 
     @torch.no_grad()

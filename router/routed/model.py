@@ -188,6 +188,12 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
                 f"model: expected {config.num_layers} layers, as the router has it, got {self._prefix.num_layers}"
             )
 
+    def _follow(self) -> None:
+        """Renew what was made of the base model where it was changed: an adapter, another attention, a hook."""
+        self._prefix.follow()
+        if self._prefix.made is not self._made:
+            self._renew()
+
     def _renew(self) -> None:
         """Drop what was made of the base model as it was."""
         model, read_layers = self.plain_model(), self.router.config.read_layers
@@ -276,10 +282,8 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         if not bool(mask[:, -1].all()):
             raise ValueError('attention_mask: expected padding on the left (padding_side="left"), got it on the right')
         given = ModelInputs.of(self.plain_model(), input_ids, inputs)
-        run = self._prefix.run(input_ids, mask, given.values)
-        if self._prefix.made is not self._made:  # the base model was changed: an adapter, another attention, a hook
-            self._renew()
-        return Reading(run, given)
+        self._follow()
+        return Reading(self._prefix.run(input_ids, mask, given.values), given)
 
     def decide(self, reading: Reading, budgets: Sequence[float | None] | None = None) -> list[Decision]:
         """Return the chain of each row, with its score.
@@ -480,6 +484,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         Raises:
             ValueError: where the chain does not begin with the layers that the router reads.
         """
+        self._follow()
         return self._view(chain).model
 
     def _view(self, chain: Chain) -> _View:
