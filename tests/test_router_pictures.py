@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from router.chain import Chain
+from router.engine.decoder import CACHE_ARGUMENTS
 from router.engine.executor import ChainExecutor, Job
 from router.engine.rows import Row, pack_row, plain_row, separate_rows
 from router.engine.trial import nasty_chain
@@ -139,9 +140,10 @@ def test_a_cache_of_an_earlier_turn_is_refused_with_pictures() -> None:
     out = routed.generate(**batch, past_key_values=cache, **GREEDY)
     assert torch.equal(out, routed.generate(**batch, **GREEDY))
     pixels = batch["pixel_values"]
-    for more in ({"pixel_values": pixels}, {}):  # without them the text's pictures would be read as tokens
-        with pytest.raises(ValueError, match="past_key_values: expected none, or an empty cache, with pictures"):
-            routed.generate(out, past_key_values=cache, **more, **GREEDY)
+    for name in CACHE_ARGUMENTS:
+        for more in ({"pixel_values": pixels}, {}):  # without them the text's pictures would be read as tokens
+            with pytest.raises(ValueError, match="past_key_values: expected none, or an empty cache, with pictures"):
+                routed.generate(out, **{name: cache}, **more, **GREEDY)
 
 
 CHAINS = [FULL, nasty_chain(NUM_LAYERS), FULL.skip(1, 2), Chain((0,), NUM_LAYERS), Chain((1, 1), NUM_LAYERS)]

@@ -375,7 +375,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         mask = options.pop("attention_mask", None)
         given = {name: options.pop(name) for name in list(options) if name not in OF_GENERATE}
         if given or has_placeholders(self.plain_model(), ids):
-            check_no_turn_before(options.get("past_key_values"))
+            check_no_turn_before(given_cache(options))
         mask = mask_of(ids, settings) if mask is None else mask
         reading = self.read(ids, mask, **given)
         if lossless:
