@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from eval.results import RESULTS_FILE, read_results
 from router.engine.load import ModelSettings, load_model, load_processor
 from router.engine.view import chain_view
 from router.routed import RoutedModel
+from router.storage import save_router
 from router.validation import InputError
 from search.__main__ import main as search
 from tests.conftest import Refusal
 from tests.pictures import save_pictured
+from tests.routed_folders import router_for
 from tests.tiny import FULL, NUM_LAYERS, save_tiny, tiny_samples
 from train.__main__ import main as train
 
@@ -110,6 +114,25 @@ def test_from_preparation_to_a_routed_model(project: Path, stock: tuple[PreTrain
         width = batch["input_ids"].shape[1]
         assert torch.equal(routed.generate(**batch, **options), want[:, : width + 1] if one.one_token else want)
     assert type(routed.processor) is type(processor)
+
+
+def test_a_copied_routed_model_has_its_processor(project: Path, tmp_path: Path) -> None:
+    # Oracle: what the original's processor makes of a picture.
+    model, _ = load_model(str(project / "model"))
+    router = router_for(model)
+    points = router.head.budget_points
+    config = dataclasses.replace(router.config, base_model=str(project / "model"), budget_points=points)
+    save_router(tmp_path / "router", dataclasses.replace(router, config=config))
+    routed = RoutedModel.from_pretrained(tmp_path / "router", budget=4.0, verify=False, token="hf_secret")
+    asked = {"images": [Image.new("RGB", (20, 10), "green")], "text": "<image>\nWhich?", "return_tensors": "pt"}
+    pickled = pickle.dumps(routed)
+    assert b"hf_secret" not in pickled
+    for one in (copy.deepcopy(routed), copy.copy(routed), pickle.loads(pickled)):
+        got, wanted = one.processor(**asked), routed.processor(**asked)
+        assert torch.equal(got["pixel_values"], wanted["pixel_values"])
+        assert torch.equal(got["input_ids"], wanted["input_ids"])
+        assert one.processor is one.processor
+        assert one.processor.tokenizer.padding_side == "left"
 
 
 @pytest.mark.parametrize("mode", ["continuation", "letter"])

@@ -167,7 +167,8 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         made.__class__ = _routed_class(type(model))
         routed = cast(RoutedModel, made)
         routed.router, routed.budget, routed.guaranteed, routed.scope = router, budget, guaranteed, scope
-        routed.tokenizer, routed.router_folder, routed._load_processor = tokenizer, None, None
+        routed.tokenizer, routed.router_folder = tokenizer, None
+        routed._processor_source = routed._processor = None
         # A function and no attribute: torch would take a model in an attribute for a part of this one.
         routed.plain_model = lambda: model
         routed._lock = threading.Lock()
@@ -202,9 +203,15 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
             self._make_scorer = functools.cache(lambda: ChoiceScorer(model, read_layers))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle base model and router, which are joined anew: views and locks cannot be copied."""
-        kept = ("budget", "guaranteed", "scope", "tokenizer", "router_folder", "generation_config")
-        return _joined, (self.plain_model(), self.router, {name: getattr(self, name) for name in kept})
+        """Copy and pickle base model and router, which are joined anew: views and locks cannot be copied.
+
+        A copy reads its own processor, without the hub token that this one was loaded with, which no file is to have.
+        """
+        names = ("budget", "guaranteed", "scope", "tokenizer", "router_folder", "generation_config")
+        kept = {name: getattr(self, name) for name in names}
+        if (source := self._processor_source) is not None:
+            kept["_processor_source"] = {name: value for name, value in source.items() if name != "token"}
+        return _joined, (self.plain_model(), self.router, kept)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the parameters, the base model's with them, as `to` and `half` do; views are made anew."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -33,7 +32,8 @@ class Pretrained:
     router: Router
     router_folder: Path | None
     join: ClassVar[Callable[..., Any]]
-    _load_processor: Callable[[], ProcessorMixin] | None
+    _processor_source: Mapping[str, Any] | None  # arguments of `load_processor`; None: the model was joined
+    _processor: ProcessorMixin | None  # what they gave; None: it was not asked for yet
 
     @classmethod
     def from_pretrained(
@@ -103,7 +103,7 @@ class Pretrained:
         tokenizer.padding_side = "left"  # as generation needs it
         routed.router_folder = folder
         where = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
-        routed._load_processor = functools.cache(lambda: _processor_of(name, revision=base_revision, **where))
+        routed._processor_source = {"name": name, "revision": base_revision, **where}
         return routed
 
     @property
@@ -113,9 +113,12 @@ class Pretrained:
         Raises:
             InputError: where the base model has none, or was not loaded by `from_pretrained`.
         """
-        if self._load_processor is None:
+        if self._processor_source is None:
             raise InputError("processor: expected a model of from_pretrained, got a joined one; load its own processor")
-        return self._load_processor()
+        if self._processor is None:
+            self._processor = load_processor(**self._processor_source)
+            self._processor.tokenizer.padding_side = "left"  # as generation needs it
+        return self._processor
 
     def save_pretrained(self, save_directory: str | Path, *, report: str | Path | None = None) -> None:
         """Write the router, not the base model, and a model card.
@@ -199,9 +202,3 @@ def quantisation_of(model: PreTrainedModel) -> str | None:
         return None
     method = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
     return str(getattr(method, "value", method))
-
-
-def _processor_of(name: str, **options: Any) -> ProcessorMixin:
-    processor = load_processor(name, **options)
-    processor.tokenizer.padding_side = "left"  # as generation needs it
-    return processor
