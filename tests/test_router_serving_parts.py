@@ -15,7 +15,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, TopPLogitsWarper
 
 from router.serving.batcher import BatchLimits, LoadBudget, batch_of, partners_matter, within
 from router.serving.protocol import MOST_CHARACTERS, ApiError, ChatAsked, CompletionAsked, parse
-from router.serving.rows import Row, Sampling, TextStream, draw
+from router.serving.rows import Row, Sampling, TextStream, bytes_of, draw
 from tests.serving import pick
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -61,6 +61,22 @@ def test_what_was_shown_stays_where_a_decoder_would_break_it() -> None:
     assert TOKENIZERS["spaces"].decode(tokens) == "\ufffd" * 5 + "a"
     assert pieces("spaces", tokens) == ["", "", "€", "", "", "\ufffd\ufffda", ""]
     assert pieces("spaces", tokens[:-1]) == ["", "", "€", "", "", "\ufffd\ufffd"]
+
+
+@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+def test_tokens_bytes_are_those_of_the_text(kind: str) -> None:
+    # Oracle: the text in UTF-8, whose characters take several tokens.
+    tokenizer = TOKENIZERS[kind]
+
+    def found(token: int) -> bytes | None:
+        return bytes_of(tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token]))
+
+    text = "abé€😀"
+    tokens = encoded(kind, text)
+    assert len(tokens) > len(text)
+    assert b"".join(found(token) or b"?" for token in tokens) == text.encode()
+    assert bytes_of("<unknown>", "\ufffd") is None  # a name that says nothing of bytes
+    assert bytes_of("\u2581\ufffd", " \ufffd") is None
 
 
 def pieces(kind: str, tokens: list[int]) -> list[str]:

@@ -38,10 +38,23 @@ LAST_EVENT = b"data: [DONE]\n\n"
 class Answer:
     """Makes the objects of one request's answer."""
 
-    def __init__(self, model: str, asked: Asked, token_text: Callable[[int], str]) -> None:
-        """Begin the answer to a request; its choices of a prompt (`n`) count the prompt's tokens once."""
+    def __init__(
+        self,
+        model: str,
+        asked: Asked,
+        token_text: Callable[[int], str],
+        token_bytes: Callable[[int], list[int] | None],
+    ) -> None:
+        """Begin the answer to a request; its choices of a prompt (`n`) count the prompt's tokens once.
+
+        Args:
+            model: the model's name.
+            asked: the request.
+            token_text: returns a token's text.
+            token_bytes: returns its bytes; None: they are not known.
+        """
         self._chat, self._choices = isinstance(asked, ChatAsked), asked.n
-        self._scored, self._token_text = asked.alternatives is not None, token_text
+        self._scored, self._token_text, self._token_bytes = asked.alternatives is not None, token_text, token_bytes
         self._offsets: dict[Row, int] = {}
         prefix, self._whole, self._part = (
             ("chatcmpl", "chat.completion", "chat.completion.chunk")
@@ -117,8 +130,7 @@ class Answer:
         }
 
     def _scored_token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._token_text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self._token_text(token), "logprob": logprob, "bytes": self._token_bytes(token)}
 
     def _usage(self, rows: Sequence[Row]) -> dict[str, int]:
         prompts = sum(len(row.prompt) for row in rows[:: self._choices])

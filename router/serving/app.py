@@ -22,7 +22,7 @@ from router.serving.gate import Guard, check_model, guarded_app, read_body, unle
 from router.serving.metrics import RowMetrics
 from router.serving.page import Page
 from router.serving.protocol import ApiError, Asked, AskedT, Budgets, ChatAsked, CompletionAsked, Message, bad, parse
-from router.serving.rows import BROKEN, Piece, Row, Sampling, TextStream
+from router.serving.rows import BROKEN, Piece, Row, Sampling, TextStream, bytes_of
 
 JOIN_SECONDS = 30.0
 """How long the worker may take to end its step when the server stops."""
@@ -100,8 +100,8 @@ class _Routes:
         deadline = asyncio.get_running_loop().time() + self._service.guard.request_timeout
         asked = await read_body(request, functools.partial(parse, kind))
         check_model(self._service.guard.name, asked.model)
-        rows = await asyncio.to_thread(make, asked)
-        answer = Answer(self._service.guard.name, asked, self._service.rows.token_text)
+        rows, maker = await asyncio.to_thread(make, asked), self._service.rows
+        answer = Answer(self._service.guard.name, asked, maker.token_text, maker.token_bytes)
         exchange = Exchange(self._service.batcher, rows, deadline, self._service.observers)
         try:
             if asked.stream:
@@ -248,8 +248,19 @@ class RowMaker:
     def token_text(self, token: int) -> str:
         """Return a token's own text, also that of special ones; its name where it is a part of a character."""
         with self._lock:
-            text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
-            return str(self._tokenizer.convert_ids_to_tokens(token)) if BROKEN in text else text
+            name, text = self._names(token)
+        return name if BROKEN in text else text
+
+    def token_bytes(self, token: int) -> list[int] | None:
+        """Return the bytes of a token's own text, also where it is a part of a character; None: they are not known."""
+        with self._lock:
+            found = bytes_of(*self._names(token))
+        return None if found is None else list(found)
+
+    def _names(self, token: int) -> tuple[str, str]:
+        """Return the tokenizer's name of a token, and its text."""
+        text = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.convert_ids_to_tokens(token)), str(text)
 
     def _rows(self, asked: Asked, prompts: Sequence[tuple[int, ...]], param: str, default: int | None) -> list[Row]:
         budget, rows = self._budgets.of(asked), list[Row]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -14,16 +15,34 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from router.chain import Chain
 from router.serving.protocol import ApiError
 
 BROKEN = "\ufffd"
 """What decoders write for bytes that are no character, or not yet."""
-
-
+ALPHABET = {character: byte for byte, character in bytes_to_unicode().items()}
+"""The byte that each character stands for in the names of a byte-level vocabulary."""
+BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
+"""A byte's name in vocabularies of other kinds."""
 LEAST_LOGPROB = -9999.0
 """Said of tokens of no probability, as OpenAI's interface does: JSON has no infinity."""
+
+
+def bytes_of(name: str, text: str) -> bytes | None:
+    """Return the bytes of a token; None: they cannot be told.
+
+    Args:
+        name: the tokenizer's name of it.
+        text: what the tokenizer decodes it to, where `BROKEN` stands for bytes that are no character by themselves.
+    """
+    if BROKEN not in text:
+        return text.encode()
+    if (byte := BYTE_NAME.fullmatch(name)) is not None:
+        return bytes.fromhex(byte[1])
+    known = bytes(ALPHABET[character] for character in name) if ALPHABET.keys() >= set(name) else b""
+    return known if known.decode(errors="replace") == text else None
 
 
 class TextStream:
