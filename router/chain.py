@@ -10,27 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Literal, NamedTuple
 
 _ITEM = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})|\*([0-9]{1,9}))?")
 MAX_DEPTH = 4096
 """Layers that a parsed text form may expand to: a typing slip must not fill the memory."""
-
-
-class Segment(NamedTuple):
-    """One segment of a PoLar program (arXiv 2606.06574): layers start..stop-1 with one operation.
-
-    Attributes:
-        start: first layer of the segment.
-        stop: one past its last layer.
-        operation: "skip" (0 runs), "run" (1 run) or "repeat" (the whole segment runs `times` times in a row).
-        times: how often the segment runs: 0, 1 or at least 2, as the operation says.
-    """
-
-    start: int
-    stop: int
-    operation: Literal["skip", "run", "repeat"]
-    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,47 +201,6 @@ class Chain:
         if sum(counts) > MAX_DEPTH:
             raise ValueError(f"counts: expected at most {MAX_DEPTH} layers in all, got {sum(counts)}")
         return cls(tuple(layer for layer, count in enumerate(counts) for _ in range(count)), len(counts))
-
-    def to_segments(self) -> tuple[Segment, ...]:
-        """Return the PoLar program: contiguous segments that cover all layers once, each skipped, run or repeated.
-
-        Raises:
-            ValueError: where the chain is no such program (a moved layer, a nested or partial repeat).
-        """
-        segments: list[Segment] = []
-        done = 0  # layers below this stand in a segment already
-        i = 0
-        while i < self.depth:
-            start = self.layers[i]
-            if start < done:
-                raise ValueError(f"chain {self}: expected a program of segments, layer {start} comes back at entry {i}")
-            if start > done:
-                segments.append(Segment(done, start, "skip", 0))
-            stop = start + 1
-            i += 1
-            while i < self.depth and self.layers[i] == stop:
-                stop += 1
-                i += 1
-            done = stop
-            back = self.layers[i] if i < self.depth else stop
-            if not start <= back < stop:
-                segments.append(Segment(start, stop, "run", 1))
-                continue
-            if back > start:
-                segments.append(Segment(start, back, "run", 1))
-            block = tuple(range(back, stop))
-            times = 1
-            while self.layers[i : i + len(block)] == block:
-                times += 1
-                i += len(block)
-            if times == 1:
-                raise ValueError(
-                    f"chain {self}: expected whole blocks repeated, got part of {back}-{stop - 1} at entry {i}"
-                )
-            segments.append(Segment(back, stop, "repeat", times))
-        if done < self.num_layers:
-            segments.append(Segment(done, self.num_layers, "skip", 0))
-        return tuple(segments)
 
 
 def _is_int(value: object) -> bool:

@@ -6,15 +6,15 @@ A label must not rest on one rounding: in bfloat16 an answer of small margin cha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from data.records import ChainResult, pareto_front
 from data.scoring import ChainScorer, SampleBlock
-from router.chain import Chain
 from router.heads.layerwise import classes_of
 
-RULE = 2
-"""Version of the rule below, part of the hash of a search's settings: 1 verified the front of all right chains only."""
+RULE = 3
+"""Version of the rule below, part of the hash of a search's settings: 1 verified the front of all right chains only, 2
+also that of the chains that a program of segments (PoLar, arXiv 2606.06574) can write."""
 MOST_GROUPS = 8
 """Groups that a batch is split into at most before its samples are run one by one."""
 
@@ -23,10 +23,10 @@ def chains_to_verify(results: Sequence[ChainResult], first_editable: int) -> tup
     """Return the indices of the chains that can become a label and have not been judged a second time yet.
 
     A label is the shortest right chain (of greatest margin among equals) or the one of greatest margin (the shortest
-    among equals) of some kind: of all chains, of those that per-layer counts can write, of those that a program of
-    segments can write. Both stand on their kind's front of (depth, margin), so the three fronts are verified, and full
-    depth. A chain that failed is no label, and the next best takes its place. So call this again after judging, until
-    nothing is returned: then every label under either rule has stood.
+    among equals) of some kind: of all chains, or of those that per-layer counts can write. Both stand on their kind's
+    front of (depth, margin), so both fronts are verified, and full depth. A chain that failed is no label, and the next
+    best takes its place. So call this again after judging, until nothing is returned: then every label under either
+    rule has stood.
 
     Args:
         results: every chain tried; those judged a second time have `verified` set. The first is full depth.
@@ -36,25 +36,11 @@ def chains_to_verify(results: Sequence[ChainResult], first_editable: int) -> tup
         Indices into `results`, ascending.
     """
     standing = [i for i, result in enumerate(results) if result.stands]
+    counted = [i for i in standing if classes_of(results[i].chain, first_editable) is not None]
     wanted = {0}
-    kinds: tuple[Callable[[Chain], bool], ...] = (
-        lambda _: True,
-        lambda chain: classes_of(chain, first_editable) is not None,
-        is_program,
-    )
-    for kind in kinds:
-        own = [i for i in standing if kind(results[i].chain)]
+    for own in (standing, counted):
         wanted.update(own[i] for i in pareto_front([results[i] for i in own]))
     return tuple(sorted(i for i in wanted if results[i].verified is None))
-
-
-def is_program(chain: Chain) -> bool:
-    """Whether a chain can be said as a program of segments (PoLar, arXiv 2606.06574)."""
-    try:
-        chain.to_segments()
-    except ValueError:
-        return False
-    return True
 
 
 def verify(

@@ -1,13 +1,12 @@
-"""The chain of layers: text form, edits, counts and segments."""
+"""The chain of layers: text form, edits and counts."""
 
-import random
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.chain import MAX_DEPTH, Chain, Segment
+from router.chain import MAX_DEPTH, Chain
 
 
 @st.composite
@@ -40,27 +39,6 @@ def blocks(draw):
     chain = draw(edited_chains())
     position = draw(st.integers(0, chain.depth - 1))
     return chain, position, draw(st.integers(1, chain.depth - position))
-
-
-@st.composite
-def programs(draw):
-    """A PoLar program that covers its layers and runs at least one."""
-    segments, start = [], 0
-    for size, times in draw(
-        st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=6).filter(
-            lambda parts: any(times for _, times in parts)
-        )
-    ):
-        operation = ("skip", "run")[times] if times < 2 else "repeat"
-        segments.append(Segment(start, start + size, operation, times))
-        start += size
-    return segments
-
-
-def chain_of(program):
-    """The chain of a program: its segments one by one, each as often as it runs."""
-    layers = tuple(layer for s in program for _ in range(s.times) for layer in range(s.start, s.stop))
-    return Chain(layers, program[-1].stop)
 
 
 @given(st.one_of(chains(), edited_chains()))
@@ -162,53 +140,6 @@ def test_counts_round_trip_or_raise(chain):
     else:
         with pytest.raises(ValueError, match="ascending"):
             chain.to_counts()
-
-
-@given(programs())
-def test_every_program_reads_back(program):
-    # Oracle: a program's chain, written as a program again, is the same chain.
-    chain = chain_of(program)
-    assert chain_of(chain.to_segments()) == chain
-
-
-@given(st.one_of(chains(6), edited_chains()))
-def test_segments_round_trip_or_raise(chain):
-    # Oracle: what can be written as a program reads back as the same chain, and covers every layer once.
-    try:
-        segments = chain.to_segments()
-    except ValueError:
-        return  # rightly: see below
-    assert [layer for s in segments for layer in range(s.start, s.stop)] == list(range(chain.num_layers))
-    assert chain_of(segments) == chain
-
-
-def test_segments_refuse_exactly_the_chains_that_are_no_program():
-    # Oracle: brute force over every program of 4 layers with up to 3 runs a segment.
-    def all_programs(start):
-        if start == 4:
-            yield ()
-        for stop in range(start + 1, 5):
-            for times in range(4):
-                operation = ("skip", "run", "repeat", "repeat")[times]
-                for rest in all_programs(stop):
-                    yield (Segment(start, stop, operation, times), *rest)
-
-    possible = {sum((tuple(range(s.start, s.stop)) * s.times for s in program), ()) for program in all_programs(0)}
-    rng = random.Random(0)
-    accepted = refused = 0
-    for _ in range(4000):
-        layers = tuple(rng.randrange(4) for _ in range(rng.randint(1, 5)))
-        try:
-            Chain(layers, 4).to_segments()
-        except ValueError:
-            refused += 1
-            assert layers not in possible
-        else:
-            accepted += 1
-            # A run of more than three is a program too, but not in the enumeration.
-            assert layers in possible or max(map(layers.count, layers)) > 3
-    assert accepted > 100
-    assert refused > 100
 
 
 @pytest.mark.parametrize(
