@@ -229,8 +229,8 @@ def main() -> None:
         export_chain(model, tokenizer, chain, Path(folder) / "exported")
         exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "exported", dtype=torch.bfloat16)
     exported.eval().requires_grad_(False)  # as the base model, whose kernels could differ otherwise
-    full = with_contiguous_head(chain_view(model, Chain.full(30), fresh=True))
-    view = with_contiguous_head(chain_view(model, chain, fresh=True))
+    full = with_contiguous_head(chain_view(model, Chain.full(30)))
+    view = with_contiguous_head(chain_view(model, chain))
     routed = RoutedModel.join(model, router, budget=float(chain.depth))
     twice = RoutedModel.join(model, make_router(model, chain, late=True), budget=float(chain.depth))
     arms = {

@@ -102,7 +102,7 @@ class Generator:
         ids, mask = left_padded([request.prompt for request in batch], self._model.device, self._padding)
         width = ids.shape[1]
         limits = [request.max_new_tokens for request in batch]
-        view = with_contiguous_head(chain_view(self._model, batch[0].chain, fresh=True))
+        view = with_contiguous_head(chain_view(self._model, batch[0].chain))
         view.generation_config = self._plain_greedy(max(limits))  # the library fills gaps from this one
         inputs = batch[0].inputs  # whoever has any is alone
         stop = _Finished(self._text, [request.before_end for request in batch], limits, width)

@@ -161,7 +161,7 @@ def time_chains(
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (batch, prompt_tokens), generator=generator).to(model.device)
-    views = {chain: with_contiguous_head(chain_view(model, chain, fresh=True)) for chain in chains}
+    views = {chain: with_contiguous_head(chain_view(model, chain)) for chain in chains}
     times: dict[Chain, list[tuple[float, float, int | None]]] = {chain: [] for chain in chains}
     order = random.Random(seed)
     for number in range(WARM_UP + rounds):

@@ -97,7 +97,7 @@ def scoped(router: Router, states: Sequence[Tensor], share: float = 0.0, *, one_
 
 def alone(model: PreTrainedModel, chain: Chain, ids: Tensor, mask: Tensor, **options: Any) -> Any:
     """What a chain's view generates of the model, greedily, given prompts and masks."""
-    view = chain_view(model, chain, fresh=True)
+    view = chain_view(model, chain)
     return view.generate(input_ids=ids, attention_mask=mask, **GREEDY | options)
 
 

@@ -291,7 +291,7 @@ def test_a_choice_is_generated_as_text() -> None:
         sample = samples[i]
         ids = torch.tensor([tokenizer(f"Question: {sample.question}\n").input_ids])
         longest = max(map(len, sample.choices)) + 1
-        view = chain_view(model, chain, fresh=True)
+        view = chain_view(model, chain)
         new = view.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False, pad_token_id=0
         )[0, ids.shape[1] :]

@@ -343,7 +343,7 @@ def windowed() -> PreTrainedModel:
 def saved(model: PreTrainedModel, chain: Chain, folder: Path) -> Exported:
     """Export a chain, and return what its check compares."""
     export_chain(model, None, chain, folder)
-    written = chain_view(model, chain, fresh=True)
+    written = chain_view(model, chain)
     written.config = chain_config(model.config, chain)
     return Exported(chain, chain_view(model, chain), written, "model.layers")
 

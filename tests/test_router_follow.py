@@ -144,7 +144,7 @@ def test_attention_that_is_switched_later_is_switched_in_masks_and_kernels(famil
     left[0, :3] = 0
     options = {"attention_mask": left, "do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
     wanted = chain_view(eager, CHAIN).generate(IDS, **options)
-    view = chain_view(model, CHAIN, fresh=True)
+    view = chain_view(model, CHAIN)
     view.set_attn_implementation("eager")
     assert model.config._attn_implementation == "sdpa"
     attentions = view(IDS, output_attentions=True).attentions
@@ -206,7 +206,7 @@ def test_what_is_done_to_a_view_does_not_reach_the_model(change: Callable[[PreTr
     # Oracle: all that the model holds, and its logits, before and after.
     model = tiny_model("llama")
     wanted, before = model(IDS).logits, state(model)
-    change(chain_view(model, CHAIN, fresh=True))
+    change(chain_view(model, CHAIN))
     assert state(model) == before
     assert torch.equal(model(IDS).logits, wanted)
     assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, wanted)
@@ -226,7 +226,7 @@ def test_what_would_reach_the_model_through_its_weights_is_refused(change: Calla
     model = tiny_model("llama")
     before = state(model)
     with pytest.raises(ValueError, match=r"^view: expected its (weights|embeddings) to stay .* the original model's"):
-        change(chain_view(model, CHAIN, fresh=True))
+        change(chain_view(model, CHAIN))
     assert state(model) == before
 
 
@@ -275,7 +275,7 @@ def test_a_routed_models_views_follow_its_base_model(change: Callable[[PreTraine
 def test_continuous_batching_of_a_view_with_another_attention_is_its_generate() -> None:
     # Oracle: the view's own `generate`, each prompt alone. The library's manager switches the view's attention.
     model, prompts = tiny_model("llama", "eager"), [[5, 6, 7, 8, 9], [10, 11, 12]]
-    view = chain_view(model, CHAIN, fresh=True)
+    view = chain_view(model, CHAIN)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     wanted = [
         view.generate(torch.tensor([one]), min_new_tokens=6, **options)[0, len(one) :].tolist() for one in prompts

@@ -348,7 +348,7 @@ def test_choices_are_scored_as_by_the_chains_view(model: PreTrainedModel, router
     assert {str(one.routed.chain) in EARLY_CHAINS for one in scored} == {True, False}
     for text, one in zip(texts, scored, strict=True):
         assert routed.score(text, CHOICES).routed.chain == one.routed.chain
-        view = chain_view(model, one.routed.chain, fresh=True)
+        view = chain_view(model, one.routed.chain)
         question = question_of(tokenizer, text, CHOICES)
         for choice, value in zip(question.choices, one.logprobs, strict=True):
             ids = torch.tensor([[*question.prompt, *choice]])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
 
+import router.engine.executor
 from router.chain import Chain
 from router.engine.block import StateNode
 from router.engine.executor import ChainExecutor, Job
@@ -125,7 +126,7 @@ def test_shared_tokens_where_memory_ends(monkeypatch: pytest.MonkeyPatch, limit:
 
 
 @pytest.mark.parametrize("manner", ["ignores the cache", "keeps a copy", "refuses it"])
-def test_a_layer_that_uses_its_cache_otherwise_runs_whole(manner: str) -> None:
+def test_a_layer_that_uses_its_cache_otherwise_runs_whole(monkeypatch: pytest.MonkeyPatch, manner: str) -> None:
     # Oracle: layer 2's attention does not go on with what the cache returns; the view knows nothing of it.
     model = tiny_model("llama")
     rows = questions(2, packed=False, start=EXAMPLES)
@@ -144,7 +145,8 @@ def test_a_layer_that_uses_its_cache_otherwise_runs_whole(manner: str) -> None:
         return forward(*args, **kwargs)
 
     attention.forward = other
-    executor = ChainExecutor(model, verify=False)  # a trial would refuse it: with a cache it runs otherwise
+    monkeypatch.setattr(router.engine.executor, "require_chains", lambda *_: None)  # a trial would refuse it
+    executor = ChainExecutor(model)
     assert not executor.can_share
     torch.testing.assert_close(executor.target_logprobs(executor.load(rows), jobs), wanted, **TOLERANCE)
 

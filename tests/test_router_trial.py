@@ -1,4 +1,4 @@
-"""A model is tried before its first edited chain: once, and not where the caller or its state says otherwise."""
+"""A model is tried before its first edited chain: once, and not where its state says otherwise."""
 
 from __future__ import annotations
 
@@ -46,17 +46,11 @@ def test_a_model_is_tried_once_whoever_asks_and_again_after_a_change(counted: Pr
     chain_view(counted, EDITED)
     tried = Counting.calls
     assert tried > 0
-    chain_view(counted, EDITED, fresh=True)
     chain_view(counted, FULL.skip(1, 2))
     assert Counting.calls == tried
     counted.model.layers[0].mlp = Counting(counted.model.layers[0].mlp)
     chain_view(counted, EDITED)
     assert Counting.calls > tried
-
-
-def test_without_verification_nothing_is_tried(counted: PreTrainedModel) -> None:
-    chain_view(counted, EDITED, verify=False)
-    assert Counting.calls == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -58,7 +58,7 @@ def test_hidden_states_are_counted_right_before_in_and_after_a_view(variant: tup
         return of(tokens(), output_hidden_states=True).hidden_states
 
     for _ in range(2):
-        assert len(states(chain_view(model, chain, fresh=True))) == chain.depth + 1
+        assert len(states(chain_view(model, chain))) == chain.depth + 1
         assert len(states(model)) == NUM_LAYERS + 1
     # Position 3 of 0,1,2,1,2,3,4 is layer 1 run on the output of layer 2.
     seen = states(chain_view(model, chain))
@@ -120,7 +120,7 @@ def test_a_view_computes_what_the_chain_says(model: PreTrainedModel) -> None:
 def test_the_original_is_untouched_also_when_an_exception_passes(model: PreTrainedModel) -> None:
     # Oracle: a digest of configuration, weights (bytes and identity), modules and layer indices.
     before, logits = digest(model), model(tokens()).logits
-    view = chain_view(model, CHAINS["longer than the model"], fresh=True)
+    view = chain_view(model, CHAINS["longer than the model"])
     view.generate(tokens(1), max_new_tokens=3, do_sample=False, pad_token_id=0)
     view.config.num_hidden_layers = 99
     with pytest.raises(IndexError):
@@ -135,23 +135,18 @@ def test_a_view_holds_no_parameters_of_its_own(model: PreTrainedModel) -> None:
     assert {id(parameter) for parameter in chain_view(model, CHAINS["repeat block"]).parameters()} <= own
 
 
-def test_views_are_cached_until_the_model_changes() -> None:
+def test_a_view_is_the_callers_own_and_made_of_what_the_model_is_now() -> None:
     # Oracle: object identity; and equality with the model after it changed.
     model, chain = tiny_model("llama"), CHAINS["skip layer 0"]
-    view = chain_view(model, chain)
-    assert chain_view(model, chain) is view
-    assert chain_view(model, CHAINS["reorder"]) is not view
-    assert chain_view(model, chain, fresh=True) is not view
-    assert chain_view(tiny_model("llama"), chain) is not view
+    assert chain_view(model, chain) is not chain_view(model, chain)
     model.to(torch.bfloat16)
-    assert chain_view(model, chain) is not view
     assert chain_view(model, FULL)(tokens()).logits.dtype == torch.bfloat16
     model.set_attn_implementation("eager")
     assert torch.equal(chain_view(model, FULL)(tokens()).logits, model(tokens()).logits)
     reference = weakref.ref(model)
     del model
     gc.collect()
-    assert reference() is None  # the cache keeps no model alive
+    assert reference() is None  # what is known of its trial keeps no model alive
 
 
 def test_what_cannot_be_run_is_refused() -> None:
@@ -176,7 +171,7 @@ def test_a_contiguous_head_gets_a_matrix_and_says_the_same(rows: int) -> None:
     # Oracle: the stock model's logits; strides as torch gives a fresh tensor, also where one row has none to show.
     model = tiny_model("llama")
     ids = torch.randint(3, 90, (rows, 7), generator=torch.Generator().manual_seed(0))
-    view = with_contiguous_head(chain_view(model, Chain.full(NUM_LAYERS), fresh=True))
+    view = with_contiguous_head(chain_view(model, Chain.full(NUM_LAYERS)))
     seen: list[tuple[int, ...]] = []
     view.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].stride()))
     got = view(input_ids=ids, logits_to_keep=1).logits
@@ -189,7 +184,7 @@ def test_a_contiguous_head_gets_a_matrix_and_says_the_same(rows: int) -> None:
 def test_a_view_with_repeats_is_not_saved_and_one_without_is(tmp_path: Path) -> None:
     # Oracle: the folder; the view's own logits.
     model = tiny_model("llama")
-    for view in (chain_view(model, Chain((0, 1, 1, 4), 5)), chain_view(model, Chain((0, 0), 5), fresh=True)):
+    for view in (chain_view(model, Chain((0, 1, 1, 4), 5)), chain_view(model, Chain((0, 0), 5))):
         for save in (view.save_pretrained, view.push_to_hub):
             with pytest.raises(ValueError, match=r"^save_pretrained: expected [^\n]*python -m router export") as caught:
                 save(str(tmp_path / "repeats"))

@@ -157,7 +157,7 @@ def _plain(value: Any) -> Any:
 
 
 def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
-    """Give a view of one's own (`fresh`) another output embedding; a model that keeps it deeper down stays as it is.
+    """Give a view of one's own another output embedding; a model that keeps it deeper down stays as it is.
 
     Args:
         view: the view, whose own registry of modules is changed; the original's is not.
@@ -184,7 +184,7 @@ class NoHead(nn.Module):
 
 
 def with_contiguous_head(view: PreTrainedModel) -> PreTrainedModel:
-    """Give a view of one's own (`fresh`) an output embedding, parameters shared, that reads contiguous states.
+    """Give a view of one's own an output embedding, parameters shared, that reads contiguous states.
 
     After a prompt the library passes it a slice of each row's last token. With strides of its own it is no matrix
     to torch's CPU kernels: they multiply row by row and copy the embedding for each (30 GB for 64 rows of a

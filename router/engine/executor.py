@@ -57,21 +57,15 @@ class ChainExecutor:
         statistics: counts and times of what was run.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        batch_tokens: int = 2048,
-        state_bytes: int = 2**30,
-        verify: bool = True,
-    ) -> None:
-        """Prepare a model, which is not changed. Not safe for use by several threads at once.
+    def __init__(self, model: PreTrainedModel, *, batch_tokens: int = 2048, state_bytes: int = 2**30) -> None:
+        """Prepare a model, which is not changed, once it was tried (`router.engine.trial`).
+
+        Not safe for use by several threads at once.
 
         Args:
             model: a decoder-only model in evaluation mode.
             batch_tokens: tokens in one call of a layer at most (a longer row still runs alone).
             state_bytes: bytes of computed states, keys and values kept for reuse.
-            verify: try an edited chain on the model first (`router.engine.trial`).
 
         Raises:
             ValueError: where the layers are not found, the model is in training mode, a bound is not positive, or the
@@ -80,7 +74,7 @@ class ChainExecutor:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
         self.statistics = ExecutorStatistics()
-        self._model, self._verify = model, verify
+        self._model = model
         self._cache = StateCache(state_bytes)
         self._batch_tokens = batch_tokens
         self._prepare(Makeup(model))
@@ -88,8 +82,7 @@ class ChainExecutor:
     def _prepare(self, now: Makeup) -> None:
         """Learn how the model, as it is now, runs its layers."""
         decoder = find_decoder(self._model)
-        if self._verify:
-            require_chains(self._model, now)
+        require_chains(self._model, now)
         self._capture, self._pictures_tried = LayerCapture(self._model, decoder), -1
         self._made, self.num_layers = now, decoder.num_layers
         with torch.inference_mode():
@@ -147,7 +140,7 @@ class ChainExecutor:
             self._prepare(now)
         block = self._block(rows, share=share)
         follows = {len(row.tokens) - 1 - _first_read(row): i for i, row in enumerate(rows) if row.inputs}
-        if follows and self._verify and min(1, most := max(follows)) > self._pictures_tried:
+        if follows and min(1, most := max(follows)) > self._pictures_tried:
             self._try_pictures(block, follows[most])
             self._cache.clear()
             self._pictures_tried = min(1, most)

@@ -87,19 +87,18 @@ class Prefix:
         made: what the model was made of when this was prepared; `follow` prepares it anew where it was changed.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int, *, late: int | None = None, verify: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, layers: int, *, late: int | None = None) -> None:
         """Prepare a model, which is not changed.
 
         Args:
             model: a decoder-only model.
             layers: how many of its layers.
             late: how many have run where some prompts are run on (`run_on`); None: none are.
-            verify: try an edited chain on the model first.
 
         Raises:
             ValueError: where the layers are not found, or the model cannot run edited chains.
         """
-        self.layers, self.late, self._model, self._verify = layers, late, model, verify
+        self.layers, self.late, self._model = layers, late, model
         self._local = threading.local()
         self._prepare(Makeup(model))
 
@@ -110,8 +109,7 @@ class Prefix:
 
     def _prepare(self, now: Makeup) -> None:
         """Make what hangs on what the model is now."""
-        if self._verify:
-            require_chains(self._model, now)
+        require_chains(self._model, now)
         self.made, decoder = now, find_decoder(self._model)
         kinds = getattr(decoder.config, "layer_types", None) or []
         attentions = all(str(kind).endswith("attention") and kind != "linear_attention" for kind in kinds)

@@ -212,7 +212,7 @@ def _exported(model: PreTrainedModel, chain: Chain, kind: type[PreTrainedModel])
     """
     try:
         decoder = find_decoder(model)
-        view, written = (chain_view(model, chain, fresh=True) for _ in range(2))
+        view, written = (chain_view(model, chain) for _ in range(2))
     except ValueError as error:
         raise InputError(str(error)) from error
     for one in (view, written):

@@ -75,7 +75,7 @@ def generate_lossless(model: PreTrainedModel, chain: Chain, ids: Int[Tensor, "1 
         ids: one prompt.
         options: what the library's `generate` takes besides.
     """
-    full, draft = (chain_view(model, one, fresh=True) for one in (Chain.full(chain.num_layers), chain))
+    full, draft = (chain_view(model, one) for one in (Chain.full(chain.num_layers), chain))
     draft.generation_config = copy.deepcopy(draft.generation_config)  # the library writes down how it drafts
     assistant, began = {} if chain.is_full else {"assistant_model": draft}, time.perf_counter()
     with counted(full) as passes, counted(draft) as drafted, torch.no_grad():

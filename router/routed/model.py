@@ -40,7 +40,6 @@ from router.engine.inputs import OF_GENERATE, ModelInputs, has_placeholders
 from router.engine.load import padding_token
 from router.engine.makeup import Makeup
 from router.engine.replay import Prefix, PrefixRun
-from router.engine.view import CACHED_VIEWS
 from router.heads.head import Decision
 from router.routed.lossless import generate_lossless
 from router.routed.options import (
@@ -58,6 +57,9 @@ from router.routed.options import (
     usable_cache,
 )
 from router.routed.pretrained import Pretrained
+
+CACHED_VIEWS = 64
+"""Views kept for each routed model; the least recently used one goes first."""
 
 
 @dataclass(eq=False)
