@@ -23,17 +23,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from demo_samples import demo_samples
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.encoding import EncodedSample, batches_by_length
 from data.records import ChainResult
 from data.scoring import ChainScorer, SampleBlock
 from router.chain import Chain
-from router.engine.executor import ChainExecutor, Job
+from router.engine.block import Block
+from router.engine.executor import ChainExecutor, Job, Step
 from router.engine.load import load_model
 from router.engine.rows import Row, separate_rows
 from router.engine.view import chain_view
@@ -72,14 +75,54 @@ class TimedSearcher(Searcher):
         self.seconds += time.perf_counter() - start
         return chains
 
-    def tell(self, rewards: Sequence[float]) -> None:
-        """Add the rewards of the chains last asked."""
+    def tell(self, *told: Any) -> None:
+        """Add what was found of the chains last asked."""
         start = time.perf_counter()
-        self._searcher.tell(rewards)
+        self._searcher.tell(*told)
         self.seconds += time.perf_counter() - start
 
     def _propose(self) -> Chain | None:
         return self._searcher._propose()
+
+
+class Meter:
+    """Counts and times what an executor runs. Its forwards return when they are done: this runs on a CPU.
+
+    Attributes:
+        calls: calls of a layer, each with a batch.
+        tokens: tokens handed to layers, padding included.
+        useful_tokens: the same without padding.
+        seconds: seconds in the forwards, of the layers (`run_layer`) and of the head (final norm and output embedding).
+    """
+
+    def __init__(self, executor: ChainExecutor) -> None:
+        """Begin to measure an executor."""
+        self.calls = self.tokens = self.useful_tokens = 0
+        self.seconds = {"run_layer": 0.0, "head": 0.0}
+        self._step, executor._step = executor._step, self._counted  # type: ignore[method-assign]
+        for name in self.seconds:
+            setattr(executor._capture, name, self._timed(name, getattr(executor._capture, name)))
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.calls = self.tokens = self.useful_tokens = 0
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+
+    def _counted(self, block: Block, layer: int, batch: list[Step]) -> None:
+        lengths = [block.parts[step.part].length for step in batch]
+        self._step(block, layer, batch)
+        self.calls += 1
+        self.tokens += len(lengths) * max(lengths)
+        self.useful_tokens += sum(lengths)
+
+    def _timed(self, name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*arguments: object) -> Tensor:
+            start = time.perf_counter()
+            output = forward(*arguments)
+            self.seconds[name] += time.perf_counter() - start
+            return output
+
+        return run
 
 
 @dataclass
@@ -98,11 +141,22 @@ class Compared:
 
 
 def compare(
-    search: BatchSearch, samples: Sequence[EncodedSample], others: dict[str, tuple[Run, int]], rng: random.Random
+    search: BatchSearch,
+    samples: Sequence[EncodedSample],
+    others: dict[str, tuple[Run, int]],
+    rng: random.Random,
+    meter: Meter,
 ) -> Compared:
-    """Search samples as `BatchSearch.search` does before it verifies; `others`: a way to run chains, chains a round."""
-    counts = search.scorer.statistics
-    counts.clear()
+    """Search samples as `BatchSearch.search` does before it verifies.
+
+    Args:
+        search: the search.
+        samples: one batch.
+        others: by name another way to run chains, and how many of each round's chains it runs.
+        rng: draws these.
+        meter: measures the search's executor.
+    """
+    meter.clear()
     seconds = dict.fromkeys(("search", *others), 0.0)
     ran = dict.fromkeys(("search", *others), 0)
     agreeing: dict[str, list[bool]] = {name: [] for name in others}
@@ -132,10 +186,10 @@ def compare(
         "seconds": seconds["search"],
         "layers_executed": sum(map(block.executed, range(len(samples)))) / chains,
         "layers_nominal": sum(chain.depth for found in results for chain in found) / chains,
-        "useful_tokens": counts.useful_tokens / counts.tokens,
-        "tokens_a_call": counts.tokens / counts.layer_calls,
-        "share_in_layers": counts.layer_seconds / seconds["search"],
-        "share_in_head": counts.head_seconds / seconds["search"],
+        "useful_tokens": meter.useful_tokens / meter.tokens,
+        "tokens_a_call": meter.tokens / meter.calls,
+        "share_in_layers": meter.seconds["run_layer"] / seconds["search"],
+        "share_in_head": meter.seconds["head"] / seconds["search"],
         "bookkeeping_share": sum(searcher.seconds for searcher in searchers) / seconds["search"],
     }
     return Compared({name: ran[name] / seconds[name] for name in ran}, agreeing, figures)
@@ -199,9 +253,10 @@ def main() -> None:
     settings = SearchSettings(**demo["search"])
     if options.quick:
         settings = SearchSettings(**{**demo["search"], "simulations": 25})
-    model, tokenizer = load_model(demo["model"], dtype=demo["dtype"], device="cpu")
+    model, tokenizer = load_model(demo["model"], dtype="bfloat16", device="cpu")
     samples, tasks = demo_samples("test", 400)
     scorer = ChainScorer(model, tokenizer, tasks)
+    meter = Meter(scorer._executor)
     search = BatchSearch(scorer, settings, demo["first_editable"], verify=False)
     encoded = scorer.encode_all(samples)
     batches = [batch for batch in batches_by_length([one.length for one in encoded], size) if len(batch) == size]
@@ -217,13 +272,13 @@ def main() -> None:
         "batched": (functools.partial(batched, plain), some),
     }
     warm = BatchSearch(scorer, SearchSettings(simulations=4), demo["first_editable"], verify=False)
-    compare(warm, [encoded[i] for i in batches[0]], others, rng)
+    compare(warm, [encoded[i] for i in batches[0]], others, rng, meter)
     rates: dict[str, list[float]] = {"published": [], "batched": [], "search": []}
     figures: list[dict[str, float]] = []
     agreeing: dict[str, list[bool]] = {name: [] for name in others}
     for repetition in range(repetitions):
         batch = [encoded[i] for i in batches[(2 * repetition + 1) * len(batches) // (2 * repetitions)]]
-        compared = compare(search, batch, others, rng)
+        compared = compare(search, batch, others, rng, meter)
         for name, values in rates.items():
             values.append(compared.rates[name])
         for name, same in agreeing.items():

@@ -31,7 +31,6 @@ from router.engine.choices import joined_states, rows_of
 from router.engine.decoder import find_decoder
 from router.engine.executor import ChainExecutor, Job
 from router.engine.load import DEFAULT_MODEL, ModelSettings, load_model, load_processor
-from router.engine.readout import ExecutorStatistics
 from router.engine.rows import Row
 from router.files import require_directory
 from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
@@ -169,11 +168,6 @@ class ChainScorer:
     @unjudged.setter
     def unjudged(self, count: int) -> None:
         self._grader.unjudged = count
-
-    @property
-    def statistics(self) -> ExecutorStatistics:
-        """Counts and times of the layers and the head run so far."""
-        return self._executor.statistics
 
     @property
     def notes(self) -> list[str]:

@@ -26,7 +26,7 @@ from router.engine.copies import make_view
 from router.engine.decoder import find_decoder
 from router.engine.inputs import prefill
 from router.engine.makeup import Makeup
-from router.engine.readout import ExecutorStatistics, HeadReader, free_accelerator_memory
+from router.engine.readout import HeadReader, free_accelerator_memory
 from router.engine.rows import Row, pack_row, separate_rows
 from router.engine.sharing import REFUSALS, SharedLayers, stacked
 from router.engine.trial import bound_of, difference, nasty_chain, require_chains
@@ -54,7 +54,6 @@ class ChainExecutor:
     Attributes:
         num_layers: layers of the model.
         can_pack: whether packed rows are possible; otherwise use separate rows.
-        statistics: counts and times of what was run.
     """
 
     def __init__(self, model: PreTrainedModel, *, batch_tokens: int = 2048, state_bytes: int = 2**30) -> None:
@@ -73,7 +72,6 @@ class ChainExecutor:
         """
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
-        self.statistics = ExecutorStatistics()
         self._model = model
         self._cache = StateCache(state_bytes)
         self._batch_tokens = batch_tokens
@@ -88,7 +86,7 @@ class ChainExecutor:
         with torch.inference_mode():
             self._rules = MaskRules(self._capture, decoder.num_layers)
             self._layers = SharedLayers(self._capture, decoder.num_layers)
-        self._head = HeadReader(self._capture, self.statistics)
+        self._head = HeadReader(self._capture)
         self._rules.can_pack = self._rules.can_pack and self._packs()
 
     def _packs(self) -> bool:
@@ -104,7 +102,6 @@ class ChainExecutor:
             return False
         finally:
             self._cache.clear()
-            self.statistics.clear()
         own = [slice(3, 5), slice(5, 7)]
         return all(difference(packed[at], one[3:]) <= bound_of(self._model) for at, one in zip(own, alone, strict=True))
 
@@ -311,11 +308,10 @@ class ChainExecutor:
         call = block.arguments.tokens(layer, [part.row for part in parts], start, start + max(lengths))
         before = stacked([node.shared.memory for node in nodes if node.shared is not None])
         memory = None
-        with self.statistics.timed("layer"):
-            if shared:
-                output, memory = self._layers.record(layer, hidden, call)
-            else:
-                output = self._layers.run(layer, hidden, call, before)
+        if shared:
+            output, memory = self._layers.record(layer, hidden, call)
+        else:
+            output = self._layers.run(layer, hidden, call, before)
         # Memory can end in the copies as well: nothing is set or counted before all of them are made.
         states = [output[i, :length].clone() for i, length in enumerate(lengths)]
         memories = [None if memory is None else memory.row(i, length) for i, length in enumerate(lengths)]
@@ -323,7 +319,6 @@ class ChainExecutor:
             node.state, node.memory = state, held
             if not shared:
                 block.executed[step.part] += 1
-        self.statistics.count(hidden.shape[0] * hidden.shape[1], sum(lengths))
 
 
 def _first_read(row: Row) -> int:

@@ -1,59 +1,12 @@
-"""What the output head says of tokens, and counts and times of what an executor ran."""
+"""What the output head says of tokens."""
 
 from __future__ import annotations
-
-import contextlib
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from router.engine.capture import LayerCapture
-
-
-@dataclass
-class ExecutorStatistics:
-    """What an executor ran since it was made, or since `clear`.
-
-    Times are until a call returns: an accelerator may still be at work then.
-
-    Attributes:
-        layer_calls: calls of a layer, each with a batch.
-        tokens: tokens handed to layers, padding included.
-        useful_tokens: the same without padding.
-        layer_seconds: seconds in layer forwards.
-        head_seconds: seconds in the head's forward (final norm and output embedding).
-    """
-
-    layer_calls: int = 0
-    tokens: int = 0
-    useful_tokens: int = 0
-    layer_seconds: float = 0.0
-    head_seconds: float = 0.0
-
-    def clear(self) -> None:
-        """Begin anew."""
-        vars(self).update(vars(ExecutorStatistics()))
-
-    def count(self, tokens: int, useful: int) -> None:
-        """Count one call of a layer."""
-        self.layer_calls += 1
-        self.tokens += tokens
-        self.useful_tokens += useful
-
-    @contextlib.contextmanager
-    def timed(self, part: Literal["layer", "head"]) -> Iterator[None]:
-        """Time a forward of a layer, or of the head."""
-        start, name = time.perf_counter(), f"{part}_seconds"
-        try:
-            yield
-        finally:
-            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
-
 
 HEAD_LOGITS = 16 * 2**20
 """Logits computed at once, which bounds the head's memory (64 MiB in float32)."""
@@ -64,10 +17,9 @@ CACHED_LOGITS = 2**19
 class HeadReader:
     """Runs the head on states, in pieces that fit the memory."""
 
-    def __init__(self, capture: LayerCapture, statistics: ExecutorStatistics) -> None:
+    def __init__(self, capture: LayerCapture) -> None:
         """Prepare a model's head."""
         self._capture = capture
-        self._statistics = statistics
         self._logits = HEAD_LOGITS
 
     def read(
@@ -88,8 +40,7 @@ class HeadReader:
             stop = min(len(hidden), start + max(1, self._logits // self._capture.vocabulary))
             inside = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
             try:
-                with self._statistics.timed("head"):
-                    logits = self._capture.head(hidden[start:stop])
+                logits = self._capture.head(hidden[start:stop])
                 values[inside] = _read(logits, pairs[inside, 0] - start, pairs[inside, 1], compare)
                 start = stop
                 continue
