@@ -20,8 +20,6 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    NoBadWordsLogitsProcessor,
     PreTrainedModel,
     StoppingCriteriaList,
     pipeline,
@@ -250,16 +248,13 @@ def test_what_sees_the_rows_needs_one_chain(model: PreTrainedModel, routed: Rout
     assert not torch.equal(got[0], got[1])
 
 
-def test_the_librarys_own_processors_serve_rows_of_several_chains(model: PreTrainedModel, routed: RoutedModel) -> None:
+def test_settings_that_change_logits_serve_rows_of_several_chains(model: PreTrainedModel, routed: RoutedModel) -> None:
+    # Oracle: each row alone, through the view of its chain.
     ids, mask = prompts()
-
-    def given() -> dict[str, Any]:
-        length = MinNewTokensLengthLogitsProcessor(ids.shape[1], 3, 5, device="cpu")
-        return {"logits_processor": [NoBadWordsLogitsProcessor([[i] for i in range(3, 200)], 2), length]}
-
-    got = routed.generate(input_ids=ids, attention_mask=mask, **GREEDY | given())
+    more = {"bad_words_ids": [[i] for i in range(3, 200)], "eos_token_id": 2, "repetition_penalty": 1.3}
+    got = routed.generate(input_ids=ids, attention_mask=mask, **GREEDY | more)
     for row, chain in enumerate(chains_of(routed, ids, mask)):
-        assert torch.equal(got[row], alone(model, chain, ids[row : row + 1], mask[row : row + 1], **given())[0])
+        assert torch.equal(got[row], alone(model, chain, ids[row : row + 1], mask[row : row + 1], **more)[0])
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -19,25 +19,6 @@ Key = TypeVar("Key")
 
 CHAIN_OF_CACHE = "cola_chain"
 """Attribute of a key/value cache: the chain that filled it. Copies of the cache have it too."""
-ALIKE_FOR_ALL_ROWS = frozenset(
-    {
-        "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor",
-        "NoBadWordsLogitsProcessor",
-        "NoRepeatNGramLogitsProcessor",
-        "SequenceBiasLogitsProcessor",
-        "SuppressTokensLogitsProcessor",
-        "TemperatureLogitsWarper",
-        "TopKLogitsWarper",
-        "TopPLogitsWarper",
-        "MinPLogitsWarper",
-        "EosTokenCriteria",
-        "MaxTimeCriteria",
-        "StopStringCriteria",
-    }
-)
-"""The library's logits processors and stopping criteria that do the same to a row wherever it stands in the batch."""
-
 COUNTS_PROMPTS = Version(transformers_version) >= Version("5.24")
 """Whether `prefix_allowed_tokens_fn` is told the number of the prompt, also where a prompt has several sequences."""
 
@@ -85,8 +66,8 @@ def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chai
     """Refuse what belongs to a whole batch where its rows have several chains.
 
     Raises:
-        ValueError: where a streamer, beams, a dictionary, a given cache, an assistant or code of the caller's own that
-            sees the rows is asked for.
+        ValueError: where a streamer, beams, a dictionary, a given cache, an assistant, or logits processors, stopping
+            criteria or a decoding of the caller's own are asked for; those of the settings do alike to every row.
     """
     asked = {
         "streamer": options.get("streamer") is not None,
@@ -96,19 +77,14 @@ def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chai
         "assistant_model": options.get("assistant_model") is not None,
         "prompt_lookup_num_tokens": settings.prompt_lookup_num_tokens is not None,
         "custom_generate": options.get("custom_generate") is not None,
-        "logits_processor": _sees_rows(options.get("logits_processor")),
-        "stopping_criteria": _sees_rows(options.get("stopping_criteria")),
+        "logits_processor": bool(options.get("logits_processor")),
+        "stopping_criteria": bool(options.get("stopping_criteria")),
     }
     if wrong := [name for name, given in asked.items() if given]:
         raise ValueError(
             f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
             "them by what route() returns, chain and one_token"
         )
-
-
-def _sees_rows(given: Sequence[Any] | None) -> bool:
-    """Whether any of several logits processors or stopping criteria may tell rows apart by their place in the batch."""
-    return any(type(one).__name__ not in ALIKE_FOR_ALL_ROWS for one in given or [])
 
 
 def numbered(
