@@ -39,7 +39,7 @@ from pydantic.dataclasses import dataclass
 from data.records import ChainResult, SearchRecord, joined, mean_agreement, read_records
 from router.chain import Chain
 from router.command import parse_settings, provenance
-from router.engine.load import DEFAULT_MODEL, layers_of
+from router.engine.load import DEFAULT_MODEL, outline_of
 from router.files import read_json, require_file, sha256_file, sha256_json, writable_directory, write_json
 from router.validation import (
     SETTINGS,
@@ -472,7 +472,7 @@ def _layers(settings: MenuSettings) -> int:
     Raises:
         InputError: where `first_editable` leaves none to edit.
     """
-    n = layers_of(settings.model, settings.revision)
+    n = outline_of(settings.model, settings.revision).num_layers
     if not 1 <= settings.first_editable < n:
         raise InputError(f"first_editable: expected 1..{n - 1}, got {settings.first_editable}")
     return n

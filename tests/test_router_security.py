@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from eval.__main__ import main as eval_main
-from router.engine.load import layers_of, load_model
+from router.engine.load import load_model, outline_of
 from router.storage import load_router, save_router
 from router.validation import InputError
 from search.__main__ import main as search_main
@@ -103,9 +103,9 @@ def test_code_beside_a_model_does_not_run(
         model.generate(torch.tensor([[3, 4]]), max_new_tokens=1)
     if kind == "unknown model":
         with pytest.raises(InputError, match="model: expected a local directory or a hub id that loads"):
-            layers_of(str(folder))
+            outline_of(str(folder))
     else:
-        assert layers_of(str(folder)) == 5
+        assert outline_of(str(folder)).num_layers == 5
     assert not marker.exists()
 
 

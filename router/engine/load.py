@@ -49,7 +49,7 @@ class ModelSettings:
     Attributes:
         model: the base model: an offline asset, a local directory or a hub id; null: the one that the records or the
             router name.
-        revision: its hub revision.
+        revision: its hub revision; null: that of the records or the router, where the base model is theirs.
         dtype: its dtype; null: that of the records or the router which the command reads, else what the device
             multiplies fastest (`fast_dtype`).
         device: torch device; auto: CUDA where there is one, else CPU.
@@ -146,10 +146,12 @@ class Outline:
     Attributes:
         num_layers: its layers.
         layer_parameters: parameters of all its layers together; embeddings do not count.
+        dtype: the dtype that it is stored in, one of `DTYPES`; float32 where it names none of them.
     """
 
     num_layers: int
     layer_parameters: int
+    dtype: str
 
 
 def outline_of(name: str, revision: str | None = None) -> Outline:
@@ -166,12 +168,10 @@ def outline_of(name: str, revision: str | None = None) -> Outline:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = auto_class(config).from_config(config, trust_remote_code=False)
         decoder = find_decoder(model)
-    return Outline(decoder.num_layers, sum(part.numel() for layer in decoder.layers for part in layer.parameters()))
-
-
-def layers_of(name: str, revision: str | None = None) -> int:
-    """Return the number of a model's layers, as `outline_of` does."""
-    return outline_of(name, revision).num_layers
+    parameters = sum(part.numel() for layer in decoder.layers for part in layer.parameters())
+    found = config.dtype or getattr(config.get_text_config(decoder=True), "dtype", None)
+    dtype = next((word for word, dtype in DTYPES.items() if dtype == found), "float32")
+    return Outline(decoder.num_layers, parameters, dtype)
 
 
 def has_chat_template(name: str, revision: str | None = None) -> bool:
@@ -183,18 +183,6 @@ def has_chat_template(name: str, revision: str | None = None) -> bool:
     with _reading(name) as source:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     return tokenizer.chat_template is not None
-
-
-def dtype_of(name: str, revision: str | None = None) -> str:
-    """Return the dtype that a model's configuration names, one of `DTYPES`, or float32; arguments as `layers_of`.
-
-    Raises:
-        InputError: where there is no such model.
-    """
-    with _reading(name) as source:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    found = config.dtype or getattr(config.get_text_config(decoder=True), "dtype", None)
-    return next((word for word, dtype in DTYPES.items() if dtype == found), "float32")
 
 
 @contextmanager

@@ -20,13 +20,12 @@ from router.command import first_word, parse_settings
 from router.decision import ALLOWED_LOSS, Operation, Router
 from router.engine.load import (
     DEFAULT_MODEL,
-    Dtype,
+    ModelSettings,
     chat_tokens,
     context_of,
-    dtype_of,
-    layers_of,
     left_padded,
     load_model,
+    outline_of,
     padding_token,
     prompt_tokens,
 )
@@ -51,14 +50,12 @@ SHORT = ", an answer of one token"
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class RoutedSettings:
+class RoutedSettings(ModelSettings):
     """A router, its base model, and how much depth to spend.
 
     Attributes:
         router: a router's folder or its hub id; may stand alone, as the first word.
         router_revision: the router's hub revision.
-        model: base model: an offline asset, a local directory or a hub id; null: the one that the router names.
-        revision: its hub revision; null: the router's, where the base model is.
         budget: mean depth wanted, layers; null: the certified operating point where there is one, else the least budget
             that lost at most allow_loss.
         guaranteed: take the certified operating point (`python -m train calibrate`).
@@ -67,8 +64,6 @@ class RoutedSettings:
         scope: run prompts unlike those that the router was trained on at full depth, where it has a scope.
         latency_factor: latency wanted, in units of full depth's, in place of a budget; needs latency_profile.
         latency_profile: `latency.json` that `python -m eval latency` measured on this device.
-        dtype: dtype of the base model; null: that of the states which the router was trained on.
-        device: torch device, or auto: CUDA where there is one.
         device_map: places the layers on several devices (`auto`), in place of a device.
         attn_implementation: attention of the base model; null: the library's choice.
         verify: whether model and tokenizer must be those that the router was trained for.
@@ -76,16 +71,12 @@ class RoutedSettings:
 
     router: str
     router_revision: str | None = None
-    model: str | None = None
-    revision: str | None = None
     budget: float | None = None
     guaranteed: bool = False
     allow_loss: Share = ALLOWED_LOSS
     scope: bool = True
     latency_factor: float | None = None
     latency_profile: Path | None = None
-    dtype: Dtype | None = None
-    device: str = "auto"
     device_map: str | None = None
     attn_implementation: str | None = None
     verify: bool = True
@@ -481,14 +472,13 @@ def _answers(
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
-class ExportSettings:
+class ExportSettings(ModelSettings):
     """Settings of `python -m router export`.
 
     Attributes:
         out: folder for the checkpoint, absent or empty.
         model: base model: an offline asset, a local directory or a hub id; null: the one that the router names, and
             without a router smollm2-135m-instruct.
-        revision: its hub revision; null: the router's, where the base model is.
         router: a router's folder or its hub id; says which base model and dtype, and checks the model's weights.
         chain: the chain, such as 0-24,28-29.
         static: in place of a chain, `static.json` of an evaluation: its best single chain.
@@ -497,12 +487,9 @@ class ExportSettings:
     """
 
     out: Path
-    model: str | None = None
-    revision: str | None = None
     router: str | None = None
     chain: str | None = None
     static: Path | None = None
-    dtype: Dtype | None = None
     device: str = "cpu"
 
     @model_validator(mode="after")
@@ -526,7 +513,8 @@ def export(argv: Sequence[str]) -> None:
     router = None if settings.router is None else load_router(router_folder(settings.router))
     if router is None:
         name, revision = settings.model or DEFAULT_MODEL, settings.revision
-        num_layers, dtype = layers_of(name, revision), settings.dtype or dtype_of(name, revision)
+        outline = outline_of(name, revision)
+        num_layers, dtype = outline.num_layers, settings.dtype or outline.dtype
     else:
         name, revision = router.config.base(settings.model, settings.revision)
         num_layers, dtype = router.config.num_layers, settings.dtype or router.config.dtype
