@@ -344,12 +344,12 @@ def test_choices_are_scored_as_by_the_chains_view(model: PreTrainedModel, router
     tokenizer = tiny_tokenizer()
     routed = RoutedModel.join(model, router, tokenizer=tokenizer)
     texts = ["".join(random.Random(i).choices(string.printable, k=3 + i)).strip() for i in range(40)]
-    scored = routed.score(texts, [CHOICES] * len(texts))
+    questions = [question_of(tokenizer, text, CHOICES) for text in texts]
+    scored = routed.score_tokens(questions)
     assert {str(one.routed.chain) in EARLY_CHAINS for one in scored} == {True, False}
-    for text, one in zip(texts, scored, strict=True):
+    for text, question, one in zip(texts, questions, scored, strict=True):
         assert routed.score(text, CHOICES).routed.chain == one.routed.chain
         view = chain_view(model, one.routed.chain)
-        question = question_of(tokenizer, text, CHOICES)
         for choice, value in zip(question.choices, one.logprobs, strict=True):
             ids = torch.tensor([[*question.prompt, *choice]])
             logprobs = view(input_ids=ids).logits[0].log_softmax(-1)

@@ -58,18 +58,16 @@ class ScoredChoices:
         return max(range(len(self.logprobs)), key=self.logprobs.__getitem__)
 
 
-def question_of(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str], *, special: bool = True
-) -> Question:
-    """Return a prompt and its choices as token ids; `special` as in `router.engine.load.prompt_tokens`.
+def question_of(tokenizer: PreTrainedTokenizerBase, prompt: str, choices: Sequence[str]) -> Question:
+    """Return a prompt and its choices as token ids.
 
     Raises:
         ValueError: where there is no choice.
     """
     if isinstance(choices, str) or not choices:
         raise ValueError(f"choices: expected a list of at least one text, got {choices!r}")
-    tokens = prompt_tokens(tokenizer, prompt, special=special)
-    wholes = [prompt_tokens(tokenizer, prompt + choice, special=special) for choice in choices]
+    tokens = prompt_tokens(tokenizer, prompt)
+    wholes = [prompt_tokens(tokenizer, prompt + choice) for choice in choices]
     own = (tokens_after(tokenizer, tokens, whole, choice) for whole, choice in zip(wholes, choices, strict=True))
     return Question(tokens, tuple(own))
 

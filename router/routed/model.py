@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Self, cast, overload
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -509,48 +509,25 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
             self._views.move_to_end(chain)
             return view
 
-    @overload
-    def score(self, prompt: str, choices: Sequence[str], *, add_special_tokens: bool = ...) -> ScoredChoices: ...
-
-    @overload
-    def score(
-        self, prompt: list[str], choices: Sequence[Sequence[str]], *, add_special_tokens: bool = ...
-    ) -> list[ScoredChoices]: ...
-
-    def score(
-        self,
-        prompt: str | list[str],
-        choices: Sequence[str] | Sequence[Sequence[str]],
-        *,
-        add_special_tokens: bool = True,
-    ) -> ScoredChoices | list[ScoredChoices]:
+    def score(self, prompt: str, choices: Sequence[str]) -> ScoredChoices:
         """Score choices after a prompt under the one chain that the router picks from prompt and choices.
 
+        The tokenizer puts its first token (BOS) before the prompt. A text from a chat template has that already: give
+        its tokens to `score_tokens`, as several prompts at once.
+
         Args:
-            prompt: the prompt, or several.
-            choices: what may follow it, as text that begins where the prompt ends (mostly with a space); for several
-                prompts the choices of each.
-            add_special_tokens: whether the tokenizer puts its first token (BOS) before the prompt; a chat template has
-                done so already.
+            prompt: the prompt.
+            choices: what may follow it, as text that begins where the prompt ends (mostly with a space).
 
         Returns:
-            Chain and log-probabilities, for each prompt where there are several.
+            Chain and log-probabilities.
 
         Raises:
             ValueError: where there is no tokenizer, no choice, or a prompt or a choice without tokens.
         """
-        if isinstance(prompt, str):
-            texts, every = [prompt], [cast(Sequence[str], choices)]
-        else:
-            texts, every = list(prompt), cast(list[Sequence[str]], list(choices))
-        if len(texts) != len(every):
-            raise ValueError(f"choices: expected those of {len(texts)} prompts, got {len(every)}")
         if self.tokenizer is None:
             raise ValueError("score: expected a tokenizer (join(..., tokenizer=...)), got none")
-        tokenizer, special = self.tokenizer, add_special_tokens
-        questions = [question_of(tokenizer, *one, special=special) for one in zip(texts, every, strict=True)]
-        scored = self.score_tokens(questions)
-        return scored[0] if isinstance(prompt, str) else scored
+        return self.score_tokens([question_of(self.tokenizer, prompt, choices)])[0]
 
     def score_tokens(self, questions: Sequence[Question], *, scored: bool = True) -> list[ScoredChoices]:
         """Do as `score` does, from token ids; `scored`: false to route only.
