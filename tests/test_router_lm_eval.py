@@ -22,7 +22,6 @@ from router.__main__ import main
 from router.decision import Operation
 from router.engine.choices import Question
 from router.engine.view import chain_view
-from router.routed import RoutedModel
 from router.routed.lm_eval import RoutedLM, question_of_requests
 from router.storage import load_router, save_router
 from router.validation import InputError
@@ -316,18 +315,21 @@ def test_documents_out_of_scope_run_at_full_depth_and_are_counted(
     assert told["mean_depth"] == pytest.approx(sum(one.chain.depth for one in decided) / len(decided))
 
 
-def test_a_text_ends_after_the_one_token_that_its_chain_was_judged_by(project: Path, model: PreTrainedModel) -> None:
+def test_a_text_ends_after_the_one_token_that_its_chain_was_judged_by(
+    project: Path, model: PreTrainedModel, tmp_path: Path
+) -> None:
     # Oracle: the same router that knows nothing of answers' lengths; its texts begin with that token.
     contexts = [prompt_of(row) for row in documents()]
     states = [states_of(model, one, []) for one in contexts]
-    plain = RoutedModel.from_pretrained(project / "router", budget=BUDGET)
-    router = scoped(plain.router, states, one_token=True)
-    short = RoutedModel.join(plain.plain_model(), router, tokenizer=plain.tokenizer, budget=BUDGET)
+    router = scoped(load_router(project / "router"), states, one_token=True)
+    save_router(tmp_path / "router", router)
     settings = {"until": ["\n\n\n"], "max_gen_toks": 5}
     requests = [
         Instance("generate_until", {}, (one, dict(settings)), 0, ("tiny_text", i, 1)) for i, one in enumerate(contexts)
     ]
-    whole, cut = RoutedLM(plain).generate_until(requests), RoutedLM(short).generate_until(requests)
+    whole, cut = (
+        RoutedLM(str(folder / "router"), budget=BUDGET).generate_until(requests) for folder in (project, tmp_path)
+    )
     decided = router.decide(states, Operation(budget=BUDGET))
     assert any(one.one_token for one in decided)
     for before, after, one in zip(whole, cut, decided, strict=True):

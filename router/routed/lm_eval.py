@@ -13,7 +13,6 @@ requests run at full depth.
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import sys
 import traceback
@@ -43,9 +42,6 @@ from router.validation import InputError, explain
 
 NAME = "cola-router"
 """lm-eval's `--model`."""
-_NOT_SO_HERE = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
-"""Warnings of lm-eval's that arguments may be ignored and processes be told apart; here both are refused instead."""
-
 PASSED_ON = (
     "batch_size",
     "max_batch_size",
@@ -216,13 +212,12 @@ class RoutedLM(HFLM):  # type: ignore[misc]
     routed: RoutedModel
     _model: Any
 
-    def __init__(self, router: str | RoutedModel = "", **options: Any) -> None:
-        """Load a router with its base model, or take a routed model as it is.
+    def __init__(self, router: str = "", **options: Any) -> None:
+        """Load a router with its base model.
 
         Args:
-            router: a router's folder, its hub id, or a routed model with its tokenizer.
-            options: the other fields of `RoutedSettings`, and those of lm-eval's own class in `PASSED_ON`; with a
-                routed model the latter alone.
+            router: a router's folder, or its hub id.
+            options: the other fields of `RoutedSettings`, and those of lm-eval's own class in `PASSED_ON`.
 
         Raises:
             InputError: at an unknown option or a bad value, where the router or its base model cannot be loaded, or
@@ -233,26 +228,13 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         options = {name: value for name, value in options.items() if value is not None}
         options.pop("trust_remote_code", None)  # lm-eval's flag for data sets; no code of the model's runs
         passed_on = {name: options.pop(name) for name in PASSED_ON if name in options}
-        if isinstance(router, RoutedModel):
-            if options:
-                raise InputError(
-                    f"{next(iter(options))}: expected a router by name to load with it, got a loaded model"
-                )
-            self.routed, named = router, str(router.router_folder or NAME)
-        else:
-            self.routed, named = load_routed(routed_settings(router, options)), router
-        self._prepare(named, passed_on, options)
-
-    def _prepare(self, router: str, passed_on: dict[str, Any], options: Mapping[str, Any]) -> None:
-        config = self.routed.router.config
-        if self.routed.tokenizer is None:
-            raise InputError("router: expected a routed model with a tokenizer, got none")
-        tokenizer = copy.deepcopy(self.routed.tokenizer)  # lm-eval gives it a padding token where it has none
+        self.routed = load_routed(routed_settings(router, options))
+        config, tokenizer = self.routed.router.config, copy.deepcopy(self.routed.tokenizer)
+        assert tokenizer is not None  # a copy, for lm-eval gives it a padding token where it has none
         if "add_bos_token" in passed_on:
             tokenizer.add_bos_token = passed_on["add_bos_token"]
         full = self.routed.view(Chain.full(config.num_layers))
-        with _without_warnings(_NOT_SO_HERE):
-            super().__init__(full, backend="causal", tokenizer=tokenizer, **passed_on)
+        super().__init__(full, backend="causal", tokenizer=tokenizer, **passed_on)
         # auto:N looks for a batch size N times within a set of requests; the set of one chain may be smaller than N.
         self.batch_schedule = 1
         self.pretrained = full.name_or_path
@@ -428,21 +410,6 @@ class RoutedLM(HFLM):  # type: ignore[misc]
                 return found
             self._largest_batch = found
         return self._largest_batch
-
-
-@contextmanager
-def _without_warnings(beginnings: tuple[str, ...]) -> Iterator[None]:
-    """Keep lm-eval's class from logging warnings that begin so."""
-    logger = logging.getLogger(HFLM.__module__)
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(beginnings)
-
-    logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(wanted)
 
 
 def register() -> None:
