@@ -515,8 +515,8 @@ class Router:
             read.append(self.late.scores_of(self.late(*pad_states(read_on(range(len(states))))), chains))
         if self.scope is not None and scope:
             full = torch.tensor([0.0 if chain.is_full else -torch.inf for chain in chains])
-            inside = self.scope.contains(*padded)[:, None]
-            read = [torch.where(inside, values, full.to(values)) for values in read]
+            inside, _ = self.scope.judge(pooled(*padded))
+            read = [torch.where(inside[:, None], values, full.to(values)) for values in read]
         return read[0], read[1] if len(read) > 1 else None
 
     def _point(self, operation: Operation) -> OperatingPoint:

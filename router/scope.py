@@ -91,42 +91,28 @@ class Scope(nn.Module):
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def contains(
-        self, states: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]
-    ) -> Bool[Tensor, " batch"]:
-        """Return which prompts lie inside; padding (mask False) does not count."""
-        return self.holds(pooled(states, mask))
-
     def judge(self, prompts: Float[Tensor, "batch width"]) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Say of prompts, as `pooled` makes them, what the scope knows.
 
         Returns:
             Which lie inside, and how probable it is that each one's answer is judged by its first token alone.
         """
-        distances, components = self._places(prompts)
+        distances, components = self.places(prompts)
         near = distances <= self.threshold
         if not self.config.one_token:
             return near, torch.zeros(len(prompts))
         probability = (components @ self.slopes + self.intercept).sigmoid()
         return near & ((probability >= SURE) | (probability <= 1 - SURE)), probability
 
-    def holds(self, prompts: Float[Tensor, "batch width"]) -> Bool[Tensor, " batch"]:
-        """Return the first of what `judge` says."""
-        return self.judge(prompts)[0]
+    def places(
+        self, prompts: Float[Tensor, "batch width"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch components"]]:
+        """Say where prompts, as `pooled` makes them, lie.
 
-    def one_token(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
-        """Return the second of what `judge` says."""
-        return self.judge(prompts)[1]
-
-    def distances(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
-        """Return how far prompts, as `pooled` makes them, lie from the training prompts."""
-        return self._places(prompts)[0]
-
-    def components(self, prompts: Float[Tensor, "batch width"]) -> Float[Tensor, "batch components"]:
-        """Return where prompts lie along each principal component, in standard deviations of the training prompts."""
-        return self._places(prompts)[1]
-
-    def _places(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        Returns:
+            How far from the training prompts, and where along each principal component, in standard deviations of the
+            training prompts.
+        """
         points = (prompts - self.centre) / self.scale
         along = points @ self.axes
         across = points - along @ self.axes.T

@@ -48,6 +48,11 @@ def read(many: list[Tensor]) -> Tensor:
     return pooled(*pad_states(many))
 
 
+def contained(scope: Scope, many: list[Tensor]) -> Tensor:
+    """Which prompts lie inside of a scope."""
+    return scope.judge(read(many))[0]
+
+
 def made_scope(share: float = 0.1) -> Scope:
     return scope_of(read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(2000, 2)), share)
 
@@ -56,9 +61,9 @@ def made_scope(share: float = 0.1) -> Scope:
 def test_false_alarms_are_as_many_as_were_asked_for(share: float) -> None:
     # Oracle: the share itself, on 2,000 prompts of the same kinds that nothing was measured on; prompts of others.
     scope = made_scope(share)
-    fresh = scope.contains(*pad_states(kinds_of_prompts(2000, 3)))
+    fresh = contained(scope, kinds_of_prompts(2000, 3))
     assert share / 2 < float((~fresh).float().mean()) < 2 * share
-    assert not scope.contains(*pad_states(states(40, seed=5))).any()
+    assert not contained(scope, states(40, seed=5)).any()
 
 
 def test_the_distance_is_scikit_learns() -> None:
@@ -67,18 +72,19 @@ def test_the_distance_is_scikit_learns() -> None:
     scope = scope_of(train, fresh, 0.1)
     scaler = StandardScaler().fit(train.double().numpy())
     fitted = PCA(scope.config.components).fit(scaler.transform(train.double().numpy()))
-    found = scope.distances(fresh).double().square()
+    distances, _ = scope.places(fresh)
+    found = distances.double().square()
     told = -2 * torch.tensor(fitted.score_samples(scaler.transform(fresh.double().numpy())))
     assert scope.config.components == WIDTH
     assert (found - found[0]).tolist() == pytest.approx((told - told[0]).tolist(), rel=1e-3, abs=1e-2)
-    assert float((scope.distances(fresh) > scope.threshold).double().mean()) == pytest.approx(0.1, abs=0.01)
+    assert float((distances > scope.threshold).double().mean()) == pytest.approx(0.1, abs=0.01)
 
 
 def test_a_prompts_batch_does_not_matter() -> None:
     # Oracle: each prompt alone.
     scope, many = made_scope(), kinds_of_prompts(60, 6) + states(6)
-    together = scope.contains(*pad_states(many)).tolist()
-    assert together == [bool(scope.contains(*pad_states([one]))) for one in many]
+    together = contained(scope, many).tolist()
+    assert together == [bool(contained(scope, [one])) for one in many]
     assert set(together) == {True, False}
 
 
@@ -97,7 +103,7 @@ def test_what_lies_outside_runs_at_full_depth_at_every_operation() -> None:
     router = scoped_router()
     plain, many = dataclasses.replace(router, scope=None), kinds_of_prompts(30, 8) + states(6)
     assert router.scope is not None
-    inside = router.scope.contains(*pad_states(many)).tolist()
+    inside = contained(router.scope, many).tolist()
     assert not any(inside[30:])
     for wanted in (Operation(), Operation(3.0), Operation(guaranteed=True), Operation(point=OperatingPoint(None))):
         anyhow = plain.decide(many, wanted)
@@ -143,17 +149,17 @@ def test_prompts_whose_answers_are_judged_by_one_token_are_told_from_the_others(
     many, fresh = kinds_of_prompts(300, 1), kinds_of_prompts(300, 9)
     train, unknown, short = read(many), read(fresh), [i % 3 == 0 for i in range(300)]
     scope = scope_of(train, unknown, 0.1, short)
-    probability = scope.one_token(unknown)
+    inside, probability = scope.judge(unknown)
     assert ((probability > 0.5).tolist(), scope.config.one_token) == (short, True)
-    fitted = LogisticRegression(C=100.0, max_iter=1000).fit(scope.components(train), short)
-    told = fitted.predict_proba(scope.components(unknown))[:, 1]
+    fitted = LogisticRegression(C=100.0, max_iter=1000).fit(scope.places(train)[1], short)
+    told = fitted.predict_proba(scope.places(unknown)[1])[:, 1]
     assert probability.tolist() == pytest.approx(told.tolist(), abs=1e-4)
-    assert scope.contains(*pad_states(fresh)).float().mean() > 0.85
-    few = scope_of(train[:12], unknown, 0.1, short[:12])
-    assert ((few.one_token(unknown) > 0.5).tolist(), few.holds(unknown).float().mean() > 0.85) == (short, True)
+    assert inside.float().mean() > 0.85
+    few, few_told = scope_of(train[:12], unknown, 0.1, short[:12]).judge(unknown)
+    assert ((few_told > 0.5).tolist(), few.float().mean() > 0.85) == (short, True)
     none, every = scope_of(train, unknown, 0.1), scope_of(train, unknown, 0.1, [True] * 300)
-    assert (none.config.one_token, bool(none.one_token(unknown).any())) == (False, False)
-    assert bool((every.one_token(unknown) > SURE).all())
+    assert (none.config.one_token, bool(none.judge(unknown)[1].any())) == (False, False)
+    assert bool((every.judge(unknown)[1] > SURE).all())
     assert "one_token" not in to_plain(none.config)
     assert set(scope.state_dict()) - set(none.state_dict()) == {"slopes", "intercept"}
 
@@ -170,9 +176,10 @@ def test_a_prompt_that_may_have_either_answer_is_outside() -> None:
     # Oracle: prompts of one kind, half of which are said to be judged by one token: nothing tells which.
     one_kind = read(kinds_of_prompts(900, 1)[::3])
     scope = scope_of(one_kind, one_kind, 0.0, [i % 2 == 0 for i in range(300)])
-    sure = (scope.one_token(one_kind) - 0.5).abs() >= SURE - 0.5
-    assert bool((scope.distances(one_kind) <= scope.threshold).all())
-    assert scope.holds(one_kind).tolist() == sure.tolist()
+    inside, probability = scope.judge(one_kind)
+    sure = (probability - 0.5).abs() >= SURE - 0.5
+    assert bool((scope.places(one_kind)[0] <= scope.threshold).all())
+    assert inside.tolist() == sure.tolist()
     assert not sure.all()
 
 
@@ -182,7 +189,7 @@ def test_decisions_say_where_generation_ends_after_one_token() -> None:
     short = [i % 3 == 0 for i in range(300)]
     scope = scope_of(read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(2000, 2)), 0.1, short)
     router = dataclasses.replace(plain, scope=scope)
-    inside = scope.contains(*pad_states(many)).tolist()
+    inside = contained(scope, many).tolist()
     for wanted in (Operation(3.0), Operation(3.0, scope=False), Operation(6.0)):
         decided = router.decide(many, wanted)
         expected = [i % 3 == 0 and inside[i] and not one.chain.is_full for i, one in enumerate(decided[:30])]

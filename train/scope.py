@@ -58,8 +58,8 @@ def fit_scope(data: RouterData, settings: ScopeSettings) -> tuple[Scope, Bool[Te
     """
     train, validation = (_read(data, split) for split in ("train", "validation"))
     scope = scope_of(train, validation, settings.share, _by_one_token(data, "train"))
-    inside = scope.holds(validation)
-    told = scope.one_token(validation) > 0.5
+    inside, one_token = scope.judge(validation)
+    told = one_token > 0.5
     return scope, inside, one_token_errors(told[inside], torch.tensor(_by_one_token(data, "validation"))[inside])
 
 
@@ -109,11 +109,13 @@ def scope_of(
     }
     for name, value in numbers.items():
         getattr(scope, name).copy_(torch.as_tensor(value))
-    scope.threshold.copy_(scope.distances(validation).quantile(1 - share) * (1 + MARGIN))
+    distances, _ = scope.places(validation)
+    scope.threshold.copy_(distances.quantile(1 - share) * (1 + MARGIN))
     if config.one_token and all(one_token):
         scope.intercept.fill_(CERTAIN)
     elif config.one_token:
-        told = LogisticRegression(C=WEAK, max_iter=1000).fit(scope.components(train), one_token)
+        _, components = scope.places(train)
+        told = LogisticRegression(C=WEAK, max_iter=1000).fit(components, one_token)
         scope.slopes.copy_(torch.as_tensor(told.coef_[0]))
         scope.intercept.copy_(torch.as_tensor(told.intercept_[0]))
     return scope
