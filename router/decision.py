@@ -41,7 +41,7 @@ class HeadSettings(TypedDict, total=False):
     Attributes:
         hidden: width of the features.
         pooling: how a sample's tokens become one vector.
-        windows: parts that the tokens are split into, or weightings of them.
+        windows: parts that the tokens are split into, with pooling windows.
         dropout: share of the features dropped in training.
         chains: the menu head's chains in text form, the full one first.
         agreement: weight of agreement with full depth in the value of a menu's chain.

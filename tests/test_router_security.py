@@ -143,7 +143,8 @@ HUGE = 10**12
 ABSURD = {
     "head_settings.hidden: expected at most 65536, got 1000000000000": {"head_settings": {"hidden": HUGE}},
     "head_settings.hidden: expected an integer, got '8'": {"head_settings": {"hidden": "8"}},
-    "windows: expected at most": {"head_settings": {"hidden": 8, "windows": HUGE, "pooling": "attention"}},
+    "windows: expected at most": {"head_settings": {"hidden": 8, "windows": HUGE}},
+    "pooling: expected one of windows, ends": {"head_settings": {"hidden": 8, "pooling": "attention"}},
     "encoder.bottleneck.weight of shape [8, 1048576], got [8, 16]": {"d_model": 2**20},
     "classify.weight of shape [12, 65536], got [12, 8]": {"head_settings": {"hidden": 2**16}, "d_model": 2**20},
     "d_model: expected at most": {"d_model": HUGE},

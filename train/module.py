@@ -32,8 +32,8 @@ class HeadSettings:
     Attributes:
         kind: the head: "layerwise" or "menu" (docs/concepts.md).
         hidden: width of the head's bottleneck.
-        pooling: how a sample's tokens become one vector: "windows", "ends" (last token and mean) or "attention".
-        windows: parts of a sample's tokens, each pooled by its mean; or weightings of them.
+        pooling: how a sample's tokens become one vector: "windows" or "ends" (last token and mean).
+        windows: parts of a sample's tokens, each pooled by its mean.
         dropout: share of the bottleneck dropped in training.
         learning_rate: AdamW's, per optimizer step.
         weight_decay: AdamW's.

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from router.chain import Chain
 from router.heads.budget import BudgetPoint, offset_for
 
-Pooling = Literal["windows", "ends", "attention"]
+Pooling = Literal["windows", "ends"]
 ReadOn = Callable[[Sequence[int]], Sequence[Float[Tensor, "_ d_model"]]]
 """Runs the samples of these places on to the late read layer, and returns their states there."""
 
@@ -72,7 +72,7 @@ class Head(nn.Module, ABC):
             d_model: width of the states.
             hidden: see `StateEncoder`, as for the next three.
             pooling: how a sample's tokens become one vector.
-            windows: parts that the tokens are split into, or weightings of them.
+            windows: parts that the tokens are split into.
             dropout: share of the features dropped in training.
 
         Raises:
@@ -151,17 +151,14 @@ class StateEncoder(nn.Module):
             d_model: width of the states.
             hidden: width of the features.
             pooling: "windows": the mean of each of `windows` parts of the tokens goes through the bottleneck, then
-                their mean is taken; "ends": the last token and the mean of all; "attention": `windows` learned
-                weightings of the tokens, and the last token.
-            windows: parts of the tokens, or learned weightings of them.
+                their mean is taken; "ends": the last token and the mean of all.
+            windows: parts of the tokens.
             dropout: share of what goes into the bottleneck's successor that is dropped in training.
         """
         super().__init__()
         self.hidden, self.windows, self.pooling = hidden, windows, pooling
         self.normalise = nn.LayerNorm(d_model, elementwise_affine=False)
-        parts = {"windows": 1, "ends": 2, "attention": 1 + windows}[pooling]
-        self.weigh = nn.Linear(d_model, windows, bias=False) if pooling == "attention" else None
-        self.bottleneck = nn.Linear(parts * d_model, hidden)
+        self.bottleneck = nn.Linear(d_model if pooling == "windows" else 2 * d_model, hidden)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -176,14 +173,12 @@ class StateEncoder(nn.Module):
         """Do what has no weights and so needs doing once for a sample, however long the training.
 
         Returns:
-            The normalised and pooled states, and which places are filled: `windows` means; the last token and the mean
-            of all; or, for attention, which has weights, all tokens.
+            The normalised and pooled states, and which places are filled: `windows` means, or the last token and the
+            mean of all.
         """
         normal = self.normalise(states)
         if self.pooling == "windows":
             return pool_windows(normal, mask, self.windows)
-        if self.pooling == "attention":
-            return normal, mask
         return pool_ends(normal, mask), mask.new_ones(len(mask), 2)
 
     def narrow(
@@ -194,22 +189,14 @@ class StateEncoder(nn.Module):
             features = functional.gelu(self.bottleneck(pooled)) * filled[..., None]
             joined: Tensor = features.sum(1) / filled.sum(1)[:, None]
             return self.dropout(joined)  # type: ignore[no-any-return]
-        if self.weigh is not None:
-            weights = self.weigh(pooled).masked_fill(~filled[..., None], float("-inf")).softmax(1)
-            sums = torch.einsum("btw,btd->bwd", weights, pooled)
-            pooled = torch.cat([_last(pooled, filled)[:, None], sums], dim=1)
         return self.dropout(functional.gelu(self.bottleneck(pooled.flatten(1))))  # type: ignore[no-any-return]
 
     def forward_flops(self, tokens: int) -> int:
         """Return the floating-point operations for one sample (2 a multiply-add), pooling included."""
         d_model = self.normalise.normalized_shape[0]
-        sums = {"windows": 1, "ends": 1, "attention": self.windows}[self.pooling]
-        weights = 0 if self.weigh is None else 2 * tokens * self.weigh.weight.numel()
         passes = self.windows if self.pooling == "windows" else 1
-        # Normalising takes about eight operations a value.
-        return (
-            8 * tokens * d_model + 2 * sums * tokens * d_model + weights + 2 * passes * self.bottleneck.weight.numel()
-        )
+        # Normalising takes about eight operations a value, the means two.
+        return (8 + 2) * tokens * d_model + 2 * passes * self.bottleneck.weight.numel()
 
 
 def pool_windows(
@@ -229,9 +216,5 @@ def pool_ends(
 ) -> Float[Tensor, "batch 2 d_model"]:
     """Return each row's last real token, and the mean of all its real tokens."""
     mean = (states * mask[..., None]).sum(1) / mask.sum(1)[:, None]
-    return torch.stack([_last(states, mask), mean], dim=1)
-
-
-def _last(values: Float[Tensor, "batch tokens d_model"], mask: Bool[Tensor, "batch tokens"]) -> Tensor:
-    """Return each row's last real token."""
-    return values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]
+    last = states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+    return torch.stack([last, mean], dim=1)
