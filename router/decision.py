@@ -442,7 +442,7 @@ class Router:
             best = [full] * len(states)
             left = list[int]()
             if output is not None and point.offset is not None:
-                best = [ranked[0] for ranked in self.head.decode_at(output, point.offset)]
+                best = self.head.decode_at(output, point.offset)
                 left = [row for row in own if held[row] and self._is_open(best[row].chain)]
             open_rows.append(left)
             found.append([chosen if is_held else outside for chosen, is_held in zip(best, held, strict=True)])
@@ -478,8 +478,8 @@ class Router:
             if rows:
                 assert point.offset is not None
                 own = output[[place[row] for row in rows]]
-                for row, ranked in zip(rows, self.late.decode_at(own, point.offset), strict=True):
-                    decided[row] = ranked[0]
+                for row, best in zip(rows, self.late.decode_at(own, point.offset), strict=True):
+                    decided[row] = best
 
     def forward_flops(self, tokens: int) -> int:
         """Return the floating-point operations of one sample's decision (2 a multiply-add)."""

@@ -60,9 +60,11 @@ class Setting:
         routed = self.oracle.routed
         states = routed.read(torch.tensor([prompt])).run.rows()
         head = routed.router.head
+        served, price = [Chain.parse(chain, LAYERS) for chain in SERVED], head.offset_for(budget or self.budget)
         with torch.inference_mode():
-            ranked = head.decode_at(head(*pad_states(states)), head.offset_for(budget or self.budget))[0]
-        return next(str(one.chain) for one in ranked if str(one.chain) in SERVED)
+            values = head.scores_of(head(*pad_states(states)), served)[0].tolist()
+        worths = {str(chain): value - price * chain.depth for chain, value in zip(served, values, strict=True)}
+        return max(worths, key=worths.__getitem__)
 
     def prompt_of(self, chain: str) -> str:
         """A prompt that takes a chain."""

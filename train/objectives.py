@@ -217,7 +217,7 @@ class MenuObjective(Objective):
             if areas:
                 measured[f"auc_{name}"] = float(sum(areas) / len(areas))
         places = {chain: i for i, chain in enumerate(head.chains)}
-        chosen = torch.tensor([places[ranked[0].chain] for ranked in head.decode_at(output, 0.0)])
+        chosen = torch.tensor([places[one.chain] for one in head.decode_at(output, 0.0)])
         right = self._right(targets, len(head.chains))
         measured["gain"] = frontier_gain(head.values(output), right, head.depths)
         measured["accuracy"] = float(right.gather(1, chosen[:, None]).mean())
@@ -314,7 +314,7 @@ def collapse(head: Head, output: Tensor) -> dict[str, float]:
     Returns:
         `full_share` (chains that are full depth), `distinct_chains`, `mean_depth` (layers).
     """
-    chains: list[Chain] = [ranked[0].chain for ranked in head.decode_at(output, 0.0)]
+    chains: list[Chain] = [one.chain for one in head.decode_at(output, 0.0)]
     return {
         "full_share": sum(chain.is_full for chain in chains) / len(chains),
         "distinct_chains": float(len(set(chains))),

@@ -98,8 +98,8 @@ class Head(nn.Module, ABC):
         """Return the head's output for encoded states."""
 
     @abstractmethod
-    def decode_at(self, output: Float[Tensor, "batch ..."], offset: float) -> list[list[Decision]]:
-        """Return for each row its chains, best first, at an operating point's offset; 0: the head's own choice."""
+    def decode_at(self, output: Float[Tensor, "batch ..."], offset: float) -> list[Decision]:
+        """Return each row's best chain at an operating point's offset; 0: the head's own choice."""
 
     @abstractmethod
     def scores_of(self, output: Float[Tensor, "batch ..."], chains: Sequence[Chain]) -> Float[Tensor, "batch chains"]:

@@ -91,7 +91,7 @@ class LayerwiseHead(Head):
         chosen = sorted({*possible[::step].tolist(), int(possible[-1])}, reverse=True)
         self.budget_points = tuple(BudgetPoint(float(depths[i]), float((below[i] + above[i]) / 2)) for i in chosen)
 
-    def decode_at(self, output: Float[Tensor, "batch layers classes"], offset: float) -> list[list[Decision]]:
+    def decode_at(self, output: Float[Tensor, "batch layers classes"], offset: float) -> list[Decision]:
         """Return for each row the chain of the likeliest classes, skip logits shifted by the offset."""
         logprobs = output.detach().float().log_softmax(-1)
         shifted = logprobs.clone()
@@ -100,6 +100,6 @@ class LayerwiseHead(Head):
         scores = logprobs.gather(-1, counts[..., None]).sum((-2, -1))
         prefix = [1] * self.read_layer
         return [
-            [Decision(Chain.from_counts([*prefix, *row]), score)]
+            Decision(Chain.from_counts([*prefix, *row]), score)
             for row, score in zip(counts.tolist(), scores.tolist(), strict=True)
         ]

@@ -98,17 +98,12 @@ class MenuHead(Head):
         chance = self.outcome_logits(output.detach()).float().sigmoid()
         return (1 - self.agreement) * chance[..., CORRECT] + self.agreement * chance[..., AGREE]
 
-    def decode_at(self, output: Float[Tensor, "batch outputs"], offset: float) -> list[list[Decision]]:
-        """Return for each row the menu, best first at that price of a layer; the score is the value without it."""
-        values, price = self.values(output), offset
-        depths = self.depths.to(values)
-        first = priced_choice(values, depths.expand_as(values), price).tolist()
-        orders = (values - price * depths).argsort(dim=1, descending=True, stable=True).tolist()
-        ranked = []
-        for row, best, order in zip(values.tolist(), first, orders, strict=True):
-            places = [best, *(i for i in order if i != best)]
-            ranked.append([Decision(self.chains[i], row[i]) for i in places])
-        return ranked
+    def decode_at(self, output: Float[Tensor, "batch outputs"], offset: float) -> list[Decision]:
+        """Return each row's best chain of the menu at that price of a layer; the score is the value without it."""
+        values = self.values(output)
+        best = priced_choice(values, self.depths.to(values).expand_as(values), offset)
+        scores = values.gather(1, best[:, None])[:, 0]
+        return [Decision(self.chains[i], score) for i, score in zip(best.tolist(), scores.tolist(), strict=True)]
 
     def scores_of(
         self, output: Float[Tensor, "batch outputs"], chains: Sequence[Chain]
