@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 
 # Every stage keeps what it has finished: stop it whenever you like, the same command goes on.
 demo: $(READY)
-	@echo "make demo: fetches 1 GB once (a model of 1.5 billion parameters, questions), then works about 25 minutes on two cores (less with AMX);"
+	@echo "make demo: fetches 1 GB once (a model of 1.5 billion parameters, questions), then works about 25 minutes on two cores with AVX-512 BF16 (less with AMX, hours without both);"
 	@echo "8 GB of memory, 6 GB of disk. Stop it whenever you like: the same command goes on. make demo-small is for less."
 	$(PY) -m router run configs/demo
 

@@ -9,7 +9,7 @@ from data.sample import Sample, read_samples
 from data.tasks import TaskSet, read_tasks
 
 SIZES = {"train": 400, "validation": 100, "test": 400}
-"""As in configs/small/data.yaml, so that the questions are the small demo's own."""
+"""So many as the small demo of the log had, which the benchmarks' figures are of."""
 
 
 def demo_samples(split: str, count: int) -> tuple[list[Sample], TaskSet]:
