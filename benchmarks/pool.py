@@ -145,8 +145,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     f" ({min(values):.0f}..{max(values):.0f}), {median * size_kb / 1000:6.1f} MB/s"
                 )
     kept = {size: statistics.median(rates["workers"]) for size, rates in found.items()}
-    for size, value in kept.items():
-        print(f"{size} simulations: {value:.0f} records/s ({'bar kept' if value >= BAR else 'BAR MISSED'})")
+    for simulated, value in kept.items():
+        print(f"{simulated} simulations: {value:.0f} records/s ({'bar kept' if value >= BAR else 'BAR MISSED'})")
     print(f"half a second a record: one driver feeds {min(kept.values()) * 0.5:,.0f} workers")
     return {"rates": found, "bar": BAR, "quick": options.quick}
 

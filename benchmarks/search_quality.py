@@ -175,7 +175,8 @@ class Comparison:
         fixed = {"first_editable": FIRST_EDITABLE, "wrong_seeds": WRONG_SEEDS, "batch": BATCH}
         made_for = {"samples": sha256_json(list(sample_ids)), "fingerprints": asdict(self._scorer.fingerprints)}
         made_for |= self.plan.asked.decides(self._scorer.tasks)
-        return plain_values({**asdict(self.plan), **fixed, "arms": arms, **made_for})
+        identity: dict[str, Any] = plain_values({**asdict(self.plan), **fixed, "arms": arms, **made_for})
+        return identity
 
     def run(self, samples: Sequence[Sample], wrong: dict[str, int | str]) -> list[Played]:
         """Return each sample's traces."""
@@ -374,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, batch in enumerate(batches_by_length(lengths, BATCH))
         for items in [tuple(samples[i] for i in batch)]
     ]
-    task = Task(lambda batch, _: comparison.run(batch.items, wrong), lambda row: row.sample)
+    task: Task[Sample, Played] = Task(lambda batch, _: comparison.run(batch.items, wrong), lambda row: row.sample)
     run_batches(store, batches, task, label="searches", unit="sample")
     figures = summarise(list(store.rows(ids)), comparison.plan)
     if options.json:

@@ -72,10 +72,10 @@ class TimedSearcher(Searcher):
         self.seconds += time.perf_counter() - start
         return chains
 
-    def tell(self, rewards: Sequence[float]) -> None:
+    def tell(self, rewards: Sequence[float], stands: Sequence[bool] | None = None) -> None:
         """Add the rewards of the chains last asked."""
         start = time.perf_counter()
-        self._searcher.tell(rewards)
+        self._searcher.tell(rewards, stands)
         self.seconds += time.perf_counter() - start
 
     def _propose(self) -> Chain | None:

@@ -37,7 +37,7 @@ import httpx
 import torch
 
 from router.chain import Chain
-from router.decision import Router, RouterConfig
+from router.decision import HeadSettings, Router, RouterConfig
 from router.engine.load import DEFAULT_MODEL, load_model
 from router.files import write_json
 from router.fingerprint import Fingerprints
@@ -75,7 +75,7 @@ def make_router(folder: Path, name: str) -> tuple[Path, list[str]]:
     width, layers = int(model.config.hidden_size), int(model.config.num_hidden_layers)
     full, read_layer = Chain.full(layers), 2 * layers // 5
     chains = [full, *(full.skip(layers - before, count) for before, count in SKIPPED)]
-    settings = {"chains": [str(chain) for chain in chains], "hidden": 64}
+    settings: HeadSettings = {"chains": [str(chain) for chain in chains], "hidden": 64}
     head = MenuHead(layers, read_layer, width, **settings).eval()
     states = []
     with torch.inference_mode():
