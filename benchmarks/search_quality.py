@@ -54,7 +54,7 @@ from search.settings import SearchSettings
 from search.variants import VariantSettings, load_variants
 
 PRESETS = Path(__file__).parents[1] / "configs" / "search" / "presets"
-OURS = ("default", "local")
+OURS = ("default",)
 PUBLISHED = ("cola", "drllm", "polar", "summary")
 RANDOM = ("random", "random_balanced")
 """Both need the default's chains."""

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from router.chain import Chain
 from search.actions import ActionSpace
-from search.algorithms import ListSearcher, LocalSearcher, make_searcher
+from search.algorithms import ListSearcher, make_searcher
 from search.settings import SearchSettings
 from tests.toys import ALGORITHMS, SMALL, brute_force, constant, noisy, ordered, plain, run, smooth, trials
 
@@ -33,7 +33,6 @@ GOLDEN_SEARCHES = {
     "uct, max, depth in reward": replace(TREE, backup="max", depth_in="reward", depth_penalty=0.5),
     "uct, moves": replace(TREE, action_set="both+move", in_flight=1),
     "uct, bounds of PoLar": replace(TREE, below_block=1, max_runs=2, depth_shares=(0.6, 1.4)),
-    "local": replace(TREE, algorithm="local", leap=2, root_leap=3),
     "random": replace(TREE, algorithm="random", edit_weights=(2.0, 0.0, 1.0)),
     "ours": replace(SearchSettings(), simulations=60, in_flight=3),
     "exhaustive": replace(TREE, algorithm="exhaustive", max_edits=1, simulations=60, max_times=1, max_block=3),
@@ -71,7 +70,6 @@ def searches(draw, algorithm):
         skip_share=draw(st.sampled_from([None, 0.1, 0.9])),
         root_leap=draw(st.integers(1, 4)),
         leap=draw(st.integers(1, 3)),
-        undo_share=draw(st.sampled_from([0.0, 0.3, 1.0])),
         shorter_first=draw(st.booleans()),
         widening_constant=draw(st.sampled_from([0.3, 2.0, 500.0])),
         widening_exponent=draw(st.sampled_from([0.0, 0.5, 1.0])),
@@ -203,7 +201,7 @@ def test_in_flight_is_a_setting_of_the_search(algorithm):
         assert all(size == in_flight for size in sizes[:-1])
         asked[in_flight] = list(searcher.evaluated)
     # The others (random, exhaustive) see no rewards.
-    assert (asked[1] != asked[4]) == (algorithm in ("uct", "local"))
+    assert (asked[1] != asked[4]) == (algorithm == "uct")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -344,9 +342,7 @@ def times_found(settings, seeds, num_layers, everything):
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "action_set"), [("uct", "both"), ("uct-max", "skip"), ("local", "both"), ("local", "skip")]
-)
+@pytest.mark.parametrize(("name", "action_set"), [("uct", "both"), ("uct-max", "skip")])
 def test_smooth_reward_finds_the_best_more_often_than_random_chains(name, action_set):
     # Oracle: brute force over the chains within 2 edits, of which a share is tried; random search at equal cost.
     layers, percent = {"both": (8, 15), "skip": (14, 25)}[action_set]
@@ -382,7 +378,7 @@ def test_moves_reach_orders_that_no_skip_or_repeat_does():
     assert found["uct-max"] >= max(12, found["random"] + 8)
 
 
-@pytest.mark.parametrize("name", ["uct", "uct-max", "local"])
+@pytest.mark.parametrize("name", ["uct", "uct-max"])
 @pytest.mark.parametrize("depth_in", ["selection", "reward"])
 def test_shortest_right_chain_is_found(name, depth_in):
     # Oracle: brute force over the skips of 10 layers; right means that five needed layers still run.
@@ -403,7 +399,7 @@ def test_shortest_right_chain_is_found(name, depth_in):
     assert found >= 8
 
 
-@pytest.mark.parametrize("name", ["uct", "uct-max", "local", "random", "exhaustive"])
+@pytest.mark.parametrize("name", ["uct", "uct-max", "random", "exhaustive"])
 def test_a_space_that_runs_out_was_tried_whole(name):
     # Oracle: brute force over the chains within 2 edits, the cap.
     for n, prefix, action_set in [
@@ -451,61 +447,10 @@ def test_what_each_of_our_additions_is_for():
     assert depths["reward"] / 30 <= depths["selection"] / 30 - 0.25
 
 
-def test_an_edit_that_is_taken_back_leaves_the_others():
-    # Oracle: how often each layer runs: once, more or less by what the edits that are kept do to it. Single layers.
-    settings = plain(algorithm="local", max_block=1, max_times=1, max_edits=6)
-    space, rng = ActionSpace(settings, 10, 2), random.Random(0)
-    searcher = LocalSearcher(space, rng)
-    taken_back = 0
-    for _ in range(200):
-        chain, edits, layers = Chain.full(10), (), []
-        for _ in range(rng.randint(1, 6)):
-            action = space.sample(chain, rng)
-            layers.append((chain.layers[action.position], action.growth))
-            chain, edits = action.apply(chain), (*edits, action)
-        gone = rng.randrange(len(edits))
-        found = searcher._without(edits, gone)
-        if found is None:  # a layer is skipped that only the repeat had left in the chain
-            assert edits[gone].kind == "repeat"
-            continue
-        wanted = [1] * 10
-        for layer, growth in layers[:gone] + layers[gone + 1 :]:
-            wanted[layer] += growth
-        taken_back += [found[0].layers.count(i) for i in range(10)] == wanted
-        replayed = Chain.full(10)
-        for action in found[1]:
-            assert space.allows(replayed, action)
-            replayed = action.apply(replayed)
-        assert found[0] == replayed
-    assert taken_back > 190
-
-
-def test_taking_edits_back_leaves_a_wrong_way():
-    # Oracle: the known best. Three skips make the best chain; two others pay more at first and stand in its way, since
-    # no chain has more than three edits.
-    base = plain(
-        algorithm="local", simulations=80, max_block=1, action_set="skip", max_edits=3, leap=2, random_share=0.0
-    )
-    found = Counter()
-    for seed in range(60):
-        best = random.Random(seed).sample(range(16), 5)
-        trap, wanted = set(best[:2]), set(best[2:])
-
-        def reward(chain, trap=trap, wanted=wanted):
-            gone = set(range(16)) - set(chain.layers)
-            return 1.0 if gone == wanted else 0.1 * len(gone & wanted) + 0.15 * len(gone & trap)
-
-        for share in (0.0, 0.3):
-            searcher = run(reward, replace(base, undo_share=share), seed, 16)
-            found[share] += max(searcher.evaluated.values()) == 1.0
-    assert found[0.3] >= found[0.0] + 8
-
-
-@pytest.mark.parametrize("algorithm", ["uct", "local"])
-def test_what_stands_is_told(algorithm):
+def test_what_stands_is_told():
     # Oracle: a chain that is right only in most variants has a reward above 0.5 and does not stand: what is proposed
     # afterwards need not be shorter than it, but shorter than one that stands, unless ten draws give no such chain.
-    settings = replace(SearchSettings(), algorithm=algorithm, in_flight=1, simulations=30, random_share=0.0)
+    settings = replace(SearchSettings(), in_flight=1, simulations=30, random_share=0.0)
     longer = {}
     for stands in (True, False):
         searcher = make_searcher(ActionSpace(settings, 16), random.Random(0))

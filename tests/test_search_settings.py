@@ -37,7 +37,6 @@ PRESETS = Path(__file__).parent.parent / "configs" / "search" / "presets"
         ("max_runs", 0),
         ("depth_shares", (0.5, 0.9)),
         ("depth_shares", (1.1, 1.2)),
-        ("undo_share", 1.1),
         ("edit_weights", ()),
         ("edit_weights", (1.0, -1.0)),
         ("edit_weights", (0.0, 0.0)),
@@ -100,7 +99,7 @@ def test_each_sample_has_its_own_generator():
     assert numbers[0, "a"] == pytest.approx(0.9327985644569078, abs=1e-15)
 
 
-NAMES = ["cola", "default", "drllm", "exhaustive", "local", "polar", "random", "summary"]
+NAMES = ["cola", "default", "drllm", "exhaustive", "polar", "random", "summary"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,7 +145,6 @@ def test_presets_of_the_algorithms_differ_in_what_is_the_algorithms_own():
     # for the exhaustive search, which is for small spaces.
     default = SearchSettings()
     own = {
-        "local": {"leap"},
         "random": {"edit_weights", "skip_share"},
         "exhaustive": {"simulations", "max_edits"},
     }
