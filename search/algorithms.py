@@ -1,4 +1,4 @@
-"""The searches of one sample, as ask and tell: tree search, random chains, and every chain of a list.
+"""The searches of one sample, as ask and tell: tree search, random chains, and every chain of a menu.
 
 The caller evaluates, so many samples share a batch. What a search asks depends on space, settings, generator and
 rewards told, on nothing else: not on how its asks are batched with those of other samples.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 
 from router.chain import Chain
 from search.actions import ActionSpace
@@ -275,7 +274,7 @@ class RandomSearcher(Searcher):
 
 
 class ListSearcher(Searcher):
-    """Every chain of a list, in its order: of a menu, or of a small space."""
+    """Every chain of a menu, in its order."""
 
     def __init__(self, chains: Sequence[Chain], settings: SearchSettings) -> None:
         """Start with the first chain, which is the full one."""
@@ -286,43 +285,13 @@ class ListSearcher(Searcher):
         return next(self._chains, None)
 
 
-@lru_cache(maxsize=4)
-def chains_within(space: ActionSpace) -> tuple[Chain, ...]:
-    """Return every distinct chain within `max_edits` actions of the full chain, breadth first, in the actions' order.
-
-    Raises:
-        ValueError: where there are more than `simulations`; nothing is left out silently.
-    """
-    most = space.settings.simulations
-    chains = [Chain.full(space.num_layers)]
-    known = set(chains)
-    start = 0
-    for _ in range(space.settings.max_edits):
-        stop = len(chains)
-        for chain in chains[start:stop]:
-            for action in space.legal(chain):
-                edited = action.apply(chain)
-                if edited not in known:
-                    if len(chains) == most:
-                        raise ValueError(f"simulations: expected a space of at most {most} chains, got more")
-                    known.add(edited)
-                    chains.append(edited)
-        start = stop
-    return tuple(chains)
-
-
 def make_searcher(space: ActionSpace, rng: random.Random) -> Searcher:
     """Return a new search of one sample, with the algorithm that the settings name.
 
     Args:
         space: the legal actions.
         rng: this search's own generator; drawing from it elsewhere changes the result.
-
-    Raises:
-        ValueError: where the space is too large for the exhaustive search.
     """
     if space.settings.algorithm == "random":
         return RandomSearcher(space, rng)
-    if space.settings.algorithm == "exhaustive":
-        return ListSearcher(chains_within(space), space.settings)
     return TreeSearcher(space, rng)

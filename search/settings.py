@@ -29,8 +29,7 @@ class SearchSettings:
     2510.12773 (50 simulations, exploration 1.8, depth_penalty 3, random_share 0.1).
 
     Attributes:
-        algorithm: "uct" (tree search), "random" or "exhaustive" (every chain of the space, which
-            must hold at most `simulations`).
+        algorithm: "uct" (tree search) or "random".
         simulations: simulations per sample, the root's included, at least 1. Each evaluates one new chain, so
             this is also the greatest number of chains evaluated per sample.
         exploration: uct: c of c * sqrt(ln V / v), in units of reward, at least 0 (UCT: Kocsis and Szepesvari 2006).
@@ -79,7 +78,7 @@ class SearchSettings:
         ValueError: where a field is out of its bounds; the message names field, bound and value.
     """
 
-    algorithm: Literal["uct", "random", "exhaustive"] = "uct"
+    algorithm: Literal["uct", "random"] = "uct"
     simulations: Positive = 50
     exploration: NotNegative = 0.05
     depth_penalty: NotNegative = 0.3
