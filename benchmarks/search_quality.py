@@ -75,7 +75,7 @@ class Plan:
         budget: full cost of a sample, layers.
         seeds: seeds of the searches for the right answer.
         num_layers: layers of the model.
-        searches: presets, and "random" and "random_balanced".
+        searches: "default", presets, and "random_balanced".
         variants: in how many variants a chain is asked.
         stand_share: share of them in which it must be right to count.
     """
@@ -89,7 +89,8 @@ class Plan:
 
     def settings(self, arm: str) -> SearchSettings:
         """Return an arm's settings; the budget in layers ends each search, not the number of simulations."""
-        values = yaml.safe_load((PRESETS / f"{arm.removesuffix('_balanced')}.yaml").read_text())
+        preset = arm.removesuffix("_balanced")
+        values = {} if preset == "default" else yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
         return replace(SearchSettings(**values), simulations=self.budget)
 
     def arms(self, names: Sequence[str]) -> dict[str, SearchSettings]:

@@ -24,9 +24,8 @@ YOUNGER = ("below_block", "max_runs", "depth_shares")
 class SearchSettings:
     """How one sample's chains are searched. Settings that the chosen algorithm does not use change nothing.
 
-    The defaults are ours (configs/search/presets/default.yaml). Published values: CoLa, arXiv 2507.07996
-    (200 simulations, depth_penalty 5, random_share 0.1, exploration unpublished); Dr.LLM, arXiv
-    2510.12773 (50 simulations, exploration 1.8, depth_penalty 3, random_share 0.1).
+    The defaults are ours, chosen by measurement on training questions (docs/log.md): mostly skips, several edits at
+    once, and shorter chains than the shortest right one so far. Published values stand in configs/search/presets.
 
     Attributes:
         algorithm: "uct" (tree search) or "random".
