@@ -265,7 +265,7 @@ def test_a_search_on_a_cluster_writes_the_bytes_of_one_process(
     search(arguments(project, tmp_path / "one"))
     monkeypatch.setattr(PoolSettings, "pool", lambda _: nullcontext(pool))
     search(arguments(project, tmp_path / "many"))
-    for name in ("train.jsonl", "validation.jsonl", "train.verification.json"):
+    for name in ("train.jsonl", "validation.jsonl"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
