@@ -410,7 +410,7 @@ class DenseTable:
         chains: the chains, the full one first.
         sample_ids: the samples.
         tasks: each sample's task.
-        correct: `[samples, chains]`.
+        correct: `[samples, chains]`: `ChainResult.right`.
         confidence: `[samples, chains]`: the greatest probability among the choices, 0..1; nan: a free answer.
     """
 
@@ -438,7 +438,7 @@ class DenseTable:
             chains=tuple(chains),
             sample_ids=tuple(record.sample_id for record in records),
             tasks=tuple(record.task for record in records),
-            correct=np.array([[result.correct for result in row] for row in rows], dtype=bool),
+            correct=np.array([[result.right for result in row] for row in rows], dtype=bool),
             confidence=np.array([[_confidence(result.scores, result.prediction) for result in row] for row in rows]),
         )
 

@@ -164,6 +164,14 @@ def test_a_table_holds_what_all_records_tried() -> None:
         DenseTable.of([record("b", (SIX, CHAINS[1]))], CHAINS[:3])
 
 
+def test_what_a_second_run_refuted_is_not_right_in_a_table() -> None:
+    # Oracle: docs/search.md: a result that flipped is not right for any head, nor for full depth.
+    one = record("a", CHAINS[:3])
+    marks = (False, None, True)
+    results = tuple(dataclasses.replace(of, verified=mark) for of, mark in zip(one.results, marks, strict=True))
+    assert DenseTable.of([dataclasses.replace(one, results=results)]).correct.tolist() == [[False, False, True]]
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Menu tables of three splits and two routers."""

@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         smallest_epsilon=found.smallest_epsilon,
     )
     write_guarantee(settings.router, guarantee, sha256_file(settings.router / WEIGHTS_FILE), plain_values(more))
-    print(f"full depth is right on {sum(result.correct for result in own.full) / len(own.full):.4f}")
+    print(f"full depth is right on {sum(result.right for result in own.full) / len(own.full):.4f}")
     print(_told(guarantee, n))
     print(f"guarantee: {settings.router / GUARANTEE_FILE}")
 
@@ -295,7 +295,7 @@ class Calibration:
         """Return each setting's loss against full depth (`train.guarantee.LossKind`)."""
 
         def loss(full: ChainResult, one: ChainResult) -> int:
-            return full.correct - one.correct if kind == "accuracy" else not agrees(one, full)
+            return full.right - one.right if kind == "accuracy" else not agrees(one, full)
 
         rows = [[loss(full, one) for full, one in zip(self.full, row, strict=True)] for row in self.routed]
         return np.array(rows, dtype=np.int64)
