@@ -231,7 +231,7 @@ def plan_controls(
     Raises:
         InputError: where records do not fit each other.
     """
-    listing = _drawn(samples, attrgetter("lists_choices"), count, seed, tasks) if reshuffles else []
+    listing = _drawn(samples, attrgetter("lists_choices"), count, seed, tasks)
     judged = _drawn(samples, _can_be_generated, count, seed, tasks)
     return Plan(
         schema=SCHEMA,

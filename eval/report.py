@@ -272,7 +272,7 @@ class Report(Evaluated):
     Attributes:
         results_sha256: SHA-256 of `results.jsonl`, from which everything here follows.
         chance_accuracy: expected accuracy of guessing among each sample's choices; a free answer is never guessed.
-        arms: the arms, in the order in which they are shown; `full`, `router`, `static`, `random` and `oracle` always.
+        arms: the arms, in the order in which they are shown; `full`, `router`, `static` and `oracle` always.
         groups: samples by task (of a mixture), difficulty and subject.
         router_against: the router against every arm but full depth, itself and those that saw answers, by the arm's
             name.
