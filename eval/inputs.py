@@ -139,9 +139,6 @@ class Inputs:
         """
         for split, records in self.records.items():
             records[0].fingerprints.require(expected, f"records {settings.records / f'{split}.jsonl'}")
-        for name, others in (("random_search", self.random_search), ("wrong_records", self.wrong)):
-            if others is not None:
-                others[0].fingerprints.require(expected, f"{name} {getattr(settings, name)}")
         self.router.config.fingerprints.require(expected, f"router {settings.router}")
 
 
@@ -171,7 +168,7 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     if settings.wrong_records is not None:
         require_same_search(settings.records / "test.jsonl", settings.wrong_records / "test.jsonl")
     if settings.random_search is not None:
-        require_random_search(settings.random_search / "test.jsonl")
+        require_random_search(settings.records / "test.jsonl", settings.random_search / "test.jsonl")
     router = load_router(settings.router)
     require_unseen(settings.router, samples["test"])
     _check_agreement(records, router, settings)

@@ -11,23 +11,24 @@ Both controls need records only. `LuckFound` and `RandomFound` are what two sear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from data.records import ChainResult, SearchRecord, runs_file
+from data.records import ChainResult, SearchRecord
 from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
+from data.store import differences, identity_of
 from eval.results import fields_of
-from router.files import read_json, require_file, sha256_file
 from router.validation import STORED, Count, InputError, NotNegative, Positive
 
-OF_FILE = ("num_layers", "first_editable", "dtype", "fingerprints")
-"""Fields of records that are the same in searches of one model and prompt."""
-OF_SEARCH = ("search", "menu", "first_editable", "shuffle", "verify", "dtype")
-"""Settings that decide what a search does, but for the answer that it looks for."""
+OF_ANSWER = frozenset({"reward_target", "targets"})
+"""What of a search's identity says which answer it looks for."""
+OF_CHAINS = frozenset({"search", "menu"})
+"""What of it says which chains are tried."""
 TOLERANCE = 0.05
 """Proportion of the oracle's nominal layers by which a random search of other simulations may differ."""
 FullGives = Literal["right", "told", "other", "unclear"]
@@ -98,22 +99,13 @@ class LuckFound(LuckSearches):
     def of(cls, gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord]) -> LuckFound:
         """Collect it.
 
-        That the settings are the same but for the answer is for `require_same_search` to check: records hold a hash of
-        them only.
+        That it is the same search but for the answer is for `require_same_search` to check.
 
         Args:
             gold: the oracle's records.
             wrong: records of the same search for a wrong answer, of all of these samples or of some.
-
-        Raises:
-            InputError: where the two are not the same search of the same samples.
         """
-        pairs = _pairs(gold, wrong, "wrong_records")
-        most = [max(pair[i].simulations for pair in pairs) for i in (0, 1)]  # fewer only where no chain was left
-        if most[0] != most[1]:
-            raise InputError(
-                f"wrong_records: expected a search of {most[0]} simulations like the oracle's, got {most[1]}"
-            )
+        pairs = _pairs(gold, wrong)
         first, second = _means(pairs, "simulations")
         return cls(
             left_out=len(gold) - len(pairs),
@@ -238,16 +230,16 @@ class RandomFound(RandomCosts):
     def of(cls, oracle: Sequence[SearchRecord], drawn: Sequence[SearchRecord]) -> RandomFound:
         """Collect it.
 
-        That the second is a random search is for `require_random_search` to check: records do not say it.
+        That the second is a random search of the same model and prompt is for `require_random_search` to check.
 
         Args:
             oracle: the oracle's records.
             drawn: those of a random search for the right answers, of all of these samples or of some.
 
         Raises:
-            InputError: where they are of other samples, another model or prompt, or another cost.
+            InputError: where they are of another cost.
         """
-        pairs = _pairs(oracle, drawn, "random_search")
+        pairs = _pairs(oracle, drawn)
         simulations, nominal = _means(pairs, "simulations"), _means(pairs, "nominal_layers")
         executed = _means(pairs, "executed_layers")
         same = simulations[0] == simulations[1]
@@ -309,31 +301,15 @@ class RandomSearch(RandomCosts):
     depth_difference: Estimate | None
 
 
-def _pairs(oracle: Sequence[SearchRecord], other: Sequence[SearchRecord], what: str) -> list[Pair]:
+def _pairs(oracle: Sequence[SearchRecord], other: Sequence[SearchRecord]) -> list[Pair]:
     """Return the pairs of records of the same sample, in the oracle's order.
-
-    That the records of each file are alike, and look for the answer that they should, is checked where they are read
-    (`eval.inputs`).
 
     Args:
         oracle: records of the oracle, which searches for the right answer.
         other: records of another search, of all of its samples or of some.
-        what: name of the setting of the other records, for refusals.
-
-    Raises:
-        InputError: where they are of another model or prompt, or were verified in one search only.
     """
     known = {record.sample_id: record for record in other}
-    pairs = [(record, known[record.sample_id]) for record in oracle if record.sample_id in known]
-    one, two = pairs[0]
-    for name in OF_FILE:
-        if getattr(one, name) != getattr(two, name):
-            raise InputError(
-                f"{what}: expected {name} {getattr(one, name)} of a search like the oracle's, got {getattr(two, name)}"
-            )
-    if (one.full.verified is None) != (two.full.verified is None):
-        raise InputError(f"{what}: expected both searches verified, or neither")
-    return pairs
+    return [(record, known[record.sample_id]) for record in oracle if record.sample_id in known]
 
 
 def _means(pairs: Sequence[Pair], name: str) -> tuple[float, float]:
@@ -354,64 +330,37 @@ def _depth(record: SearchRecord) -> int | None:
     return None if found is None else found.chain.depth
 
 
+def unlike(oracle: Mapping[str, Any], other: Mapping[str, Any], but: Set[str]) -> list[str]:
+    """Return the dotted names of what decides a search (its store's identity) and differs, but for some names."""
+    return differences(*({name: one for name, one in of.items() if name not in but} for of in (oracle, other)))
+
+
 def require_same_search(oracle: Path, wrong: Path) -> None:
-    """Check that two record files come of the same search settings, but for the answer that is searched for.
-
-    Records name their settings by a hash that holds the answer's kind, so the settings files beside them are compared.
+    """Check that two record files come of the same search, but for the answer that is searched for.
 
     Raises:
-        InputError: where a settings file is missing or of another record file, or a setting is another.
+        InputError: where they do not, or one of them does not say what it comes of (records of schema 2).
     """
-    first, second = _search_settings(oracle), _search_settings(wrong)
-    for path, settings, target in ((oracle, first, "gold"), (wrong, second, "wrong")):
-        if settings.get("reward_target") != target:
-            raise InputError(
-                f"wrong_records: expected {path} of a search with reward_target {target}, "
-                f"got {settings.get('reward_target')}"
-            )
-    for name in OF_SEARCH:
-        if first.get(name) != second.get(name):
-            raise InputError(
-                f"wrong_records: expected {wrong} of {_difference(name, first.get(name), second.get(name))}"
-            )
+    _require_like(oracle, wrong, "wrong_records", OF_ANSWER)
 
 
-def require_random_search(path: Path) -> None:
-    """Check that a record file comes of a random search.
+def require_random_search(oracle: Path, drawn: Path) -> None:
+    """Check that a record file comes of a random search, which is like the oracle's but for the chains that it tries.
 
     Raises:
-        InputError: where it comes of another one, or its settings file is missing or of another record file.
+        InputError: where it does not, or one of them does not say what it comes of (records of schema 2).
     """
-    settings = _search_settings(path)
-    search = settings.get("search")
-    algorithm = search.get("algorithm") if isinstance(search, dict) and settings.get("menu") is None else "a menu"
+    algorithm = _require_like(oracle, drawn, "random_search", OF_CHAINS).get("search", {}).get("algorithm", "a menu")
     if algorithm != "random":
-        raise InputError(f"random_search: expected {path} of a search with the algorithm random, got {algorithm}")
+        raise InputError(f"random_search: expected {drawn} of a search with the algorithm random, got {algorithm}")
 
 
-def _search_settings(path: Path) -> dict[str, Any]:
-    """Return the settings of the run that made a record file, as they stand beside it.
-
-    Raises:
-        InputError: where they are missing, or the record file is not the one that they name.
-    """
-    beside = require_file(runs_file(path), "records")
-    content = read_json(beside)
-    runs = content.get("runs")
-    settings = runs[-1].get("settings") if isinstance(runs, list) and runs and isinstance(runs[-1], dict) else None
-    if not isinstance(settings, dict):
-        raise InputError(f"{beside}: expected the settings of python -m search, got none")
-    if "first_editable" not in settings and "prefix_layers" in settings:  # schema 2
-        settings = {**settings, "first_editable": settings["prefix_layers"]}
-    if content.get("sha256") != sha256_file(path):
-        raise InputError(f"{beside}: expected the SHA-256 of {path.name} beside it, got another")
-    return settings
-
-
-def _difference(name: str, first: Any, second: Any) -> str:
-    """Return the setting in which two values differ: what is expected, and what came."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        for key in sorted(first.keys() | second.keys()):
-            if first.get(key) != second.get(key):
-                return _difference(f"{name}.{key}", first.get(key), second.get(key))
-    return f"a search with {name} {first}, like the oracle's, got {second}"
+def _require_like(oracle: Path, other: Path, setting: str, but: Set[str]) -> dict[str, Any]:
+    """Check that another search is like the oracle's but for some names; returns what decides it."""
+    first, second = identity_of(oracle, "records"), identity_of(other, setting)
+    differing = unlike(first, second, but)
+    if differing:
+        name = differing[0]
+        wanted, got = (reduce(lambda value, key: value.get(key), name.split("."), of) for of in (first, second))
+        raise InputError(f"{setting}: expected {other} of a search with {name} {wanted}, like the oracle's, got {got}")
+    return second
