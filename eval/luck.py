@@ -5,8 +5,7 @@ any of them, right or wrong. So the same search is run once more for a wrong ans
 gives that one, finding the right one proves nothing (`Luck`). A random search that tries as many chains says what the
 tree search is worth beyond trying (`RandomSearch`).
 
-Both controls need records only. `LuckFound` and `RandomFound` are what two searches found, sample by sample, as
-`controls.json` keeps it; their `measure` makes the report's part of it.
+Both controls need records only.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from pydantic.dataclasses import dataclass
 from data.records import ChainResult, SearchRecord
 from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
 from data.store import differences, identity_of
-from eval.results import fields_of
 from router.validation import STORED, Count, InputError, NotNegative, Positive
 
 OF_ANSWER = frozenset({"reward_target", "targets"})
@@ -40,105 +38,8 @@ Pair = tuple[SearchRecord, SearchRecord]
 """The records that two searches made of one sample, the oracle's first."""
 
 
-@dataclass(frozen=True, config=STORED)
-class LuckRow:
-    """What the search for the right answer and that for a wrong one found on one sample.
-
-    Attributes:
-        sample_id: `Sample.id`.
-        full: what full depth answers.
-        found: whether a right chain stands in the oracle's record (`SearchRecord.shortest`).
-        lucky: whether by the same rule one stands that gives the wrong answer.
-    """
-
-    sample_id: str
-    full: FullGives
-    found: bool
-    lucky: bool
-
-    @classmethod
-    def of(cls, gold: SearchRecord, wrong: SearchRecord) -> LuckRow:
-        """Join the two records of a sample."""
-        full: FullGives = "unclear"
-        gives_right, gives_wrong = gives(gold.full), gives(wrong.full)
-        if gives_right:
-            full = "right"
-        elif gives_wrong:
-            full = "told"
-        elif gives_right is False and gives_wrong is False:
-            full = "other"
-        return cls(gold.sample_id, full, gold.shortest is not None, wrong.shortest is not None)
-
-
 @dataclass(frozen=True, config=STORED, kw_only=True)
-class LuckSearches:
-    """The search for the right answer and that for a wrong one.
-
-    Attributes:
-        left_out: samples that the oracle has a record of and the search for a wrong answer has not.
-        verified: whether a chain counts only where it stood a second judgement, in both searches.
-        simulations: simulations a sample, mean: the oracle's ("gold") and that of the search for a "wrong" answer.
-    """
-
-    left_out: Count
-    verified: bool
-    simulations: dict[Literal["gold", "wrong"], NotNegative]
-
-
-@dataclass(frozen=True, config=STORED, kw_only=True)
-class LuckFound(LuckSearches):
-    """What the two searches found.
-
-    Attributes:
-        samples: a row for each sample of both.
-    """
-
-    samples: tuple[LuckRow, ...]
-
-    @classmethod
-    def of(cls, gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord]) -> LuckFound:
-        """Collect it.
-
-        That it is the same search but for the answer is for `require_same_search` to check.
-
-        Args:
-            gold: the oracle's records.
-            wrong: records of the same search for a wrong answer, of all of these samples or of some.
-        """
-        pairs = _pairs(gold, wrong)
-        first, second = _means(pairs, "simulations")
-        return cls(
-            left_out=len(gold) - len(pairs),
-            verified=pairs[0][0].full.verified is not None,
-            simulations={"gold": first, "wrong": second},
-            samples=tuple(LuckRow.of(one, two) for one, two in pairs),
-        )
-
-    def measure(self, seed: int) -> Luck:
-        """Measure how much is luck; the seed is the bootstrap's."""
-        full = np.array([row.full for row in self.samples])
-        found, lucky = (np.array([getattr(row, name) for row in self.samples]) for name in ("found", "lucky"))
-        wrong, eligible = full != "right", full == "other"
-        gained, rest = wrong & found, 1.0 * (eligible & found) - (eligible & lucky)
-        columns = np.stack([np.ones(len(full)), wrong, gained, eligible, rest], axis=1)
-        return Luck(
-            **fields_of(self, LuckSearches),
-            n=len(full),
-            full={kind: int((full == kind).sum()) for kind in get_args(FullGives)},
-            eligible=int(eligible.sum()),
-            gold=share_of(found[eligible]),
-            luck=share_of(lucky[eligible]),
-            paired=paired_shares(found[eligible], lucky[eligible], seed),
-            full_wrong=share_of(wrong),
-            gain=estimate_of(columns, lambda sums: sums[:, 2] / sums[:, 0], seed),
-            # (share wrong at full depth) * (rate of right chains - rate of lucky ones)
-            net_gain=estimate_of(columns, lambda sums: sums[:, 1] / sums[:, 0] * sums[:, 4] / sums[:, 3], seed),
-            flipped=share_of(lucky[~wrong]),
-        )
-
-
-@dataclass(frozen=True, config=STORED, kw_only=True)
-class Luck(LuckSearches):
+class Luck:
     """The oracle's gain, in its records, and what is left of it minus what the wrong-answer search finds.
 
     What it rests on:
@@ -153,6 +54,9 @@ class Luck(LuckSearches):
       rates of the eligible ones are assumed. With two choices no sample is eligible, and nothing can be said.
 
     Attributes:
+        left_out: samples that the oracle has a record of and the search for a wrong answer has not.
+        verified: whether a chain counts only where it stood a second judgement, in both searches.
+        simulations: simulations a sample, mean: the oracle's ("gold") and that of the search for a "wrong" answer.
         n: samples of both searches.
         full: number of samples by what full depth answers: the "right" answer, the wrong one that is searched for
             ("told"), neither of them ("other"), or "unclear": it ties with one of them, or gives one in one of its two
@@ -168,6 +72,9 @@ class Luck(LuckSearches):
         flipped: of the samples that full depth gets right, the share that the search can set to the wrong answer.
     """
 
+    left_out: Count
+    verified: bool
+    simulations: dict[Literal["gold", "wrong"], NotNegative]
     n: Positive
     full: dict[FullGives, Count]
     eligible: Count
@@ -179,27 +86,45 @@ class Luck(LuckSearches):
     net_gain: Estimate | None
     flipped: Proportion | None
 
+    @classmethod
+    def of(cls, gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord], seed: int) -> Luck:
+        """Measure how much is luck.
 
-@dataclass(frozen=True, config=STORED)
-class RandomRow:
-    """What the oracle's search and a random one found on one sample.
+        That it is the same search but for the answer is for `require_same_search` to check.
 
-    Attributes:
-        sample_id: `Sample.id`.
-        num_layers: layers of the model, which run where nothing was found.
-        oracle: depth of the oracle's chain (`SearchRecord.shortest`), layers; null: no right one stands.
-        random: depth of the random search's.
-    """
-
-    sample_id: str
-    num_layers: Positive
-    oracle: Positive | None
-    random: Positive | None
+        Args:
+            gold: the oracle's records.
+            wrong: records of the same search for a wrong answer, of all of these samples or of some.
+            seed: seed of the bootstrap.
+        """
+        pairs = _pairs(gold, wrong)
+        simulations = _means(pairs, "simulations")
+        full = np.array([_full_gives(*pair) for pair in pairs])
+        found, lucky = (np.array([pair[i].shortest is not None for pair in pairs]) for i in (0, 1))
+        of_wrong, eligible = full != "right", full == "other"
+        gained, rest = of_wrong & found, 1.0 * (eligible & found) - (eligible & lucky)
+        columns = np.stack([np.ones(len(full)), of_wrong, gained, eligible, rest], axis=1)
+        return cls(
+            left_out=len(gold) - len(pairs),
+            verified=pairs[0][0].full.verified is not None,
+            simulations={"gold": simulations[0], "wrong": simulations[1]},
+            n=len(full),
+            full={kind: int((full == kind).sum()) for kind in get_args(FullGives)},
+            eligible=int(eligible.sum()),
+            gold=share_of(found[eligible]),
+            luck=share_of(lucky[eligible]),
+            paired=paired_shares(found[eligible], lucky[eligible], seed),
+            full_wrong=share_of(of_wrong),
+            gain=estimate_of(columns, lambda sums: sums[:, 2] / sums[:, 0], seed),
+            # (share wrong at full depth) * (rate of right chains - rate of lucky ones)
+            net_gain=estimate_of(columns, lambda sums: sums[:, 1] / sums[:, 0] * sums[:, 4] / sums[:, 3], seed),
+            flipped=share_of(lucky[~of_wrong]),
+        )
 
 
 @dataclass(frozen=True, config=STORED, kw_only=True)
-class RandomCosts:
-    """What the oracle's search and a random one cost.
+class RandomSearch:
+    """The oracle against a random search of the same cost, in their records.
 
     Attributes:
         left_out: samples that the oracle has a record of and the random search has not.
@@ -207,6 +132,13 @@ class RandomCosts:
         simulations: of each search the simulations a sample, mean.
         nominal_layers: of each search the layers of all chains of a sample, as if each ran alone, mean.
         executed_layers: of each search the layers really run for a sample, mean (0 where answers are generated).
+        n: samples of both searches.
+        tolerance: share by which nominal layers may differ.
+        oracle: share of samples for which a right chain stands in the oracle's records.
+        random: the same of the random search.
+        paired: the first against the second.
+        mean_depth: of each search the depth of the chain that it would run, full depth where none stands, mean.
+        depth_difference: the oracle's minus the random search's, layers.
     """
 
     left_out: Count
@@ -214,27 +146,24 @@ class RandomCosts:
     simulations: OfBoth
     nominal_layers: OfBoth
     executed_layers: OfBoth
-
-
-@dataclass(frozen=True, config=STORED, kw_only=True)
-class RandomFound(RandomCosts):
-    """What the two searches found.
-
-    Attributes:
-        samples: a row for each sample of both.
-    """
-
-    samples: tuple[RandomRow, ...]
+    n: Positive
+    tolerance: NotNegative
+    oracle: Proportion | None
+    random: Proportion | None
+    paired: PairedShares | None
+    mean_depth: dict[Literal["oracle", "random"], Estimate | None]
+    depth_difference: Estimate | None
 
     @classmethod
-    def of(cls, oracle: Sequence[SearchRecord], drawn: Sequence[SearchRecord]) -> RandomFound:
-        """Collect it.
+    def of(cls, oracle: Sequence[SearchRecord], drawn: Sequence[SearchRecord], seed: int) -> RandomSearch:
+        """Compare the two searches.
 
         That the second is a random search of the same model and prompt is for `require_random_search` to check.
 
         Args:
             oracle: the oracle's records.
             drawn: those of a random search for the right answers, of all of these samples or of some.
+            seed: seed of the bootstrap.
 
         Raises:
             InputError: where they are of another cost.
@@ -248,57 +177,22 @@ class RandomFound(RandomCosts):
                 f"random_search: expected the oracle's {simulations[0]:g} simulations or {nominal[0]:g} nominal layers "
                 f"a sample (within {TOLERANCE:.0%}), got {simulations[1]:g} and {nominal[1]:g}"
             )
+        found = [pair[0].shortest is not None for pair in pairs], [pair[1].shortest is not None for pair in pairs]
+        depths = [_depth(pair[0]) for pair in pairs], [_depth(pair[1]) for pair in pairs]
         return cls(
             left_out=len(oracle) - len(pairs),
             equal="simulations" if same else "nominal_layers",
             simulations={"oracle": simulations[0], "random": simulations[1]},
             nominal_layers={"oracle": nominal[0], "random": nominal[1]},
             executed_layers={"oracle": executed[0], "random": executed[1]},
-            samples=tuple(RandomRow(one.sample_id, one.num_layers, _depth(one), _depth(two)) for one, two in pairs),
-        )
-
-    def measure(self, seed: int) -> RandomSearch:
-        """Compare the two searches; the seed is the bootstrap's."""
-        rows = self.samples
-        found = [row.oracle is not None for row in rows], [row.random is not None for row in rows]
-        depths = (
-            [float(row.oracle or row.num_layers) for row in rows],
-            [float(row.random or row.num_layers) for row in rows],
-        )
-        differences = [one - other for one, other in zip(*depths, strict=True)]
-        return RandomSearch(
-            **fields_of(self, RandomCosts),
-            n=len(rows),
+            n=len(pairs),
             tolerance=TOLERANCE,
             oracle=share_of(found[0]),
             random=share_of(found[1]),
             paired=paired_shares(*found, seed),
             mean_depth={"oracle": mean_of(depths[0], seed), "random": mean_of(depths[1], seed)},
-            depth_difference=mean_of(differences, seed),
+            depth_difference=mean_of([one - other for one, other in zip(*depths, strict=True)], seed),
         )
-
-
-@dataclass(frozen=True, config=STORED, kw_only=True)
-class RandomSearch(RandomCosts):
-    """The oracle against a random search of the same cost, in their records.
-
-    Attributes:
-        n: samples of both searches.
-        tolerance: share by which nominal layers may differ.
-        oracle: share of samples for which a right chain stands in the oracle's records.
-        random: the same of the random search.
-        paired: the first against the second.
-        mean_depth: of each search the depth of the chain that it would run, full depth where none stands, mean.
-        depth_difference: the oracle's minus the random search's, layers.
-    """
-
-    n: Positive
-    tolerance: NotNegative
-    oracle: Proportion | None
-    random: Proportion | None
-    paired: PairedShares | None
-    mean_depth: dict[Literal["oracle", "random"], Estimate | None]
-    depth_difference: Estimate | None
 
 
 def _pairs(oracle: Sequence[SearchRecord], other: Sequence[SearchRecord]) -> list[Pair]:
@@ -325,9 +219,20 @@ def gives(full: ChainResult) -> bool | None:
     return full.correct
 
 
-def _depth(record: SearchRecord) -> int | None:
+def _full_gives(gold: SearchRecord, wrong: SearchRecord) -> FullGives:
+    """Return what full depth answers on a sample, by the two searches' records of it."""
+    gives_right, gives_wrong = gives(gold.full), gives(wrong.full)
+    if gives_right:
+        return "right"
+    if gives_wrong:
+        return "told"
+    return "other" if gives_right is False and gives_wrong is False else "unclear"
+
+
+def _depth(record: SearchRecord) -> float:
+    """Return the depth of the chain that a search would run: the shortest that stands, full depth where none does."""
     found = record.shortest
-    return None if found is None else found.chain.depth
+    return float(record.num_layers if found is None else found.chain.depth)
 
 
 def unlike(oracle: Mapping[str, Any], other: Mapping[str, Any], but: Set[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data.headroom import HeadroomFound
+from data.headroom import Headroom
 from data.records import read_records
 from eval.__main__ import main
 from eval.arms import LABELS
@@ -196,9 +196,8 @@ def test_an_oracle_is_judged_anew_where_records_have_variants(
     few = {"control_samples": 0, "random_search": "null", "wrong_records": "null", "baselines": "[mixture]"}
     main(world.arguments(model=finished.folder / "model", **few))
     printed = capsys.readouterr().out
-    found = HeadroomFound.of(read_records(world.folder / "records" / "test.jsonl"))
-    assert found is not None
-    headroom = found.measure(0)
+    headroom = Headroom.of(read_records(world.folder / "records" / "test.jsonl"), 0)
+    assert headroom is not None
     report = read_report(world.out / REPORT_FILE)
     assert report.controls == Controls(None, None, None, None, headroom)
     assert how not in printed

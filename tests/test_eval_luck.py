@@ -16,7 +16,7 @@ from data.records import ChainResult, SearchRecord, read_records
 from data.statistics import estimate_of, mean_of, share_of
 from data.tasks import TaskSet, load_task, write_tasks
 from eval.controls import PLAN_FILE, controls_finished, controls_of, plan_controls
-from eval.luck import LuckFound, RandomFound, require_random_search, require_same_search
+from eval.luck import Luck, RandomSearch, require_random_search, require_same_search
 from router.chain import Chain
 from router.files import write_json
 from router.fingerprint import Fingerprints
@@ -31,13 +31,13 @@ CHAINS = ("0-4", "0-3", "0-2,4", "0-2", "0-1,4", "0-1")
 
 def luck(gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
     """What two searches say of luck, as JSON data."""
-    measured: dict[str, Any] = to_plain(LuckFound.of(gold, wrong).measure(seed))
+    measured: dict[str, Any] = to_plain(Luck.of(gold, wrong, seed))
     return measured
 
 
 def random_search(oracle: Sequence[SearchRecord], drawn: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
     """What a random search says, as JSON data."""
-    measured: dict[str, Any] = to_plain(RandomFound.of(oracle, drawn).measure(seed))
+    measured: dict[str, Any] = to_plain(RandomSearch.of(oracle, drawn, seed))
     return measured
 
 
@@ -83,7 +83,7 @@ def test_luck_is_counted_where_full_depth_gives_neither_answer() -> None:
     # Oracle: counted by hand in `HAND`. Of d, e, f, g three have a right chain and two one that gives the wrong answer;
     # full depth is wrong on 6 of 8, so the net gain is 6/8 * (3/4 - 2/4); of a and b the search sets one wrong.
     gold, wrong = by_hand()
-    assert LuckFound.of(gold, wrong[::-1]) == LuckFound.of(gold, wrong)
+    assert Luck.of(gold, wrong[::-1], 0) == Luck.of(gold, wrong, 0)
     found = luck(gold, wrong)
     assert found["full"] == {"right": 2, "told": 1, "other": 4, "unclear": 1}
     assert (found["n"], found["eligible"], found["left_out"], found["verified"]) == (8, 4, 0, False)
