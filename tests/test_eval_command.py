@@ -19,7 +19,7 @@ from eval.arms import LABELS
 from eval.baselines import MixtureChoice, StaticChoice
 from eval.controls import Controls
 from eval.measures import arm_of, paired
-from eval.report import REPORT_FILE, read_report, write_report
+from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.run import CANDIDATES_FILE
 from eval.tables import print_report
@@ -31,6 +31,7 @@ from router.scope import pooled
 from router.storage import load_router, save_router
 from router.validation import to_plain
 from tests.evaluation import ARM_NAMES, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
+from tests.reports import read_report
 from tests.tiny import FULL, NUM_LAYERS, scorer_of
 from train.scope import scope_of
 
