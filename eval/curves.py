@@ -221,9 +221,6 @@ def measure(
         "same_menu": (same_menu(of_test, test), depth),
         "random": (random_of_depth(of_test, test), depth),
     }
-    leaving = early_exit(known, of_test, budget)
-    if leaving is not None:
-        baselines["early_exit"] = (of_test.right(leaving), float(of_test.depths[leaving].mean()))
     against = {}
     for name, (values, mean_depth) in baselines.items():
         estimate = mean_of(right - values, seed)
@@ -339,35 +336,6 @@ def random_of_depth(dense: DenseTable, choices: Int[np.ndarray, " samples"]) -> 
     """Return each sample's probability of a right answer when its chain is any of the menu's of the same depth."""
     result: np.ndarray = np.average(dense.correct, axis=1, weights=dense.depths[choices][:, None] == dense.depths)
     return result
-
-
-def early_exit(known: DenseTable, test: DenseTable, depth: float) -> Int[np.ndarray, " samples"] | None:
-    """Return each test sample's column where it stops after the first layer at which the model is confident.
-
-    A sample stops at the first of the chains 0..k-1 of the table whose confidence (logit lens, no training) reaches a
-    threshold; the threshold is the one whose mean depth on `known` is nearest below `depth`.
-
-    Returns:
-        The columns; None: the tables hold no exits, or none is so shallow.
-    """
-    exits = sorted(
-        (i for i, chain in enumerate(known.chains) if chain.layers == tuple(range(chain.depth))),
-        key=lambda i: known.chains[i].depth,
-    )
-    sure = known.confidence[:, exits]
-    if len(exits) < 2 or not known.chains[exits[-1]].is_full or np.isnan(sure).any():
-        return None
-
-    def taken(dense: DenseTable, threshold: float) -> Int[np.ndarray, " samples"]:
-        stops = dense.confidence[:, exits] >= threshold
-        stops[:, -1] = True
-        chosen: np.ndarray = np.array(exits)[stops.argmax(1)]
-        return chosen
-
-    for threshold in [*np.unique(np.quantile(sure, np.linspace(0, 1, 201)))[::-1], 0.0]:
-        if known.depths[taken(known, threshold)].mean() <= depth:
-            return taken(test, threshold)
-    return None
 
 
 def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
