@@ -24,7 +24,7 @@ from data.figures import save_figure
 from data.records import SearchRecord, read_records, runs_file
 from data.statistics import mean_of, share_of
 from data.store import read_meta
-from eval.figures import LayerRows, draw_layer_rates, draw_layer_use
+from eval.figures import LayerRows, draw_layer_use
 from eval.luck import OF_ANSWER, gives, unlike
 from eval.measures import layer_use
 from eval.tables import console_for, number, table, with_interval
@@ -205,7 +205,7 @@ def _gain(
 
 
 def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
-    """Draw layer use and rates of each model and split, a row a search; returns the files."""
+    """Draw layer use of each model and split, a row a search; returns the files."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for one in content["searches"]:
         if one["groups"]["all"]["use"] is not None:
@@ -219,9 +219,8 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
             (),
             [(one["search"], one["search"], one["groups"]["all"]["use"]) for one in searches],
         )
-        for name, draw in (("layer_use", draw_layer_use), ("layer_rates", draw_layer_rates)):
-            paths = [out / f"{name}_{place}.{suffix}" for suffix in ("png", "svg")]
-            files += save_figure(partial(draw, rows), paths, "analysis")
+        paths = [out / f"layer_use_{place}.{suffix}" for suffix in ("png", "svg")]
+        files += save_figure(partial(draw_layer_use, rows), paths, "analysis")
     return files
 
 
