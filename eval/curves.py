@@ -32,11 +32,11 @@ from torch import Tensor
 from data.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.records import DenseTable, SearchRecord, read_records
 from data.sample import read_samples
+from data.splits import require_unseen
 from data.states import StatesOrigin, kept_at_each
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_by_kind, choose_mixture, choose_static
 from eval.figures import new_figure, whiskers
-from eval.inputs import require_unseen
 from eval.measures import entropies
 from eval.tables import console_for, table
 from router.command import parse_settings, provenance
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None) -> None:
     for name, folders in settings.routers.items():
         for folder in folders:
             router = load_router(require_directory(folder, "routers"))
-            require_unseen(folder, asked)
+            require_unseen(folder, asked, "data")
             points += _curve(name, folder, router, tables, settings)
     if not points:
         raise InputError(f"budgets: expected one that a router can meet on validation, got {settings.budgets}")

@@ -288,6 +288,6 @@ def test_a_router_that_saw_the_test_questions_is_refused(project: Path, tmp_path
     seen = [sample.split_hash for sample in read_samples(project / "data" / "test.jsonl")][:2]
     path.write_text(json.dumps({"split_hashes": seen}))
     try:
-        assert "trained on 2 of them" in refusal(main, arguments(project, tmp_path / "out"))
+        assert "got 2 that it was" in refusal(main, arguments(project, tmp_path / "out"))
     finally:
         path.write_text(before)

@@ -28,6 +28,7 @@ from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer, base_model, delivered, open_scorer
+from data.splits import require_unseen
 from data.states import StatesOrigin, kept_at_each
 from data.store import Store
 from data.tasks import TASKS_FILE, read_tasks
@@ -41,10 +42,8 @@ from router.heads.head import Decision, known_late
 from router.storage import (
     CONFIG_FILE,
     GUARANTEE_FILE,
-    TRAINED_ON_FILE,
     WEIGHTS_FILE,
     load_router,
-    trained_questions,
     write_guarantee,
 )
 from router.validation import SETTINGS, STORED, Count, InputError, Positive
@@ -155,7 +154,7 @@ def _run(router: Router, settings: CalibrateSettings, tried: Sequence[OperatingP
         batch_tokens=settings.batch_tokens,
     )
     router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
-    _require_unseen(settings.router, samples)
+    require_unseen(settings.router, samples, "split")
     with settings.pool() as pool:
         return run_settings(router, scorer, samples, tried, settings, pool)
 
@@ -170,7 +169,7 @@ def _look_up(
     """
     path = folder / f"{settings.split}.jsonl"
     samples = read_samples(settings.data / f"{settings.split}.jsonl", f"data: {settings.split}")[: settings.limit]
-    _require_unseen(settings.router, samples)
+    require_unseen(settings.router, samples, "split")
     records = {record.sample_id: record for record in read_records(path)}
     unknown = [sample.id for sample in samples if sample.id not in records]
     if unknown:
@@ -218,21 +217,6 @@ def _name(setting: OperatingPoint | Chain) -> str:
         return str(setting)
     least = "" if setting.least_score is None else f", least score {setting.least_score:g}"
     return f"offset {setting.offset:.4g}{least}"
-
-
-def _require_unseen(folder: Path, samples: Sequence[Sample]) -> None:
-    """Refuse samples that the router was trained or chosen on."""
-    seen = trained_questions(folder)
-    if seen is None:
-        path = folder / TRAINED_ON_FILE
-        print(f"note: {path} is missing, so it could not be checked that the router never saw these questions")
-        return
-    known = [sample for sample in samples if sample.split_hash in seen]
-    if known:
-        raise InputError(
-            f"split: expected questions that the router was not trained on, got {len(known)} that it was, "
-            f"for example {known[0].id}"
-        )
 
 
 def _table(names: Sequence[str], done: Calibration, found: Certificate) -> str:
