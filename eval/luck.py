@@ -11,7 +11,6 @@ Both controls need records only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -237,7 +236,8 @@ def _depth(record: SearchRecord) -> float:
 
 def unlike(oracle: Mapping[str, Any], other: Mapping[str, Any], but: Set[str]) -> list[str]:
     """Return the dotted names of what decides a search (its store's identity) and differs, but for some names."""
-    return differences(*({name: one for name, one in of.items() if name not in but} for of in (oracle, other)))
+    first, second = ({name: one for name, one in of.items() if name not in but} for of in (oracle, other))
+    return differences(first, second)
 
 
 def require_same_search(oracle: Path, wrong: Path) -> None:
@@ -266,6 +266,13 @@ def _require_like(oracle: Path, other: Path, setting: str, but: Set[str]) -> dic
     differing = unlike(first, second, but)
     if differing:
         name = differing[0]
-        wanted, got = (reduce(lambda value, key: value.get(key), name.split("."), of) for of in (first, second))
+        wanted, got = _value(first, name), _value(second, name)
         raise InputError(f"{setting}: expected {other} of a search with {name} {wanted}, like the oracle's, got {got}")
     return second
+
+
+def _value(of: Any, name: str) -> Any:
+    """Return what stands in JSON data under a dotted name."""
+    for key in name.split("."):
+        of = of.get(key)
+    return of
