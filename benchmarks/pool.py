@@ -1,7 +1,6 @@
-"""How many records a second one driver takes from its workers, and how large a cluster it feeds.
+"""How many records a second one driver takes from its workers.
 
     python benchmarks/pool.py [--quick] [--json PATH]       needs Ray: pip install -c constraints.txt -e '.[cluster]'
-    python benchmarks/pool.py --simulate [--json PATH]      a run of 100,000 samples on 1 to 1,024 workers
 
 Workers that do nothing send records of real size (32 simulations: 9 kB; 200: 52 kB), and the driver appends them as
 in a real run: what it has acknowledged is on the disk. In one run and in turns:
@@ -10,19 +9,16 @@ each        a flush to the disk after every record, no workers: what a store wit
 in process  the same records in batches of 32, no workers
 workers     batches of 32 from two worker processes through Ray, which is what a cluster's driver does
 
-Bar: 500 records a second. The simulation takes the driver's rate from this benchmark and batch times from a search.
+Bar: 500 records a second.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
-import math
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,123 +141,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     f" ({min(values):.0f}..{max(values):.0f}), {median * size_kb / 1000:6.1f} MB/s"
                 )
     kept = {size: statistics.median(rates["workers"]) for size, rates in found.items()}
-    for size, value in kept.items():
-        print(f"{size} simulations: {value:.0f} records/s ({'bar kept' if value >= BAR else 'BAR MISSED'})")
+    for simulated, value in kept.items():
+        print(f"{simulated} simulations: {value:.0f} records/s ({'bar kept' if value >= BAR else 'BAR MISSED'})")
     print(f"half a second a record: one driver feeds {min(kept.values()) * 0.5:,.0f} workers")
     return {"rates": found, "bar": BAR, "quick": options.quick}
 
 
-BATCH_TIMES = (4, 5, 7, 7, 9, 10, 13, 15, 17, 18, 20, 23)
-"""Seconds of the full batches of the training split in `make demo-small` (32 samples of 32 simulations, ascending
-length; two cores of an AMD EPYC, 2026-11-26, read off the progress bar to a second); the simulation takes their spread
-alone."""
-LOAD_SECONDS = 60.0
-"""Assumed: a worker starts and loads a 7B model in a minute."""
-RESTART_SECONDS = 120.0
-"""Assumed: a lost worker's place is filled again after two minutes, loading aside."""
-RARE, SPOT = 1 / 50_000, 1 / 20
-"""Losses of a worker an hour: 419 interruptions in 54 days of 16,384 GPUs (Llama 3, arXiv 2407.21783, table 5), and,
-assumed, machines that can be taken away at any time, one in twenty an hour."""
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """What a simulated run took.
-
-    Attributes:
-        hours: from start to end.
-        efficiency: time that finished batches took over all workers' time.
-        lost: batches that ran in vain.
-        driver: share of the time in which the driver was busy.
-    """
-
-    hours: float
-    efficiency: float
-    lost: int
-    driver: float
-
-
-def simulate(
-    workers: int, times: Sequence[float], losses_an_hour: float, driver_seconds: float, seed: int
-) -> Simulated:
-    """Run batches on workers that can be lost, as `data.cluster` hands them out: the longest first.
-
-    Args:
-        workers: places for a worker.
-        times: seconds of each batch.
-        losses_an_hour: of a worker; exponential times between losses.
-        driver_seconds: time that the driver needs for a batch; it takes one after the other.
-        seed: draws the losses.
-    """
-    rng = random.Random(seed)
-    queue = sorted(times)  # the next one is the last
-
-    def lost_after() -> float:
-        return rng.expovariate(losses_an_hour / 3600) if losses_an_hour else math.inf
-
-    # (time at which the worker is free, its number, time at which it is lost)
-    free = [(LOAD_SECONDS, number, LOAD_SECONDS + lost_after()) for number in range(workers)]
-    heapq.heapify(free)
-    running: list[tuple[float, int, float, float, bool]] = []
-    driver_free = busy = end = 0.0
-    lost = 0
-    while queue or running:
-        if queue and free and (not running or free[0][0] <= running[0][0]):
-            now, number, dies = heapq.heappop(free)
-            seconds = queue.pop()
-            dead = dies < now + seconds
-            heapq.heappush(running, (max(now, dies) if dead else now + seconds, number, dies, seconds, dead))
-            continue
-        now, number, dies, seconds, dead = heapq.heappop(running)
-        if dead:
-            lost += 1
-            queue.append(seconds)
-            back = now + RESTART_SECONDS + LOAD_SECONDS
-            heapq.heappush(free, (back, number, back + lost_after()))
-            continue
-        driver_free = max(driver_free, now) + driver_seconds  # the next batch is handed out after this one is taken
-        busy += driver_seconds
-        end = max(end, driver_free)
-        heapq.heappush(free, (driver_free, number, dies))
-    return Simulated(end / 3600, sum(times) / (workers * end), lost, busy / end)
-
-
-def simulation(options: argparse.Namespace) -> dict[str, Any]:
-    """Simulate clusters of 1 to 1,024 workers, print the table, and return it."""
-    count = 100_000 // BATCH
-    rng = random.Random(0)
-    rows = []
-    print(f"{count:,} batches of {BATCH} samples; a record takes {options.record_seconds:g} s of a worker")
-    print(f"driver: {options.driver_rate:g} records/s; losses an hour of a worker: {RARE:g} (rare), {SPOT:g} (spot)")
-    print("workers    rare: hours  efficiency  lost    spot: hours  efficiency  lost   driver busy")
-    shares = [rng.choice(BATCH_TIMES) for _ in range(count)]
-    scale = options.record_seconds * BATCH / statistics.mean(shares)
-    for power in range(11):
-        workers = 2**power
-        by_rate = [
-            simulate(workers, [one * scale for one in shares], losses, BATCH / options.driver_rate, seed=power)
-            for losses in (RARE, SPOT)
-        ]
-        rare, spot = by_rate
-        print(
-            f"{workers:>7}{rare.hours:>15.2f}{rare.efficiency:>12.3f}{rare.lost:>6}"
-            f"{spot.hours:>15.2f}{spot.efficiency:>12.3f}{spot.lost:>6}{rare.driver:>14.3f}"
-        )
-        rows.append({"workers": workers, "rare": vars(rare), "spot": vars(spot)})
-    return {"simulation": rows, "record_seconds": options.record_seconds, "driver_rate": options.driver_rate}
-
-
 def main() -> None:
-    """Run the benchmark or the simulation."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer records and rounds")
-    parser.add_argument("--simulate", action="store_true", help="simulate clusters in place of measuring the driver")
-    parser.add_argument("--record_seconds", type=float, default=0.5, help="time that a worker needs for a record")
-    parser.add_argument("--driver_rate", type=float, default=BAR, help="records a second that the driver takes")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
-    run: Callable[[argparse.Namespace], dict[str, Any]] = simulation if options.simulate else measure
-    figures = run(options)
+    figures = measure(options)
     if options.json:
         write_json(options.json, figures)
 

@@ -40,7 +40,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from data.flops import count_forward
 from router.chain import Chain
-from router.decision import LateConfig, Router, RouterConfig
+from router.decision import HeadSettings, LateConfig, Router, RouterConfig
 from router.engine.copies import with_contiguous_head
 from router.engine.load import load_model
 from router.engine.view import chain_view
@@ -96,7 +96,7 @@ def make_router(model: PreTrainedModel, chain: Chain, *, late: bool = False) -> 
     """Return an untrained menu router whose operating point always picks the chain; `late`: after a second reading."""
     torch.manual_seed(0)
     width = int(model.config.hidden_size)
-    settings: dict[str, Any] = {"chains": [str(Chain.full(chain.num_layers)), str(chain)], "hidden": 64}
+    settings: HeadSettings = {"chains": [str(Chain.full(chain.num_layers)), str(chain)], "hidden": 64}
     head = MenuHead(chain.num_layers, READ_LAYER, width, **settings).eval()
     head.budget_points = (BudgetPoint(float(chain.depth), 1e3),)
     prints = Fingerprints("", "", "")

@@ -54,7 +54,7 @@ from search.settings import SearchSettings
 from search.variants import VariantSettings, load_variants
 
 PRESETS = Path(__file__).parents[1] / "configs" / "search" / "presets"
-OURS = ("default", "local")
+OURS = ("default",)
 PUBLISHED = ("cola", "drllm", "polar", "summary")
 RANDOM = ("random", "random_balanced")
 """Both need the default's chains."""
@@ -75,7 +75,7 @@ class Plan:
         budget: full cost of a sample, layers.
         seeds: seeds of the searches for the right answer.
         num_layers: layers of the model.
-        searches: presets, and "random" and "random_balanced".
+        searches: "default", presets, and "random_balanced".
         variants: in how many variants a chain is asked.
         stand_share: share of them in which it must be right to count.
     """
@@ -89,7 +89,8 @@ class Plan:
 
     def settings(self, arm: str) -> SearchSettings:
         """Return an arm's settings; the budget in layers ends each search, not the number of simulations."""
-        values = yaml.safe_load((PRESETS / f"{arm.removesuffix('_balanced')}.yaml").read_text())
+        preset = arm.removesuffix("_balanced")
+        values = {} if preset == "default" else yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
         return replace(SearchSettings(**values), simulations=self.budget)
 
     def arms(self, names: Sequence[str]) -> dict[str, SearchSettings]:
@@ -175,7 +176,8 @@ class Comparison:
         fixed = {"first_editable": FIRST_EDITABLE, "wrong_seeds": WRONG_SEEDS, "batch": BATCH}
         made_for = {"samples": sha256_json(list(sample_ids)), "fingerprints": asdict(self._scorer.fingerprints)}
         made_for |= self.plan.asked.decides(self._scorer.tasks)
-        return plain_values({**asdict(self.plan), **fixed, "arms": arms, **made_for})
+        identity: dict[str, Any] = plain_values({**asdict(self.plan), **fixed, "arms": arms, **made_for})
+        return identity
 
     def run(self, samples: Sequence[Sample], wrong: dict[str, int | str]) -> list[Played]:
         """Return each sample's traces."""
@@ -374,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, batch in enumerate(batches_by_length(lengths, BATCH))
         for items in [tuple(samples[i] for i in batch)]
     ]
-    task = Task(lambda batch, _: comparison.run(batch.items, wrong), lambda row: row.sample)
+    task: Task[Sample, Played] = Task(lambda batch, _: comparison.run(batch.items, wrong), lambda row: row.sample)
     run_batches(store, batches, task, label="searches", unit="sample")
     figures = summarise(list(store.rows(ids)), comparison.plan)
     if options.json:

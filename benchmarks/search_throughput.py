@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -75,10 +74,10 @@ class TimedSearcher(Searcher):
         self.seconds += time.perf_counter() - start
         return chains
 
-    def tell(self, *told: Any) -> None:
-        """Add what was found of the chains last asked."""
+    def tell(self, rewards: Sequence[float], stands: Sequence[bool] | None = None) -> None:
+        """Add the rewards of the chains last asked."""
         start = time.perf_counter()
-        self._searcher.tell(*told)
+        self._searcher.tell(rewards, stands)
         self.seconds += time.perf_counter() - start
 
     def _propose(self) -> Chain | None:

@@ -4,7 +4,8 @@
     python benchmarks/serving.py --router runs/demo/router --at_once 1 16
 
 DIR is a checkout of another commit whose packages run in this environment; without it this tree is measured alone.
-Without --router an untrained router for SmolLM2-135M-Instruct is made, whose budget spreads prompts over four chains.
+Without --router an untrained router for --model (SmolLM2-135M-Instruct) is made, whose budget spreads prompts over
+four chains.
 
 Each round sends so many streamed requests (10 to 60 prompt tokens, 8 to 48 new ones, the likeliest token each time),
 which arrive by a Poisson process within about two seconds; one at once means one after the other. Tokens a second count
@@ -36,8 +37,8 @@ import httpx
 import torch
 
 from router.chain import Chain
-from router.decision import Router, RouterConfig
-from router.engine.load import load_model
+from router.decision import HeadSettings, Router, RouterConfig
+from router.engine.load import DEFAULT_MODEL, load_model
 from router.files import write_json
 from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
@@ -45,9 +46,8 @@ from router.heads.menu import MenuHead
 from router.storage import save_router
 
 ROOT = Path(__file__).parents[1]
-MODEL, READ_LAYER = "smollm2-135m-instruct", 12
-CHAINS = ("0-29", "0-26,28-29", "0-24,27-29", "0-20,24-29")
-BUDGET = 28.0
+SKIPPED = ((3, 1), (5, 2), (9, 3))
+"""The untrained router's chains beside full depth: how far before the end a skip begins, and its layers."""
 WINDOW = 2.0
 """Seconds in which the requests of a round arrive, about."""
 WORDS = ("time", "river", "stone", "house", "green", "light", "seven", "music", "winter", "paper", "cloud", "garden")
@@ -68,34 +68,36 @@ class Load:
     between: list[float]
 
 
-def make_router(folder: Path) -> Path:
-    """Write an untrained menu router whose budget spreads the benchmark's prompts over its chains."""
-    model, tokenizer = load_model(MODEL, dtype="bfloat16", device="cpu")
+def make_router(folder: Path, name: str) -> tuple[Path, list[str]]:
+    """Write an untrained menu router; return it, and options that spread the benchmark's prompts over its chains."""
+    model, tokenizer = load_model(name, dtype=None, device="cpu")
     torch.manual_seed(0)
     width, layers = int(model.config.hidden_size), int(model.config.num_hidden_layers)
-    settings = {"chains": [str(Chain.parse(chain, layers)) for chain in CHAINS], "hidden": 64}
-    head = MenuHead(layers, READ_LAYER, width, **settings).eval()
+    full, read_layer = Chain.full(layers), 2 * layers // 5
+    chains = [full, *(full.skip(layers - before, count) for before, count in SKIPPED)]
+    settings: HeadSettings = {"chains": [str(chain) for chain in chains], "hidden": 64}
+    head = MenuHead(layers, read_layer, width, **settings).eval()
     states = []
     with torch.inference_mode():
         for seed in range(64):
             ids = tokenizer(prompt_of(random.Random(seed)), return_tensors="pt")["input_ids"]
-            states.append(model(ids, output_hidden_states=True).hidden_states[READ_LAYER][0].float())
+            states.append(model(ids, output_hidden_states=True).hidden_states[read_layer][0].float())
         head.calibrate(head(*pad_states(states)))
     config = RouterConfig(
         "menu",
         settings,
         layers,
-        READ_LAYER,
+        read_layer,
         width,
         "none",
         "generate",
-        MODEL,
+        name,
         None,
-        "bfloat16",
+        str(model.dtype).removeprefix("torch."),
         Fingerprints("", "", ""),
     )
     save_router(folder, Router(replace(config, budget_points=head.budget_points), head))
-    return folder
+    return folder, ["--budget", str(layers - 2)]
 
 
 def prompt_of(rng: random.Random) -> str:
@@ -176,7 +178,8 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--baseline", type=Path, help="checkout of another commit")
-    parser.add_argument("--router", type=Path, help="a trained router; none: an untrained one for SmolLM2")
+    parser.add_argument("--router", type=Path, help="a trained router; none: an untrained one for --model")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="base model of the untrained router")
     parser.add_argument("--at_once", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="2 rounds, at 1 and 16")
@@ -189,7 +192,7 @@ def main() -> None:
     router = settings.router.resolve() if settings.router else None
     if router is None:
         settings.out.mkdir(parents=True, exist_ok=True)
-        router, options = make_router((settings.out / "router").resolve()), ["--budget", str(BUDGET)]
+        router, options = make_router((settings.out / "router").resolve(), settings.model)
     found: dict[int, dict[str, list[Load]]] = {count: {name: [] for name in trees} for count in at_once}
     with ExitStack() as stack:
         urls = {name: stack.enter_context(serving(tree, router, options)) for name, tree in trees.items()}

@@ -208,11 +208,11 @@ class Cluster:
 
     Attributes:
         limit: workers at most; 0: all that there are.
-        share: cores that a worker of this machine's own takes; None: a cluster that others started, where a worker is a
+        share: GPUs and threads of a worker on this machine; None: a cluster that others started, where a worker is a
             GPU, or a whole node where none has GPUs.
     """
 
-    def __init__(self, limit: int, share: Share | None) -> None:
+    def __init__(self, limit: int, share: tuple[float, int] | None) -> None:
         """Hire nobody yet; Ray must be connected."""
         self._limit, self._share = limit, share
         self._staff: list[Hired] = []
@@ -230,7 +230,7 @@ class Cluster:
         for worker in self._staff:
             worker.loaded = False
             fate.running[worker.actor.open.remote(payload)] = worker, None
-        waiting, looked = Waiting(), float("-inf")
+        began, patient, looked = time.monotonic(), True, float("-inf")
         while fate.busy:
             if not self._staff or time.monotonic() - looked >= LOOK_SECONDS:
                 nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
@@ -238,7 +238,11 @@ class Cluster:
                 self._hire(nodes, payload, fate)
                 looked = time.monotonic()
             self._hand_out(fate)
-            waiting.look(len(fate.running), [one for one in self._staff if one.loaded])
+            if any(one.loaded for one in self._staff):
+                began = time.monotonic()
+            elif patient and time.monotonic() - began > PATIENCE_SECONDS:
+                patient, asked = False, len(fate.running)
+                tqdm.write(f"no worker is ready yet: {asked} asked for, waiting for the cluster", file=sys.stderr)
             done = [
                 one
                 for ref in _ready(list(fate.running))
@@ -295,8 +299,9 @@ class Cluster:
         for name, node in nodes.items():
             resources = node["Resources"]
             if self._share is not None:
+                gpus, threads = self._share
                 for place in range(self._limit):
-                    yield name, place, {"num_cpus": 1, "num_gpus": self._share.gpus, "threads": self._share.threads}
+                    yield name, place, {"num_cpus": 1, "num_gpus": gpus, "threads": threads}
             elif any_gpu:
                 for place in range(int(resources.get("GPU", 0))):
                     yield name, place, {"num_cpus": 0, "num_gpus": 1}
@@ -323,8 +328,9 @@ class Cluster:
             reply = ray.get(ref)
             if batch is None:
                 worker.loaded = reply is None
-                if reply is not None:
-                    self._refuse(worker, reply)
+                if reply is not None:  # it cannot load the model
+                    self._dismiss(worker)
+                    self._give_up(worker.node, reply)
                 else:
                     fate.failed.pop(worker.node, None)
                 return None
@@ -380,11 +386,6 @@ class Cluster:
         else:
             fate.aside.append(batch)
 
-    def _refuse(self, worker: Hired, reason: str) -> None:
-        """Dismiss a worker that cannot load the model, and give its node up."""
-        self._dismiss(worker)
-        self._give_up(worker.node, reason)
-
     def _give_up(self, node: str, reason: str) -> None:
         """Hire nobody on a node any more, and say so once."""
         name = next((one["NodeManagerAddress"] for one in ray.nodes() if one["NodeID"] == node), node)
@@ -403,40 +404,11 @@ class Cluster:
             self._dismiss(worker)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What each worker on this machine gets.
-
-    Attributes:
-        gpus: GPUs, a fraction where there are more workers than GPUs.
-        threads: threads; None: as torch likes.
-    """
-
-    gpus: float
-    threads: int | None
-
-    @classmethod
-    def of(cls, workers: int) -> Share:
-        """Return the share of each of so many workers."""
-        gpus = torch.cuda.device_count()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cls(1 / -(-workers // gpus) if gpus else 0.0, max(1, cores // workers))
-
-
-class Waiting:
-    """Tells the user, once, that a run waits for its first worker."""
-
-    def __init__(self) -> None:
-        """Start the clock."""
-        self._began, self._told = time.monotonic(), False
-
-    def look(self, asked: int, loaded: Sequence[Hired]) -> None:
-        """Look whether it is time."""
-        if loaded:
-            self._began = time.monotonic()
-        elif not self._told and time.monotonic() - self._began > PATIENCE_SECONDS:
-            self._told = True
-            tqdm.write(f"no worker is ready yet: {asked} asked for, waiting for the cluster", file=sys.stderr)
+def share_of_machine(workers: int) -> tuple[float, int]:
+    """Return GPUs, a fraction where there are more workers than GPUs, and threads of each of this machine's workers."""
+    gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 / -(-workers // gpus) if gpus else 0.0, max(1, cores // workers)
 
 
 def _ready(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
@@ -466,7 +438,7 @@ def open_cluster(workers: int, address: str | None) -> Iterator[Cluster]:
     """
     with _own_sigterm():
         _start(workers) if address is None else _join(address)
-    pool = Cluster(workers, Share.of(workers) if address is None else None)
+    pool = Cluster(workers, share_of_machine(workers) if address is None else None)
     try:
         yield pool
     finally:
@@ -531,5 +503,7 @@ def _own_sigterm() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
 from pydantic.dataclasses import dataclass
 
 import router.heads.budget
 from data.records import ChainResult, SearchRecord
 from data.statistics import Estimate, Proportion, mean_of, share_of
-from router.validation import STORED, NotNegative, Positive, Share
+from router.validation import STORED, NotNegative, Positive
 
 Chooser = Literal["full", "oracle", "anew", "static", "mixture"]
 """Who picks the chain: full depth; the oracle that has seen the answers that it is judged on; the oracle judged anew;
@@ -42,21 +42,8 @@ HOW = "python -m search with variants: 4 and a menu, or with held_out: 2, asks e
 """How records come to hold what is needed here."""
 
 
-@dataclass(frozen=True, config=STORED)
-class HeadroomRow:
-    """What each choice of a chain reaches on one sample.
-
-    Attributes:
-        sample_id: `Sample.id`.
-        task: the sample's task.
-        right: share of the sample's variants that the chosen chains answer rightly.
-        depth: depth of the chosen chains, mean over variants, layers.
-    """
-
-    sample_id: str
-    task: str
-    right: dict[Chooser, Share]
-    depth: dict[Chooser, NotNegative]
+Reached = dict[Chooser, Float[np.ndarray, " samples"]]
+"""Of each choice of a chain: what it reaches on each sample."""
 
 
 @dataclass(frozen=True, config=STORED, kw_only=True)
@@ -94,48 +81,16 @@ class Headroom(Gains):
     held_out: bool
     tasks: dict[str, Gains]
 
-    @property
-    def advice(self) -> str:
-        """Whether there is something to route, in a line."""
-        known, gain = self.over_fixed, self.over_full["anew"]
-        decisive = known or gain
-        low, high = (0.0, 0.0) if decisive is None else decisive.interval
-        if low > 0:
-            verdict = "there is something to route"
-        elif high < NEGLIGIBLE:
-            verdict = "there is no accuracy to gain" if known is None else "there is nothing to route"
-        else:
-            verdict = f"whether there is something to route, {self.n} samples do not show"
-        reached = f"an oracle judged anew gains {gain or '-'} over full depth"
-        if known is None:
-            return f"{verdict}: {reached} at {self.depth['anew']:.2f} layers"
-        saved = round(self.depth["static"] - self.depth["anew"], 2) + 0.0  # never -0.00
-        return (
-            f"{verdict}: {reached}, {known} over fixed chains of its depth, and saves {saved:.2f} layers over "
-            "the best fixed chain"
-        )
-
-
-@dataclass(frozen=True, config=STORED, kw_only=True)
-class HeadroomFound:
-    """What the choices reach sample by sample, from which `Headroom` is measured.
-
-    Attributes:
-        variants: as of `Headroom`.
-        held_out: as of `Headroom`.
-        samples: a row for each sample.
-    """
-
-    variants: Positive
-    held_out: bool
-    samples: tuple[HeadroomRow, ...]
-
     @classmethod
-    def of(cls, records: Sequence[SearchRecord]) -> HeadroomFound | None:
-        """Collect it from records; None: they do not hold what is needed, or fewer than `FOLDS` samples.
+    def of(cls, records: Sequence[SearchRecord], seed: int) -> Headroom | None:
+        """Measure it on records; None: they do not hold what is needed, or fewer than `FOLDS` samples.
 
         Of a table in which all chains answered all variants the choices are cross-fitted. Of a search the shortest
         chain that stands is judged on the variants that it never saw, full depth where none stands.
+
+        Args:
+            records: the records.
+            seed: seed of the bootstrap.
         """
         if len(records) < FOLDS:
             return None
@@ -143,11 +98,11 @@ class HeadroomFound:
         margins = _dense_margins(records)
         if margins is not None:
             depths = np.array([result.chain.depth for result in records[0].results])
-            return cls.crossed(ids, tasks, margins, depths)
+            return cls.crossed(ids, tasks, margins, depths, seed)
         unseen = {len(record.full.held_out) for record in records}
         if len(unseen) > 1 or 0 in unseen:
             return None
-        return cls(variants=unseen.pop(), held_out=True, samples=tuple(map(_held_out_row, records)))
+        return _measured(tasks, *_on_held_out(records), seed, variants=unseen.pop(), held_out=True)
 
     @classmethod
     def crossed(
@@ -156,7 +111,8 @@ class HeadroomFound:
         tasks: Sequence[str],
         margins: Float[np.ndarray, "variants samples chains"],
         depths: Int[np.ndarray, " chains"],
-    ) -> HeadroomFound:
+        seed: int,
+    ) -> Headroom:
         """Choose on some variants, or samples, and judge on others.
 
         Args:
@@ -164,6 +120,7 @@ class HeadroomFound:
             tasks: their tasks.
             margins: margin of each answer, above 0 where it is right; at least two variants; full depth is chain 0.
             depths: depth of each chain, layers.
+            seed: seed of the bootstrap.
         """
         right, groups = margins > 0, np.unique(tasks, return_inverse=True)[1]
         folds = np.argsort(np.argsort(ids)) % FOLDS  # by id: the order of the samples decides nothing
@@ -185,21 +142,27 @@ class HeadroomFound:
         reached = {name: _taken(right, one).mean(0) for name, one in columns.items()}
         layers = {name: depths[one].mean(0) for name, one in columns.items()}
         reached["mixture"], layers["mixture"] = np.minimum(1.0, (right.mean(0) * shares).sum(1)), shares @ depths
-        rows = (
-            HeadroomRow(key, task, *({name: float(one[i]) for name, one in of.items()} for of in (reached, layers)))
-            for i, (key, task) in enumerate(zip(ids, tasks, strict=True))
-        )
-        return cls(variants=len(right), held_out=False, samples=tuple(rows))
+        return _measured(tasks, reached, layers, seed, variants=len(right), held_out=False)
 
-    def measure(self, seed: int) -> Headroom:
-        """Measure what a router could reach; the seed is the bootstrap's."""
-        tasks = sorted({row.task for row in self.samples})
-        by_task = {task: _gains([row for row in self.samples if row.task == task], seed) for task in tasks}
-        return Headroom(
-            **vars(_gains(self.samples, seed)),
-            variants=self.variants,
-            held_out=self.held_out,
-            tasks=by_task if len(tasks) > 1 else {},
+    @property
+    def advice(self) -> str:
+        """Whether there is something to route, in a line."""
+        known, gain = self.over_fixed, self.over_full["anew"]
+        decisive = known or gain
+        low, high = (0.0, 0.0) if decisive is None else decisive.interval
+        if low > 0:
+            verdict = "there is something to route"
+        elif high < NEGLIGIBLE:
+            verdict = "there is no accuracy to gain" if known is None else "there is nothing to route"
+        else:
+            verdict = f"whether there is something to route, {self.n} samples do not show"
+        reached = f"an oracle judged anew gains {gain or '-'} over full depth"
+        if known is None:
+            return f"{verdict}: {reached} at {self.depth['anew']:.2f} layers"
+        saved = round(self.depth["static"] - self.depth["anew"], 2) + 0.0  # never -0.00
+        return (
+            f"{verdict}: {reached}, {known} over fixed chains of its depth, and saves {saved:.2f} layers over "
+            "the best fixed chain"
         )
 
 
@@ -332,28 +295,56 @@ def _margins(result: ChainResult) -> list[float]:
     return [usual, *(one.margin for one in result.variants)]
 
 
-def _held_out_row(record: SearchRecord) -> HeadroomRow:
-    """Judge the shortest chain that stands on the variants that the search never saw."""
-    full, found = record.full, record.shortest
-    chosen = full if found is None or not found.held_out else found
-    of_full, of_chosen = (float(np.mean([one.correct for one in each.held_out])) for each in (full, chosen))
-    depth, shallow = float(full.chain.depth), float(chosen.chain.depth)
-    return HeadroomRow(
-        record.sample_id,
-        record.task,
-        {"full": of_full, "oracle": chosen.mean_correct(record.variants), "anew": of_chosen},
-        {"full": depth, "oracle": shallow, "anew": shallow},
+def _on_held_out(records: Sequence[SearchRecord]) -> tuple[Reached, Reached]:
+    """Judge the shortest chain that stands on the variants that the search never saw; gives accuracy and depth."""
+    fulls = [record.full for record in records]
+    found = [record.shortest for record in records]
+    chosen = [one if one is not None and one.held_out else full for one, full in zip(found, fulls, strict=True)]
+    depth = np.array([float(one.chain.depth) for one in chosen])
+    right: Reached = {
+        "full": _unseen_right(fulls),
+        "oracle": np.array([one.mean_correct(of.variants) for one, of in zip(chosen, records, strict=True)]),
+        "anew": _unseen_right(chosen),
+    }
+    return right, {"full": np.array([float(one.chain.depth) for one in fulls]), "oracle": depth, "anew": depth}
+
+
+def _unseen_right(results: Sequence[ChainResult]) -> Float[np.ndarray, " samples"]:
+    """Return the share of the variants that the search never saw in which each result is right."""
+    return np.array([np.mean([one.correct for one in result.held_out]) for result in results])
+
+
+def _measured(
+    tasks: Sequence[str], right: Reached, depth: Reached, seed: int, *, variants: int, held_out: bool
+) -> Headroom:
+    """Measure all samples, and those of each task.
+
+    Args:
+        tasks: each sample's task.
+        right: share of a sample's variants that each choice answers rightly.
+        depth: depth of the chosen chains, mean over variants, layers.
+        seed: seed of the bootstrap.
+        variants: as of `Headroom`.
+        held_out: as of `Headroom`.
+    """
+    kinds = sorted(set(tasks)) if len(set(tasks)) > 1 else []
+    by_task = {kind: np.array(tasks) == kind for kind in kinds}
+    return Headroom(
+        **vars(_gains(right, depth, seed)),
+        variants=variants,
+        held_out=held_out,
+        tasks={kind: _gains(_part(right, own), _part(depth, own), seed) for kind, own in by_task.items()},
     )
 
 
-def _gains(rows: Sequence[HeadroomRow], seed: int) -> Gains:
-    right, depth = (
-        {name: np.array([getattr(row, field)[name] for row in rows]) for name in rows[0].right}
-        for field in ("right", "depth")
-    )
+def _part(of: Reached, own: Bool[np.ndarray, " samples"]) -> Reached:
+    return {name: values[own] for name, values in of.items()}
+
+
+def _gains(right: Reached, depth: Reached, seed: int) -> Gains:
     fixed = right.get("mixture")
     return Gains(
-        n=len(rows),
+        n=len(right["full"]),
         accuracy={name: share_of(values.tolist()) for name, values in right.items()},
         depth={name: float(values.mean()) for name, values in depth.items()},
         over_full={name: mean_of(one - right["full"], seed) for name, one in right.items() if name != "full"},

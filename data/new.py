@@ -80,7 +80,7 @@ class NewSettings:
 
     Attributes:
         model: the base model: an offline asset, a local directory or a hub id.
-        task: tasks, parted by commas: names of shipped ones or YAML files; `--task` may also be given several times.
+        task: tasks, parted by commas: names of shipped ones or YAML files.
         out: folder for the configs and all that their commands make.
         path: rows of the tasks that are YAML files without a source of their own: a folder of <split>.jsonl or one
             JSON Lines file for each, parted by commas.
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
         InputError: at bad input, or where the folder holds other configs.
     """
     description = "Write the configs of all steps for a model and some tasks."
-    words = [word.replace("--gpu-hours", "--gpu_hours", 1) for word in _joined(argv, "--task")]
+    words = [word.replace("--gpu-hours", "--gpu_hours", 1) for word in argv]
     settings, _ = parse_settings(NewSettings, words, "router new", description)
     model, task, out = (_given(settings, name) for name in QUESTIONS)
     outline = outline_of(model, settings.revision)
@@ -184,24 +184,6 @@ def main(argv: Sequence[str]) -> None:
     for name, text in files.items():
         write_text(folder / name, text)
     print(told(plan, folder, [step for step in STEPS if step.config in files]))
-
-
-def _joined(argv: Sequence[str], option: str) -> list[str]:
-    """Return a command line in which the values of an option that was given several times stand at its first place."""
-    rest: list[str] = []
-    values: list[str] = []
-    place = 0
-    words = iter(argv)
-    for word in words:
-        if word != option and not word.startswith(f"{option}="):
-            rest.append(word)
-            continue
-        place = place if values else len(rest)
-        value = word.partition("=")[2] if "=" in word else next(words, None)
-        if value is None:
-            return list(argv)  # the parser says that a value is lacking
-        values.append(value)
-    return [*rest[:place], f"{option}={','.join(values)}", *rest[place:]] if values else rest
 
 
 def _given(settings: NewSettings, name: str) -> str:

@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from router.progress import followed
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the profile's JSON."""
 CHANCE = {"confidence": 0.0, "correct": 0.5, "kept": 0.5}
 """Each measure's value where the states say nothing."""
@@ -141,21 +141,6 @@ class LayerProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class SkipProfile:
-    """One set of skipped layers.
-
-    Attributes:
-        layers: the layers left out.
-        share_kept: share of samples whose answer stays full depth's.
-        by_confidence: AUC of full depth's confidence for "the answer stays".
-    """
-
-    layers: Skip
-    share_kept: float
-    by_confidence: Measure
-
-
-@dataclass(frozen=True, slots=True)
 class Suggestion:
     """The read layer to start from.
 
@@ -181,7 +166,6 @@ class Profile:
         samples: number of samples.
         accuracy: full depth's share of right answers.
         layers: one entry a read layer, ascending.
-        skips: one entry a set of skipped layers, ascending.
         permuted: mean over layers of each measure where every layer's targets were dealt to other samples: near
             chance (0 for confidence, 0.5 for the others), unless a probe sees what it is tested on.
         suggestion: the read layer to start from.
@@ -191,7 +175,6 @@ class Profile:
     samples: int
     accuracy: float
     layers: tuple[LayerProfile, ...]
-    skips: tuple[SkipProfile, ...]
     permuted: dict[str, float | None]
     suggestion: Suggestion
 
@@ -232,10 +215,6 @@ def probe(
         interval = interval_of(statistic, parts, resamples, generator, fitted=fitted)
         return Measure(value, interval, n, rarer, targets)
 
-    def by_confidence(rows: Sequence[np.ndarray], rarer: int, reason: str | None) -> Measure:
-        columns = np.array(rows, np.bool_).reshape(len(rows), n).T
-        return measure(auc_of(confidence[:, None], columns), len(rows), rarer, reason, fitted=False)
-
     layers: list[LayerProfile] = []
     shuffled: dict[str, list[float]] = {"confidence": [], "correct": [], "kept": []}
     for e in followed(sorted(observed.features), "profile", "layer"):
@@ -248,6 +227,7 @@ def probe(
         for name, statistic in zip(shuffled, _statistics(found[:, half:], permuted), strict=True):
             shuffled[name].append(float(statistic(*dealt)) if rows or name != "kept" else math.nan)
         rarer = min(map(_rarer, rows), default=0)
+        by_confidence = auc_of(confidence[:, None], np.array(rows, np.bool_).reshape(len(rows), n).T)
         kept_why = None if rows else f"no skip from layer {e} on has {RAREST} samples of its rarer class"
         layers.append(
             LayerProfile(
@@ -256,7 +236,7 @@ def probe(
                 confidence=measure(r, 1, None, confidence_why, fitted=True),
                 correct=measure(correct, 1, _rarer(observed.correct), correct_why, fitted=True),
                 kept=measure(stays, len(rows), rarer, kept_why, fitted=True),
-                by_confidence=by_confidence(rows, rarer, kept_why or confidence_why),
+                by_confidence=measure(by_confidence, len(rows), rarer, kept_why or confidence_why, fitted=False),
             )
         )
     return Profile(
@@ -264,10 +244,6 @@ def probe(
         samples=n,
         accuracy=float(observed.correct.mean()),
         layers=tuple(layers),
-        skips=tuple(
-            SkipProfile(skip, float(row.mean()), by_confidence([row], _rarer(row), _why_no_auc(row) or confidence_why))
-            for skip, row in zip(skips, kept, strict=True)
-        ),
         permuted={
             "confidence": None if confidence_why else _mean(shuffled["confidence"]),
             "correct": None if correct_why else _mean(shuffled["correct"]),

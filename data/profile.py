@@ -30,7 +30,7 @@ from torch import Tensor
 from data.accuracy import MeasureSettings, identity_of
 from data.encoding import EncodedSample, batches_by_length
 from data.figures import BLUE, GREEN, GREY, VERMILLION, save_figure, tidy
-from data.headroom import FOLDS, Headroom, HeadroomFound
+from data.headroom import FOLDS, Headroom
 from data.pool import Batch, Pool, Report, States, Task, Tick, run_batches
 from data.probes import CHANCE, Measure, Observations, Profile, Skip, probe
 from data.records import ChainResult, agrees
@@ -143,7 +143,7 @@ def headroom_of(samples: Sequence[Sample], observed: Observations, seed: int) ->
         return None
     depths = np.array([observed.num_layers, *(observed.num_layers - len(skip) for skip in observed.kept)])
     ids, tasks = [one.id for one in samples], [one.task for one in samples]
-    return HeadroomFound.crossed(ids, tasks, observed.margins, depths).measure(seed)
+    return Headroom.crossed(ids, tasks, observed.margins, depths, seed)
 
 
 @dataclass(frozen=True, config=STORED)

@@ -20,7 +20,6 @@ from pydantic.dataclasses import dataclass
 
 from data.answers import clean_number, folded
 from data.sample import Mode
-from data.statistics import greatest_probability
 from data.store import meta_path, read_finished
 from router.chain import Chain
 from router.files import read_json, read_json_lines, require_file, sha256_file
@@ -410,15 +409,13 @@ class DenseTable:
         chains: the chains, the full one first.
         sample_ids: the samples.
         tasks: each sample's task.
-        correct: `[samples, chains]`.
-        confidence: `[samples, chains]`: the greatest probability among the choices, 0..1; nan: a free answer.
+        correct: `[samples, chains]`: `ChainResult.right`.
     """
 
     chains: tuple[Chain, ...]
     sample_ids: tuple[str, ...]
     tasks: tuple[str, ...]
     correct: Bool[np.ndarray, "samples chains"]
-    confidence: Float[np.ndarray, "samples chains"]
 
     @classmethod
     def of(cls, records: Sequence[SearchRecord], chains: Sequence[Chain] | None = None) -> DenseTable:
@@ -438,8 +435,7 @@ class DenseTable:
             chains=tuple(chains),
             sample_ids=tuple(record.sample_id for record in records),
             tasks=tuple(record.task for record in records),
-            correct=np.array([[result.correct for result in row] for row in rows], dtype=bool),
-            confidence=np.array([[_confidence(result.scores, result.prediction) for result in row] for row in rows]),
+            correct=np.array([[result.right for result in row] for row in rows], dtype=bool),
         )
 
     @cached_property
@@ -476,9 +472,3 @@ class DenseTable:
         """Return 1 for each sample that its chosen chain answers rightly, else 0."""
         found: NDArray[np.float64] = self.correct[np.arange(len(choices)), choices].astype(float)
         return found
-
-
-def _confidence(scores: Sequence[float], prediction: object) -> float:
-    if not isinstance(prediction, int) or len(scores) < 2:
-        return float("nan")
-    return greatest_probability(scores)

@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 from data.manifest import SplitCount
 from data.sample import Sample, Split
+from router.storage import TRAINED_ON_FILE, trained_questions
 from router.validation import InputError
 
 ORDER: tuple[Split, ...] = ("test", "calibration", "validation", "train")
@@ -129,3 +131,27 @@ def _examples(candidates: Sequence[Sample], size: int, used: set[str], seed: int
 def _place(seed: int, sample: Sample) -> tuple[bytes, str]:
     key = sample.split_key
     return hashlib.sha256(f"{seed}:{key}".encode()).digest(), sample.id
+
+
+def require_unseen(folder: Path, samples: Sequence[Sample], setting: str) -> None:
+    """Refuse samples whose questions a router was trained or chosen on; says so where it does not tell them.
+
+    Args:
+        folder: the router's folder.
+        samples: the samples in question.
+        setting: the setting that names them, for refusals.
+
+    Raises:
+        InputError: where there are some.
+    """
+    seen = trained_questions(folder)
+    if seen is None:
+        path = folder / TRAINED_ON_FILE
+        print(f"note: {path} is missing, so it could not be checked that the router never saw these questions")
+        return
+    known = [sample for sample in samples if sample.split_hash in seen]
+    if known:
+        raise InputError(
+            f"{setting}: expected questions that the router {folder} was not trained on, got {len(known)} that it was, "
+            f"for example {known[0].id}"
+        )

@@ -8,6 +8,7 @@ the states that it has computed anyway; whoever needs others adds them. The fold
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,46 +75,63 @@ def read_states(
 
     Folders that do not exist hold nothing.
     """
-    wanted = {f"{sample_id}/{layer}": sample_id for sample_id in sample_ids}
-    found: dict[str, Tensor] = {}
+    return _read(_places(folders, origin), sample_ids, layer)
+
+
+def _places(folders: Iterable[Path], origin: StatesOrigin) -> dict[str, Path]:
+    """Return in which file each state of this origin is, by its tensor's name."""
+    places: dict[str, Path] = {}
     for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.safetensors"))):
         try:
             with safe_open(path, framework="pt") as stream:
                 if (stream.metadata() or {}).get("origin") == origin.as_text():
-                    found |= {wanted[key]: stream.get_tensor(key) for key in stream.keys() if key in wanted}  # noqa: SIM118
+                    places |= dict.fromkeys(stream.keys(), path)
         except SafetensorError:
             continue  # a damaged file counts as none
+    return places
+
+
+def _read(places: Mapping[str, Path], sample_ids: Iterable[str], layer: int) -> dict[str, Tensor]:
+    """Return by sample id the states that are there; each file that holds one is opened once."""
+    wanted: dict[Path, list[str]] = defaultdict(list)
+    for sample_id in sample_ids:
+        if path := places.get(f"{sample_id}/{layer}"):
+            wanted[path].append(sample_id)
+    found: dict[str, Tensor] = {}
+    for path, ids in wanted.items():
+        with safe_open(path, framework="pt") as stream:
+            found |= {sample_id: stream.get_tensor(f"{sample_id}/{layer}") for sample_id in ids}
     return found
-
-
-def kept_states(
-    folder: Path, origin: StatesOrigin, sample_ids: Sequence[str], layer: int, split: str
-) -> Iterator[list[Tensor]]:
-    """Give the states that a search has kept of a split, in parts, so that they need not fit in memory.
-
-    Raises:
-        InputError: where some are missing.
-    """
-    for start in range(0, len(sample_ids), READ_AT_ONCE):
-        part = sample_ids[start : start + READ_AT_ONCE]
-        found = read_states([folder], origin, part, layer)
-        if len(found) < len(part):
-            raise InputError(
-                f"records: expected the states that the router reads (hidden_states[{layer}]) of {split} in {folder}, "
-                f"got none for some; run python -m search with --read_layers '[{layer}]'"
-            )
-        yield [found[key] for key in part]
 
 
 def kept_at_each(
     folder: Path, origin: StatesOrigin, sample_ids: Sequence[str], layers: Sequence[int], split: str
 ) -> Iterator[tuple[list[Tensor], ...]]:
-    """Give what `kept_states` gives of several layers, side by side.
+    """Give the states that a search has kept of a split, in parts, so that they need not fit in memory.
+
+    Args:
+        folder: where they are.
+        origin: what they must depend on.
+        sample_ids: the samples, in order.
+        layers: each e of `hidden_states[e]` that is read; a part has a list of each, side by side.
+        split: the split's name, for the message.
 
     Raises:
-        InputError: as in `kept_states`.
+        InputError: where some are missing.
     """
-    return zip(*(kept_states(folder, origin, sample_ids, layer, split) for layer in layers), strict=True)
+    places = _places([folder], origin)
+    for start in range(0, len(sample_ids), READ_AT_ONCE):
+        part = sample_ids[start : start + READ_AT_ONCE]
+        read = []
+        for layer in layers:
+            found = _read(places, part, layer)
+            if len(found) < len(part):
+                raise InputError(
+                    f"records: expected the states that the router reads (hidden_states[{layer}]) of {split} in "
+                    f"{folder}, got none for some; run python -m search with --read_layers '[{layer}]'"
+                )
+            read.append([found[key] for key in part])
+        yield tuple(read)
 
 
 def states_of(

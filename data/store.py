@@ -237,6 +237,22 @@ def read_meta(path: Path) -> dict[str, Any] | None:
     return meta
 
 
+def identity_of(path: Path, setting: str) -> dict[str, Any]:
+    """Return what the rows of a finished file are of.
+
+    Raises:
+        InputError: where no meta file says it (older formats have none), or it is another file's.
+    """
+    meta = read_meta(path)
+    if meta is None:
+        raise InputError(
+            f"{setting}: expected {meta_path(path)} beside {path.name}, got none (older records have none)"
+        )
+    _require_sealed(path, meta)
+    identity: dict[str, Any] = meta["identity"]
+    return identity
+
+
 def _require_sealed(path: Path, meta: Mapping[str, Any], also: str | None = None) -> None:
     """Refuse a file that is not the one which its meta file names."""
     found = sha256_file(path)

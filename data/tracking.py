@@ -1,4 +1,4 @@
-"""Experiment tracking in Weights & Biases, as training and evaluation share it: offline without a key, never a prompt.
+"""Experiment tracking in Weights & Biases, as training and evaluation share it: offline where there is no key.
 
 Artifacts are linked by content: each one's metadata carry the SHA-256 of its files and of what it was made from.
 """

@@ -23,8 +23,9 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from data.figures import save_figure
 from data.records import SearchRecord, read_records, runs_file
 from data.statistics import mean_of, share_of
-from eval.figures import LayerRows, draw_layer_rates, draw_layer_use
-from eval.luck import gives
+from data.store import read_meta
+from eval.figures import LayerRows, draw_layer_use
+from eval.luck import OF_ANSWER, gives, unlike
 from eval.measures import layer_use
 from eval.tables import console_for, number, table, with_interval
 from router.command import parse_settings, plain_values, provenance
@@ -34,8 +35,6 @@ from router.validation import SETTINGS, Count, InputError
 SCHEMA = 3
 """Version of analysis.json."""
 ANALYSIS_FILE = "analysis.json"
-PLAN = ("model", "revision", "dtype", "first_editable", "verify", "shuffle", "search")
-"""Settings that a search and its search for a wrong answer must share."""
 PUBLISHED = {"shortened": 0.75, "set_right": 0.60}
 """Shares that CoLa (arXiv 2507.07996) states as exceeded."""
 
@@ -61,12 +60,14 @@ class Searched:
 
     Attributes:
         path: its record file.
-        plan: settings that decide what it finds.
+        settings: the settings of its last run.
+        identity: what decides it; null: it does not say so (schema 2).
         records: by sample id.
     """
 
     path: Path
-    plan: dict[str, Any]
+    settings: dict[str, Any]
+    identity: dict[str, Any] | None
     records: dict[str, SearchRecord]
 
     @property
@@ -77,7 +78,9 @@ class Searched:
     def is_control_of(self, other: Searched) -> bool:
         """Whether this is the other's search for a wrong answer."""
         beside = self.path.parent.parent == other.path.parent.parent and self.path.name == other.path.name
-        return beside and self.first.reward_target == "wrong" and self.plan == other.plan
+        if not beside or self.first.reward_target != "wrong" or self.identity is None or other.identity is None:
+            return False
+        return not unlike(other.identity, self.identity, OF_ANSWER)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,7 +128,8 @@ def _read_search(path: Path) -> Searched | None:
     if "search" not in settings or settings.get("menu") is not None:
         return None
     records = {record.sample_id: record for record in read_records(path)}
-    return Searched(path, {name: settings.get(name) for name in PLAN}, records)
+    meta = read_meta(path)
+    return Searched(path, settings, None if meta is None else meta["identity"], records)
 
 
 def _measured(found: Searched, control: Searched | None, seed: int) -> dict[str, Any]:
@@ -140,10 +144,10 @@ def _measured(found: Searched, control: Searched | None, seed: int) -> dict[str,
             groups.setdefault(name, []).append(record)
     wrong = None if control is None else control.records
     return {
-        "model": found.plan["model"],
+        "model": found.settings.get("model"),
         "split": found.first.split,
-        "action_set": found.plan["search"].get("action_set"),
-        "simulations": found.plan["search"].get("simulations"),
+        "action_set": found.settings["search"].get("action_set"),
+        "simulations": found.settings["search"].get("simulations"),
         "num_layers": found.first.num_layers,
         "inputs": {"records": sha256_file(found.path), "wrong": None if control is None else sha256_file(control.path)},
         "groups": {name: measures_of(records, wrong, seed) for name, records in groups.items()},
@@ -201,7 +205,7 @@ def _gain(
 
 
 def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
-    """Draw layer use and rates of each model and split, a row a search; returns the files."""
+    """Draw layer use of each model and split, a row a search; returns the files."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for one in content["searches"]:
         if one["groups"]["all"]["use"] is not None:
@@ -215,9 +219,8 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
             (),
             [(one["search"], one["search"], one["groups"]["all"]["use"]) for one in searches],
         )
-        for name, draw in (("layer_use", draw_layer_use), ("layer_rates", draw_layer_rates)):
-            paths = [out / f"{name}_{place}.{suffix}" for suffix in ("png", "svg")]
-            files += save_figure(partial(draw, rows), paths, "analysis")
+        paths = [out / f"layer_use_{place}.{suffix}" for suffix in ("png", "svg")]
+        files += save_figure(partial(draw_layer_use, rows), paths, "analysis")
     return files
 
 

@@ -1,10 +1,10 @@
 """Compare two evaluations on the samples that both answered, arm by arm.
 
     python -m eval compare runs/a/eval runs/b/eval
-    python -m eval compare A/report.json B/report.json --arm_a router --arm_b router@23.5 --json difference.json
+    python -m eval compare A B --arm_a router --arm_b router@23.5 --json difference.json
 
 Model, task, prompt, split and judged mode must be the same; samples are paired by their id, which is their content.
-Everything is counted from the `results.jsonl` beside each report; B is measured against A.
+Everything is counted from `run.json` and `results.jsonl` of each; B is measured against A.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pydantic.dataclasses import dataclass
 from data.records import agrees
 from eval.arms import FULL
 from eval.measures import Answered, Paired, corrected, paired
-from eval.report import REPORT_FILE, Comparisons, Report, read_report
-from eval.results import RESULTS_FILE, ArmResult, Model, Sha256, by_arm, read_results
+from eval.report import Comparisons
+from eval.results import RESULTS_FILE, ArmResult, Model, Run, Sha256, read_arms, read_run
 from eval.tables import console_for, number, probability, table
 from router.command import one_line
-from router.files import require_directory, require_file, sha256_file, write_json
+from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import Fingerprints
 from router.validation import STORED, Count, InputError, Positive, to_plain
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 """Version of the format that `--json` writes (docs/report.md)."""
 SAME = {
     "model fingerprint": "fingerprints.model",
@@ -40,7 +40,7 @@ SAME = {
     "split": "split",
     "judged_mode": "judged_mode",
 }
-"""Fields of the reports that must agree."""
+"""Fields of the runs that must agree."""
 NOTED = {
     "mode of the search": "mode",
     "dtype": "model.dtype",
@@ -67,13 +67,13 @@ class Evaluation:
     """One side of the comparison.
 
     Attributes:
-        path: its report.
-        report: the report.
-        arms: results of each arm by sample id, the arms in the report's order.
+        folder: its folder.
+        run: what was evaluated.
+        arms: results of each arm by sample id, the arms in the order of the run.
     """
 
-    path: Path
-    report: Report
+    folder: Path
+    run: Run
     arms: dict[str, dict[str, ArmResult]]
 
 
@@ -82,8 +82,7 @@ class Side:
     """One evaluation of a comparison.
 
     Attributes:
-        report: the report's file, as it was given.
-        report_sha256: its SHA-256.
+        folder: the evaluation's folder.
         results_sha256: SHA-256 of the results that were compared.
         commit: commit of the source tree that evaluated; null: unknown.
         model: the base model.
@@ -91,8 +90,7 @@ class Side:
         n_only_here: how many of them the other evaluation has not.
     """
 
-    report: str
-    report_sha256: Sha256
+    folder: str
     results_sha256: Sha256
     commit: str | None
     model: Model
@@ -143,7 +141,7 @@ class Comparison:
         notes: what a reader must know of these two evaluations.
     """
 
-    schema: Literal[1]
+    schema: Literal[2]
     a: Side
     b: Side
     task: str
@@ -158,7 +156,7 @@ class Comparison:
 
 
 def main(argv: Sequence[str] | None) -> None:
-    """Compare two reports; prints a table and writes JSON where asked.
+    """Compare two evaluations; prints a table and writes JSON where asked.
 
     Raises:
         InputError: at bad input, or evaluations that cannot be compared.
@@ -169,8 +167,8 @@ def main(argv: Sequence[str] | None) -> None:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("a", type=Path, help="report.json of the first evaluation, or its folder")
-    parser.add_argument("b", type=Path, help="report.json of the second one, or its folder")
+    parser.add_argument("a", type=Path, help="folder of the first evaluation, or a file in it")
+    parser.add_argument("b", type=Path, help="folder of the second one, or a file in it")
     parser.add_argument("--arm_a", type=str | None, default=None, help="one arm of A; unset: all that both have")
     parser.add_argument("--arm_b", type=str | None, default=None, help="arm of B to set against it; unset: the same")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, at least 0")
@@ -192,27 +190,17 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 def read_evaluation(place: Path) -> Evaluation:
-    """Read a report and the per-sample results that it was made from.
+    """Read what was evaluated, and the per-sample results.
 
     Args:
-        place: `report.json`, or the folder that holds it.
+        place: the evaluation's folder, or any file in it.
 
     Raises:
-        InputError: where a file is missing, corrupt or of another schema, or the results are not the report's.
+        InputError: where a file is missing, corrupt, not finished or of another schema.
     """
-    path = require_file(place / REPORT_FILE if place.is_dir() else place, "report")
-    report = read_report(path)
-    results = path.parent / RESULTS_FILE
-    if not results.is_file():
-        raise InputError(f"{path}: expected {RESULTS_FILE} beside it, which holds each sample's answers, got none")
-    digest = sha256_file(results)
-    if digest != report.results_sha256:
-        raise InputError(
-            f"{results}: expected the file that {path} was made from, SHA-256 {report.results_sha256[:12]}..., "
-            f"got {digest[:12]}...; python -m eval writes the report anew"
-        )
-    found = by_arm(read_results(results, report.model.num_layers), list(report.labels), report.n, results)
-    return Evaluation(path, report, {name: {one.sample_id: one for one in of_arm} for name, of_arm in found.items()})
+    folder = place.parent if place.is_file() else require_directory(place, "evaluation")
+    arms = {name: {one.sample_id: one for one in of_arm} for name, of_arm in read_arms(folder).items()}
+    return Evaluation(folder, read_run(folder), arms)
 
 
 def compare(
@@ -232,17 +220,19 @@ def compare(
             an arm that is not there.
     """
     for words, field in SAME.items():
-        one, other = (attrgetter(field)(side.report) for side in (first, second))
+        one, other = (attrgetter(field)(side.run) for side in (first, second))
         if one != other:
-            raise InputError(f"{second.path}: expected {words} {one!r}, as in {first.path}, got {other!r}")
+            raise InputError(f"{second.folder}: expected {words} {one!r}, as in {first.folder}, got {other!r}")
     common = sorted(first.arms[FULL].keys() & second.arms[FULL].keys())
     if not common:
-        raise InputError(f"{second.path}: expected samples that {first.path} has too, got none in common")
+        raise InputError(f"{second.folder}: expected samples that {first.folder} has too, got none in common")
     names = _pairs(first, second, arm_a, arm_b)
     aligned = [([first.arms[a][key] for key in common], [second.arms[b][key] for key in common]) for a, b in names]
     for one, other in zip(*aligned[0], strict=True):
         if (one.task, one.choices) != (other.task, other.choices):  # which the id decides
-            raise InputError(f"{second.path}: expected sample {one.sample_id} as in the other evaluation, got another")
+            raise InputError(
+                f"{second.folder}: expected sample {one.sample_id} as in the other evaluation, got another"
+            )
     tested = corrected([paired(in_b, in_a, seed) for in_a, in_b in aligned])
     text = "1 McNemar test, nothing to correct for"
     if len(tested) > 1:
@@ -250,15 +240,15 @@ def compare(
             f"{len(tested)} McNemar tests, one for each pair of arms shown; mcnemar_p_holm is corrected for all of "
             "them, mcnemar_p and intervals for none"
         )
-    report = first.report
+    sides = (_side(first, common), _side(second, common))
     return Comparison(
         schema=SCHEMA,
-        a=_side(first, common),
-        b=_side(second, common),
-        task=report.task,
-        judged_mode=report.judged_mode,
-        split=report.split,
-        fingerprints=report.fingerprints,
+        a=sides[0],
+        b=sides[1],
+        task=first.run.task,
+        judged_mode=first.run.judged_mode,
+        split=first.run.split,
+        fingerprints=first.run.fingerprints,
         n=len(common),
         seed=seed,
         arms=tuple(
@@ -266,7 +256,11 @@ def compare(
             for (in_a, in_b), one in zip(aligned, tested, strict=True)
         ),
         comparisons=Comparisons("Holm", len(tested), text),
-        notes=(*_notes(first, second, common), *(_alone(first, second) if arm_a is None and arm_b is None else [])),
+        notes=(
+            *(["both evaluations have the same results"] if sides[0].results_sha256 == sides[1].results_sha256 else []),
+            *_notes(first, second, common),
+            *(_alone(first, second) if arm_a is None and arm_b is None else []),
+        ),
     )
 
 
@@ -277,45 +271,42 @@ def _pairs(first: Evaluation, second: Evaluation, arm_a: str | None, arm_b: str 
         return [(name, name) for name in first.arms if name in second.arms]
     for side, setting, name in ((first, "arm_a", one), (second, "arm_b", other)):
         if name not in side.arms:
-            raise InputError(f"{setting}: expected an arm of {side.path} ({', '.join(side.arms)}), got {name!r}")
+            raise InputError(f"{setting}: expected an arm of {side.folder} ({', '.join(side.arms)}), got {name!r}")
     return [(one, other)]
 
 
 def _check_target(path: Path, sides: Sequence[Evaluation]) -> None:
-    """Refuse a file for the comparison that would replace what is compared."""
+    """Refuse a file for the comparison beside what is compared."""
     require_directory(path.parent, "json")
-    inputs = {file.resolve() for side in sides for file in (side.path, side.path.parent / RESULTS_FILE)}
-    if path.is_dir() or path.resolve() in inputs:
-        raise InputError(f"json: expected a file of its own, got {str(path)!r}")
+    if path.is_dir() or path.resolve().parent in {side.folder.resolve() for side in sides}:
+        raise InputError(f"json: expected a file outside the two evaluations' folders, got {str(path)!r}")
 
 
 def _side(side: Evaluation, common: Sequence[str]) -> Side:
-    report = side.report
+    run = side.run
     return Side(
-        report=str(side.path),
-        report_sha256=sha256_file(side.path),
-        results_sha256=report.results_sha256,
-        commit=report.provenance.commit,
-        model=report.model,
-        n=report.n,
-        n_only_here=report.n - len(common),
+        folder=str(side.folder),
+        results_sha256=sha256_file(side.folder / RESULTS_FILE),
+        commit=run.provenance.commit,
+        model=run.model,
+        n=run.n,
+        n_only_here=run.n - len(common),
     )
 
 
 def _arm(side: Evaluation, results: Sequence[ArmResult]) -> SideArm:
-    return SideArm(**Answered.counts(results), label=side.report.labels[results[0].arm])
+    labels = {arm.name: arm.label for arm in side.run.arms}
+    return SideArm(**Answered.counts(results), label=labels[results[0].arm])
 
 
 def _notes(first: Evaluation, second: Evaluation, common: Sequence[str]) -> list[str]:
     """Return what a reader must know of these two evaluations."""
     notes = []
-    if first.report.results_sha256 == second.report.results_sha256:
-        notes.append("both reports rest on the same results")
     for words, field in NOTED.items():
-        one, other = (attrgetter(field)(side.report) for side in (first, second))
+        one, other = (attrgetter(field)(side.run) for side in (first, second))
         if one != other:
             notes.append(f"{words}: {one} in A, {other} in B")
-    inputs = [side.report.inputs for side in (first, second)]
+    inputs = [side.run.inputs for side in (first, second)]
     if differing := sorted(name for name in {*inputs[0], *inputs[1]} if inputs[0].get(name) != inputs[1].get(name)):
         notes.append(f"A and B read different {', '.join(differing)}")
     full = [(first.arms[FULL][key].result, second.arms[FULL][key].result) for key in common]
@@ -339,7 +330,7 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
     console = console_for(stream)
     for which, side in (("A", found.a), ("B", found.b)):
         only = f", {side.n_only_here} of them only here: left out" if side.n_only_here else ""
-        console.print(printable(f"{which}: {side.report}, n = {side.n}{only}"))
+        console.print(printable(f"{which}: {side.folder}, n = {side.n}{only}"))
     console.print(
         printable(
             f"{found.task} ({found.judged_mode}), split {found.split}, {found.a.model.name}: "

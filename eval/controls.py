@@ -1,6 +1,6 @@
 """Controls of the oracle: what of its gain is luck, and what outlasts another order of choices and real generation.
 
-`controls.json` (`Plan`) says what is controlled: drawn samples, orders of choices, and what other searches found.
+`controls.json` (`Plan`) says what is controlled (drawn samples, orders of choices), and what records alone say.
 `reshuffled-<order>.jsonl` and `generated.jsonl` hold the answers of full depth's and the oracle's chains when they are
 run again, each a `data.store.Store`. The report's `Controls` are rebuilt from these and the run's own results.
 
@@ -31,7 +31,7 @@ from pydantic.dataclasses import dataclass
 
 from data.answers import folded, parse_letter
 from data.encoding import EncodedSample
-from data.headroom import Headroom, HeadroomFound
+from data.headroom import Headroom
 from data.pool import Pool
 from data.records import ChainResult, SearchRecord
 from data.sample import Sample
@@ -39,14 +39,14 @@ from data.scoring import ChainScorer, SampleBlock
 from data.statistics import Estimate, PairedShares, Proportion, estimate_of, mean_of, paired_shares, share_of
 from data.tasks import Task, TaskSet
 from eval.arms import FULL, ORACLE, known_arm
-from eval.luck import Luck, LuckFound, RandomFound, RandomSearch
+from eval.luck import Luck, RandomSearch
 from eval.results import ArmResult, read_results, result_store, run_arms
 from router.chain import Chain
 from router.engine.load import context_of
 from router.files import read_json, require_file, write_json
 from router.validation import STORED, Count, InputError, Positive, Share, from_plain, to_plain
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 """Version of `controls.json`."""
 PLAN_FILE, GENERATED_FILE = "controls.json", "generated.jsonl"
 CONTROLLED = (FULL, ORACLE)
@@ -68,20 +68,20 @@ class Plan:
         reshuffled: ids of the samples that are run again with reshuffled choices.
         generated: ids of the samples that are run again by generation.
         modes: modes of evaluation that generation is compared with.
-        luck: what the oracle's search and that for a wrong answer found; null: luck is not measured.
-        random_search: what the oracle's search and a random one found; null: not compared.
-        headroom: what an oracle reaches that is judged anew; null: the records have no variants.
+        luck: as of `Controls`; null: luck is not measured.
+        random_search: as of `Controls`; null: not compared.
+        headroom: as of `Controls`; null: the records have no variants.
     """
 
-    schema: Literal[2]
+    schema: Literal[3]
     seed: Count
     shuffles: tuple[Positive, ...]
     reshuffled: tuple[str, ...]
     generated: tuple[str, ...]
     modes: tuple[str, ...]
-    luck: LuckFound | None
-    random_search: RandomFound | None
-    headroom: HeadroomFound | None = None
+    luck: Luck | None
+    random_search: RandomSearch | None
+    headroom: Headroom | None
 
 
 @dataclass(frozen=True, config=STORED)
@@ -216,7 +216,7 @@ def plan_controls(
     wrong: Sequence[SearchRecord] | None = None,
     random: Sequence[SearchRecord] | None = None,
 ) -> Plan:
-    """Return what is to be controlled; needs no model.
+    """Return what is to be controlled, and measure what needs records only; needs no model.
 
     Args:
         count: samples that are run again with reshuffled choices, and by generation, at most; 0: none.
@@ -231,7 +231,7 @@ def plan_controls(
     Raises:
         InputError: where records do not fit each other.
     """
-    listing = _drawn(samples, attrgetter("lists_choices"), count, seed, tasks) if reshuffles else []
+    listing = _drawn(samples, attrgetter("lists_choices"), count, seed, tasks)
     judged = _drawn(samples, _can_be_generated, count, seed, tasks)
     return Plan(
         schema=SCHEMA,
@@ -240,9 +240,9 @@ def plan_controls(
         reshuffled=tuple(sample.id for sample in listing),
         generated=tuple(sample.id for sample in judged),
         modes=tuple(sorted({tasks[sample.task].judged_mode for sample in judged})),
-        luck=None if wrong is None else LuckFound.of(oracle, wrong),
-        random_search=None if random is None else RandomFound.of(oracle, random),
-        headroom=HeadroomFound.of(oracle),
+        luck=None if wrong is None else Luck.of(oracle, wrong, seed),
+        random_search=None if random is None else RandomSearch.of(oracle, random, seed),
+        headroom=Headroom.of(oracle, seed),
     )
 
 
@@ -460,11 +460,11 @@ def controls_of(out: Path, results: Sequence[ArmResult], num_layers: int) -> Con
         written = ran(plan.generated, generated_name)
         generated = _measure_generated(ran(plan.generated), written, plan.modes, plan.seed)
     return Controls(
-        luck=None if plan.luck is None else plan.luck.measure(plan.seed),
+        luck=plan.luck,
         reshuffled=reshuffled,
         generated=generated,
-        random_search=None if plan.random_search is None else plan.random_search.measure(plan.seed),
-        headroom=None if plan.headroom is None else plan.headroom.measure(plan.seed),
+        random_search=plan.random_search,
+        headroom=plan.headroom,
     )
 
 

@@ -32,11 +32,11 @@ from torch import Tensor
 from data.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
 from data.records import DenseTable, SearchRecord, read_records
 from data.sample import read_samples
+from data.splits import require_unseen
 from data.states import StatesOrigin, kept_at_each
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_by_kind, choose_mixture, choose_static
 from eval.figures import new_figure, whiskers
-from eval.inputs import require_unseen
 from eval.measures import entropies
 from eval.tables import console_for, table
 from router.command import parse_settings, provenance
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None) -> None:
     for name, folders in settings.routers.items():
         for folder in folders:
             router = load_router(require_directory(folder, "routers"))
-            require_unseen(folder, asked)
+            require_unseen(folder, asked, "data")
             points += _curve(name, folder, router, tables, settings)
     if not points:
         raise InputError(f"budgets: expected one that a router can meet on validation, got {settings.budgets}")
@@ -221,9 +221,6 @@ def measure(
         "same_menu": (same_menu(of_test, test), depth),
         "random": (random_of_depth(of_test, test), depth),
     }
-    leaving = early_exit(known, of_test, budget)
-    if leaving is not None:
-        baselines["early_exit"] = (of_test.right(leaving), float(of_test.depths[leaving].mean()))
     against = {}
     for name, (values, mean_depth) in baselines.items():
         estimate = mean_of(right - values, seed)
@@ -339,35 +336,6 @@ def random_of_depth(dense: DenseTable, choices: Int[np.ndarray, " samples"]) -> 
     """Return each sample's probability of a right answer when its chain is any of the menu's of the same depth."""
     result: np.ndarray = np.average(dense.correct, axis=1, weights=dense.depths[choices][:, None] == dense.depths)
     return result
-
-
-def early_exit(known: DenseTable, test: DenseTable, depth: float) -> Int[np.ndarray, " samples"] | None:
-    """Return each test sample's column where it stops after the first layer at which the model is confident.
-
-    A sample stops at the first of the chains 0..k-1 of the table whose confidence (logit lens, no training) reaches a
-    threshold; the threshold is the one whose mean depth on `known` is nearest below `depth`.
-
-    Returns:
-        The columns; None: the tables hold no exits, or none is so shallow.
-    """
-    exits = sorted(
-        (i for i, chain in enumerate(known.chains) if chain.layers == tuple(range(chain.depth))),
-        key=lambda i: known.chains[i].depth,
-    )
-    sure = known.confidence[:, exits]
-    if len(exits) < 2 or not known.chains[exits[-1]].is_full or np.isnan(sure).any():
-        return None
-
-    def taken(dense: DenseTable, threshold: float) -> Int[np.ndarray, " samples"]:
-        stops = dense.confidence[:, exits] >= threshold
-        stops[:, -1] = True
-        chosen: np.ndarray = np.array(exits)[stops.argmax(1)]
-        return chosen
-
-    for threshold in [*np.unique(np.quantile(sure, np.linspace(0, 1, 201)))[::-1], 0.0]:
-        if known.depths[taken(known, threshold)].mean() <= depth:
-            return taken(test, threshold)
-    return None
 
 
 def summary_of(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,7 +23,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from data.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, save_figure, tidy
-from data.statistics import wilson_interval
 from eval.arms import (
     EARLY_EXIT,
     FULL,
@@ -344,11 +343,6 @@ class LayerRows:
             notes.append(f"dotted line: the router reads layer {layers}")
         return "; ".join(notes)
 
-    def mark_read_layer(self, axes: Axes, colour: str) -> None:
-        """Draw a line where the router reads."""
-        for layer in self.read_layers:
-            axes.axvline(layer - 0.5, color=colour, linestyle=":", linewidth=1.2)
-
 
 def draw_layer_use(use: LayerRows, narrow: bool = False) -> Figure:
     """Return the heat map: arms x layers, mean runs of each layer."""
@@ -378,58 +372,10 @@ def draw_layer_use(use: LayerRows, narrow: bool = False) -> Figure:
     bar.outline.set_visible(False)
     bar.locator = MaxNLocator(nbins=4)
     bar.update_ticks()
-    use.mark_read_layer(axes, "white")
+    for layer in use.read_layers:
+        axes.axvline(layer - 0.5, color="white", linestyle=":", linewidth=1.2)
     title(figure, use.subject, narrow, use.notes, "runs of each layer, mean over samples; intervals: see shares")
     return figure
-
-
-def draw_layer_rates(use: LayerRows, narrow: bool = False) -> Figure:
-    """Return the shares of samples that skip (downwards) and repeat (upwards) each layer, a row an arm."""
-    rows, first = [row for row in use.rows if row[0] != FULL], use.first
-    figure = new_figure(narrow, 0.62 * len(rows) + 1.1, layout="constrained")
-    panels = figure.subplots(len(rows), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    highest = 0.0
-    for axes, (_, label, one) in zip(panels, rows, strict=True):
-        highest = max(highest, _rate_bars(axes, one.repeat_rate, first, one.chains, 1, BLUE))
-        _rate_bars(axes, one.skip_rate, first, one.chains, -1, VERMILLION)
-        axes.axhline(0, color=GREY, linewidth=0.6)
-        named = f"{row_label(label, narrow)}\nn = {one.chains}"
-        axes.set_ylabel(named, rotation=0, ha="right", va="center", fontsize=6.5 if narrow else 7.5)
-        use.mark_read_layer(axes, GREY)
-        tidy(axes)
-        axes.tick_params(axis="y", labelsize=6.5)
-    upper = min(1.0, 0.5 * math.ceil(2 * highest - 1e-9)) if highest > 0.02 else 0.0
-    panels[0].set_ylim(-1.08, upper + 0.12)
-    panels[0].set_yticks(np.arange(-1, upper + 0.01, 1 if upper == 1 else 0.5))
-    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * abs(share):.0f} %"))
-    panels[-1].set_xlabel("layer")
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    sense = "share of samples that skip the layer (down, plain), that run it more than once (up, hatched)"
-    intervals = "; lines: 95 % Wilson intervals, none where all samples have one chain"
-    title(figure, use.subject, narrow, sense + intervals, use.notes)
-    return figure
-
-
-def _rate_bars(axes: Axes, rates: Sequence[float], first: int, n: int, sign: int, colour: str) -> float:
-    """Draw a bar with its interval for each layer from `first` on, upwards or downwards (`sign`).
-
-    Returns:
-        The highest upper bound.
-    """
-    values = np.array(rates)[first:]
-    layers = np.arange(first, first + len(values))
-    if sign > 0:
-        axes.bar(layers, values, width=0.8, color="none", edgecolor=colour, hatch="//////", linewidth=0.6)
-    else:
-        axes.bar(layers, -values, width=0.8, color=colour)
-    if set(rates) <= {0.0, 1.0}:
-        return float(values.max())  # one chain for all: known, not estimated
-    low, high = np.array([wilson_interval(round(rate * n), n) for rate in values]).T
-    seen = values > 0  # a line at each layer that nobody skips or repeats would hide those that matter
-    errors = np.array([values - low, high - values])[:, seen]
-    look: dict[str, Any] = {"fmt": "none", "ecolor": BLACK, "linewidth": 0.9, "capsize": 1.5}
-    axes.errorbar(layers[seen], sign * values[seen], yerr=errors[::sign].clip(0), **look)
-    return float(high[seen].max()) if seen.any() else 0.0
 
 
 def has_difficulty(report: Report) -> bool:
@@ -538,14 +484,6 @@ DRAWINGS = (
         "One row an arm, one column a layer; the colour says how often the layer runs, mean over samples: dark is "
         "rarely, bright is often.",
         lambda report, narrow: draw_layer_use(LayerRows.of(report), narrow),
-        lambda report: bool(report.layer_use),
-    ),
-    Drawing(
-        "layer_rates",
-        "Which layers are skipped and repeated",
-        "One row an arm. Plain bars downwards: share of samples whose chain skips the layer. Hatched bars upwards: "
-        "share whose chain runs it more than once. Lines are 95 % Wilson intervals.",
-        lambda report, narrow: draw_layer_rates(LayerRows.of(report), narrow),
         lambda report: bool(report.layer_use),
     ),
     Drawing(

@@ -7,10 +7,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from data.statistics import Interval, Signed, SignedInterval, holm, mean_interval, paired_shares, wilson_interval
@@ -19,8 +19,6 @@ from eval.results import ArmName, ArmResult
 from router.chain import Chain
 from router.validation import STORED, Count, NotNegative, Positive, Share
 
-ROUNDING = 1e-9
-"""By how much a stored share may differ from its own counts."""
 Above0 = Annotated[float, Field(gt=0)]
 """A depth in layers, or a ratio to full depth."""
 Kind = Literal["task", "difficulty", "subject"]
@@ -73,22 +71,6 @@ class Answered:
     no_answer: Count
     mean_depth: Above0
     out_of_scope: Count = 0
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        """Refuse counts, share and interval that contradict each other."""
-        low, high = self.accuracy_interval
-        if self.correct + self.no_answer > self.n:
-            expected, got = f"with no_answer at most {self.n} samples", f"{self.correct} + {self.no_answer}"
-            raise ValueError(f"correct: expected {expected} for the arm {self.name}, got {got}")
-        if abs(self.accuracy - self.correct / self.n) > ROUNDING:
-            raise ValueError(
-                f"accuracy: expected {self.correct} / {self.n} for the arm {self.name}, got {self.accuracy}"
-            )
-        if not low - ROUNDING <= self.accuracy <= high + ROUNDING:
-            expected = f"an interval around {self.accuracy} for the arm {self.name}"
-            raise ValueError(f"accuracy_interval: expected {expected}, got {low}..{high}")
-        return self
 
     @staticmethod
     def counts(results: Sequence[ArmResult]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from eval.results import ArmResult
 from eval.tables import control_lines, group_label, probability, scope_lines
 from router.chain import Chain
 from router.files import write_text
+from router.strip import ASCII, draw_strip
 from router.validation import InputError, to_plain
 
 T = TypeVar("T")
@@ -43,8 +44,6 @@ MANY_GROUPS = 12
 LEVEL = 0.05
 """P-value, corrected for all comparisons, below which a page says that the router is better."""
 NBSP = "\N{NO-BREAK SPACE}"
-RUN, SKIPPED, AGAIN, MOVED = "", "!", "+", "~"
-"""Marks of a strip: a layer that runs, one that never does, one that has run before, one out of its place."""
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 _LONG = re.compile(r"-?\d+\.\d{2,}")
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
@@ -369,7 +368,7 @@ def browser_data(
         "layers": report.model.num_layers,
         "tasks": list(tasks),
         "texts": list(texts),
-        "chains": [[str(chain), strip(chain), chain.depth] for chain in chains],
+        "chains": [[str(chain), draw_strip(chain, 0, ASCII), chain.depth] for chain in chains],
         "samples": columns,
         "arms": arms,
     }
@@ -380,36 +379,6 @@ def _number(known: dict[T, int], value: T) -> int:
     return known.setdefault(value, len(known))
 
 
-def strip(chain: Chain) -> str:
-    """Return a chain as a strip of layers in the order in which they run, for example `0-21 !22 23 !24-27`.
-
-    Items are a layer or a range of them: as it stands, it runs; with `!`, the chain never runs it (it stands where the
-    model has it); with `+`, it has run before; with `~`, it runs out of its place. Of first runs those are in place
-    that make the longest ascending series.
-    """
-    runs = set(chain.layers)
-    firsts = list(dict.fromkeys(chain.layers))
-    in_place = set(_longest_ascending(firsts))
-    cells: list[tuple[str, int]] = []
-    seen: set[int] = set()
-    next_layer = 0  # below this, layers that never run stand already
-    for layer in chain.layers:
-        kind = AGAIN if layer in seen else RUN if layer in in_place else MOVED
-        if kind == RUN:
-            cells += [(SKIPPED, skipped) for skipped in range(next_layer, layer) if skipped not in runs]
-            next_layer = layer + 1
-        cells.append((kind, layer))
-        seen.add(layer)
-    cells += [(SKIPPED, skipped) for skipped in range(next_layer, chain.num_layers) if skipped not in runs]
-    items: list[tuple[str, int, int]] = []
-    for kind, layer in cells:
-        if items and items[-1][0] == kind and items[-1][2] == layer - 1:
-            items[-1] = (kind, items[-1][1], layer)
-        else:
-            items.append((kind, layer, layer))
-    return " ".join(f"{kind}{first}" if first == last else f"{kind}{first}-{last}" for kind, first, last in items)
-
-
 def script_json(value: Any) -> str:
     """Return JSON that may stand in an HTML script element, whatever texts it holds.
 
@@ -418,15 +387,6 @@ def script_json(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-
-
-def _longest_ascending(values: Sequence[int]) -> list[int]:
-    """Return the longest ascending series among different values, the first of several."""
-    best: list[list[int]] = []
-    for i, value in enumerate(values):
-        before = max((best[j] for j in range(i) if values[j] < value), key=len, default=[])
-        best.append([*before, value])
-    return max(best, key=len)
 
 
 def _text(label: str | int | float | None) -> str | None:

@@ -1,22 +1,19 @@
 """`report.json`: every measure of an evaluation, rebuilt from its files alone, without the model.
 
-`Report` is its type: whoever reads a report knows that names, counts and shares agree. docs/report.md has its fields.
+`Report` is its type; docs/report.md has its fields. No command reads a report back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
-from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from data.flops import ForwardFlops
 from data.headroom import HOW
 from eval.arms import (
-    ALWAYS,
     EARLY_EXIT,
     FULL,
     GUARANTEE,
@@ -26,7 +23,6 @@ from eval.arms import (
     PRUNED,
     ROUTER,
     SAW_ANSWERS,
-    STATIC,
     STATIC_BY_KIND,
     is_routed,
 )
@@ -57,7 +53,6 @@ from eval.measures import (
 )
 from eval.results import (
     RESULTS_FILE,
-    SCHEMA,
     ArmName,
     ArmResult,
     Evaluated,
@@ -68,7 +63,7 @@ from eval.results import (
     read_arms,
     read_run,
 )
-from router.files import read_json, sha256_file, write_json
+from router.files import sha256_file, write_json
 from router.latency import LATENCY_FILE, LatencyProfile, read_latency
 from router.validation import STORED, Count, InputError, NotNegative, Positive, Share, from_plain, to_plain
 
@@ -272,7 +267,7 @@ class Report(Evaluated):
     Attributes:
         results_sha256: SHA-256 of `results.jsonl`, from which everything here follows.
         chance_accuracy: expected accuracy of guessing among each sample's choices; a free answer is never guessed.
-        arms: the arms, in the order in which they are shown; `full`, `router`, `static`, `random` and `oracle` always.
+        arms: the arms, in the order in which they are shown; `full`, `router`, `static` and `oracle` always.
         groups: samples by task (of a mixture), difficulty and subject.
         router_against: the router against every arm but full depth, itself and those that saw answers, by the arm's
             name.
@@ -305,42 +300,6 @@ class Report(Evaluated):
     caveats: tuple[str, ...]
     worst_kind: str | None = None
 
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        """Refuse a report whose parts contradict each other."""
-        for problem in self._disagreements():
-            raise ValueError(problem)
-        return self
-
-    def _disagreements(self) -> Iterator[str]:
-        names = [arm.name for arm in self.arms]
-        for name in ALWAYS:
-            if name not in names:
-                yield f"arms: expected an arm {name}, got none"
-        for i, arm in enumerate(self.arms):
-            if arm.name in names[:i]:
-                yield f"arms[{i}].name: expected each arm once, got {arm.name!r} again"
-            if arm.n != self.n:
-                yield f"arms[{i}].n: expected {self.n}, got {arm.n}"
-        for i, group in enumerate(self.groups):
-            if [arm.name for arm in group.arms] != names:
-                yield f"groups[{i}].arms: expected the report's arms in their order, got others"
-            if any(arm.n != group.n for arm in group.arms):
-                yield f"groups[{i}].arms: expected {group.n} samples of each arm, got others"
-        if self.worst_kind is not None and all(group.value != self.worst_kind for group in self.kinds):
-            yield f"worst_kind: expected a task of the groups, got {self.worst_kind!r}"
-        if STATIC not in self.router_against:
-            yield f"router_against: expected the arm {STATIC}, got none"
-        for field in ("router_against", "layer_use"):
-            for name in getattr(self, field):
-                if name not in names:
-                    yield f"{field}: expected arms of the report, got {name!r}"
-        layers = self.model.num_layers
-        for name, use in self.layer_use.items():
-            for field in ("mean_runs", "skip_rate", "repeat_rate"):
-                if (values := len(getattr(use, field))) != layers:
-                    yield f"layer_use.{name}.{field}: expected a value for each of {layers} layers, got {values}"
-
     @property
     def labels(self) -> dict[str, str]:
         """Label of each arm, by name."""
@@ -354,23 +313,6 @@ class Report(Evaluated):
     def arm(self, name: str) -> ReportArm:
         """Return an arm that every report has."""
         return next(arm for arm in self.arms if arm.name == name)
-
-
-def read_report(path: Path) -> Report:
-    """Read `report.json`.
-
-    Raises:
-        InputError: where it is missing, corrupt, of another schema, or contradicts itself.
-    """
-    value = read_json(path)
-    if value.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path}: expected schema {SCHEMA}, got {value.get('schema')!r}; "
-            "python -m eval writes the report of a finished run anew"
-        )
-    model = value.get("model")
-    layers = model.get("num_layers") if isinstance(model, dict) else None
-    return from_plain(Report, value, str(path), num_layers=layers)
 
 
 def write_report(out: Path, by_arm: Mapping[str, Sequence[ArmResult]] | None = None) -> Report:

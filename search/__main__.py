@@ -4,8 +4,8 @@
     python -m search --config configs/small/search.yaml --splits '[train]' --search.simulations 200
     python -m search menu --kind subsets --model qwen2.5-coder-1.5b-instruct --first_editable 22 --out runs/x/menu.json
 
-Writes `<out>/<split>.jsonl`, one record a sample (docs/formats.md), `<out>/<split>.meta.json` and
-`<out>/<split>.verification.json`. A run that was killed goes on where it stopped when the same command is given again.
+Writes `<out>/<split>.jsonl`, one record a sample (docs/formats.md), and `<out>/<split>.meta.json`. A run
+that was killed goes on where it stopped when the same command is given again.
 """
 
 from __future__ import annotations

@@ -37,11 +37,6 @@ class Action(NamedTuple):
     times: int = 0
     shift: int = 0
 
-    @property
-    def growth(self) -> int:
-        """Entries by which the action makes a chain longer; below 0 for a skip."""
-        return {"skip": -self.size, "repeat": self.size * self.times, "move": 0}[self.kind]
-
     def apply(self, chain: Chain) -> Chain:
         """Return the edited chain.
 
@@ -159,17 +154,6 @@ class ActionSpace:
             ValueError: where the chain is not of this space.
         """
         return sum(group.positions for group in self._table(chain)[1] if group.first.kind == "skip")
-
-    def allows(self, chain: Chain, action: Action) -> bool:
-        """Whether an action is legal on a chain.
-
-        Raises:
-            ValueError: where the chain is not of this space.
-        """
-        return any(
-            action._replace(position=first.position) == first and 0 <= action.position - first.position < positions
-            for first, positions in self._table(chain)[1]
-        )
 
     def legal(self, chain: Chain) -> list[Action]:
         """List every legal action, in the order of their numbers.

@@ -1,4 +1,4 @@
-"""The searches of one sample, as ask and tell: tree search, local search, random chains, and every chain of a list.
+"""The searches of one sample, as ask and tell: tree search, random chains, and every chain of a menu.
 
 The caller evaluates, so many samples share a batch. What a search asks depends on space, settings, generator and
 rewards told, on nothing else: not on how its asks are batched with those of other samples.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 
 from router.chain import Chain
-from search.actions import Action, ActionSpace
+from search.actions import ActionSpace
 from search.settings import SearchSettings
-from search.tree import LEAPS, Edge, Node, Tree, select_uct, widening_limit
+from search.tree import Edge, Node, Tree, select_uct, widening_limit
 
 
 class Searcher(ABC):
@@ -197,119 +196,6 @@ class TreeSearcher(Searcher):
         return self.tree.leap(node, most, depth, self._rng) if most > 1 or depth is not None else None
 
 
-class LocalSearcher(Searcher):
-    """Local search: every new chain is an edit of the best chain so far, or now and then of another one.
-
-    Of two chains the better one is right; of two right ones the shorter, of equals that of greater reward; of two
-    wrong ones that of greater reward, of equals the shorter. A new chain is made so:
-
-    1. *Start*: the best chain, or with `random_share` any chain so far: so the search restarts from full depth and
-       leaves a chain whose edits lead nowhere.
-    2. *Edit* it 1 to `leap` times (1 to `root_leap` from full depth), at most `max_edits` away from full depth: with
-       `undo_share` an earlier edit is taken back, and the later ones are kept; else an action is drawn by `skip_share`.
-       So a chain's neighbours lie in both directions.
-    3. A chain that was proposed before is drawn again; with `shorter_first` also one that is not shorter than the
-       shortest right one. After ten draws in vain the best chain that has an untried action gets one, whatever its
-       depth.
-
-    A chain is known by the fewest edits that were met to lead to it, and a start is given up once all its actions are
-    tried. So a space that runs out of chains was tried whole.
-    """
-
-    def __init__(self, space: ActionSpace, rng: random.Random) -> None:
-        """Start a search at the full chain; `rng` is its own: drawing from it elsewhere changes the result."""
-        super().__init__(space.settings)
-        self._space, self._rng = space, rng
-        self._full = Chain.full(space.num_layers)
-        self._edits: dict[Chain, tuple[Action, ...]] = {}
-        self._ranks: dict[Chain, tuple[bool, float, float]] = {}
-        self._tried: set[Chain] = set()
-        self._shortest: int | None = None
-
-    def _propose(self) -> Chain | None:
-        if not self._edits:
-            self._edits[self._full] = ()
-            self._ranks[self._full] = (False, 0.0, 0.0)  # a start before its reward is told
-            return self._full
-        return self._draw() or self._untried()
-
-    def _learn(self, told: list[Told]) -> None:
-        for chain, reward, right in told:
-            self._ranks[chain] = (right, -chain.depth, reward) if right else (right, reward, -chain.depth)
-            if right and (self._shortest is None or chain.depth < self._shortest):
-                self._shortest = chain.depth
-
-    def _draw(self) -> Chain | None:
-        """Draw a new chain; None where ten draws give none."""
-        starts = [chain for chain in self._ranks if chain not in self._tried]
-        best = max(starts, key=self._ranks.__getitem__, default=None)
-        for _ in range(LEAPS if best else 0):
-            start = self._rng.choice(starts) if self._rng.random() < self.settings.random_share else best
-            assert start is not None
-            chain, edits = start, self._edits[start]
-            most = self.settings.leap if edits else self.settings.root_leap
-            for _ in range(self._rng.randint(1, most)):
-                chain, edits = self._edit(chain, edits)
-            new = self._note(chain, edits)
-            if new and not (self.settings.shorter_first and self._shortest and chain.depth >= self._shortest):
-                self._edits[chain] = edits
-                return chain
-        return None
-
-    def _edit(self, chain: Chain, edits: tuple[Action, ...]) -> tuple[Chain, tuple[Action, ...]]:
-        """Return a neighbour of a chain, and the edits that lead to it; the chain itself where the draw gives none."""
-        if edits and self._rng.random() < self.settings.undo_share:
-            return self._without(edits, self._rng.randrange(len(edits))) or (chain, edits)
-        if len(edits) >= self.settings.max_edits or not self._space.count(chain):
-            return chain, edits
-        action = self._space.sample(chain, self._rng)
-        return action.apply(chain), (*edits, action)
-
-    def _without(self, edits: tuple[Action, ...], number: int) -> tuple[Chain, tuple[Action, ...]] | None:
-        """Return the chain of these edits but for one, and its edits; None where a later one is then not legal.
-
-        Blocks behind the edit that is taken back are looked for where they stand without it.
-        """
-        chain, kept = self._full, list[Action]()
-        gone = edits[number]
-        place = gone.position
-        for i, action in enumerate(edits):
-            if i == number:
-                continue
-            if i > number and action.position >= place:
-                action = action._replace(position=max(place, action.position - gone.growth))
-            elif i > number:
-                place += action.growth
-            if not self._space.allows(chain, action):
-                return None
-            chain = action.apply(chain)
-            kept.append(action)
-        return chain, tuple(kept)
-
-    def _note(self, chain: Chain, edits: tuple[Action, ...]) -> bool:
-        """Whether a chain is new; one that is known by more edits than these is known by these from now on."""
-        known = self._edits.get(chain)
-        if known is not None and len(edits) < len(known):
-            self._edits[chain] = edits
-            self._tried.discard(chain)
-        return known is None
-
-    def _untried(self) -> Chain | None:
-        """Return an untried edit of the best chain that has one, each as likely as another; None: none is left."""
-        for start in sorted(self._ranks, key=self._ranks.__getitem__, reverse=True):
-            edits = self._edits[start]
-            if start in self._tried or len(edits) >= self.settings.max_edits:
-                continue
-            ways = [(action.apply(start), (*edits, action)) for action in self._space.legal(start)]
-            new = [(chain, way) for chain, way in ways if self._note(chain, way)]
-            if new:
-                chain, way = self._rng.choice(new)
-                self._edits[chain] = way
-                return chain
-            self._tried.add(start)
-        return None
-
-
 LISTED = 20_000
 """Chains of one number of edits that are listed at most."""
 TRIES = 1000
@@ -388,7 +274,7 @@ class RandomSearcher(Searcher):
 
 
 class ListSearcher(Searcher):
-    """Every chain of a list, in its order: of a menu, or of a small space."""
+    """Every chain of a menu, in its order."""
 
     def __init__(self, chains: Sequence[Chain], settings: SearchSettings) -> None:
         """Start with the first chain, which is the full one."""
@@ -399,45 +285,13 @@ class ListSearcher(Searcher):
         return next(self._chains, None)
 
 
-@lru_cache(maxsize=4)
-def chains_within(space: ActionSpace) -> tuple[Chain, ...]:
-    """Return every distinct chain within `max_edits` actions of the full chain, breadth first, in the actions' order.
-
-    Raises:
-        ValueError: where there are more than `simulations`; nothing is left out silently.
-    """
-    most = space.settings.simulations
-    chains = [Chain.full(space.num_layers)]
-    known = set(chains)
-    start = 0
-    for _ in range(space.settings.max_edits):
-        stop = len(chains)
-        for chain in chains[start:stop]:
-            for action in space.legal(chain):
-                edited = action.apply(chain)
-                if edited not in known:
-                    if len(chains) == most:
-                        raise ValueError(f"simulations: expected a space of at most {most} chains, got more")
-                    known.add(edited)
-                    chains.append(edited)
-        start = stop
-    return tuple(chains)
-
-
 def make_searcher(space: ActionSpace, rng: random.Random) -> Searcher:
     """Return a new search of one sample, with the algorithm that the settings name.
 
     Args:
         space: the legal actions.
         rng: this search's own generator; drawing from it elsewhere changes the result.
-
-    Raises:
-        ValueError: where the space is too large for the exhaustive search.
     """
-    if space.settings.algorithm == "local":
-        return LocalSearcher(space, rng)
     if space.settings.algorithm == "random":
         return RandomSearcher(space, rng)
-    if space.settings.algorithm == "exhaustive":
-        return ListSearcher(chains_within(space), space.settings)
     return TreeSearcher(space, rng)

@@ -14,10 +14,6 @@ coverage; 0: the static frontier of each task). At a price per layer a menu is w
 priced value; the sum over prices from 0 up serves several budgets at once. This worth is monotone and submodular in the
 menu, so the greedy choice reaches at least 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and a chain that
 does what another one does gains nothing: diversity follows.
-
-Where samples are of several kinds (tasks), `balance: kinds` lets each kind weigh alike, however many samples it has.
-Where places are few, the mean over kinds still gives up a kind that has little to save; `per_kind` keeps places for it:
-so many chains are chosen, greedily as above, for each kind's samples alone, before the others.
 """
 
 from __future__ import annotations
@@ -155,7 +151,6 @@ TASK_TRUST = 16.0
 LEAST_GAIN = 1e-9
 """Mean worth that a chain must add to be chosen."""
 ValueKind = Literal["correct", "agree", "both"]
-Balance = Literal["samples", "kinds"]
 
 
 @plain_dataclass(frozen=True)
@@ -181,18 +176,6 @@ class Outcomes:
         means = chain_means(self.values)
         result: NDArray[np.bool_] = (means >= least * means[0]) & ((~np.isnan(self.values)).sum(0) >= tried)
         return result
-
-    def of_kind(self, kind: str) -> Outcomes:
-        """Return the outcomes of one task's samples."""
-        own = np.array(self.tasks) == kind
-        return Outcomes(self.chains, self.values[own], (kind,) * int(own.sum()))
-
-    def weights(self, balance: Balance) -> Float[np.ndarray, " samples"] | None:
-        """Return what each sample weighs where every task weighs alike; None: all samples weigh alike."""
-        if balance == "samples":
-            return None
-        counts = Counter(self.tasks)
-        return np.array([1 / counts[task] for task in self.tasks])
 
     def shrunk(self, predictable: float) -> Float[np.ndarray, "samples chains"]:
         """Return the values shrunk towards their chain's mean on the sample's task: a router can tell tasks apart.
@@ -260,7 +243,6 @@ def choose_chains(
     predictable: float,
     prices: Sequence[float],
     keep: Sequence[Chain] = (),
-    balance: Balance = "samples",
 ) -> list[tuple[Chain, float]]:
     """Choose a menu greedily.
 
@@ -270,21 +252,20 @@ def choose_chains(
         predictable: share of the difference between samples that a router is expected to foresee.
         prices: prices of a whole model's depth, in units of value, each at least 0; each weighs alike.
         keep: candidates that are chosen in any case, after the full chain.
-        balance: what weighs alike in the menu's worth: samples, or their kinds (tasks).
 
     Returns:
         The chains in the order of choice, each with what it added to the menu's worth.
     """
     places = {chain: i for i, chain in enumerate(outcomes.chains)}
     shares = np.array([chain.depth / chain.num_layers for chain in outcomes.chains])
-    values, weights = outcomes.shrunk(predictable), outcomes.weights(balance)
+    values = outcomes.shrunk(predictable)
     worths = np.stack([values - price * shares for price in prices])  # [prices, samples, chains]
     held = worths[:, :, 0].copy()
-    chosen = [(outcomes.chains[0], float(np.average(held, axis=1, weights=weights).mean()))]
+    chosen = [(outcomes.chains[0], float(held.mean()))]
     taken = {0}
     waiting = [i for i in dict.fromkeys(places[chain] for chain in keep) if i not in taken]
     while len(chosen) < min(size, len(outcomes.chains)):
-        gains = _gains(worths, held, weights)
+        gains = _gains(worths, held)
         gains[list(taken)] = -1.0
         best = waiting.pop(0) if waiting else int(gains.argmax())
         if best in taken or (not waiting and gains[best] <= LEAST_GAIN and outcomes.chains[best] not in keep):
@@ -295,37 +276,12 @@ def choose_chains(
     return chosen
 
 
-def _gains(
-    worths: NDArray[np.float64], held: NDArray[np.float64], weights: NDArray[np.float64] | None
-) -> NDArray[np.float64]:
+def _gains(worths: NDArray[np.float64], held: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what each chain would add, in mean worth."""
     total = np.zeros(worths.shape[2])
     for of_price, of_held in zip(worths, held, strict=True):
-        total += np.average(np.maximum(of_price - of_held[:, None], 0.0), axis=0, weights=weights)
+        total += np.maximum(of_price - of_held[:, None], 0.0).mean(axis=0)
     return total / len(worths)
-
-
-def short_for_kinds(
-    outcomes: Outcomes, per_kind: int, *, least: float, tried: int, predictable: float, prices: Sequence[float]
-) -> dict[str, list[Chain]]:
-    """Return for each kind (task) the chains that its samples alone choose, all shorter than the full one, best first.
-
-    Args:
-        outcomes: what the candidates did.
-        per_kind: chains of each kind; fewer where no other adds anything.
-        least: as of `Outcomes.worthwhile`, on the kind's samples.
-        tried: as of `Outcomes.worthwhile`, on the kind's samples.
-        predictable: as of `choose_chains`.
-        prices: as of `choose_chains`.
-    """
-    found = {}
-    for kind in dict.fromkeys(outcomes.tasks):
-        own = outcomes.of_kind(kind)
-        good = own.worthwhile(least, tried)
-        shorter = [i for i, one in enumerate(own.chains) if one.is_full or (good[i] and one.depth < one.num_layers)]
-        chosen = choose_chains(own.only(shorter), 1 + per_kind, predictable=predictable, prices=prices)
-        found[kind] = [chain for chain, _ in chosen[1:]]
-    return found
 
 
 def best_of_each_depth(outcomes: Outcomes) -> list[Chain]:
@@ -363,10 +319,6 @@ class MenuSettings:
         least: mean value of a candidate, in times full depth's: chains that hardly do better than a guess are right
             by luck (kind records).
         tried: samples on which a chain must have been tried to be a candidate (kind records).
-        balance: what weighs alike: "samples", or "kinds": each task, however many samples it has. With kinds, and with
-            `per_kind`, `least` and `tried` hold of a candidate if they do on one task's samples (kind records).
-        per_kind: chains shorter than full depth that each task's samples choose for themselves, before the others
-            (kind records).
         blocks: drop the layers from `first_editable` on in so many runs of neighbours, as equal as can be and the
             earlier ones the longer, so that a deep model's menu stays small (kind subsets); null: each on its own.
         max_dropped: layers that a chain drops at most (kind subsets); null: all.
@@ -389,8 +341,6 @@ class MenuSettings:
     prices: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
     least: NotNegative = 0.5
     tried: Positive = 8
-    balance: Balance = "samples"
-    per_kind: Count = 0
     blocks: Positive | None = None
     max_dropped: Positive | None = None
     max_block: Positive = 2
@@ -506,21 +456,18 @@ def _with_gains(settings: MenuSettings, made: dict[str, object]) -> Menu:
 def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:
     """Choose from records."""
     outcomes = _outcomes(settings)
-    asked: dict[str, Any] = {"predictable": settings.predictable, "prices": settings.prices}
-    kinds = short_for_kinds(outcomes, settings.per_kind, least=settings.least, tried=settings.tried, **asked)
-    in_turn = [chain for of_place in itertools.zip_longest(*kinds.values()) for chain in of_place if chain is not None]
-    if settings.size <= (needed := len(set(in_turn))):
-        raise InputError(f"size: expected at least {needed + 1} for per_kind {settings.per_kind}, got {settings.size}")
-    keep = [*in_turn, *best_of_each_depth(outcomes)]
-    chosen = choose_chains(outcomes, settings.size, keep=keep, balance=settings.balance, **asked)
+    chosen = choose_chains(
+        outcomes,
+        settings.size,
+        predictable=settings.predictable,
+        prices=settings.prices,
+        keep=best_of_each_depth(outcomes),
+    )
     hashes = {str(path): sha256_file(path) for path in settings.records}
     gains = {str(chain): round(gain, 6) for chain, gain in chosen}
     print(f"{len(outcomes.chains)} candidates on {len(outcomes.values)} samples; the first chosen, and what each adds:")
     for chain, gain in chosen[:12]:
         print(f"  {chain!s:<32} depth {chain.depth:>3}  {gain:+.4f}")
-    if settings.per_kind:
-        made = {**made, "per_kind": {kind: [str(chain) for chain in of_kind] for kind, of_kind in kinds.items()}}
-        print("".join(f"  for {kind}: {', '.join(map(str, of_kind))}\n" for kind, of_kind in kinds.items()), end="")
     made = {**made, "records": hashes, "samples": len(outcomes.values), "gains": gains}
     return Menu.of([chain for chain, _ in chosen], settings.first_editable, made)
 
@@ -543,8 +490,6 @@ def _records(settings: MenuSettings) -> list[SearchRecord]:
 def _outcomes(settings: MenuSettings) -> Outcomes:
     """Return the outcomes of the candidates: chains that were tried enough, and do better than a guess."""
     kept = outcomes_of(_records(settings), settings.value, settings.first_editable, settings.tried)
-    whole = settings.balance == "samples" and not settings.per_kind
-    parts = [kept] if whole else [kept.of_kind(kind) for kind in dict.fromkeys(kept.tasks)]
-    good = np.any([part.worthwhile(settings.least, settings.tried) for part in parts], axis=0)
+    good = kept.worthwhile(settings.least, settings.tried)
     allowed = [i for i, chain in enumerate(kept.chains) if chain.is_full or (settings.allows(chain) and good[i])]
     return kept.only(allowed)

@@ -21,8 +21,7 @@ from data.store import Store, differences, meta_path, read_meta
 from router.command import parse_settings
 from router.files import read_json_lines, require_directory, require_file, writable_directory
 from router.validation import SETTINGS, InputError
-from search.run import key_of, write_verification
-from search.summary import Summary
+from search.run import key_of
 
 ROWS_AT_ONCE = 256
 """Records in memory."""
@@ -101,7 +100,6 @@ def merge(parts: Sequence[Path], order: Sequence[str], out: Path) -> int:
             folder.mkdir(exist_ok=True)
             shutil.copy(file, folder)
     whole.finish([key for key in order if key in owner])
-    write_verification(whole.path, Summary(whole.rows(), frozenset()))
     return len(owner)
 
 

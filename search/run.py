@@ -24,7 +24,7 @@ from data.scoring import ChainScorer, SampleBlock
 from data.states import StatesOrigin, write_states
 from data.store import Store
 from router.chain import Chain
-from router.files import sha256_file, sha256_json, write_json
+from router.files import sha256_json
 from router.validation import InputError, to_plain
 from search.actions import ActionSpace
 from search.algorithms import ListSearcher, Searcher, make_searcher
@@ -38,8 +38,6 @@ LONGEST_TEXT = 200
 """Characters of a metadata text that a record keeps."""
 MARGIN_OF_ERROR = 0.8
 """Share of the expected bytes that must fit on the disk."""
-VERIFICATION_SCHEMA = 1
-"""Version of `<split>.verification.json`."""
 
 
 @dataclass(frozen=True)
@@ -357,8 +355,6 @@ class SplitSearch:
         self.store.finish(list(self._samples))
         path = self.store.path
         found = Summary(self.store.rows(), self._before)
-        if self._before != frozenset(self._samples) or not path.with_suffix(".verification.json").exists():
-            write_verification(path, found)
         for line in found.lines(time.monotonic() - began, path.stat().st_size):
             tqdm.write(f"{self.name}: {line}")
 
@@ -366,13 +362,6 @@ class SplitSearch:
 def key_of(record: SearchRecord) -> str:
     """Return a record's key in its store."""
     return record.sample_id
-
-
-def write_verification(path: Path, found: Summary) -> None:
-    """Write beside a record file how often verification did not agree, where it has verified."""
-    if found.tables:
-        content = {"sha256": sha256_file(path), "tables": [asdict(table) for table in found.tables]}
-        write_json(path.with_suffix(".verification.json"), {"schema": VERIFICATION_SCHEMA, **content})
 
 
 class Cost:

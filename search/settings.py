@@ -16,7 +16,7 @@ ActionKind = Literal["skip", "repeat", "move"]
 ActionSet = Literal["skip", "repeat", "both", "both+move"]
 Above0 = Annotated[float, Field(gt=0)]
 """A number above 0."""
-YOUNGER = ("undo_share", "below_block", "max_runs", "depth_shares")
+YOUNGER = ("below_block", "max_runs", "depth_shares")
 """Settings that records of schema 3 did not always have: see `SearchSettings.decisive`."""
 
 
@@ -24,13 +24,11 @@ YOUNGER = ("undo_share", "below_block", "max_runs", "depth_shares")
 class SearchSettings:
     """How one sample's chains are searched. Settings that the chosen algorithm does not use change nothing.
 
-    The defaults are ours (configs/search/presets/default.yaml). Published values: CoLa, arXiv 2507.07996
-    (200 simulations, depth_penalty 5, random_share 0.1, exploration unpublished); Dr.LLM, arXiv
-    2510.12773 (50 simulations, exploration 1.8, depth_penalty 3, random_share 0.1).
+    The defaults are ours, chosen by measurement on training questions (docs/log.md): mostly skips, several edits at
+    once, and shorter chains than the shortest right one so far. Published values stand in configs/search/presets.
 
     Attributes:
-        algorithm: "uct" (tree search), "local" (edits of the best chain so far), "random" or "exhaustive" (every chain
-            of the space, which must hold at most `simulations`).
+        algorithm: "uct" (tree search) or "random".
         simulations: simulations per sample, the root's included, at least 1. Each evaluates one new chain, so
             this is also the greatest number of chains evaluated per sample.
         exploration: uct: c of c * sqrt(ln V / v), in units of reward, at least 0 (UCT: Kocsis and Szepesvari 2006).
@@ -42,16 +40,14 @@ class SearchSettings:
         backup: uct: the value of a node is the "mean" of the rewards of the simulations through it
             (those in flight count as reward 0), or their "max".
         random_share: uct: p, the probability in 0..1 that a selection step picks a
-            uniformly random child (CoLa). local: the probability that a new chain is an edit of any chain so far, each
-            as likely as another, and not of the best one.
-        skip_share: uct, local and random: probability that a drawn action is a skip, above 0 and below 1,
+            uniformly random child (CoLa).
+        skip_share: uct and random: probability that a drawn action is a skip, above 0 and below 1,
             where there are others too; None: every action is as likely as another, and then four of five are repeats,
             since each block can be repeated 1 to `max_times` times and skipped once.
-        root_leap: uct and local: actions that a new child of the root may be away, at least 1; their number
+        root_leap: uct: actions that a new child of the root may be away, at least 1; their number
             is drawn uniformly. Several edits at once are less like full depth, and like each other, than single ones.
-        leap: uct and local: the same for a new child of any other node.
-        undo_share: local: the probability that an edit takes an earlier one back, where there is one.
-        shorter_first: uct and local: once a chain is right (see `Searcher.tell`), new chains are to be shorter than
+        leap: uct: the same for a new child of any other node.
+        shorter_first: uct: once a chain is right (see `Searcher.tell`), new chains are to be shorter than
             the shortest right one, as far as ten draws give such a chain.
         widening_constant: uct: C, above 0: a node visited `visits` times may have
             ceil(C * visits**alpha) children (progressive widening: Coulom 2007, Chaslot et al. 2008).
@@ -81,7 +77,7 @@ class SearchSettings:
         ValueError: where a field is out of its bounds; the message names field, bound and value.
     """
 
-    algorithm: Literal["uct", "local", "random", "exhaustive"] = "uct"
+    algorithm: Literal["uct", "random"] = "uct"
     simulations: Positive = 50
     exploration: NotNegative = 0.05
     depth_penalty: NotNegative = 0.3
@@ -91,7 +87,6 @@ class SearchSettings:
     skip_share: Annotated[float, Field(gt=0, lt=1)] | None = 0.85
     root_leap: Positive = 4
     leap: Positive = 2
-    undo_share: Share = 0.2
     shorter_first: bool = True
     widening_constant: Above0 = 2.0
     widening_exponent: Share = 0.5

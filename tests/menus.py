@@ -11,6 +11,7 @@ from data.records import ChainResult, SearchRecord, pareto_front
 from data.store import Store, meta_path
 from router.chain import Chain
 from router.fingerprint import Fingerprints
+from router.validation import to_plain
 
 N = 6
 FULL = Chain.full(N)
@@ -39,13 +40,22 @@ def record(name: str, rights: dict[str, bool], prefix: int = 2, **changes: Any) 
     return record_of(name, made, **({"first_editable": prefix} | changes))
 
 
-def write_records(path: Path, records: Sequence[SearchRecord], algorithm: str = "uct") -> Path:
-    """Write records as a finished store, with the settings of a search that would have made them."""
+def write_records(path: Path, records: Sequence[SearchRecord], algorithm: str = "uct", **decides: Any) -> Path:
+    """Write records as a finished store, with the settings and the identity of a search that would have made them."""
     path.parent.mkdir(exist_ok=True)
     for old in (path, meta_path(path)):
         old.unlink(missing_ok=True)
-    settings = {"search": {"algorithm": algorithm}, "reward_target": records[0].reward_target}
-    with Store(path, SearchRecord, {}, lambda one: one.sample_id, num_layers=records[0].num_layers) as store:
+    first = records[0]
+    settings = {"search": {"algorithm": algorithm}, "reward_target": first.reward_target}
+    identity = {
+        **settings,
+        "first_editable": first.first_editable,
+        "dtype": first.dtype,
+        "fingerprints": to_plain(first.fingerprints),
+        "targets": first.reward_target,
+        **decides,
+    }
+    with Store(path, SearchRecord, identity, lambda one: one.sample_id, num_layers=first.num_layers) as store:
         store.note({"run": "made by hand", "settings": settings})
         store.append(records)
         store.finish([one.sample_id for one in records])

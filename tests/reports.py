@@ -22,8 +22,8 @@ from eval.baselines import (
 from eval.report import Report, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, ArmResult, key_of, result_store
 from router.chain import Chain
-from router.files import write_json
-from router.validation import to_plain
+from router.files import read_json, write_json
+from router.validation import from_plain, to_plain
 
 NUM_LAYERS = 4
 FULL = Chain.full(NUM_LAYERS)
@@ -135,6 +135,12 @@ def write_evaluation(
         keep_choice(folder, choose_mixture([Candidate(FULL, 10, 20), Candidate(SHORT, 9, 20)], 3.2))
     write_results(folder, results_of(ids, right))
     return write_report(folder)
+
+
+def read_report(path: Path) -> Report:
+    """Read a `report.json`, which no command does."""
+    value = read_json(path)
+    return from_plain(Report, value, str(path), num_layers=value["model"]["num_layers"])
 
 
 def write_results(folder: Path, results: Sequence[ArmResult]) -> None:

@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass as validated
 from ray import cloudpickle
 
 from data.__main__ import main as data
-from data.cluster import PIECE_BYTES, Cluster, open_cluster, pieces_of
+from data.cluster import PIECE_BYTES, Cluster, _own_sigterm, open_cluster, pieces_of
 from data.pool import Batch, PoolSettings, Report, Task, run_batches
 from data.store import Store
 from eval.run import main as evaluate
@@ -265,7 +265,7 @@ def test_a_search_on_a_cluster_writes_the_bytes_of_one_process(
     search(arguments(project, tmp_path / "one"))
     monkeypatch.setattr(PoolSettings, "pool", lambda _: nullcontext(pool))
     search(arguments(project, tmp_path / "many"))
-    for name in ("train.jsonl", "validation.jsonl", "train.verification.json"):
+    for name in ("train.jsonl", "validation.jsonl"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
@@ -338,6 +338,16 @@ def test_what_answers_at_an_address_but_is_not_ray_is_one_line(
         with refused, open_cluster(0, f"127.0.0.1:{port}"):
             pass
     assert time.monotonic() - began < 30
+
+
+def test_an_own_answer_to_sigterm_stays_where_ray_does_not_start() -> None:
+    # Oracle: what was set before; Ray sets its own, then the start fails.
+    before = signal.getsignal(signal.SIGTERM)
+    with contextlib.suppress(InputError), _own_sigterm():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise InputError("no cluster")
+    found = signal.signal(signal.SIGTERM, before)
+    assert found == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

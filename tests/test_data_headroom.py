@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.headroom import FOLDS, Headroom, HeadroomFound, best_chain, best_mixture, cross_fitted, judged_anew
+from data.headroom import FOLDS, Headroom, best_chain, best_mixture, cross_fitted, judged_anew
 from data.records import ChainResult, SearchRecord, VariantResult
 from data.statistics import Estimate
 from router.chain import Chain
@@ -36,7 +36,7 @@ def two_kinds(own: float, other: float) -> np.ndarray:
 
 
 def measured(margins: np.ndarray, tasks: Sequence[str] = ("a",) * SAMPLES) -> Headroom:
-    return HeadroomFound.crossed(IDS, tasks, margins, DEPTHS).measure(0)
+    return Headroom.crossed(IDS, tasks, margins, DEPTHS, 0)
 
 
 def of(found: Estimate | None) -> Estimate:
@@ -92,7 +92,7 @@ def test_each_tasks_own_chain_is_found() -> None:
 def test_few_samples_leave_it_open() -> None:
     # Oracle: the interval over 40 samples of a small advantage holds 0, and more than is negligible.
     margins = answered(two_kinds(0.7, 0.5))[:, :40]
-    found = HeadroomFound.crossed(IDS[:40], ["a"] * 40, margins, DEPTHS).measure(0)
+    found = Headroom.crossed(IDS[:40], ["a"] * 40, margins, DEPTHS, 0)
     low, high = of(found.over_fixed).interval
     assert low < 0 < 0.02 < high
     assert found.advice.startswith("whether there is something to route, 40 samples do not show: an oracle judged anew")
@@ -122,10 +122,16 @@ def test_what_is_judged_decides_nothing() -> None:
 def test_the_order_of_the_samples_decides_nothing() -> None:
     # Oracle: the same samples backward.
     margins = answered(two_kinds(0.75, 0.45))
-    rows = {row.sample_id: row for row in HeadroomFound.crossed(IDS, ["a"] * SAMPLES, margins, DEPTHS).samples}
-    for row in HeadroomFound.crossed(IDS[::-1], ["a"] * SAMPLES, margins[:, ::-1], DEPTHS).samples:
-        assert row.right == pytest.approx(rows[row.sample_id].right)
-        assert row.depth == pytest.approx(rows[row.sample_id].depth)
+    tasks = [key[-1] for key in IDS]  # ten tasks of 60 samples
+    one = Headroom.crossed(IDS, tasks, margins, DEPTHS, 0)
+    other = Headroom.crossed(IDS[::-1], tasks[::-1], margins[:, ::-1], DEPTHS, 0)
+    assert len(one.tasks) == 10
+    for task, gains in one.tasks.items():
+        again = other.tasks[task]
+        assert again.depth == pytest.approx(gains.depth)
+        assert {name: found and found.share for name, found in again.accuracy.items()} == pytest.approx(
+            {name: found and found.share for name, found in gains.accuracy.items()}
+        )
 
 
 def test_the_chain_that_is_taken_by_hand() -> None:
@@ -185,26 +191,26 @@ def test_a_table_with_variants_is_cross_fitted() -> None:
     records = [record(i, of_sample.tolist()) for i, of_sample in enumerate(marks)]
     ids = [f"{i:02d}" for i in range(20)]
     margins = np.where(marks > 0, 1.0, -1.0).transpose(2, 0, 1)
-    wanted = HeadroomFound.crossed(ids, ["a"] * 20, margins, np.array([5, 4, 4]))
-    assert HeadroomFound.of(records) == wanted
+    wanted = Headroom.crossed(ids, ["a"] * 20, margins, np.array([5, 4, 4]), 0)
+    assert Headroom.of(records, 0) == wanted
     first, second = records[3].results[1:]
     records[3] = replace(records[3], results=(records[3].full, second, first))
-    assert HeadroomFound.of(records) == wanted
+    assert Headroom.of(records, 0) == wanted
     # What a second run refuted counts as wrong.
     assert marks[0, 0, 0]
     records[0] = replace(records[0], results=(replace(records[0].full, verified=False), *records[0].results[1:]))
     margins[0, 0, 0] = -1
-    assert HeadroomFound.of(records) == HeadroomFound.crossed(ids, ["a"] * 20, margins, np.array([5, 4, 4]))
+    assert Headroom.of(records, 0) == Headroom.crossed(ids, ["a"] * 20, margins, np.array([5, 4, 4]), 0)
 
 
 def test_records_without_what_is_needed_have_no_headroom() -> None:
     # Oracle: no variants; a chain that stopped at a wrong answer; another chain; too few samples.
     whole = [record(i, [[1, 0], [1, 1]]) for i in range(6)]
-    assert HeadroomFound.of(whole) is not None
-    assert HeadroomFound.of(whole[:4]) is None
-    assert HeadroomFound.of([record(i, [[1], [0]]) for i in range(6)]) is None
-    assert HeadroomFound.of([*whole[:5], record(5, [[1, 0], [0]])]) is None
-    assert HeadroomFound.of([*whole[:5], record(5, [[1, 0], [1, 1], [1, 1]])]) is None
+    assert Headroom.of(whole, 0) is not None
+    assert Headroom.of(whole[:4], 0) is None
+    assert Headroom.of([record(i, [[1], [0]]) for i in range(6)], 0) is None
+    assert Headroom.of([*whole[:5], record(5, [[1, 0], [0]])], 0) is None
+    assert Headroom.of([*whole[:5], record(5, [[1, 0], [1, 1], [1, 1]])], 0) is None
 
 
 def test_a_searchs_chain_is_judged_on_variants_that_it_never_saw() -> None:
@@ -214,15 +220,13 @@ def test_a_searchs_chain_is_judged_on_variants_that_it_never_saw() -> None:
     stands = [(1, 1)] * 3 + [(1, 0)] * 2
     rows = zip(stands, unseen, strict=True)
     records = [record(i, [[0, 0], marks, [0]], (*held_out, ())) for i, (marks, held_out) in enumerate(rows)]
-    found = HeadroomFound.of(records)
+    found = Headroom.of(records, 0)
     assert found is not None
     assert (found.held_out, found.variants) == (True, 2)
-    assert [row.right["anew"] for row in found.samples] == [1, 0.5, 0, 1, 0]
-    assert [row.right["full"] for row in found.samples] == [0.5, 0.5, 0, 1, 0]
-    assert [row.right["oracle"] for row in found.samples] == [1, 1, 1, 0, 0]
-    assert [row.depth["anew"] for row in found.samples] == [4, 4, 4, 5, 5]
-    whole = found.measure(0)
-    assert of(whole.over_full["anew"]).value == pytest.approx(0.1)
-    assert whole.over_fixed is None
-    assert whole.advice.startswith("whether there is something to route, 5 samples do not show: an oracle judged anew")
-    assert whole.advice.endswith("over full depth at 4.40 layers")
+    shares = {name: one.share for name, one in found.accuracy.items() if one is not None}
+    assert shares == pytest.approx({"full": 2 / 5, "oracle": 3 / 5, "anew": 2.5 / 5})
+    assert found.depth == pytest.approx({"full": 5, "oracle": 22 / 5, "anew": 22 / 5})
+    assert of(found.over_full["anew"]).value == pytest.approx(0.1)
+    assert found.over_fixed is None
+    assert found.advice.startswith("whether there is something to route, 5 samples do not show: an oracle judged anew")
+    assert found.advice.endswith("over full depth at 4.40 layers")

@@ -78,15 +78,14 @@ def test_skips_count_only_where_all_their_layers_are_still_to_come(found: Profil
     # Oracle: single skips 1..7 and (5, 6), counted by hand; the reference is the mean of the skips' own.
     assert [one.kept.targets for one in found.layers] == [8, 7, 6, 5, 4, 2, 1]
     assert [one.by_confidence.targets for one in found.layers] == [8, 7, 6, 5, 4, 2, 1]
-    own = {one.layers: one.by_confidence.value for one in found.skips}
-    assert list(own) == [(1,), (2,), (3,), (4,), (5,), (5, 6), (6,), (7,)]
-    assert found.layers[4].by_confidence.value == pytest.approx(np.mean([own[s] for s in own if s[0] >= 5]))
     observed = planted()
-    for one in found.skips:
-        kept = observed.kept[one.layers]
-        assert one.share_kept == kept.mean()
-        assert one.by_confidence.value == pytest.approx(roc_auc_score(kept, observed.confidence))
-        assert one.by_confidence.rarer == min(kept.sum(), (~kept).sum())
+    assert sorted(observed.kept) == [(1,), (2,), (3,), (4,), (5,), (5, 6), (6,), (7,)]
+    own = {skip: roc_auc_score(kept, observed.confidence) for skip, kept in observed.kept.items()}
+    rarer = {skip: min(kept.sum(), (~kept).sum()) for skip, kept in observed.kept.items()}
+    for one in found.layers:
+        later = [skip for skip in own if skip[0] >= one.read_layer]
+        assert one.by_confidence.value == pytest.approx(np.mean([own[skip] for skip in later]))
+        assert one.by_confidence.rarer == min(rarer[skip] for skip in later)
 
 
 def test_permuted_targets_are_at_chance() -> None:
@@ -217,11 +216,7 @@ def test_what_cannot_be_measured_says_why() -> None:
         assert one.correct.reason == "all samples are in one class"
         assert one.kept.value is None
         assert one.kept.reason == f"no skip from layer {one.read_layer} on has 10 samples of its rarer class"
-    assert [one.by_confidence.reason for one in found.skips] == [
-        "all samples are in one class",
-        "the rarer class has 9 samples, fewer than 10",
-    ]
-    assert [one.share_kept for one in found.skips] == [1.0, (n - 9) / n]
+        assert one.by_confidence.reason == one.kept.reason
     assert found.permuted["correct"] is None
     assert found.permuted["kept"] is None
     assert found.suggestion.measure == "confidence"
@@ -231,7 +226,7 @@ def test_what_cannot_be_measured_says_why() -> None:
     ):
         found = probe(replace(observed, confidence=confidence), resamples=5)
         assert {one.confidence.reason for one in found.layers} == {reason}
-        assert {one.by_confidence.reason for one in (*found.layers, *found.skips)} == {reason}
+        assert {one.by_confidence.reason for one in found.layers} == {reason}
         assert found.permuted["confidence"] is None
         assert found.suggestion.measure == "kept"
 
@@ -243,7 +238,7 @@ def test_the_seed_decides_and_json_keeps_everything() -> None:
     assert probe(observed, seed=3, resamples=10) == found
     assert probe(observed, seed=4, resamples=10).layers != found.layers
     written = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert written["schema"] == 1
+    assert written["schema"] == 2
     assert written["layers"][2]["kept"]["interval"] == list(found.layers[2].kept.interval)
     assert written["suggestion"]["reason"] == found.suggestion.reason
 

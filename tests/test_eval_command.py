@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from data.headroom import HeadroomFound
+from data.headroom import Headroom
 from data.records import read_records
 from eval.__main__ import main
 from eval.arms import LABELS
 from eval.baselines import MixtureChoice, StaticChoice
 from eval.controls import Controls
 from eval.measures import arm_of, paired
-from eval.report import REPORT_FILE, read_report, write_report
+from eval.report import REPORT_FILE, write_report
 from eval.results import RESULTS_FILE, RUN_FILE, read_results
 from eval.run import CANDIDATES_FILE
 from eval.tables import print_report
@@ -31,6 +31,7 @@ from router.scope import pooled
 from router.storage import load_router, save_router
 from router.validation import to_plain
 from tests.evaluation import ARM_NAMES, PREFIX, World, finished, make_samples, world  # noqa: F401  (fixtures)
+from tests.reports import read_report
 from tests.tiny import FULL, NUM_LAYERS, scorer_of
 from train.scope import scope_of
 
@@ -196,9 +197,8 @@ def test_an_oracle_is_judged_anew_where_records_have_variants(
     few = {"control_samples": 0, "random_search": "null", "wrong_records": "null", "baselines": "[mixture]"}
     main(world.arguments(model=finished.folder / "model", **few))
     printed = capsys.readouterr().out
-    found = HeadroomFound.of(read_records(world.folder / "records" / "test.jsonl"))
-    assert found is not None
-    headroom = found.measure(0)
+    headroom = Headroom.of(read_records(world.folder / "records" / "test.jsonl"), 0)
+    assert headroom is not None
     report = read_report(world.out / REPORT_FILE)
     assert report.controls == Controls(None, None, None, None, headroom)
     assert how not in printed

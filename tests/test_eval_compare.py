@@ -15,8 +15,7 @@ import pytest
 from data.statistics import wilson_interval
 from eval.compare import main
 from eval.report import REPORT_FILE
-from eval.results import RESULTS_FILE
-from router.files import sha256_file
+from eval.results import RESULTS_FILE, RUN_FILE
 from tests.conftest import Refusal
 from tests.reports import FULL, IDS, RIGHT, hash_of, results_of, run_of, write_evaluation, write_results
 
@@ -57,16 +56,11 @@ def compared(pair: tuple[Path, Path], *options: str) -> dict[str, Any]:
 
 def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def edit(folder: Path) -> None:
-        report = json.loads((folder / REPORT_FILE).read_text())
-        change(report)
-        (folder / REPORT_FILE).write_text(json.dumps(report))  # NaN stands there as NaN
+        run = json.loads((folder / RUN_FILE).read_text())
+        change(run)
+        (folder / RUN_FILE).write_text(json.dumps(run))  # NaN stands there as NaN
 
     return edit
-
-
-def vouch(folder: Path) -> None:
-    """Make the report name the results that stand there."""
-    rewritten(lambda report: report.update(results_sha256=sha256_file(folder / RESULTS_FILE)))(folder)
 
 
 def test_arms_are_compared_on_the_samples_that_both_answered(pair: tuple[Path, Path]) -> None:
@@ -152,7 +146,7 @@ def test_notes_tell_what_differs_besides(tmp_path: Path) -> None:
     assert "full depth answers 1 of 12 common samples otherwise" in notes
     assert "arms that only A has: mixture" in notes
     assert "only B" not in notes
-    assert compared((tmp_path / "a", tmp_path / "a"))["notes"] == ["both reports rest on the same results"]
+    assert compared((tmp_path / "a", tmp_path / "a"))["notes"] == ["both evaluations have the same results"]
 
 
 def prints(name: str, value: str) -> dict[str, Any]:
@@ -173,7 +167,7 @@ def prints(name: str, value: str) -> dict[str, Any]:
 def test_evaluations_of_something_else_are_refused(
     twins: tuple[Path, Path], refusal: Refusal, changed: dict[str, Any], message: str
 ) -> None:
-    rewritten(lambda report: report.update(changed))(twins[1])
+    rewritten(lambda run: run.update(changed))(twins[1])
     line = refusal(main, twins)
     assert message in line
     assert line.rstrip().endswith(("'" + hash_of("e") + "'", *map(repr, changed.values())))
@@ -187,7 +181,6 @@ def test_evaluations_without_common_samples_are_refused(tmp_path: Path, refusal:
 
 def test_a_sample_that_is_another_under_the_same_id_is_refused(twins: tuple[Path, Path], refusal: Refusal) -> None:
     write_results(twins[1], [dataclasses.replace(one, choices=5) for one in results_of(IDS, RIGHT)])
-    vouch(twins[1])
     assert f"expected sample {IDS[0]} as in the other" in refusal(main, twins)
 
 
@@ -199,17 +192,17 @@ def test_a_sample_that_is_another_under_the_same_id_is_refused(twins: tuple[Path
         (["--seed=-1"], "seed: expected an integer of at least 0, got -1"),
         (["--seed=x"], "seed"),
         (["--nonsense=1"], "nonsense"),
-        (["--json={a}/report.json"], "json: expected a file of its own"),
-        (["--json={b}/results.jsonl"], "json: expected a file of its own"),
-        (["--json={a}/../a/report.json"], "json: expected a file of its own"),
-        (["--json={a}"], "json: expected a file of its own"),
+        (["--json={a}/report.json"], "json: expected a file outside the two evaluations' folders"),
+        (["--json={b}/results.jsonl"], "json: expected a file outside"),
+        (["--json={a}/../a/new.json"], "json: expected a file outside"),
+        (["--json={a}"], "json: expected a file outside"),
         (["--json={a}/nowhere/c.json"], "json: expected an existing directory"),
     ],
 )
 def test_bad_options_are_refused_and_nothing_is_overwritten(
     pair: tuple[Path, Path], refusal: Refusal, options: list[str], message: str
 ) -> None:
-    files = [folder / name for folder in pair for name in (REPORT_FILE, RESULTS_FILE)]
+    files = [folder / name for folder in pair for name in (REPORT_FILE, RUN_FILE, RESULTS_FILE)]
     before = [file.read_bytes() for file in files]
     filled = [option.format(a=pair[0], b=pair[1]) for option in options]
     assert message in refusal(main, [*pair, *filled])
@@ -217,37 +210,36 @@ def test_bad_options_are_refused_and_nothing_is_overwritten(
 
 
 def without_an_arm(folder: Path) -> None:
-    """Results that lack an arm, vouched for by the report."""
+    """Results that lack an arm."""
     write_results(folder, [one for one in results_of(IDS, RIGHT) if one.arm != "random"])
-    vouch(folder)
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "expected an existing file"),
-    "no report": (lambda folder: (folder / REPORT_FILE).unlink(), "expected an existing file"),
-    "no JSON": (lambda folder: (folder / REPORT_FILE).write_text("{oops"), "got something corrupt"),
-    "no UTF-8": (lambda folder: (folder / REPORT_FILE).write_bytes(b'{"a": "\xff"}'), "got something corrupt"),
-    "a list": (lambda folder: (folder / REPORT_FILE).write_text("[]"), "expected a JSON object, got list"),
-    "a tower": (lambda folder: (folder / REPORT_FILE).write_text("[" * 10**6), "got something corrupt"),
-    "older schema": (rewritten(lambda report: report.update(schema=2)), "expected schema 4, got 2"),
+    "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "expected an existing directory"),
+    "no run": (lambda folder: (folder / RUN_FILE).unlink(), "expected an existing file"),
+    "no JSON": (lambda folder: (folder / RUN_FILE).write_text("{oops"), "got something corrupt"),
+    "no UTF-8": (lambda folder: (folder / RUN_FILE).write_bytes(b'{"a": "\xff"}'), "got something corrupt"),
+    "a list": (lambda folder: (folder / RUN_FILE).write_text("[]"), "expected a JSON object, got list"),
+    "a tower": (lambda folder: (folder / RUN_FILE).write_text("[" * 10**6), "got something corrupt"),
+    "older schema": (rewritten(lambda run: run.update(schema=2)), "schema: expected one of 4, got 2"),
     "NaN": (
-        rewritten(lambda report: report["arms"][1].update(accuracy=float("nan"))),
+        rewritten(lambda run: run.update(router_flops=float("nan"))),
         "expected finite numbers, got NaN",
     ),
     "an arm of another name": (
-        rewritten(lambda report: report["arms"][0].update(name="best")),
+        rewritten(lambda run: run["arms"][0].update(name="best")),
         "arms[0].name: expected text like",
     ),
-    "no results": (lambda folder: (folder / RESULTS_FILE).unlink(), "expected results.jsonl beside it"),
+    "no results": (lambda folder: (folder / RESULTS_FILE).unlink(), "results.jsonl"),
     "other results": (
         lambda folder: os.truncate(folder / RESULTS_FILE, (folder / RESULTS_FILE).stat().st_size - 1),
-        "expected the file that",
+        "expected 84 lines with SHA-256",
     ),
     "an arm without results": (without_an_arm, "expected 12 samples for each arm, got 0 for random"),
 }
 
 
-@pytest.mark.parametrize(("name", "side"), [*((name, 1) for name in BROKEN), ("no report", 0)])
+@pytest.mark.parametrize(("name", "side"), [*((name, 1) for name in BROKEN), ("no run", 0)])
 def test_broken_evaluations_are_refused(twins: tuple[Path, Path], refusal: Refusal, name: str, side: int) -> None:
     spoil, message = BROKEN[name]
     spoil(twins[side])
@@ -256,11 +248,9 @@ def test_broken_evaluations_are_refused(twins: tuple[Path, Path], refusal: Refus
     assert str(twins[side]) in line
 
 
-def test_text_of_a_report_cannot_steer_the_terminal(
-    twins: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_of_a_run_cannot_steer_the_terminal(twins: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     for folder in twins:
-        rewritten(lambda report: report.update(task="quiz\x1b[2J [red]x[/red]"))(folder)
+        rewritten(lambda run: run.update(task="quiz\x1b[2J [red]x[/red]"))(folder)
     main([str(folder) for folder in twins])
     out = capsys.readouterr().out
     assert "quiz?[2J [red]x[/red]" in out

@@ -225,7 +225,7 @@ def test_other_controls_are_other_plans_and_broken_ones_are_refused(run: Run, do
     assert len(fewer.generated) == 10
     assert set(fewer.generated) < set(plan["generated"])
     (tmp_path / PLAN_FILE).write_text(json.dumps(plan | {"schema": 0}))
-    with pytest.raises(InputError, match="schema: expected one of 2, got 0"):
+    with pytest.raises(InputError, match="schema: expected one of 3, got 0"):
         controls_of(tmp_path, run.results, NUM_LAYERS)
     (tmp_path / PLAN_FILE).write_text(json.dumps({name: value for name, value in plan.items() if name != "generated"}))
     with pytest.raises(InputError, match="expected the field generated, got none"):

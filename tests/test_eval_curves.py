@@ -18,7 +18,6 @@ from eval.curves import (
     CURVES_FILE,
     FIGURE_FILES,
     Tables,
-    early_exit,
     main,
     measure,
     print_curves,
@@ -43,14 +42,13 @@ CHAINS = (SIX, SIX.skip(5, 1), SIX.skip(4, 2), SIX.skip(3, 1), SIX.skip(3, 2))
 MENU = Menu.of([FULL, FULL.skip(2, 1), FULL.skip(3, 1), FULL.skip(4, 1), FULL.skip(3, 2), FULL.skip(2, 2)], 2)
 
 
-def table(correct: np.ndarray, tasks: list[str] | None = None, confidence: np.ndarray | None = None) -> DenseTable:
+def table(correct: np.ndarray, tasks: list[str] | None = None) -> DenseTable:
     n, k = correct.shape
     return DenseTable(
         chains=CHAINS[:k],
         sample_ids=tuple(f"s{i}" for i in range(n)),
         tasks=tuple(tasks or ["t"] * n),
         correct=correct.astype(bool),
-        confidence=np.ones((n, k)) if confidence is None else confidence,
     )
 
 
@@ -82,18 +80,6 @@ def test_permutations_tell_reading_from_none() -> None:
     assert mean == pytest.approx(same_menu(table(correct), drawing).mean(), abs=0.003)
     by_task = np.repeat([0, 1], 100)
     assert permutation_p(correct, by_task, ["a"] * 100 + ["b"] * 100, 0)[0] == 1.0  # nothing beyond the task
-
-
-def test_early_exit_stops_where_it_is_confident() -> None:
-    # Exits are the chains 0-3 (column 2), 0-4 (column 1) and full depth.
-    confidence = np.array([[1, 0.9, 0.9, 0, 0], [1, 0.9, 0.2, 0, 0], [1, 0.1, 0.2, 0, 0]], dtype=float)
-    one = table(np.eye(3, 5), confidence=confidence)
-    columns = early_exit(one, one, 5.0)
-    assert columns is not None
-    assert columns.tolist() == [2, 1, 0]
-    assert early_exit(one, one, 3.0) is None
-    free = table(np.eye(3, 5), confidence=np.full((3, 5), np.nan))
-    assert early_exit(free, free, 5.0) is None
 
 
 def test_measure_tells_the_router_from_its_baselines() -> None:
@@ -159,9 +145,16 @@ def test_a_table_holds_what_all_records_tried() -> None:
     one = DenseTable.of([record("a", CHAINS), record("b", (SIX, CHAINS[2], CHAINS[1]))])
     assert one.chains == (SIX, CHAINS[1], CHAINS[2])
     assert one.correct.tolist() == [[True, False, True], [True, True, False]]
-    assert one.confidence[0, 0] == pytest.approx(np.e / (1 + np.e))
     with pytest.raises(InputError, match="for every sample, got none for b"):
         DenseTable.of([record("b", (SIX, CHAINS[1]))], CHAINS[:3])
+
+
+def test_what_a_second_run_refuted_is_not_right_in_a_table() -> None:
+    # Oracle: docs/search.md: a result that flipped is not right for any head, nor for full depth.
+    one = record("a", CHAINS[:3])
+    marks = (False, None, True)
+    results = tuple(dataclasses.replace(of, verified=mark) for of, mark in zip(one.results, marks, strict=True))
+    assert DenseTable.of([dataclasses.replace(one, results=results)]).correct.tolist() == [[False, False, True]]
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +288,6 @@ def test_a_router_that_saw_the_test_questions_is_refused(project: Path, tmp_path
     seen = [sample.split_hash for sample in read_samples(project / "data" / "test.jsonl")][:2]
     path.write_text(json.dumps({"split_hashes": seen}))
     try:
-        assert "trained on 2 of them" in refusal(main, arguments(project, tmp_path / "out"))
+        assert "got 2 that it was" in refusal(main, arguments(project, tmp_path / "out"))
     finally:
         path.write_text(before)

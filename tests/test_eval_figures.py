@@ -16,7 +16,6 @@ from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from data.statistics import wilson_interval
 from eval.arms import LABELS
 from eval.figures import (
     DRAWINGS,
@@ -25,7 +24,6 @@ from eval.figures import (
     draw_accuracy,
     draw_difficulty,
     draw_flows,
-    draw_layer_rates,
     draw_layer_use,
     drawings_of,
     has_difficulty,
@@ -172,21 +170,6 @@ def test_layers_that_all_chains_run_once_are_left_out_and_said_so(report: Report
     assert cells.get_array().shape == (len(report.arms), 6)
     assert cells.get_coordinates()[0, 0, 0] == 13.5
     assert "layers 0 to 13 are left out" in drawn.get_suptitle()
-
-
-def test_rates_go_down_for_skips_and_up_for_repeats_with_wilson_intervals(report: Report) -> None:
-    # Oracle: the report's rates, and the Wilson interval of the counts.
-    use = LayerUse(12, (1.0, 1.0, 0.75, 1.5), (0.0, 0.0, 0.25, 0.0), (0.0, 0.0, 0.0, 0.5), 2.0)
-    changed = dataclasses.replace(report, layer_use=report.layer_use | {"router": use})
-    drawn = draw_layer_rates(LayerRows.of(changed))
-    arms = [arm.name for arm in report.arms if arm.name != "full"]
-    axes = drawn.axes[arms.index("router")]
-    heights = {round(bar.get_height(), 9) for bar in axes.patches}
-    assert heights == {0.0, -0.25, 0.5}
-    low, high = wilson_interval(3, 12)
-    assert any((x, bottom, top) == pytest.approx((2, -high, -low)) for x, bottom, top in vertical_bars(axes))
-    low, high = wilson_interval(6, 12)
-    assert any((x, bottom, top) == pytest.approx((3, low, high)) for x, bottom, top in vertical_bars(axes))
 
 
 def test_flows_are_shares_of_all_samples_and_the_diamond_their_difference(report: Report) -> None:

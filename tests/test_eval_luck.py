@@ -14,15 +14,15 @@ from scipy import stats
 
 from data.records import ChainResult, SearchRecord, read_records
 from data.statistics import estimate_of, mean_of, share_of
-from data.tasks import TaskSet, load_task
+from data.tasks import TaskSet, load_task, write_tasks
 from eval.controls import PLAN_FILE, controls_finished, controls_of, plan_controls
-from eval.luck import LuckFound, RandomFound, require_random_search, require_same_search
+from eval.luck import Luck, RandomSearch, require_random_search, require_same_search
 from router.chain import Chain
 from router.files import write_json
 from router.fingerprint import Fingerprints
 from router.validation import InputError, to_plain
 from search.__main__ import main as search
-from tests.menus import record_of
+from tests.menus import record_of, write_records
 from tests.tiny import NUM_LAYERS, edit_json, write_project
 
 GOLD, WRONG = 0, 1
@@ -31,13 +31,13 @@ CHAINS = ("0-4", "0-3", "0-2,4", "0-2", "0-1,4", "0-1")
 
 def luck(gold: Sequence[SearchRecord], wrong: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
     """What two searches say of luck, as JSON data."""
-    measured: dict[str, Any] = to_plain(LuckFound.of(gold, wrong).measure(seed))
+    measured: dict[str, Any] = to_plain(Luck.of(gold, wrong, seed))
     return measured
 
 
 def random_search(oracle: Sequence[SearchRecord], drawn: Sequence[SearchRecord], seed: int = 0) -> dict[str, Any]:
     """What a random search says, as JSON data."""
-    measured: dict[str, Any] = to_plain(RandomFound.of(oracle, drawn).measure(seed))
+    measured: dict[str, Any] = to_plain(RandomSearch.of(oracle, drawn, seed))
     return measured
 
 
@@ -83,7 +83,7 @@ def test_luck_is_counted_where_full_depth_gives_neither_answer() -> None:
     # Oracle: counted by hand in `HAND`. Of d, e, f, g three have a right chain and two one that gives the wrong answer;
     # full depth is wrong on 6 of 8, so the net gain is 6/8 * (3/4 - 2/4); of a and b the search sets one wrong.
     gold, wrong = by_hand()
-    assert LuckFound.of(gold, wrong[::-1]) == LuckFound.of(gold, wrong)
+    assert Luck.of(gold, wrong[::-1], 0) == Luck.of(gold, wrong, 0)
     found = luck(gold, wrong)
     assert found["full"] == {"right": 2, "told": 1, "other": 4, "unclear": 1}
     assert (found["n"], found["eligible"], found["left_out"], found["verified"]) == (8, 4, 0, False)
@@ -152,31 +152,41 @@ def test_two_choices_leave_no_sample_to_measure_luck_on() -> None:
     assert (found["gain"]["value"], found["flipped"]["share"]) == (0.5, 1.0)
 
 
+VARIANTS = {"count": 4, "held_out": 0, "stand_share": 1.0}
 REFUSED = {
-    "num_layers 5 of a search like the oracle's, got 6": {"num_layers": 6},
-    "first_editable 1 of a search": {"first_editable": 2},
-    "dtype float32 of": {"dtype": "bfloat16"},
-    "expected fingerprints": {"fingerprints": Fingerprints("m", "t", "other")},
-    "a search of 3 simulations like the oracle's, got 4": {"simulations": 4},
+    "wrong_records: expected .* of a search with first_editable 1, like the oracle's, got 2": {"first_editable": 2},
+    "dtype float32, like": {"dtype": "bfloat16"},
+    "fingerprints.prompt p, like the oracle's, got other": {"fingerprints": Fingerprints("m", "t", "other")},
+    "variants.count 4, like the oracle's, got 2": {"variants": VARIANTS | {"count": 2}},
+    "variants.stand_share 1.0, like the oracle's, got 0.75": {"variants": VARIANTS | {"stand_share": 0.75}},
+    "variants.held_out 0, like the oracle's, got 2": {"variants": VARIANTS | {"held_out": 2}},
+    "variants {'count': 4, .*}, like the oracle's, got None": {"variants": None},
 }
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_records_of_another_search_are_no_control(message: str) -> None:
-    # Oracle: the message names the field and both values.
+@pytest.mark.parametrize("setting", ["wrong_records", "random_search"])
+def test_records_of_another_search_are_no_control(tmp_path: Path, setting: str, message: str) -> None:
+    # Oracle: the message names what decides the search, and both values; alike, they pass.
     gold, wrong = by_hand()
-    wrong = [dataclasses.replace(one, **REFUSED[message]) for one in wrong]
-    with pytest.raises(InputError, match=message):
-        luck(gold, wrong)
+    oracle = write_records(tmp_path / "oracle.jsonl", gold, variants=VARIANTS)
+    check, records, algorithm = {
+        "wrong_records": (require_same_search, wrong, "uct"),
+        "random_search": (require_random_search, gold, "random"),
+    }[setting]
+    check(oracle, write_records(tmp_path / "like.jsonl", records, algorithm, variants=VARIANTS))
+    changed = {name: to_plain(value) for name, value in REFUSED[message].items()}
+    other = write_records(tmp_path / "other.jsonl", records, algorithm, **{"variants": VARIANTS} | changed)
+    with pytest.raises(InputError, match=message.replace("wrong_records", setting)):
+        check(oracle, other)
 
 
-def test_a_verified_search_is_not_compared_with_one_that_is_not() -> None:
-    # Oracle: the message.
-    gold, wrong = by_hand()
-    results = tuple(dataclasses.replace(one, verified=True) for one in wrong[0].results)
-    wrong[0] = dataclasses.replace(wrong[0], results=results)
-    with pytest.raises(InputError, match="both searches verified, or neither"):
-        luck(gold, wrong)
+def test_records_that_do_not_say_what_they_come_of_are_no_control(tmp_path: Path) -> None:
+    # Oracle: the message; records of schema 2 have no identity.
+    oracle = write_records(tmp_path / "oracle.jsonl", by_hand()[0])
+    old = Path(__file__).parent / "golden" / "records_v2" / "train.jsonl"
+    with pytest.raises(InputError, match=r"wrong_records: expected .*train.meta.json beside train.jsonl, got none"):
+        require_same_search(oracle, old)
 
 
 def test_a_random_search_is_compared_at_equal_cost() -> None:
@@ -248,6 +258,7 @@ def test_intervals_are_those_of_the_library() -> None:
 def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
     # Oracle: the same command for a wrong answer passes, each other difference is named; no hand in the files.
     write_project(tmp_path, test=3)
+    write_tasks(tmp_path / "data", TaskSet.of(load_task("arc_easy", "letter")))
     common = {"data": tmp_path / "data", "model": tmp_path / "model", "first_editable": 1, "splits": "[test]"}
     common |= {"dtype": "float32", "device": "cpu", "search.simulations": 4}
 
@@ -263,17 +274,18 @@ def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
     skips = made("skips", reward_target="wrong", search__action_set="skip")
     with pytest.raises(InputError, match=r"search.action_set both, like the oracle's, got skip"):
         require_same_search(gold, skips)
-    with pytest.raises(InputError, match="reward_target wrong, got gold"):
-        require_same_search(gold, gold)
+    twice = made("twice", reward_target="wrong", variants=2)
+    with pytest.raises(InputError, match=r"a search with variants None, like the oracle's, got {'count': 2"):
+        require_same_search(gold, twice)
     drawn = made("random", search__algorithm="random")
-    require_random_search(drawn)
+    require_random_search(gold, drawn)
     assert random_search(read_records(gold), read_records(drawn))["equal"] == "simulations"
     with pytest.raises(InputError, match="with the algorithm random, got uct"):
-        require_random_search(gold)
+        require_random_search(gold, gold)
     beside = wrong.with_suffix(".meta.json")
     edit_json(beside, sha256="0")
-    with pytest.raises(InputError, match=r"expected the SHA-256 of test.jsonl beside it, got another"):
+    with pytest.raises(InputError, match=r"expected 3 lines with SHA-256 0, got 3 lines with"):
         require_same_search(gold, wrong)
     beside.unlink()
-    with pytest.raises(InputError, match="records: expected an existing file"):
+    with pytest.raises(InputError, match=r"wrong_records: expected .*test.meta.json beside test.jsonl, got none"):
         require_same_search(gold, wrong)

@@ -43,13 +43,13 @@ from eval.page import (
     script_json,
     sentences,
     share,
-    strip,
     write_page,
 )
 from eval.report import Latency, LatencyArm, LatencyCell, Report, Spread
 from eval.results import ArmResult, read_arms
 from router.chain import Chain
 from router.latency import LatencyProfile, Line
+from router.strip import ASCII, draw_strip
 from router.validation import InputError
 from tests.reports import FULL, NUM_LAYERS, RIGHT, hash_of, unchecked, write_evaluation
 
@@ -240,9 +240,9 @@ def test_answers_read_from_the_data_are_the_results(html: str, seen: Seen) -> No
         by_id = {one.sample_id: one for one in results[arm["name"]]}
         for i, sample in enumerate(samples):
             one = by_id[sample.id]
-            text, _, depth = data["chains"][arm["chain"][i]]
+            text, marks, depth = data["chains"][arm["chain"][i]]
             assert Chain.parse(text, NUM_LAYERS) == one.chain
-            assert depth == one.chain.depth
+            assert (marks, depth) == (draw_strip(one.chain, 0, ASCII), one.chain.depth)
             assert (arm["right"][i] == "1") == one.correct
             told = arm["prediction"][i]
             assert (data["texts"][-1 - told] if told is not None and told < 0 else told) == one.prediction
@@ -394,40 +394,6 @@ def test_numbers_for_readers() -> None:
         ("e", "[1, 2]"),
         ("f", "{}"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("chain", "drawn"),
-    [
-        (Chain.full(6), "0-5"),
-        (Chain((0, 1, 4), 6), "0-1 !2-3 4 !5"),
-        (Chain((2, 3), 6), "!0-1 2-3 !4-5"),
-        (Chain((0, 1, 1, 2, 3, 4, 5), 6), "0-1 +1 2-5"),
-        (Chain((0, 1, 2, 1, 2, 3, 5), 6), "0-2 +1-2 3 !4 5"),
-        (Chain((0, 1, 4, 2, 3, 5), 6), "0-1 ~4 2-3 5"),
-        (Chain((0, 3, 2, 3, 5), 6), "0 !1 3 ~2 +3 !4 5"),
-        (Chain((5,), 6), "!0-4 5"),
-    ],
-)
-def test_a_chain_as_a_strip(chain: Chain, drawn: str) -> None:
-    # By hand. Of 3 and 2 in 0,3,2,3,5 either could be the one out of its place: the later one is.
-    assert strip(chain) == drawn
-
-
-@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.integers(0, n - 1), min_size=1))))
-def test_a_strip_shows_every_run_in_order_and_every_skipped_layer_once(chain: tuple[int, list[int]]) -> None:
-    # Oracle: the chain itself.
-    num_layers, layers = chain
-    cells: list[tuple[str, int]] = []
-    for item in strip(Chain(tuple(layers), num_layers)).split(" "):
-        kind, first, last = re.fullmatch(r"([!+~]?)(\d+)(?:-(\d+))?", item).groups()  # type: ignore[union-attr]
-        cells += [(kind, layer) for layer in range(int(first), int(last or first) + 1)]
-    assert [layer for kind, layer in cells if kind != "!"] == layers
-    assert sorted(layer for kind, layer in cells if kind == "!") == sorted(set(range(num_layers)) - set(layers))
-    for i, (kind, layer) in enumerate(cells):
-        assert (kind == "+") == (kind != "!" and layer in [other for one, other in cells[:i] if one != "!"])
-    in_place = [layer for kind, layer in cells if kind in ("", "!")]
-    assert in_place == sorted(in_place)
 
 
 LEAVES = st.text() | st.none() | st.integers()

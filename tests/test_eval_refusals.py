@@ -67,6 +67,10 @@ BEFORE_LOADING: dict[str, tuple[Callable[[World], object], str]] = {
     "no records": (lambda w: shutil.rmtree(w.folder / "records"), "records: expected an existing directory"),
     "no router": (lambda w: shutil.rmtree(w.folder / "router"), "router: expected an existing directory"),
     "no manifest": (lambda w: (w.folder / "data/manifest.json").unlink(), "data: expected an existing file"),
+    "manifest without a split": (
+        lambda w: edit_json(w.folder / "data/manifest.json", files={}),
+        "manifest.json to name tasks.json, got none",
+    ),
     "no test split": (lambda w: (w.folder / "data/test.jsonl").unlink(), "data: test: expected an existing file"),
     "empty split": (lambda w: empty(w.folder / "data/validation.jsonl"), "got the empty split"),
     "changed split": (lambda w: w.edit_lines("data/train.jsonl", list.pop), "with the SHA-256 in manifest.json, got"),
@@ -200,8 +204,8 @@ def test_a_router_that_has_seen_a_test_question_is_refused(world: World, refusal
         json.dumps({"split_hashes": ["0" * 16, sample.split_hash]})
     )
     message = refusal(main, world.arguments())
-    assert "expected one that never saw the test questions" in message
-    assert f"trained on 1 of them, for example {sample.id}" in message
+    assert "data: expected questions that the router" in message
+    assert f"got 1 that it was, for example {sample.id}" in message
 
 
 def test_a_missing_model_is_refused(world: World, refusal: Refusal) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from router.chain import Chain
 from search.actions import ActionSpace
-from search.algorithms import ListSearcher, LocalSearcher, make_searcher
+from search.algorithms import ListSearcher, make_searcher
 from search.settings import SearchSettings
 from tests.toys import ALGORITHMS, SMALL, brute_force, constant, noisy, ordered, plain, run, smooth, trials
 
@@ -33,10 +33,8 @@ GOLDEN_SEARCHES = {
     "uct, max, depth in reward": replace(TREE, backup="max", depth_in="reward", depth_penalty=0.5),
     "uct, moves": replace(TREE, action_set="both+move", in_flight=1),
     "uct, bounds of PoLar": replace(TREE, below_block=1, max_runs=2, depth_shares=(0.6, 1.4)),
-    "local": replace(TREE, algorithm="local", leap=2, root_leap=3),
     "random": replace(TREE, algorithm="random", edit_weights=(2.0, 0.0, 1.0)),
     "ours": replace(SearchSettings(), simulations=60, in_flight=3),
-    "exhaustive": replace(TREE, algorithm="exhaustive", max_edits=1, simulations=60, max_times=1, max_block=3),
 }
 
 
@@ -52,17 +50,17 @@ def test_searches_ask_exactly_the_golden_chains():
         GOLDENS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     assert found == json.loads(GOLDENS.read_text(encoding="utf-8"))
     assert len({tuple(chains) for chains in found.values()}) == len(found)
-    assert all(len(chains) == 60 for name, chains in found.items() if name != "exhaustive")
+    assert all(len(chains) == 60 for chains in found.values())
 
 
 @st.composite
 def searches(draw, algorithm):
-    """Space and seed of any search; the exhaustive one is told to take any space that is small."""
+    """Space and seed of any search."""
     n = draw(st.integers(1, 8))
-    max_edits = draw(st.integers(0, 2 if algorithm == "exhaustive" else 5))
+    max_edits = draw(st.integers(0, 5))
     settings = plain(
         algorithm=algorithm,
-        simulations=10**6 if algorithm == "exhaustive" else draw(st.integers(1, 60)),
+        simulations=draw(st.integers(1, 60)),
         exploration=draw(st.sampled_from([0.0, 0.5, 2.0])),
         depth_penalty=draw(st.sampled_from([0.0, 0.1, 5.0])),
         depth_in=draw(st.sampled_from(["selection", "reward"])),
@@ -71,7 +69,6 @@ def searches(draw, algorithm):
         skip_share=draw(st.sampled_from([None, 0.1, 0.9])),
         root_leap=draw(st.integers(1, 4)),
         leap=draw(st.integers(1, 3)),
-        undo_share=draw(st.sampled_from([0.0, 0.3, 1.0])),
         shorter_first=draw(st.booleans()),
         widening_constant=draw(st.sampled_from([0.3, 2.0, 500.0])),
         widening_exponent=draw(st.sampled_from([0.0, 0.5, 1.0])),
@@ -82,11 +79,11 @@ def searches(draw, algorithm):
         ),
         in_flight=draw(st.integers(1, 9)),
         action_set=draw(st.sampled_from(["skip", "repeat", "both", "both+move"])),
-        max_block=(block := draw(st.integers(1, 2 if algorithm == "exhaustive" else 4))),
+        max_block=(block := draw(st.integers(1, 4))),
         below_block=draw(st.one_of(st.none(), st.integers(1, block))),
         max_runs=draw(st.sampled_from([None, None, 1, 2])),
         depth_shares=draw(st.sampled_from([None, None, (0.5, 1.5), (1.0, 1.0)])),
-        max_times=draw(st.integers(1, 2 if algorithm == "exhaustive" else 4)),
+        max_times=draw(st.integers(1, 4)),
         max_shift=draw(st.integers(1, 4)),
         max_depth=draw(st.one_of(st.none(), st.integers(n, 2 * n))),
         max_edits=max_edits,
@@ -178,15 +175,12 @@ def run_interleaved(seeds, settings, order):
 @pytest.mark.parametrize("in_flight", [1, 4])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_results_depend_on_the_seed_and_not_on_the_batching(algorithm, in_flight):
-    # Oracle: each search run alone; searches that advance together in any order give the same trials. Only the
-    # exhaustive search is the same for every seed.
+    # Oracle: each search run alone; searches that advance together in any order give the same trials.
     settings = plain(algorithm=algorithm, simulations=60, in_flight=in_flight)
-    if algorithm == "exhaustive":
-        settings = replace(settings, max_edits=1, simulations=2000)
     expected = {seed: list(run(noisy, settings, seed, LAYERS, 2).evaluated.items()) for seed in range(6)}
     for order in range(2):
         assert run_interleaved(range(6), settings, random.Random(order)) == expected
-    assert len({tuple(chains) for chains in expected.values()}) == (1 if algorithm == "exhaustive" else 6)
+    assert len({tuple(chains) for chains in expected.values()}) == 6
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -195,15 +189,13 @@ def test_in_flight_is_a_setting_of_the_search(algorithm):
     asked = {}
     for in_flight in (1, 4):
         settings = plain(algorithm=algorithm, simulations=50, in_flight=in_flight)
-        if algorithm == "exhaustive":
-            settings = replace(settings, max_edits=1, simulations=49, max_times=1, max_block=2)
         searcher = make_searcher(ActionSpace(settings, 12), random.Random(0))
         sizes = follow(searcher)
-        assert sum(sizes) == searcher.simulations == {"exhaustive": 47}.get(algorithm, 50)
+        assert sum(sizes) == searcher.simulations == 50
         assert all(size == in_flight for size in sizes[:-1])
         asked[in_flight] = list(searcher.evaluated)
-    # The others (random, exhaustive) see no rewards.
-    assert (asked[1] != asked[4]) == (algorithm in ("uct", "local"))
+    # The other (random) sees no rewards.
+    assert (asked[1] != asked[4]) == (algorithm == "uct")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -231,8 +223,6 @@ def test_protocol_errors(algorithm):
 @pytest.mark.parametrize(("simulations", "max_edits", "prefix"), [(1, 4, 0), (9, 0, 0), (9, 4, 5)])
 def test_full_depth_alone(algorithm, simulations, max_edits, prefix):
     # Oracle: one simulation, no edit allowed, or nothing to edit: the full chain and nothing else.
-    if algorithm == "exhaustive" and simulations == 1:
-        return
     settings = plain(algorithm=algorithm, simulations=simulations, max_edits=max_edits)
     searcher = run(constant, settings, 0, 5, prefix)
     assert list(map(str, searcher.evaluated)) == ["0-4"]
@@ -247,36 +237,6 @@ def test_a_list_is_asked_in_its_order():
     searcher.tell([0.5, 1, 0])
     assert searcher.evaluated == dict(zip(chains, [0.5, 1, 0], strict=True))
     assert (searcher.ask(), searcher.simulations, searcher.done) == ([], 3, True)
-
-
-EXHAUSTIVE = replace(SMALL, algorithm="exhaustive", simulations=100_000)
-
-
-@pytest.mark.parametrize("action_set", ["skip", "repeat", "both", "both+move"])
-@pytest.mark.parametrize("max_edits", [0, 2, 3])
-def test_exhaustive_equals_brute_force(action_set, max_edits):
-    # Oracle: the set that brute force gives; breadth first: never a chain of fewer edits after one of more.
-    settings = replace(EXHAUSTIVE, action_set=action_set, max_edits=max_edits)
-    found = list(run(noisy, settings, 0, 5, 1).evaluated)
-    levels = [brute_force(ActionSpace(settings, 5, 1), edits) for edits in range(max_edits + 1)]
-    assert len(found) == len(set(found))
-    assert set(found) == levels[-1]
-    for level in levels:
-        assert set(found[: len(level)]) == level
-
-
-def test_the_order_of_the_exhaustive_search_by_hand():
-    # Oracle: by hand: skips of single layers of 3, by number, then those of each in turn.
-    settings = replace(EXHAUSTIVE, action_set="skip", max_block=1)
-    assert trials(noisy, settings, 0, 3) == ["0-2", "1-2", "0,2", "0-1", "2", "1", "0"]
-
-
-def test_a_space_that_is_too_large_is_refused():
-    # Oracle: the message; the very number of chains is allowed, one less is not.
-    size = len(brute_force(ActionSpace(EXHAUSTIVE, 6), 2))
-    assert run(noisy, replace(EXHAUSTIVE, simulations=size), 0, 6).simulations == size
-    with pytest.raises(ValueError, match=f"^simulations: expected a space of at most {size - 1} chains, got more$"):
-        run(noisy, replace(EXHAUSTIVE, simulations=size - 1), 0, 6)
 
 
 RANDOM = replace(SMALL, algorithm="random", simulations=40)
@@ -344,9 +304,7 @@ def times_found(settings, seeds, num_layers, everything):
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "action_set"), [("uct", "both"), ("uct-max", "skip"), ("local", "both"), ("local", "skip")]
-)
+@pytest.mark.parametrize(("name", "action_set"), [("uct", "both"), ("uct-max", "skip")])
 def test_smooth_reward_finds_the_best_more_often_than_random_chains(name, action_set):
     # Oracle: brute force over the chains within 2 edits, of which a share is tried; random search at equal cost.
     layers, percent = {"both": (8, 15), "skip": (14, 25)}[action_set]
@@ -382,7 +340,7 @@ def test_moves_reach_orders_that_no_skip_or_repeat_does():
     assert found["uct-max"] >= max(12, found["random"] + 8)
 
 
-@pytest.mark.parametrize("name", ["uct", "uct-max", "local"])
+@pytest.mark.parametrize("name", ["uct", "uct-max"])
 @pytest.mark.parametrize("depth_in", ["selection", "reward"])
 def test_shortest_right_chain_is_found(name, depth_in):
     # Oracle: brute force over the skips of 10 layers; right means that five needed layers still run.
@@ -403,7 +361,7 @@ def test_shortest_right_chain_is_found(name, depth_in):
     assert found >= 8
 
 
-@pytest.mark.parametrize("name", ["uct", "uct-max", "local", "random", "exhaustive"])
+@pytest.mark.parametrize("name", ["uct", "uct-max", "random"])
 def test_a_space_that_runs_out_was_tried_whole(name):
     # Oracle: brute force over the chains within 2 edits, the cap.
     for n, prefix, action_set in [
@@ -451,61 +409,10 @@ def test_what_each_of_our_additions_is_for():
     assert depths["reward"] / 30 <= depths["selection"] / 30 - 0.25
 
 
-def test_an_edit_that_is_taken_back_leaves_the_others():
-    # Oracle: how often each layer runs: once, more or less by what the edits that are kept do to it. Single layers.
-    settings = plain(algorithm="local", max_block=1, max_times=1, max_edits=6)
-    space, rng = ActionSpace(settings, 10, 2), random.Random(0)
-    searcher = LocalSearcher(space, rng)
-    taken_back = 0
-    for _ in range(200):
-        chain, edits, layers = Chain.full(10), (), []
-        for _ in range(rng.randint(1, 6)):
-            action = space.sample(chain, rng)
-            layers.append((chain.layers[action.position], action.growth))
-            chain, edits = action.apply(chain), (*edits, action)
-        gone = rng.randrange(len(edits))
-        found = searcher._without(edits, gone)
-        if found is None:  # a layer is skipped that only the repeat had left in the chain
-            assert edits[gone].kind == "repeat"
-            continue
-        wanted = [1] * 10
-        for layer, growth in layers[:gone] + layers[gone + 1 :]:
-            wanted[layer] += growth
-        taken_back += [found[0].layers.count(i) for i in range(10)] == wanted
-        replayed = Chain.full(10)
-        for action in found[1]:
-            assert space.allows(replayed, action)
-            replayed = action.apply(replayed)
-        assert found[0] == replayed
-    assert taken_back > 190
-
-
-def test_taking_edits_back_leaves_a_wrong_way():
-    # Oracle: the known best. Three skips make the best chain; two others pay more at first and stand in its way, since
-    # no chain has more than three edits.
-    base = plain(
-        algorithm="local", simulations=80, max_block=1, action_set="skip", max_edits=3, leap=2, random_share=0.0
-    )
-    found = Counter()
-    for seed in range(60):
-        best = random.Random(seed).sample(range(16), 5)
-        trap, wanted = set(best[:2]), set(best[2:])
-
-        def reward(chain, trap=trap, wanted=wanted):
-            gone = set(range(16)) - set(chain.layers)
-            return 1.0 if gone == wanted else 0.1 * len(gone & wanted) + 0.15 * len(gone & trap)
-
-        for share in (0.0, 0.3):
-            searcher = run(reward, replace(base, undo_share=share), seed, 16)
-            found[share] += max(searcher.evaluated.values()) == 1.0
-    assert found[0.3] >= found[0.0] + 8
-
-
-@pytest.mark.parametrize("algorithm", ["uct", "local"])
-def test_what_stands_is_told(algorithm):
+def test_what_stands_is_told():
     # Oracle: a chain that is right only in most variants has a reward above 0.5 and does not stand: what is proposed
     # afterwards need not be shorter than it, but shorter than one that stands, unless ten draws give no such chain.
-    settings = replace(SearchSettings(), algorithm=algorithm, in_flight=1, simulations=30, random_share=0.0)
+    settings = replace(SearchSettings(), in_flight=1, simulations=30, random_share=0.0)
     longer = {}
     for stands in (True, False):
         searcher = make_searcher(ActionSpace(settings, 16), random.Random(0))

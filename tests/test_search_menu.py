@@ -26,7 +26,6 @@ from search.menu import (
     main,
     outcomes_of,
     read_menu,
-    short_for_kinds,
     write_menu,
 )
 from tests.conftest import Refusal
@@ -174,72 +173,6 @@ def test_values_are_drawn_towards_the_mean_on_the_samples_task() -> None:
     high, low = (8 + 16 * 0.5) / 24, (0 + 16 * 0.5) / 24
     np.testing.assert_allclose(outcomes.shrunk(0.0), [[high, low]] * 8 + [[low, high]] * 8)
     assert outcomes.shrunk(0.5)[0].tolist() == [(high + 1) / 2, low / 2]
-
-
-def two_kinds(of_sums: int) -> list[SearchRecord]:
-    """30 letters, on which full depth is always right, "0-3" on 20 and "0-2,5" on the others, "0-4" on all.
-
-    And 12 sums, on which full depth is always right, "0-1,3-5" on `of_sums`, what ends early never.
-    """
-    return [
-        *(
-            record(
-                f"a{i}",
-                {"0-5": True, "0-4": True, "0-3": i < 20, "0-2,5": i >= 20, "0-1,3-5": False},
-                task="letters",
-            )
-            for i in range(30)
-        ),
-        *(
-            record(
-                f"b{i}", {"0-5": True, "0-4": False, "0-3": False, "0-2,5": False, "0-1,3-5": i < of_sums}, task="sums"
-            )
-            for i in range(12)
-        ),
-    ]
-
-
-def test_a_kind_with_few_samples_is_not_given_up_where_kinds_weigh_alike() -> None:
-    # Oracle: by hand, at a price of 1 and with all foreseen, in saved layers of 6. Over samples "0-3" saves 2 on 20,
-    # "0-2,5" 2 on 10, the sums' chain 1 on 12.
-    outcomes = outcomes_of(two_kinds(12), "correct", 2)
-    asked = {"predictable": 1.0, "prices": [1.0]}
-    told = [(str(one), round(gain * 6 * 42)) for one, gain in choose_chains(outcomes, 4, **asked)[1:]]
-    assert told == [("0-3", 40), ("0-2,5", 20), ("0-1,3-5", 12)]
-    # A kind's mean: "0-3" 4/3, then the sums' 1, then "0-2,5" 2/3; halved, as there are two kinds.
-    told_by_kind = [
-        (str(one), round(gain * 6 * 6)) for one, gain in choose_chains(outcomes, 4, **asked, balance="kinds")[1:]
-    ]
-    assert told_by_kind == [("0-3", 4), ("0-1,3-5", 3), ("0-2,5", 2)]
-    alone = dataclasses.replace(outcomes, tasks=("one",) * 42)
-    one_kind = choose_chains(alone, 5, **asked, balance="kinds")
-    assert [one for one, _ in one_kind] == [one for one, _ in choose_chains(alone, 5, **asked)]
-
-
-def test_places_are_kept_for_a_kind_that_the_mean_over_kinds_gives_up(tmp_path: Path) -> None:
-    # Oracle: by hand. The sums' chain is right on 6 of 12: 1/2 of a layer in its kind's mean, below the 2/3 of "0-2,5".
-    outcomes = outcomes_of(two_kinds(6), "correct", 2)
-    asked = {"predictable": 1.0, "prices": [1.0]}
-    mean = choose_chains(outcomes, 3, **asked, balance="kinds")
-    assert [str(one) for one, _ in mean] == ["0-5", "0-3", "0-2,5"]
-    found = short_for_kinds(outcomes, 1, least=0.3, tried=8, **asked)
-    assert {kind: [str(one) for one in of_kind] for kind, of_kind in found.items()} == {
-        "letters": ["0-3"],
-        "sums": ["0-1,3-5"],
-    }
-    # A chain that a kind has not had, or hardly ever rightly, is not its own, however short.
-    assert short_for_kinds(outcomes, 1, least=0.8, tried=8, **asked)["sums"] == []
-    assert short_for_kinds(outcomes, 1, least=0.3, tried=13, **asked)["sums"] == []
-    path = write_records(tmp_path / "train.jsonl", two_kinds(6))
-    given = [f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--first_editable=2", "--predictable=1"]
-    main([*given, "--prices=[1]", "--size=3"])
-    assert "0-1,3-5" not in [str(one) for one in read_menu(tmp_path / "menu.json").chains]  # 6 of 42: below `least`
-    main([*given, "--prices=[1]", "--size=3", "--per_kind=1", "--least=0.3"])
-    menu = read_menu(tmp_path / "menu.json")
-    assert [str(one) for one in menu.chains] == ["0-5", "0-1,3-5", "0-3"]
-    assert menu.made["per_kind"] == {"letters": ["0-3"], "sums": ["0-1,3-5"]}
-    with pytest.raises(InputError, match="size: expected at least 3 for per_kind 1, got 2"):
-        main([*given, "--prices=[1]", "--size=2", "--per_kind=1", "--least=0.3"])
 
 
 def lucky_records() -> list[SearchRecord]:

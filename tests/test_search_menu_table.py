@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from data.encoding import batches_by_length
 from data.records import SearchRecord, read_records
 from data.scoring import ChainScorer
-from data.states import StatesOrigin, read_states, states_of, write_states
+from data.states import StatesOrigin, kept_at_each, read_states, states_of, write_states
 from router.chain import Chain
+from router.fingerprint import Fingerprints
+from router.validation import InputError
 from search.__main__ import main
 from search.menu import Menu, write_menu
 from tests.conftest import Refusal
@@ -117,6 +121,34 @@ def test_a_damaged_file_of_states_counts_as_none(project: Path, tmp_path: Path) 
     for content in (path.read_bytes()[:70], b"", b"junk" * 50):
         path.write_bytes(content)
         assert set(read_states([tmp_path / "s"], origin, list("abcd"), 2)) == {"c", "d"}
+
+
+def test_states_in_parts_open_a_file_for_what_it_holds_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: the states as written; each file is opened once for its names, and once more for each part and layer that
+    # has a sample in it, not for every part.
+    origin = StatesOrigin(Fingerprints("", "", ""), "float32")
+    ids = [f"{number:02}" for number in range(24)]
+    made = {layer: {one: torch.randn(2, 4) for one in ids} for layer in (2, 3)}
+    for start in range(0, 24, 4):
+        file = {layer: {one: of[one] for one in ids[start : start + 4]} for layer, of in made.items()}
+        write_states(tmp_path / "s" / f"{start:02}.safetensors", origin, file)
+    opened = []
+
+    def opening(path: Path, framework: str) -> Any:
+        opened.append(path)
+        return safe_open(path, framework)
+
+    monkeypatch.setattr("data.states.safe_open", opening)
+    monkeypatch.setattr("data.states.READ_AT_ONCE", 4)
+    parts = list(kept_at_each(tmp_path / "s", origin, ids, (3, 2), "train"))
+    assert len(opened) == 6 + 6 * 2
+    for place, layer in enumerate((3, 2)):
+        read = [state for part in parts for state in part[place]]
+        assert all(torch.equal(state, made[layer][one]) for state, one in zip(read, ids, strict=True))
+    with pytest.raises(
+        InputError, match=r"hidden_states\[4\]\) of train in .*, got none for some; run python -m search"
+    ):
+        list(kept_at_each(tmp_path / "s", origin, ids, (2, 4), "train"))
 
 
 def test_training_takes_kept_states_and_computes_those_of_another_layer(project: Path, tmp_path: Path) -> None:

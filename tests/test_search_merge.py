@@ -42,8 +42,7 @@ def test_merged_parts_are_the_file_of_one_search(project: Path, parts: Path, tmp
     folders = [parts / name for name in "213"]
     main(merging(project, folders, tmp_path / "whole"))
     main(arguments(project, tmp_path / "one"))
-    for name in ("train.jsonl", "train.verification.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert (tmp_path / "whole" / "train.jsonl").read_bytes() == (tmp_path / "one" / "train.jsonl").read_bytes()
     scorer = scorer_of(project)
     ids = [sample.id for sample in tiny_samples("train", 8)]
     found = read_states([tmp_path / "whole" / "train.states"], StatesOrigin(scorer.fingerprints, "float32"), ids, 2)

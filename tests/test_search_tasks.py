@@ -111,7 +111,7 @@ def test_agreement_is_counted_by_mode_and_outcome(records: list[SearchRecord]) -
     one = record.results[0]
 
     def marked(correct: bool, verified: bool | None, mode: str | None) -> ChainResult:
-        margin = abs(one.margin) if correct else -abs(one.margin)
+        margin = 0.5 if correct else -0.5
         return dataclasses.replace(one, correct=correct, margin=margin, verified=verified, verified_by=mode)
 
     results = (
@@ -123,8 +123,8 @@ def test_agreement_is_counted_by_mode_and_outcome(records: list[SearchRecord]) -
     )
     line = Agreement([dataclasses.replace(record, results=results, pareto=pareto_front(results))]).line()
     assert line == (
-        "verified by generate: 3 of 4 right answers and 0 of 1 wrong answers confirmed; "
-        "verified by letter: 1 of 1 right answers confirmed"
+        "exact verified by generate: 3 of 4 right answers and 0 of 1 wrong answers confirmed, right ones flipped by "
+        "margin (logits): to 1 1 of 4; exact verified by letter: 1 of 1 right answers confirmed"
     )
 
 

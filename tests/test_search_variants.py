@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -215,9 +214,8 @@ def test_a_menu_table_has_every_chain_in_every_variant_and_teaches_the_means(
     write_menu(tmp_path / "menu.json", Menu(tuple(MENU), 1))
     samples = {sample.id: sample for sample in SAMPLES}
     records = search(project, tmp_path / "table", menu=tmp_path / "menu.json", read_layers="[2]")
-    objective, soft = MenuObjective(MenuSettings()), MenuObjective(MenuSettings(softness=2.0))
-    for one in (objective, soft):
-        one.settings(records, 1)
+    objective = MenuObjective(MenuSettings())
+    objective.settings(records, 1)
     outcomes = outcomes_of(records, "both", 1)
     means = set()
     for row, record in enumerate(records):
@@ -230,8 +228,6 @@ def test_a_menu_table_has_every_chain_in_every_variant_and_teaches_the_means(
             right = sum(one.correct for one in own) / 3
             same = sum(one.prediction == other.prediction for one, other in zip(own, full, strict=True)) / 3
             assert values[2 * i : 2 * i + 2] == pytest.approx([right, same])
-            softly = sum(1 / (1 + math.exp(-one.margin / 2)) for one in own) / 3
-            assert soft.target(record, 1)[2 * i].item() == pytest.approx(softly, abs=1e-4)
             column = outcomes.chains.index(result.chain)
             assert outcomes.values[row, column] == pytest.approx((right + same) / 2)
             means.add(round(3 * right))

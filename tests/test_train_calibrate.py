@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -21,7 +22,7 @@ from search.menu import Menu, write_menu
 from tests.menus import record, write_records
 from tests.test_search_run import arguments as search_arguments
 from tests.tiny import FULL, NUM_LAYERS, random_router, scorer_of, tiny_samples, write_project
-from train.calibrate import main, settings_of, static_settings
+from train.calibrate import Calibration, main, settings_of, static_settings
 from train.guarantee import certify
 
 
@@ -177,6 +178,15 @@ def test_static_settings_are_the_best_of_each_depth(tmp_path: Path) -> None:
         made = record(split, {"0-5": True, "0-3,5": False, "0-4": True, "0-3": right, "0-2,4": True})
         write_records(tmp_path / f"{split}.jsonl", [made])
     assert [str(chain) for chain in static_settings(tmp_path)] == ["0-4", "0-2,4"]
+
+
+def test_what_a_second_run_refuted_is_a_loss() -> None:
+    # Oracle: by hand. Full depth and its skip are right on both samples, but a second run refuted the skip's first
+    # answer and full depth's second one.
+    full, skip = record("a", {"0-5": True, "0-4": True}).results
+    refuted = [dataclasses.replace(one, verified=False) for one in (full, skip)]
+    done = Calibration((full, refuted[0]), ((refuted[1], skip),))
+    assert done.losses("accuracy").tolist() == [[1, -1]]
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,14 @@ from router.command import run_command
 from router.decision import OperatingPoint, Operation
 from router.fingerprint import Fingerprints
 from router.storage import load_router
+from router.validation import to_plain
 from search.__main__ import main as search
 from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments
 from tests.tiny import FULL, NUM_LAYERS, save_tiny, scorer_of, write_project
 from tests.wandb_runs import run_files
-from train.__main__ import main
+from train.__main__ import _deciding, main
+from train.module import HeadSettings
 from train.operating import POINTS
 
 
@@ -56,6 +58,13 @@ def arguments(project: Path, **changes: object) -> list[str]:
         "tracking.mode": "disabled",
     } | {name.replace("__", "."): value for name, value in changes.items()}
     return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def test_what_decides_a_router_is_as_before_some_settings_left() -> None:
+    # Oracle: the head's settings at commit b247e29, by hand. A finished router is not trained anew.
+    head = _deciding({"head": to_plain(HeadSettings(kind="menu")), "late_read_layer": None})["head"]
+    assert head["layerwise"] == {"target": "shortest", "gamma": 2.0, "beta": 0.99}
+    assert head["menu"] == {"agreement": 0.5, "auxiliary": 0.1, "softness": 0.0}
 
 
 def test_the_router_of_the_best_epoch_is_written_and_routes(project: Path) -> None:

@@ -33,7 +33,7 @@ PREFIX = 2
 
 
 def menu_objective(**changes: Any) -> MenuObjective:
-    return MenuObjective(MenuSettings(**({"agreement": 0.5, "auxiliary": 0.0, "softness": 0.0} | changes)))
+    return MenuObjective(MenuSettings(**({"agreement": 0.5, "auxiliary": 0.0} | changes)))
 
 
 def test_a_menu_is_what_all_records_tried_and_keeps_the_prefix() -> None:
@@ -62,10 +62,9 @@ def test_a_menus_target_is_right_and_agrees_chain_by_chain() -> None:
         objective.target(record("b", {"0-5": True, "0-4": True}), PREFIX)
 
 
-@pytest.mark.parametrize("softness", [0.0, 0.5])
-def test_a_label_that_was_flipped_is_not_right(softness: float) -> None:
+def test_a_label_that_was_flipped_is_not_right() -> None:
     # Oracle: the definition; a second run said otherwise, whatever the first margin was.
-    objective = menu_objective(softness=softness)
+    objective = menu_objective()
     one = record("a", {"0-5": True, "0-4": True})
     flipped = dataclasses.replace(one.results[1], verified=False, verified_by="continuation")
     one = dataclasses.replace(one, results=(one.results[0], flipped))
@@ -86,18 +85,6 @@ def test_free_answers_agree_by_what_they_mean() -> None:
         one = answers(*given)
         objective.settings([one], PREFIX)
         assert objective.target(one, PREFIX)[3] == agree
-
-
-def test_soft_targets_are_the_chance_at_the_margin() -> None:
-    # Oracle: sigmoid(margin / softness); margins are 1 and -1 here, and one is beyond all bounds.
-    objective = menu_objective(softness=0.5)
-    one = record("a", {"0-5": True, "0-4": False, "0-3": True})
-    far = dataclasses.replace(one.results[2], margin=1e9)
-    one = dataclasses.replace(one, results=(*one.results[:2], far))
-    objective.settings([one], PREFIX)
-    assert objective.target(one, PREFIX)[:6:2].tolist() == pytest.approx(
-        [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2)), 1.0]
-    )
 
 
 def test_the_confidence_of_a_free_answer_is_its_mean_log_probability() -> None:
@@ -173,7 +160,6 @@ def test_the_shortest_right_chain_is_the_target_and_the_margin_breaks_ties() -> 
         (FULL, True, 0.1), (short, True, 9.0), (shorter, True, 0.2), (other, True, 0.5), (wrong, False, -1)
     )
     assert layer_classes(found, 2) == (RUN, RUN, SKIP, SKIP)
-    assert layer_classes(found, 2, "margin") == (RUN, SKIP, RUN, RUN)
 
 
 def test_chains_that_counts_cannot_say_are_passed_over() -> None:

@@ -13,7 +13,7 @@ from search.settings import SearchSettings
 
 Reward = Callable[[Chain], float]
 
-ALGORITHMS = ("uct", "local", "random", "exhaustive")
+ALGORITHMS = ("uct", "random")
 PLAIN = SearchSettings(
     simulations=100, exploration=0.05, random_share=0.1, depth_penalty=0.1, depth_in="selection", backup="mean",
     skip_share=None, root_leap=1, leap=1, shorter_first=False, widening_constant=2.0, max_edits=4,

@@ -44,6 +44,8 @@ from train.operating import calibrate_in_scope, measure_accuracy
 from train.scope import ScopeSettings, fit_scope
 
 DONE_FILE = "train.json"
+LEFT = {"layerwise": {"target": "shortest"}, "menu": {"softness": 0.0}}
+"""What the head's settings once had too, at its default: so that routers from before keep their key."""
 VERSION = 2
 """Version of what training makes of the same settings and records; another one trains a folder anew."""
 TRAINER = {"max_epochs": 100, "accelerator": "cpu", "log_every_n_steps": 1, "enable_model_summary": False}
@@ -225,6 +227,8 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide the router: not where things lie or are tracked."""
     places = ("out", "tracking", "warm_start", "data", "records", "states", "device")
     deciding = {name: value for name, value in settings.items() if name not in places}
+    head = settings["head"]
+    deciding["head"] = head | {name: value | head[name] for name, value in LEFT.items()}
     if deciding["late_read_layer"] is None:  # so that routers from before there was such a setting keep their key
         del deciding["late_read_layer"]
     return deciding

@@ -28,6 +28,7 @@ from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
 from data.records import ChainResult, DenseTable, agrees, read_records
 from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer, base_model, delivered, open_scorer
+from data.splits import require_unseen
 from data.states import StatesOrigin, kept_at_each
 from data.store import Store
 from data.tasks import TASKS_FILE, read_tasks
@@ -41,10 +42,8 @@ from router.heads.head import Decision, known_late
 from router.storage import (
     CONFIG_FILE,
     GUARANTEE_FILE,
-    TRAINED_ON_FILE,
     WEIGHTS_FILE,
     load_router,
-    trained_questions,
     write_guarantee,
 )
 from router.validation import SETTINGS, STORED, Count, InputError, Positive
@@ -141,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         smallest_epsilon=found.smallest_epsilon,
     )
     write_guarantee(settings.router, guarantee, sha256_file(settings.router / WEIGHTS_FILE), plain_values(more))
-    print(f"full depth is right on {sum(result.correct for result in own.full) / len(own.full):.4f}")
+    print(f"full depth is right on {sum(result.right for result in own.full) / len(own.full):.4f}")
     print(_told(guarantee, n))
     print(f"guarantee: {settings.router / GUARANTEE_FILE}")
 
@@ -155,7 +154,7 @@ def _run(router: Router, settings: CalibrateSettings, tried: Sequence[OperatingP
         batch_tokens=settings.batch_tokens,
     )
     router.config.fingerprints.require(scorer.fingerprints, f"router {settings.router}")
-    _require_unseen(settings.router, samples)
+    require_unseen(settings.router, samples, "split")
     with settings.pool() as pool:
         return run_settings(router, scorer, samples, tried, settings, pool)
 
@@ -170,7 +169,7 @@ def _look_up(
     """
     path = folder / f"{settings.split}.jsonl"
     samples = read_samples(settings.data / f"{settings.split}.jsonl", f"data: {settings.split}")[: settings.limit]
-    _require_unseen(settings.router, samples)
+    require_unseen(settings.router, samples, "split")
     records = {record.sample_id: record for record in read_records(path)}
     unknown = [sample.id for sample in samples if sample.id not in records]
     if unknown:
@@ -218,21 +217,6 @@ def _name(setting: OperatingPoint | Chain) -> str:
         return str(setting)
     least = "" if setting.least_score is None else f", least score {setting.least_score:g}"
     return f"offset {setting.offset:.4g}{least}"
-
-
-def _require_unseen(folder: Path, samples: Sequence[Sample]) -> None:
-    """Refuse samples that the router was trained or chosen on."""
-    seen = trained_questions(folder)
-    if seen is None:
-        path = folder / TRAINED_ON_FILE
-        print(f"note: {path} is missing, so it could not be checked that the router never saw these questions")
-        return
-    known = [sample for sample in samples if sample.split_hash in seen]
-    if known:
-        raise InputError(
-            f"split: expected questions that the router was not trained on, got {len(known)} that it was, "
-            f"for example {known[0].id}"
-        )
 
 
 def _table(names: Sequence[str], done: Calibration, found: Certificate) -> str:
@@ -295,7 +279,7 @@ class Calibration:
         """Return each setting's loss against full depth (`train.guarantee.LossKind`)."""
 
         def loss(full: ChainResult, one: ChainResult) -> int:
-            return full.correct - one.correct if kind == "accuracy" else not agrees(one, full)
+            return full.right - one.right if kind == "accuracy" else not agrees(one, full)
 
         rows = [[loss(full, one) for full, one in zip(self.full, row, strict=True)] for row in self.routed]
         return np.array(rows, dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -24,7 +23,6 @@ from router.heads.menu import AGREE, CORRECT, OUTCOMES, MenuHead
 from router.validation import SETTINGS, InputError, NotNegative, Share
 
 HeadName = Literal["layerwise", "menu"]
-TargetRule = Literal["shortest", "margin"]
 CONFIDENCE_SCALE = 4.0
 """Margin of full depth, in nats, that counts as one unit of the auxiliary target."""
 
@@ -73,19 +71,17 @@ class LayerwiseSettings:
     """How a layerwise head is trained.
 
     Attributes:
-        target: which right chain is the target: "shortest", or "margin", the one with the greatest margin.
         gamma: focusing exponent of the focal loss; 0: cross-entropy.
         beta: class balancing by effective number, 0..1 (1 excluded); 0: none. Classes of more than about
             1 / (1 - beta) examples weigh alike.
     """
 
-    target: TargetRule = "shortest"
     gamma: NotNegative = 2.0
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
 class LayerwiseObjective(Objective):
-    """Per-layer classes `[samples, layers]` of one right chain, with a class-balanced focal loss."""
+    """Per-layer classes `[samples, layers]` of the shortest right chain, with a class-balanced focal loss."""
 
     name: HeadName = "layerwise"
 
@@ -96,7 +92,7 @@ class LayerwiseObjective(Objective):
 
     def target(self, record: SearchRecord, read_layer: int) -> Tensor | None:
         """Return the classes of the record's target chain by layer."""
-        classes = layer_classes(record, read_layer, self._settings.target)
+        classes = layer_classes(record, read_layer)
         return None if classes is None else torch.tensor(classes)
 
     def start(self, head: Head, targets: Tensor) -> None:
@@ -130,12 +126,10 @@ class MenuSettings:
     Attributes:
         agreement: weight, 0..1, of agreement with full depth in a chain's value; the rest weighs being right.
         auxiliary: weight of the loss of full depth's confidence and entropy, at least 0.
-        softness: nats; above 0 a right answer by a margin m counts as sigmoid(m / softness) right.
     """
 
     agreement: Share = 0.5
     auxiliary: NotNegative = 0.1
-    softness: NotNegative = 0.0
 
 
 class MenuObjective(Objective):
@@ -179,12 +173,7 @@ class MenuObjective(Objective):
 
     def _outcomes(self, result: ChainResult, record: SearchRecord) -> tuple[float, float]:
         """Return how far a chain is right, and agrees with full depth: the mean over the sample's variants."""
-        softness, right = self._settings.softness, result.mean_correct(record.variants)
-        if softness:  # a label that was flipped is wrong, not soft
-            flipped = result.correct and not result.right
-            soft = [1 / (1 + math.exp(-max(-60.0, min(60.0, one.margin / softness)))) for one in result.answers]
-            right = sum(soft[1:] if flipped else soft) / record.variants
-        return right, mean_agreement(result, record.full)
+        return result.mean_correct(record.variants), mean_agreement(result, record.full)
 
     def start(self, head: Head, targets: Tensor) -> None:
         """Start from the outcomes' rates (Laplace)."""
@@ -235,22 +224,20 @@ class MenuObjective(Objective):
         )
 
     def _right(self, targets: Tensor, chains: int) -> Float[Tensor, "samples chains"]:
-        """Return whether each chain is right, or in which share of the variants; of soft labels whether they were."""
-        table = targets[:, CORRECT : chains * len(OUTCOMES) : len(OUTCOMES)]
-        return (table > 0.5).float() if self._settings.softness else table
+        """Return whether each chain is right, or in which share of the variants."""
+        return targets[:, CORRECT : chains * len(OUTCOMES) : len(OUTCOMES)]
 
 
-def layer_classes(record: SearchRecord, read_layer: int, rule: TargetRule = "shortest") -> tuple[int, ...] | None:
+def layer_classes(record: SearchRecord, read_layer: int) -> tuple[int, ...] | None:
     """Return a record's target as one class (skip, run, repeat) for each layer after the prefix.
 
+    It is the shortest right chain, of greatest margin among equals (the target of Dr.LLM, arXiv 2510.12773).
     Only right chains that skip layers or run them once or twice in a row can be written so; block repeats and layers
     run three times cannot. A chain that did not stand its verification is no target.
 
     Args:
         record: what the search found.
         read_layer: layers that every chain begins with.
-        rule: "shortest": the shortest such chain, greatest margin among equals (the target of Dr.LLM,
-            arXiv 2510.12773); "margin": the one with the greatest margin.
 
     Returns:
         The classes, or None where no right chain can be written so.
@@ -263,10 +250,9 @@ def layer_classes(record: SearchRecord, read_layer: int, rule: TargetRule = "sho
     if not candidates:
         return None
 
-    def rank(candidate: tuple[ChainResult, tuple[int, ...]]) -> tuple[float, float]:
+    def rank(candidate: tuple[ChainResult, tuple[int, ...]]) -> tuple[int, float]:
         result = candidate[0]
-        depth = float(result.chain.depth)
-        return (depth, -result.margin) if rule == "shortest" else (-result.margin, depth)
+        return result.chain.depth, -result.margin
 
     return min(candidates, key=rank)[1]
 

@@ -5,7 +5,7 @@
   const samples = data.samples;
   const total = samples.id.length;
   const PER_PAGE = 10;
-  const DENSE = 48; // cells of a strip from which on their gaps shrink
+  const DENSE = 48; // layers of a strip from which on their gaps shrink
   const SVG = "http://www.w3.org/2000/svg";
   const full = data.arms.find((arm) => arm.name === "full");
   const OUTCOMES = {
@@ -54,26 +54,18 @@
     return made;
   }
 
-  // "0-21 !22 +3" as [kind, layer] of each cell; see eval/page.py.
-  function cellsOf(strip) {
-    const kinds = { "!": "skipped", "+": "again", "~": "moved" };
-    return strip.split(" ").flatMap((item) => {
-      const kind = kinds[item[0]] || "";
-      const [first, last] = (kind ? item.slice(1) : item).split("-").map(Number);
-      return Array.from({ length: (last === undefined ? first : last) - first + 1 }, (_, k) => [kind, first + k]);
-    });
-  }
-
-  function stripOf(cells, columns) {
-    const strip = element("div", columns > DENSE ? "strip dense" : "strip");
+  // One cell a layer; see router/strip.py.
+  function stripOf(marks) {
+    const strip = element("div", marks.length > DENSE ? "strip dense" : "strip");
     strip.setAttribute("aria-hidden", "true");
-    strip.style.gridTemplateColumns = "repeat(" + columns + ", minmax(0, 1fr))";
-    const kinds = { "": "runs", skipped: "never runs", again: "runs again", moved: "runs out of its place" };
-    for (const [kind, layer] of cells) {
+    strip.style.gridTemplateColumns = "repeat(" + marks.length + ", minmax(0, 1fr))";
+    const kinds = { "#": ["", "runs"], ".": ["skipped", "is skipped"], "~": ["moved", "runs in another place"] };
+    [...marks].forEach((mark, layer) => {
+      const [kind, words] = kinds[mark] || ["again", "runs " + mark + " times"];
       const cell = element("span", kind ? "cell " + kind : "cell");
-      cell.title = "layer " + layer + " " + kinds[kind];
+      cell.title = "layer " + layer + " " + words;
       strip.append(cell);
-    }
+    });
     return strip;
   }
 
@@ -84,8 +76,8 @@
     return letter(prediction) + (choice === undefined ? "" : "  " + choice);
   }
 
-  function answerOf(arm, index, sample, cells, columns) {
-    const [chain, , depth] = data.chains[arm.chain[sample]];
+  function answerOf(arm, index, sample) {
+    const [chain, marks, depth] = data.chains[arm.chain[sample]];
     const right = isRight(arm, sample);
     const row = element("li");
     const who = element("div", "who");
@@ -96,7 +88,7 @@
     const shown = element("div", "chain");
     const text = element("div", "small", depth + " layers: ");
     text.append(element("code", "", chain));
-    shown.append(stripOf(cells, columns), text);
+    shown.append(stripOf(marks), text);
     row.append(who, said, shown);
     return row;
   }
@@ -130,10 +122,8 @@
   function card(i) {
     const made = element("article");
     made.append(...promptOf(i));
-    const strips = data.arms.map((arm) => cellsOf(data.chains[arm.chain[i]][1]));
-    const columns = Math.max(...strips.map((cells) => cells.length));
     const answers = element("ul", "answers");
-    data.arms.forEach((arm, k) => answers.append(answerOf(arm, k, i, strips[k], columns)));
+    data.arms.forEach((arm, k) => answers.append(answerOf(arm, k, i)));
     made.append(answers);
     return made;
   }
