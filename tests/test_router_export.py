@@ -524,6 +524,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a chain that is none": (["--model=MODEL", "--chain=0-2;4"], "chain: expected items such as 4, 0-3 or 5*2"),
     "a layer too many": (["--model=MODEL", "--chain=0-5"], "chain 0-5: layers[5]: expected an integer in 0..4, got 5"),
     "an unknown dtype": (["--model=MODEL", "--chain=0", "--dtype=int8"], "dtype: expected one of float32, bfloat16"),
+    "nobody's chain": (["--static=MODEL/config.json"], "static: expected the router or the model that the chain is of"),
     "another file": (
         ["--model=MODEL", "--static=MODEL/config.json"],
         "chain: expected a list of layer indices, got None",

@@ -481,7 +481,8 @@ class ExportSettings(ModelSettings):
             without a router smollm2-135m-instruct.
         router: a router's folder or its hub id; says which base model and dtype, and checks the model's weights.
         chain: the chain, such as 0-24,28-29.
-        static: in place of a chain, `static.json` of an evaluation: its best single chain.
+        static: in place of a chain, `static.json` of an evaluation: its best single chain. It does not say of which
+            model, so a router or a model is to be named.
         dtype: dtype of the checkpoint; null: the router's, or what the base model is stored in.
         device: torch device on which the checkpoint is checked, or auto.
     """
@@ -498,6 +499,8 @@ class ExportSettings(ModelSettings):
         if (self.chain is None) == (self.static is None):
             got = "neither" if self.chain is None else "both"
             raise ValueError(f"chain: expected exactly one of chain and static, got {got}")
+        if self.static is not None and self.router is None and self.model is None:
+            raise ValueError("static: expected the router or the model that the chain is of beside it, got neither")
         return self
 
 
