@@ -13,6 +13,7 @@ requests run at full depth.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import sys
 import traceback
@@ -42,6 +43,8 @@ from router.validation import InputError, explain
 
 NAME = "cola-router"
 """lm-eval's `--model`."""
+_NOT_SO_HERE = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
+"""Warnings of lm-eval's that arguments may be ignored and processes be told apart; here both are refused instead."""
 PASSED_ON = (
     "batch_size",
     "max_batch_size",
@@ -234,7 +237,8 @@ class RoutedLM(HFLM):  # type: ignore[misc]
         if "add_bos_token" in passed_on:
             tokenizer.add_bos_token = passed_on["add_bos_token"]
         full = self.routed.view(Chain.full(config.num_layers))
-        super().__init__(full, backend="causal", tokenizer=tokenizer, **passed_on)
+        with _without_warnings(_NOT_SO_HERE):
+            super().__init__(full, backend="causal", tokenizer=tokenizer, **passed_on)
         # auto:N looks for a batch size N times within a set of requests; the set of one chain may be smaller than N.
         self.batch_schedule = 1
         self.pretrained = full.name_or_path
@@ -410,6 +414,21 @@ class RoutedLM(HFLM):  # type: ignore[misc]
                 return found
             self._largest_batch = found
         return self._largest_batch
+
+
+@contextmanager
+def _without_warnings(beginnings: tuple[str, ...]) -> Iterator[None]:
+    """Keep lm-eval's class from logging warnings that begin so."""
+    logger = logging.getLogger(HFLM.__module__)
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginnings)
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def register() -> None:
