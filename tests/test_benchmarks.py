@@ -42,7 +42,7 @@ def test_the_throughput_benchmark_runs_the_search_and_its_rivals() -> None:
         "batched": (functools.partial(benchmark.batched, ChainExecutor(model, state_bytes=0)), 2),
     }
     samples = scorer.encode_all(tiny_samples("train", 3))
-    found = benchmark.compare(search, samples, others, random.Random(0))
+    found = benchmark.compare(search, samples, others, random.Random(0), benchmark.Meter(scorer._executor))
     assert found.figures["chains"] == 3 * 6
     assert 0 < found.figures["bookkeeping_share"] < 1
     assert found.agreeing == {"published": [True] * 3, "batched": [True] * 6}
