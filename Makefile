@@ -28,12 +28,12 @@ $(READY): pyproject.toml constraints.txt
 
 # Every stage keeps what it has finished: stop it whenever you like, the same command goes on.
 demo: $(READY)
-	@echo "make demo: fetches 1 GB once (a model of 1.5 billion parameters, questions), then works about 25 minutes on two cores with AVX-512 BF16 (less with AMX, hours without both);"
+	@echo "make demo: fetches 1 GB once (a model of 1.5 billion parameters, questions), then works about 25 minutes on two cores with AVX-512 BF16 (less with AMX, much longer without both);"
 	@echo "8 GB of memory, 6 GB of disk. Stop it whenever you like: the same command goes on. make demo-small is for less."
 	$(PY) -m router run configs/demo
 
 demo-small: $(READY)
-	@echo "make demo-small: fetches 240 MB once (a model of 135 million parameters, questions), then works about 5 minutes on two cores with AVX-512 BF16 (12 without)."
+	@echo "make demo-small: fetches 240 MB once (a model of 135 million parameters, questions), then works about 12 minutes on two cores, less with AVX-512 BF16."
 	$(PY) -m router run configs/small
 
 FULL := --data runs/full/data

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from eval.tables import console_for, number, table
 from router.chain import Chain
 from router.command import parse_settings, provenance
 from router.decision import Router
-from router.engine.load import Dtype, load_model
+from router.engine.load import load_model
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LATENCY_FILE, SCHEMA, ChainTimes, LatencyProfile, Line, ladder, time_chains, time_router
@@ -64,7 +64,7 @@ class LatencySettings:
     evaluation: Path
     router: Path
     device: str = "auto"
-    dtype: Dtype | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 8)
     new_tokens: Count = 16
     prompt_tokens: Positive | None = None

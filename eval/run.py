@@ -361,8 +361,7 @@ def describe_run(
     origin["versions"] |= {name: metadata.version(name) for name in STATISTICS_PACKAGES}
     config, oracle, test = inputs.router.config, inputs.records["test"], inputs.samples["test"]
     lengths = [one.length for one in scorer.encode_all(test)]
-    base = base_model(settings, config)
-    assert base.model is not None  # the router names one
+    name, revision = config.base(settings.model, settings.revision)
     return Run(
         schema=SCHEMA,
         provenance=Provenance(**origin),
@@ -372,7 +371,7 @@ def describe_run(
         split="test",
         n=len(test),
         seed=settings.seed,
-        model=Model(base.model, base.revision, scorer.dtype, scorer.num_layers, *config.read_layers),
+        model=Model(name, revision, scorer.dtype, scorer.num_layers, *config.read_layers),
         fingerprints=scorer.fingerprints,
         inputs=inputs.hashes,
         oracle_found=sum(record.shortest is not None for record in oracle),

@@ -37,7 +37,6 @@ from router.command import one_line
 from router.engine.decoder import find_decoder
 from router.validation import SETTINGS, InputError
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
 """Options of `from_pretrained` that say where files come from: they count for the tokenizer too."""
 
@@ -49,7 +48,7 @@ class ModelSettings:
     Attributes:
         model: the base model: an offline asset, a local directory or a hub id; null: the one that the records or the
             router name.
-        revision: its hub revision; null: that of the records or the router, where the base model is theirs.
+        revision: its hub revision; null: the router's, where the base model is.
         dtype: its dtype; null: that of the records or the router which the command reads, else what the device
             multiplies fastest (`fast_dtype`).
         device: torch device; auto: CUDA where there is one, else CPU.
