@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ from router.validation import SETTINGS, InputError, Positive
 
 STOP_SECONDS = 60
 """How long the server may take to stop."""
+KEY = os.environ.get("COLA_ROUTER_API_KEY", "none").strip()
+"""What the server, which has this environment too, wants to be sent."""
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -107,7 +111,7 @@ def served(example: Example) -> Iterator[str]:
 
 def request_of(example: Example, url: str) -> dict[str, Any]:
     """Return what to ask the server, whose only model is asked for."""
-    with urllib.request.urlopen(f"{url}/models") as answer:
+    with _opened(f"{url}/models") as answer:
         model = json.load(answer)["data"][0]["id"]
     chat = {"messages": [{"role": "user", "content": example.question}]}
     asked = chat if example.chat else {"prompt": example.question}
@@ -115,22 +119,28 @@ def request_of(example: Example, url: str) -> dict[str, Any]:
 
 
 def openai_chunks(url: str, request: dict[str, Any], stream: bool) -> Iterator[dict[str, Any]]:
-    """Ask with OpenAI's client; yields the answer's choice, whole or piece by piece."""
+    """Ask with OpenAI's client; yields the answer's choice, whole or piece by piece.
+
+    Raises:
+        InputError: where the server refuses the request.
+    """
     import openai
 
-    with openai.OpenAI(base_url=url, api_key="none") as client:
+    with openai.OpenAI(base_url=url, api_key=KEY) as client:
         create: Any = client.chat.completions.create if "messages" in request else client.completions.create
-        got = create(**request, stream=stream)
-        for chunk in got if stream else [got]:
-            yield chunk.choices[0].model_dump()
+        try:
+            got = create(**request, stream=stream)
+            for chunk in got if stream else [got]:
+                yield chunk.choices[0].model_dump()
+        except openai.APIError as error:
+            raise InputError(f"the server refuses: {error.message}") from error
 
 
 def urllib_chunks(url: str, request: dict[str, Any], stream: bool) -> Iterator[dict[str, Any]]:
     """Ask with nothing but the standard library; yields as `openai_chunks` does."""
     path = "/chat/completions" if "messages" in request else "/completions"
     body = json.dumps(request | {"stream": stream}).encode()
-    asked = urllib.request.Request(url + path, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked) as answer:
+    with _opened(url + path, body) as answer:
         if not stream:
             yield json.load(answer)["choices"][0]
             return
@@ -138,6 +148,15 @@ def urllib_chunks(url: str, request: dict[str, Any], stream: bool) -> Iterator[d
             event = line.decode().strip().removeprefix("data: ")
             if event and event != "[DONE]":
                 yield json.loads(event)["choices"][0]
+
+
+def _opened(url: str, body: bytes | None = None) -> Any:
+    """Open a URL; a refusal is an InputError that says what the server says."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, body, headers))
+    except urllib.error.HTTPError as error:
+        raise InputError(f"the server refuses: {json.load(error)['error']['message']}") from error
 
 
 def collect(choices: Iterator[dict[str, Any]], echo: bool) -> Answer:

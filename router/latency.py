@@ -258,17 +258,25 @@ def read_latency(path: Path) -> dict[str, Any] | None:
 def budget_for(path: Path, factor: float, expected: Fingerprints, device: str, dtype: str) -> float:
     """Return the mean depth, layers, at which a routed call takes `factor` of the time at full depth.
 
-    It is the smallest batch's profile that counts, with as many generated tokens as were timed.
+    Raises:
+        InputError: as `budgets_by` does, also where nothing is so fast.
+    """
+    return budgets_by(path, expected, device, dtype)(factor)
+
+
+def budgets_by(path: Path, expected: Fingerprints, device: str, dtype: str) -> Callable[[float], float]:
+    """Return what says the mean depth, layers, at which a routed call takes a factor of the time at full depth.
+
+    It is the smallest batch's profile that counts, with as many generated tokens as were timed. The file is read once.
 
     Args:
         path: `latency.json`, measured on this device.
-        factor: latency wanted, in units of full depth's.
         expected: the model that is to run.
         device: type of the device that is to run it.
         dtype: its dtype.
 
     Raises:
-        InputError: where the file is missing, corrupt, of another model, device or dtype, or nothing is so fast.
+        InputError: where the file is missing, corrupt, or of another model, device or dtype.
     """
     value = read_latency(path)
     if value is None:
@@ -284,7 +292,11 @@ def budget_for(path: Path, factor: float, expected: Fingerprints, device: str, d
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: expected a latency profile, got one without {error}") from error
-    try:
-        return profile.depth_for(factor, new_tokens)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+
+    def budget(factor: float) -> float:
+        try:
+            return profile.depth_for(factor, new_tokens)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    return budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import subprocess
@@ -82,6 +83,7 @@ class Oracle:
         self.routed, self.tokenizer = routed, routed.tokenizer
         points = [point.mean_depth for point in routed.router.head.budget_points]
         self.least, self.most = min(points), max(points)
+        self.view = functools.cache(functools.partial(chain_view, routed))
 
     def tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
@@ -100,7 +102,7 @@ class Oracle:
     def alone(self, prompt: Sequence[int], new_tokens: int, choice: int = 0, **asked: Any) -> Alone:
         """What a prompt alone gives: its chain's view, run anew over all tokens for each next one."""
         chain = asked.get("chain") or self.chain(prompt, asked.get("budget"))
-        view = chain_view(self.routed, chain)
+        view = self.view(chain)
         sampling = Sampling.of(asked.get("temperature", 0.0), asked.get("top_p", 1.0), asked.get("seed"), choice)
         ids, text = list(prompt), ""
         for step in range(new_tokens):
@@ -114,6 +116,12 @@ class Oracle:
             if cut := [text.index(stop) for stop in asked.get("stop", []) if stop in text]:
                 return Alone(chain, text[: min(cut)], "stop", tuple(made))
         return Alone(chain, text, "length", tuple(made))
+
+
+@functools.cache
+def tiny_oracle(family: str = "llama", attention: str | None = None) -> Oracle:
+    """What a server of `tiny_routed` must answer."""
+    return Oracle(tiny_routed(family, attention))
 
 
 def pick(logits: np.ndarray[Any, Any], sampling: Sampling, step: int) -> int:
@@ -207,6 +215,10 @@ class Asked:
         with self.http() as client:
             return dict(client.get("/health").json())
 
+    def status(self) -> dict[str, Any]:
+        with self.http() as client:
+            return dict(client.get("/status").json())
+
     def half(self, headers: dict[str, str]) -> socket.socket:
         """A request whose body is still to come."""
         host, port = self.url.removeprefix("http://").split(":")
@@ -230,12 +242,15 @@ class Running(Asked):
     Attributes:
         service: what it serves.
         server: the server.
-        oracle: what it must answer.
+        oracle: what it must answer, where it serves `tiny_routed`.
     """
 
     service: Service
     server: Server
-    oracle: Oracle
+
+    @property
+    def oracle(self) -> Oracle:
+        return tiny_oracle()
 
     def check_answers(self) -> None:
         """The server still answers, and rightly."""
@@ -252,7 +267,7 @@ def running(routed: RoutedModel | None = None, key: str | None = None, **setting
     chosen = ServeSettings(router="tiny", **{"budget": BUDGET, "name": NAME, "max_tokens": 400} | settings)
     service = make_service(chosen, routed or tiny_routed(budget=chosen.budget), key)
     with on_a_socket(make_app(service), service.batcher.close, chosen, settings.get("port", 0)) as (url, server):
-        yield Running(url, service, server, Oracle(tiny_routed(budget=chosen.budget)))
+        yield Running(url, service, server)
 
 
 @contextmanager

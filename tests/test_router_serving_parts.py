@@ -13,10 +13,13 @@ from openai.types.chat import ChatCompletionMessage
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast, TopPLogitsWarper
 
+from router.chain import Chain
+from router.serving.answers import Answer
+from router.serving.app import RowMaker
 from router.serving.batcher import BatchLimits, LoadBudget, batch_of, partners_matter, within
-from router.serving.protocol import MOST_CHARACTERS, ApiError, ChatAsked, CompletionAsked, parse
-from router.serving.rows import Row, Sampling, TextStream, bytes_of, draw
-from tests.serving import pick
+from router.serving.protocol import MOST_CHARACTERS, ApiError, Budgets, ChatAsked, CompletionAsked, parse
+from router.serving.rows import Row, Sampling, TextStream, TokenScore, bytes_of, draw
+from tests.serving import pick, tiny_routed
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -77,6 +80,21 @@ def test_tokens_bytes_are_those_of_the_text(kind: str) -> None:
     assert b"".join(found(token) or b"?" for token in tokens) == text.encode()
     assert bytes_of("<unknown>", "\ufffd") is None  # a name that says nothing of bytes
     assert bytes_of("\u2581\ufffd", " \ufffd") is None
+
+
+def test_tokens_keep_their_spaces_and_of_two_of_one_text_the_likeliest_is_named() -> None:
+    # Oracle: by hand. The decoder takes a text's first space away, and writes a letter's byte as the letter.
+    routed, asked = tiny_routed(), parse(CompletionAsked, said(logprobs=2))
+    routed.tokenizer = TOKENIZERS["spaces"]
+    maker = RowMaker(routed, max_tokens=1, max_rows=1, budgets=Budgets(routed.router, 1.0))
+    space, letter, byte, part = routed.tokenizer.convert_tokens_to_ids(["\u2581a", "a", "<0x61>", "<0xC3>"])
+    one = row(1)
+    one.chain, one.tokens, one.reason = Chain.full(3), [space, letter, part], "length"
+    one.scores = [TokenScore(token, -0.1, ((token, -0.1), (byte, -3.0))) for token in one.tokens]
+    found = Answer("m", asked, maker.token_text, maker.token_bytes).whole([one])["choices"][0]["logprobs"]
+    assert (found["tokens"], found["text_offset"]) == ([" a", "a", "<0xC3>"], [0, 2, 3])
+    assert found["top_logprobs"] == [{" a": -0.1, "a": -3.0}, {"a": -0.1}, {"<0xC3>": -0.1, "a": -3.0}]
+    assert [maker.token_bytes(token) for token in one.tokens] == [[32, 97], [97], [0xC3]]
 
 
 def pieces(kind: str, tokens: list[int]) -> list[str]:
@@ -310,6 +328,7 @@ def test_what_a_body_may_not_say(body: bytes, message: str) -> None:
     with pytest.raises(ApiError, match=f"^{message}") as caught:
         parse(CompletionAsked, body)
     assert caught.value.status == 400
+    assert (caught.value.code == "invalid_json") == caught.value.message.startswith("body: ")
     assert len(caught.value.message) <= MOST_CHARACTERS
 
 

@@ -33,7 +33,7 @@ from router.files import read_json, read_json_lines, require_file
 from router.heads.budget import budget_range
 from router.heads.head import Decision
 from router.heads.menu import MenuHead
-from router.latency import budget_for
+from router.latency import budgets_by
 from router.routed.export import check_weights, export_chain, free_folder
 from router.routed.hub import router_folder
 from router.routed.model import RoutedModel
@@ -134,7 +134,7 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
 def depth_for(profile: Path, routed: RoutedModel) -> Callable[[float], float]:
     """Return what says the mean depth, layers, that takes a latency (units of full depth's), by a latency profile."""
     prints, dtype = routed.router.config.fingerprints, str(routed.dtype).removeprefix("torch.")
-    return lambda factor: budget_for(profile, factor, prints, routed.device.type, dtype)
+    return budgets_by(profile, prints, routed.device.type, dtype)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

@@ -125,9 +125,16 @@ class Answer:
         return {
             "tokens": texts,
             "token_logprobs": [one.logprob for one in scores],
-            "top_logprobs": [{self._token_text(token): value for token, value in one.likeliest} for one in scores],
+            "top_logprobs": [self._likeliest(one) for one in scores],
             "text_offset": offsets,
         }
+
+    def _likeliest(self, score: TokenScore) -> dict[str, float]:
+        """Return log-probabilities by the tokens' texts; of tokens of one text the likeliest counts."""
+        found: dict[str, float] = {}
+        for token, value in score.likeliest:
+            found.setdefault(self._token_text(token), value)
+        return found
 
     def _scored_token(self, token: int, logprob: float) -> dict[str, Any]:
         return {"token": self._token_text(token), "logprob": logprob, "bytes": self._token_bytes(token)}

@@ -199,6 +199,7 @@ class Exchange:
             if piece.text is None:
                 self._observe(piece.row)
             if piece.row.error is not None:
+                self._batcher.abandon(self.rows, piece.row.error)
                 raise piece.row.error
             left -= piece.text is None
             yield piece
@@ -259,8 +260,11 @@ class RowMaker:
 
     def _names(self, token: int) -> tuple[str, str]:
         """Return the tokenizer's name of a token, and its text."""
-        text = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return str(self._tokenizer.convert_ids_to_tokens(token)), str(text)
+        # Behind itself: some decoders take the leading space of a text's first token away.
+        alone, twice = (
+            str(self._tokenizer.decode([token] * times, clean_up_tokenization_spaces=False)) for times in (1, 2)
+        )
+        return str(self._tokenizer.convert_ids_to_tokens(token)), twice.removeprefix(alone)
 
     def _rows(self, asked: Asked, prompts: Sequence[tuple[int, ...]], param: str, default: int | None) -> list[Row]:
         budget, rows = self._budgets.of(asked), list[Row]()

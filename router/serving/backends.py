@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from router.chain import Chain
 from router.files import require_file
-from router.serving.protocol import ApiError
+from router.serving.protocol import ApiError, bad
 from router.validation import SETTINGS, Count, InputError, adapter, explain, parse_yaml, shown
 
 log = logging.getLogger("router.serving")
@@ -80,9 +80,9 @@ class Backend:
     failures: int = 0
 
     @property
-    def authorization(self) -> dict[str, str]:
-        """The header with its key; none where it asks for none."""
-        return {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+    def authorization(self) -> dict[str, bytes]:
+        """The header with its key, in the bytes of the environment; none where it asks for none."""
+        return {} if self.key is None else {"authorization": b"Bearer " + os.fsencode(self.key)}
 
     def note(self, up: bool) -> None:
         """Note whether it answered."""
@@ -200,7 +200,7 @@ class Backends:
         chain: Chain,
         path: str,
         body: Mapping[str, Any],
-        headers: Mapping[str, str],
+        headers: Mapping[str, bytes],
         deadline: float,
         *,
         one_token: bool = False,
@@ -219,7 +219,8 @@ class Backends:
             The answer, whose first byte has come.
 
         Raises:
-            ApiError: 502 where full depth's backend is down, 504 where an answer takes too long.
+            ApiError: 400 where a number of the body is too large, 502 where full depth's backend is down, 504 where an
+                answer takes too long.
         """
         chosen = self._of[chain]
         if chosen is not self.full and self._may_try(chosen):
@@ -242,14 +243,15 @@ class Backends:
         return True
 
     async def _ask(
-        self, backend: Backend, path: str, body: Mapping[str, Any], headers: Mapping[str, str], deadline: float
+        self, backend: Backend, path: str, body: Mapping[str, Any], headers: Mapping[str, bytes], deadline: float
     ) -> Upstream:
-        request = self._client.build_request(
-            "POST",
-            f"{backend.url}/{path}",
-            json={**body, "model": backend.model},
-            headers={**headers, **backend.authorization, "accept-encoding": "identity"},
-        )
+        own = {**headers, **backend.authorization, "accept-encoding": b"identity"}
+        try:
+            request = self._client.build_request(
+                "POST", f"{backend.url}/{path}", json={**body, "model": backend.model}, headers=own
+            )
+        except ValueError:  # 1e999 is JSON, but infinity is not
+            raise bad("body", "finite numbers", float("inf")) from None
         loop = asyncio.get_running_loop()
         first_byte = min(deadline, loop.time() + self._patience.first_byte)
         response: httpx.Response | None = None
@@ -359,10 +361,14 @@ class Told:
 
 
 def of_one_token(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's body that asks for one token at most; engines' own `min_tokens` would contradict it."""
+    """Return a request's body that asks for one token at most; engines' own `min_tokens` would contradict it.
+
+    What is no number of tokens stays, for the backend to refuse.
+    """
     kept = {name: value for name, value in body.items() if name != "min_tokens"}
     limits = {"max_tokens", *(kept.keys() & {"max_completion_tokens"})}
-    return kept | {name: 0 if kept.get(name) == 0 else 1 for name in limits}
+    more = {name for name in limits if kept.get(name) is None or (isinstance(kept[name], int) and kept[name] > 1)}
+    return kept | dict.fromkeys(more, 1)
 
 
 class Upstream:

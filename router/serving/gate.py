@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +182,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         """Stand before an application; a client that does not read is cut off some seconds after the request's time."""
-        self._app, self._key = app, None if guard.key is None else guard.key.encode()
+        self._app, self._key = app, None if guard.key is None else os.fsencode(guard.key)
         self._max_body_bytes, self._seconds = guard.max_body_bytes, guard.request_timeout + SPARE_SECONDS
         self._body_seconds = min(guard.client_timeout, guard.request_timeout)
 

@@ -18,8 +18,8 @@ from router.serving.rows import Row
 
 PATHS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics", "/status", "/"})
 """Paths that are counted by name."""
-CLIENT_LEFT = 499
-"""Status of a request that got no answer."""
+CLIENT_LEFT, FAILED = 499, 500
+"""Status of a request that got no answer, and of one at which the server failed."""
 
 MOST_CHAINS = 100
 """Chains that are counted by name; a layerwise head knows more than a time series database should."""
@@ -207,6 +207,9 @@ class Counted:
 
         try:
             await self._app(scope, receive, counted)
+        except Exception:  # the answer to it is made in front of all middleware
+            status = FAILED if status == CLIENT_LEFT else status
+            raise
         finally:
             path = scope["path"] if scope["path"] in PATHS else OTHER
             self._counter.labels(path, str(status)).inc()

@@ -389,7 +389,8 @@ class Picks(LogitsProcessor):  # type: ignore[misc]
         for i, row in live:
             if row.alternatives is not None:
                 token = tokens[i] if i in tokens else int(scores[i].argmax())
-                row.scores.append(TokenScore.of(scores[i], token, row.alternatives))
+                # In its place: a batch that failed after this is read again, and scores the token again.
+                row.scores[len(row.tokens) :] = [TokenScore.of(scores[i], token, row.alternatives)]
         if tokens:
             index = torch.tensor(list(tokens), device=scores.device)
             scores[index] = -torch.inf

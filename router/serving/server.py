@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import uvicorn
+from jinja2 import TemplateError, TemplateSyntaxError
 from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from starlette.types import ASGIApp
 
 from router.command import first_word, parse_settings
+from router.engine.load import chat_tokens
 from router.routed import RoutedModel
 from router.routed.commands import RoutedSettings, depth_for, load_routed, said_of
 from router.serving.app import RowMaker, Service, make_app
@@ -61,8 +63,12 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         if error.errno == errno.EADDRNOTAVAIL:
             raise InputError(f"host: expected an address of this machine, got {host!r}") from error
-        raise InputError(f"port: expected a free one at {host}, got {port} ({error.strerror})") from error
+        raise _taken(host, port, error) from error
     return bound
+
+
+def _taken(host: str, port: int, error: OSError) -> InputError:
+    return InputError(f"port: expected a free one at {host}, got {port} ({error.strerror})")
 
 
 def url_of(bound: socket.socket) -> str:
@@ -198,7 +204,7 @@ class ListenSettings(RoutedSettings):
             key: what clients must send; None: nothing.
         """
         base = self.model or base_model
-        name = self.name or (Path(base).name if Path(base).is_dir() else base)
+        name = self.name or (os.path.basename(os.path.abspath(base)) if Path(base).is_dir() else base)
         return Guard(name, self.request_timeout, self.client_timeout, self.max_body_bytes, key)
 
 
@@ -293,6 +299,10 @@ def serve(
             client_seconds=settings.client_timeout,
             ready=ready,
         )
+        try:
+            bound.listen()
+        except OSError as error:  # another process bound it at the same time, and was faster
+            raise _taken(settings.host, settings.port, error) from error
         server.run(sockets=[bound])
 
 
@@ -326,7 +336,7 @@ def budgets_for(settings: ListenSettings, routed: RoutedModel) -> Budgets:
     find_depth = None
     if settings.latency_profile is not None:
         find_depth = depth_for(settings.latency_profile, routed)
-        find_depth(1.0)  # reads the file, so that a bad one is refused now
+        find_depth(1.0)  # a profile in which time does not grow with depth is refused now
     return Budgets(routed.router, settings.allow_loss, find_depth)
 
 
@@ -353,7 +363,7 @@ def set_template(routed: RoutedModel, path: Path | None) -> None:
     """Give a routed model's tokenizer the chat template of a file; None: it keeps its own.
 
     Raises:
-        InputError: where it is no text file.
+        InputError: where it is no text file, or no template.
     """
     if path is None:
         return
@@ -362,3 +372,9 @@ def set_template(routed: RoutedModel, path: Path | None) -> None:
         routed.tokenizer.chat_template = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"chat_template: expected a text file, got {str(path)!r} ({error})") from error
+    try:
+        chat_tokens(routed.tokenizer, [{"role": "user", "content": "?"}])
+    except TemplateSyntaxError as error:
+        raise InputError(f"chat_template: expected Jinja, got an error in {path}: {error}") from error
+    except (TemplateError, TypeError, ValueError):
+        return  # it may take other chats
