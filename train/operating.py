@@ -75,7 +75,7 @@ def measure_accuracy(
             (judged[job], one, data.tasks[samples[job[0]].task])
             for job, one in zip(jobs[place], decided[place], strict=True)
         ]
-        return _mean(delivered(result, task, one_token=one.one_token).right for result, one, task in pairs)
+        return _mean(delivered(result, task, one_token=one.one_token).correct for result, one, task in pairs)
 
     own = accuracy(0)
     assert own is not None
@@ -84,7 +84,8 @@ def measure_accuracy(
     )
     figures = {
         "accuracy": own,
-        "full_accuracy": _mean(record.full.right for record in records),
+        # Of all chains the first judging: of those that no search has verified there is no other.
+        "full_accuracy": _mean(record.full.correct for record in records),
         "chance_accuracy": _mean(1 / len(sample.choices) if sample.choices else 0.0 for sample in samples),
         "samples": float(len(samples)),
         "mean_depth": _mean(one.chain.depth for one in decided[0]),
