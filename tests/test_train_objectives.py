@@ -170,6 +170,7 @@ def test_chains_that_counts_cannot_say_are_passed_over() -> None:
     )  # fmt: skip
     assert layer_classes(found, 2) == (RUN, RUN, RUN, REPEAT)
     assert layer_classes(found_of((FULL, False, -1.0), (FULL.repeat(2, 2, 1), True, 3.0)), 2) is None
+    assert layer_classes(found_of((FULL, False, -1.0), (FULL.repeat(1, 1, 1), True, 3.0)), 2) is None  # of the prefix
     assert layer_classes(found_of((FULL, False, -1.0)), 2) is None
 
 
