@@ -289,29 +289,6 @@ def test_smooth_reward_finds_the_best_more_often_than_random_chains(name, action
     assert found >= rival + 6
 
 
-def test_moves_reach_orders_that_no_skip_or_repeat_does():
-    # Oracle: the order is known: two exchanges of neighbours, each of which puts two more layers in their places. Skips
-    # and repeats alone never reach it (brute force); random chains at equal cost rarely do.
-    base = replace(SMALL, action_set="both+move", max_shift=2, simulations=300, depth_penalty=0.0)
-    without = {chain.layers for chain in brute_force(ActionSpace(SMALL, 8), 2)}
-    found = Counter()
-    for seed in range(20):
-        rng = random.Random(seed)
-        first = rng.randrange(5)
-        target = list(range(8))
-        for i in (first, rng.randrange(first + 2, 7)):
-            target[i], target[i + 1] = target[i + 1], target[i]
-        wanted = tuple(target)
-        assert wanted not in without
-
-        def in_place(chain, wanted=wanted):
-            return sum(a == b for a, b in zip(chain.layers, wanted, strict=False)) / max(8, chain.depth)
-
-        for name in ("uct-max", "random"):
-            found[name] += Chain(wanted, 8) in run(in_place, named(base, name), seed, 8).evaluated
-    assert found["uct-max"] >= max(12, found["random"] + 8)
-
-
 @pytest.mark.parametrize("name", ["uct", "uct-max"])
 @pytest.mark.parametrize("depth_in", ["selection", "reward"])
 def test_shortest_right_chain_is_found(name, depth_in):
@@ -341,44 +318,12 @@ def test_a_space_that_runs_out_was_tried_whole(name):
         (3, 1, "both+move"),
         (4, 0, "both"),
         (5, 0, "skip"),
-        (4, 4, "both+move"),
+        (4, 1, "both+move"),
     ]:
         settings = replace(SMALL, simulations=100_000, action_set=action_set, in_flight=3)
         for seed in range(2):
             searcher = run(noisy, named(settings, name), seed, n, prefix)
             assert set(searcher.evaluated) == brute_force(ActionSpace(settings, n, prefix), 2)
-
-
-def test_what_each_of_our_additions_is_for():
-    # Oracle: problems that each is made for, at equal cost, against the search without it.
-    steps = replace(SMALL, simulations=50, depth_penalty=0.0, action_set="skip", max_block=1, max_edits=3)
-    single = plain(simulations=60, action_set="skip", max_block=1, max_edits=3, in_flight=1, depth_penalty=0.0)
-    deep = replace(SMALL, simulations=150, max_block=4, max_edits=6, depth_penalty=0.5, backup="max", in_flight=4)
-    path, together, depths = Counter(), Counter(), Counter()
-    for seed in range(40):
-        # Three layers must go one after the other; each step pays, and any other edit nothing, so the mean of the
-        # path's subtree sinks as it is searched, and the maximum stays.
-        order = random.Random(seed).sample(range(20), 3)
-        worth = {tuple(i for i in range(20) if i not in order[:k]): (k + 1) / 4 for k in range(4)}
-        for backup in ("mean", "max"):
-            found = run(lambda c, worth=worth: worth.get(c.layers, 0.0), replace(steps, backup=backup), seed, 20)
-            path[backup] += max(found.evaluated.values()) == 1.0
-    for seed in range(100):
-        # Only chains without three given layers are right, and fewer skips change nothing.
-        needed = set(random.Random(seed).sample(range(10), 3))
-        for leap in (1, 3):
-            settings = replace(single, root_leap=leap)
-            found = run(lambda c, needed=needed: float(not needed & set(c.layers)), settings, seed, 10)
-            together[leap] += max(found.evaluated.values()) == 1.0
-    for seed in range(30):
-        # Eight of 16 layers are needed; a short right chain pulls the search where its own depth is backed up.
-        needed = set(random.Random(seed).sample(range(16), 8))
-        for where in ("selection", "reward"):
-            found = run(lambda c, needed=needed: needed <= set(c.layers), replace(deep, depth_in=where), seed, 16)
-            depths[where] += min(chain.depth for chain, reward in found.evaluated.items() if reward)
-    assert path["max"] >= path["mean"] + 10
-    assert together[3] >= 1.5 * together[1]
-    assert depths["reward"] / 30 <= depths["selection"] / 30 - 0.25
 
 
 def test_what_stands_is_told():
@@ -397,28 +342,3 @@ def test_what_stands_is_told():
         longer[stands] = sum(depth >= depths[first] for depth in depths[first + 1 :])
     assert longer[True] <= 1
     assert longer[False] >= 5
-
-
-def test_margin_reward_guides_where_correctness_is_silent():
-    # Oracle: brute force gives the best margin; only chains near it are right, so a 0/1 reward says nothing until
-    # one is met. Budget: 60 simulations in a space of thousands of chains.
-    found = Counter()
-    base = replace(SMALL, simulations=60, depth_penalty=0.0, action_set="skip", max_edits=3)
-    everything = brute_force(ActionSpace(base, 12), 3)
-    for seed in range(40):
-        rng = random.Random(seed)
-        gains = [rng.gauss(0, 1) for _ in range(12)]
-
-        def gain(chain, gains=gains):
-            return sum(gains[layer] for layer in range(12) if layer not in chain.layers)
-
-        threshold = 0.8 * max(map(gain, everything))
-        for kind in ("correct", "margin"):
-            settings = replace(base, reward=kind)
-
-            def judge(chain, gain=gain, threshold=threshold, settings=settings):
-                margin = gain(chain) - threshold
-                return settings.reward_for(margin > 0, margin)
-
-            found[kind] += any(gain(chain) > threshold for chain in run(judge, settings, seed, 12).evaluated)
-    assert found["margin"] >= found["correct"] + 8

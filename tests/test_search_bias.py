@@ -4,7 +4,6 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import replace
 
-import pytest
 from scipy.stats import chi2
 
 from router.chain import Chain
@@ -23,16 +22,7 @@ class SkewedRandom(random.Random):
         return min(first, super().randrange(*args)) if self.random() < 0.2 else first
 
 
-def root_weights(searcher):
-    """Of each root action that was tried: 1 by name "draws", and its visits by name "visits" where there is a tree."""
-    if searcher.settings.algorithm == "random":
-        full = ActionSpace(searcher.settings, 8).legal(Chain.full(8))
-        return {"draws": {action: 1 for action in full if action.apply(Chain.full(8)) in searcher.evaluated}}
-    visits = {edge.action: edge.visits for edge in searcher.tree.root.edges}
-    return {"draws": dict.fromkeys(visits, 1), "visits": visits}
-
-
-def root_p_values(make_rng, algorithm, trees=1000):
+def root_p_values(make_rng, trees=1000):
     """P-values of the root's drawn actions and of the root's visits, over independent trees.
 
     Null hypothesis: within a tree, which action is drawn as the first, second, ... is a uniform shuffle of the
@@ -42,17 +32,15 @@ def root_p_values(make_rng, algorithm, trees=1000):
     variance of w, whatever the cluster sizes. Trees are independent, so for many of them
     sum((observed - expected)**2) / (sum of s * N / (N - 1)) is chi-square with N - 1 degrees of freedom.
     """
-    settings = replace(UNBIASED, algorithm=algorithm, simulations=20, max_block=2, max_times=2)
-    if algorithm == "random":
-        settings = replace(settings, max_edits=1)  # with more, a chain of two edits may be one of a single edit
-    space = ActionSpace(settings, 8)
+    space = ActionSpace(replace(UNBIASED, simulations=20, max_block=2, max_times=2), 8)
     legal = space.legal(Chain.full(8))
     size = len(legal)
     seen = defaultdict(Counter)
     scale = defaultdict(float)
     for tree in range(trees):
         searcher = run_in(space, constant, make_rng(f"0/{tree}"))
-        for name, weights in root_weights(searcher).items():
+        visits = {edge.action: edge.visits for edge in searcher.tree.root.edges}
+        for name, weights in (("draws", dict.fromkeys(visits, 1)), ("visits", visits)):
             seen[name].update(weights)
             variance = sum(w * w for w in weights.values()) / size - (sum(weights.values()) / size) ** 2
             scale[name] += variance * size / (size - 1)
@@ -64,9 +52,8 @@ def root_p_values(make_rng, algorithm, trees=1000):
     return p_values
 
 
-@pytest.mark.parametrize("algorithm", ["uct", "random"])
-def test_constant_reward_draws_root_actions_uniformly(algorithm):
+def test_constant_reward_draws_root_actions_uniformly():
     # Oracle: chi-square against the uniform draw, see root_p_values for the null hypothesis; and a generator that
     # prefers low action numbers in one draw of five must fail it.
-    assert min(root_p_values(random.Random, algorithm).values()) > 0.01
-    assert max(root_p_values(SkewedRandom, algorithm).values()) < 0.01
+    assert min(root_p_values(random.Random).values()) > 0.01
+    assert max(root_p_values(SkewedRandom).values()) < 0.01

@@ -14,8 +14,7 @@ import torch
 from data.records import read_records
 from data.sample import read_samples, write_samples
 from data.states import compute_states
-from router.decision import Operation, Router
-from router.heads.head import pad_states
+from router.decision import Operation
 from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, load_router, save_router
 from router.validation import InputError
 from search.__main__ import main as search
@@ -23,7 +22,7 @@ from search.menu import Menu, write_menu
 from tests.conftest import Refusal
 from tests.menus import record, write_records
 from tests.test_search_run import arguments as search_arguments
-from tests.tiny import FULL, NUM_LAYERS, random_router, scorer_of, tiny_samples, write_project
+from tests.tiny import FULL, NUM_LAYERS, random_router, scorer_of, tiny_samples, untrained, write_project
 from train.calibrate import Calibration, main, settings_of, static_settings
 from train.guarantee import certify
 
@@ -34,11 +33,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_project(tmp_path_factory.mktemp("calibrate"), train=12, validation=12)
     write_samples(folder / "data" / "calibration.jsonl", tiny_samples("calibration", 40))
     scorer = scorer_of(folder)
-    router = random_router(scorer, 2)
     states = compute_states(scorer, read_samples(folder / "data" / "validation.jsonl"), 2, "states")
-    router.head.calibrate(router.head(*pad_states(list(states.values()))))
-    config = type(router.config)(**{**vars(router.config), "budget_points": router.head.budget_points})
-    save_router(folder / "router", Router(config, router.head))
+    save_router(folder / "router", untrained(random_router(scorer, 2).config, list(states.values())))
     (folder / "router" / TRAINED_ON_FILE).write_text(json.dumps({"split_hashes": []}))
     main(arguments(folder))
     return folder

@@ -7,7 +7,7 @@ picks chains that no search has run, and those are run here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -66,7 +66,7 @@ def measure_accuracy(
     judged = {(i, one.chain): one for i, record in enumerate(records) for one in record.results}
     spread = {0, *range(1, len(jobs), max(1, len(points) // POINTS)), len(jobs) - 1}
     wanted = {job for place in spread for job in jobs[place]}
-    judged |= _run(data.open_scorer, samples, sorted(wanted - judged.keys(), key=lambda job: (job[0], job[1].layers)))
+    judged |= _run(data.open_scorer, samples, wanted - judged.keys())
 
     def accuracy(place: int) -> float | None:
         if not judged.keys() >= {*jobs[place]}:
@@ -135,7 +135,7 @@ def calibrate_in_scope(
 
 
 def _run(
-    open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Sequence[Job]
+    open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Collection[Job]
 ) -> dict[Job, ChainResult]:
     """Return the results of chains that the records do not have, judged in the samples' own scoring mode."""
     if not jobs:
