@@ -32,6 +32,8 @@ HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead}
 # The sizes have upper bounds, for some cost memory before any weights are read, or without them.
 Layers = Annotated[int, Field(ge=1, le=2**10)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
+Hidden = Annotated[int, Field(ge=1, le=2**16)]
+Windows = Annotated[int, Field(ge=1, le=2**12)]
 
 
 @with_config(STORED)
@@ -47,9 +49,9 @@ class HeadSettings(TypedDict, total=False):
         agreement: weight of agreement with full depth in the value of a menu's chain.
     """
 
-    hidden: Annotated[int, Field(ge=1, le=2**16)]
+    hidden: Hidden
     pooling: Pooling
-    windows: Annotated[int, Field(ge=1, le=2**12)]
+    windows: Windows
     dropout: Annotated[float, Field(ge=0, lt=1)]
     chains: Annotated[list[str], Field(min_length=1, max_length=2**12)]
     agreement: Share
