@@ -20,6 +20,7 @@ from transformers import Cache, PreTrainedModel
 from router.engine.copies import NoHead, replace_head, shallow_copy, with_layers
 from router.engine.decoder import Decoder
 from router.engine.inputs import prefill
+from router.validation import InputError
 
 Axes = dict[int, str]
 """Which dimension of a tensor counts rows ("batch"; "batch*4": so many entries a row) or tokens ("tokens")."""
@@ -228,7 +229,7 @@ class LayerCapture:
         """Look what a layer returns besides hidden states.
 
         Raises:
-            ValueError: where the model hands that to the next layer: then layers cannot be run one by one.
+            InputError: where the model hands that to the next layer: then layers cannot be run one by one.
         """
         seen: list[Any] = []
         probe = shallow_copy(self._decoder.layers[0])
@@ -238,7 +239,7 @@ class LayerCapture:
             extras = [] if isinstance(seen[0], Tensor) else seen[0][1:]
             given = tensors_of(LayerCall(args, kwargs, False))
             if any(extra is one for extra in extras for one in given):
-                raise ValueError("model: expected layers that hand each other hidden states alone, got more")
+                raise InputError("model: expected layers that hand each other hidden states alone, got more")
             return seen[0]
 
         following = _with_forward(self._decoder.layers[-1], follow)
@@ -325,7 +326,7 @@ def _compare(first: torch.Size, second: torch.Size) -> Axes:
     pairs = list(zip(first, second, strict=True))
     kinds |= {(one, other): f"batch*{one // 2}" for one, other in pairs if one > 2 and 3 * one == 2 * other}
     if any(one != other and (one, other) not in kinds for one, other in pairs):
-        raise ValueError(
+        raise InputError(
             "model: expected layers whose arguments have rows and tokens as dimensions of their own, "
             f"got shapes {tuple(first)} for 2 rows of 5 tokens and {tuple(second)} for 3 rows of 7"
         )
@@ -404,7 +405,7 @@ def joined_captures(captured: Sequence[Captured], capture: LayerCapture) -> Capt
     """Return what `capture_prepared` captured of single rows of one width as one batch.
 
     Raises:
-        ValueError: where a layer's arguments of several rows cannot stand in one batch.
+        InputError: where a layer's arguments of several rows cannot stand in one batch.
     """
     made: dict[tuple[int, ...], Tensor] = {}
 
@@ -414,7 +415,7 @@ def joined_captures(captured: Sequence[Captured], capture: LayerCapture) -> Capt
         if any([tensor.ndim for tensor in row] != [tensor.ndim for tensor in rows[0]] for row in rows) or any(
             axis >= tensor.ndim for row in rows for tensor, own in zip(row, axes, strict=True) for axis in own
         ):
-            raise ValueError("model: expected layers that get pictures in their hidden states alone, got more")
+            raise InputError("model: expected layers that get pictures in their hidden states alone, got more")
         tensors = zip(*rows, strict=True)
         one = iter([_joined(made, list(parts), own) for parts, own in zip(tensors, axes, strict=True)])
         return map_tensors(captured[0].calls[layer], lambda _: next(one))
@@ -435,7 +436,7 @@ def _joined(made: dict[tuple[int, ...], Tensor], parts: list[Tensor], axes: Axes
     if key not in made:
         batch = next((axis for axis, kind in axes.items() if kind.startswith("batch")), None)
         if batch is None and any(not torch.equal(part, parts[0]) for part in parts):
-            raise ValueError("model: expected layers whose arguments tell rows apart, got some for all rows at once")
+            raise InputError("model: expected layers whose arguments tell rows apart, got some for all rows at once")
         made[key] = parts[0] if batch is None else torch.cat(parts, batch)
     return made[key]
 
@@ -459,6 +460,6 @@ def _cut(tensor: Tensor, axes: Axes, rows: Int[Tensor, " rows"], start: int, sto
 def _token_axes(axes: Axes) -> tuple[int | None, int | None]:
     tokens = [axis for axis, kind in axes.items() if kind == "tokens"]
     if len(tokens) > 2:
-        raise ValueError(f"arguments: expected at most two dimensions of tokens, got {len(tokens)}")
+        raise InputError(f"arguments: expected at most two dimensions of tokens, got {len(tokens)}")
     query, key = [*tokens, None, None][:2]
     return query, key
