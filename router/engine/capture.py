@@ -105,17 +105,22 @@ class LayerCapture:
     def capture(
         self,
         tokens: Int[Tensor, "batch tokens"],
-        positions: Int[Tensor, "batch tokens"],
+        positions: Int[Tensor, "batch tokens"] | None,
         mask: Int[Tensor, "batch tokens"],
+        **options: Any,
     ) -> Captured:
         """Return the first layer's input and every layer's arguments for a batch; no layer runs.
 
         Args:
             tokens: token ids.
-            positions: position of each token.
+            positions: position of each token; None: the model counts them itself.
             mask: 1 for tokens, 0 for padding.
+            options: further arguments of the model's forward.
         """
-        return self._recorded(tokens, positions, mask)
+        self._local.hidden, self._local.calls, self._local.additions = None, [], None
+        self._call(self._recording, tokens, positions, mask, **self._few_logits, **options)
+        assert self._local.hidden is not None
+        return Captured(self._local.hidden, self._local.calls)
 
     def capture_prepared(
         self, tokens: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"], inputs: Mapping[str, Any]
@@ -188,16 +193,10 @@ class LayerCapture:
     def _call(
         self, view: PreTrainedModel, tokens: Tensor, positions: Tensor | None, mask: Tensor, **options: Any
     ) -> Any:
-        """Run a view; without positions the model counts them itself."""
+        """Run a view; arguments as `capture`."""
         if positions is not None:
             options["position_ids"] = positions + self.position_offset
         return view(input_ids=tokens, attention_mask=mask, **{"use_cache": False, "return_dict": True} | options)
-
-    def _recorded(self, tokens: Tensor, positions: Tensor | None, mask: Tensor, **options: Any) -> Captured:
-        self._local.hidden, self._local.calls, self._local.additions = None, [], None
-        self._call(self._recording, tokens, positions, mask, **self._few_logits, **options)
-        assert self._local.hidden is not None
-        return Captured(self._local.hidden, self._local.calls)
 
     def _recorder(self, layer: nn.Module) -> nn.Module:
         local, extras = self._local, self._extras
@@ -256,7 +255,7 @@ class LayerCapture:
 
         def handed(positions: Tensor | None) -> list[Tensor]:
             with torch.inference_mode():
-                captured = self._recorded(tokens, positions, mask)
+                captured = self.capture(tokens, positions, mask)
             found = [captured.hidden, *(tensor for call in captured.calls for tensor in tensors_of(call))]
             return [tensor for tensor in found if tensor.ndim != 4]  # masks may be left out in one of the two
 
@@ -290,7 +289,7 @@ class LayerCapture:
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         positions = torch.arange(2, device=self.device)[None]
         with torch.inference_mode():
-            captured = self._recorded(tokens, positions, torch.ones_like(tokens), use_cache=True)
+            captured = self.capture(tokens, positions, torch.ones_like(tokens), use_cache=True)
         slots: list[int | str | None] = []
         for call in captured.calls:
             places: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]

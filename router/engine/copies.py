@@ -121,8 +121,9 @@ def with_layers(
     copy.deepcopy(model.config, memo)
     configs = {id(model.config): memo[id(model.config)]}
     text = memo.get(id(decoder.config)) or copy.deepcopy(decoder.config, memo)
-    wanted = write_entries(text, Chain(tuple(sources), decoder.num_layers))
-    _write_computed(text, wanted)
+    if computed := write_entries(text, Chain(tuple(sources), decoder.num_layers)):
+        # The copy says of the chain what its class computes from settings without words for it (Jamba).
+        text.__class__ = type(type(text).__name__, (type(text),), computed | {"__module__": type(text).__module__})
 
     root = shallow_copy(model)
     module: nn.Module = root
@@ -144,17 +145,6 @@ def with_layers(
     for name in _OF_ONE_DEPTH:
         root.__dict__.pop(name, None)
     return root
-
-
-def _write_computed(text: Any, wanted: dict[str, Any]) -> None:
-    """Let a copied configuration say of the chain what it computes from settings without words for it (Jamba)."""
-    computed = {name: value for name, value in wanted.items() if _plain(getattr(text, name)) != value}
-    if computed:
-        text.__class__ = type(type(text).__name__, (type(text),), computed | {"__module__": type(text).__module__})
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
