@@ -134,7 +134,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
     tokenizer: PreTrainedTokenizerBase | None
     plain_model: Callable[[], PreTrainedModel]
     _prefix: Prefix
-    _made: Makeup
+    _made: Makeup | None
     _views: OrderedDict[Chain, _View]
     _lock: threading.Lock
     _make_scorer: Callable[[], ChoiceScorer]
