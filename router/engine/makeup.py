@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import operator
+import types
+import weakref
+from collections import OrderedDict
 from typing import Any
 
 from torch import nn
 
 REGISTRIES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 """What decides what a module computes, by name in its registries."""
+HOLDERS = {OrderedDict, functools.partial, types.FunctionType, types.MethodType}
+"""What may hold the whole model: hooks, their registries, and a `forward` that accelerate or a compiler put there."""
 
 
 class Makeup:
@@ -41,6 +48,12 @@ class Makeup:
             parts.append(None)  # ends what is the module's
         self._parts = parts
 
+    def weakly(self) -> Makeup:
+        """Return the same for a memory that is to keep no model alive; it equals others that are made so."""
+        same = copy.copy(self)
+        same._parts = [_weak(part) for part in self._parts]
+        return same
+
     def __eq__(self, other: object) -> bool:
         """Whether nothing was changed between the two moments."""
         if not isinstance(other, Makeup) or len(self._parts) != len(other._parts):
@@ -48,6 +61,15 @@ class Makeup:
         return all(map(operator.is_, self._parts, other._parts))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _weak(part: Any) -> Any:
+    """Return a part, or in place of what may hold the whole model the one weak reference that there is of an object."""
+    if type(part) in HOLDERS or isinstance(part, nn.Module):
+        return weakref.ref(part)
+    if type(part) is dict and any(isinstance(one, nn.Module) for one in part.values()):
+        return None  # a registry; what is in it are parts as well
+    return part
 
 
 def _settings(model: nn.Module) -> list[Any]:

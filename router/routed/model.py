@@ -34,7 +34,7 @@ from transformers.generation.utils import GenerationMixin
 from router.chain import Chain
 from router.decision import Operation, Router
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
-from router.engine.copies import shallow_copy
+from router.engine.copies import shallow_copy, unrouted
 from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
 from router.engine.inputs import OF_GENERATE, ModelInputs, has_placeholders
 from router.engine.load import padding_token
@@ -134,7 +134,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
     tokenizer: PreTrainedTokenizerBase | None
     plain_model: Callable[[], PreTrainedModel]
     _prefix: Prefix
-    _made: Makeup
+    _made: Makeup | None
     _views: OrderedDict[Chain, _View]
     _lock: threading.Lock
     _make_scorer: Callable[[], ChoiceScorer]
@@ -165,6 +165,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
                 is no guarantee, or none without the scope.
         """
         router.require(Operation(budget=budget, guaranteed=guaranteed, scope=scope))
+        model = unrouted(model)
         made = shallow_copy(model)
         made.__class__ = _routed_class(type(model))
         routed = cast(RoutedModel, made)
