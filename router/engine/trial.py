@@ -52,12 +52,12 @@ def require_chains(model: PreTrainedModel, now: Makeup | None = None) -> None:
     require_model(model)
     if model.training:
         return
-    now = (Makeup(model) if now is None else now).weakly()
+    now = Makeup(model) if now is None else now
     with _lock:
         made, refusal = _known.get(model, (None, None))
         if made != now:
             refusal = _refusal(model)
-            _known[model] = now, refusal
+            _known[model] = now.weakly(), refusal
     if refusal is not None:
         raise InputError(
             f"{type(model).__name__}: expected a model whose layers run in any order, got one where {refusal}"
