@@ -111,6 +111,16 @@ def test_a_manifest_never_vouches_for_a_half_written_folder(rows: Path, tmp_path
     assert not (out / "manifest.json").exists()
 
 
+def test_a_split_that_another_run_left_is_no_part_of_the_folder(rows: Path, tmp_path: Path) -> None:
+    # Oracle: by hand: a first run was stopped before its manifest, a second one makes no calibration split.
+    out = tmp_path / "out"
+    main(arguments(rows, out, "--calibration.size=4"))
+    (out / "manifest.json").unlink()
+    main(arguments(rows, out))
+    with pytest.raises(InputError, match=r"calibration\.jsonl: expected a file that manifest\.json names"):
+        read_samples(out / "calibration.jsonl")
+
+
 def test_one_source_split_serves_all_and_size_0_leaves_a_split_out(rows: Path, tmp_path: Path) -> None:
     # Oracle: a folder that has test.jsonl alone.
     folder = tmp_path / "folder"
@@ -120,16 +130,6 @@ def test_one_source_split_serves_all_and_size_0_leaves_a_split_out(rows: Path, t
     main(arguments(folder, tmp_path / "out", *more))
     assert len(read_samples(tmp_path / "out" / "train.jsonl")) == 22
     assert not (tmp_path / "out" / "validation.jsonl").exists()
-
-
-def test_tasks_that_were_changed_are_refused(rows: Path, tmp_path: Path) -> None:
-    # Oracle: the file without one of its lines, beside the manifest of the whole one.
-    main(arguments(rows, tmp_path / "out"))
-    file = tmp_path / "out" / "tasks.json"
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(line for line in lines if '"over_long"' not in line))
-    with pytest.raises(InputError, match=r"tasks\.json: expected one with the SHA-256 in manifest\.json"):
-        read_tasks(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,16 @@ def test_bad_input_is_one_line_and_status_2(
     assert re.match(f"error: .*{message}", refusal(main, arguments(rows, tmp_path / "out", *more)))
 
 
-def test_an_out_that_is_a_file_is_refused(rows: Path) -> None:
-    # Oracle: `out` is the file of rows.
+def test_an_out_that_is_or_holds_the_rows_is_refused(rows: Path, tmp_path: Path) -> None:
+    # Oracle: the rows' bytes. `out` is their file; then they lie in it under the name of a split.
     with pytest.raises(InputError, match="out: expected a directory that can be written"):
         main(arguments(rows, rows))
+    named = rows.rename(tmp_path / "train.jsonl")
+    before = named.read_bytes()
+    for path in (named, tmp_path):
+        with pytest.raises(InputError, match="out: expected another folder than that of the rows"):
+            main(arguments(path, tmp_path, "--validation.source_split=train", "--test.source_split=train"))
+    assert named.read_bytes() == before
 
 
 def test_subcommands_and_help(capsys: pytest.CaptureFixture[str]) -> None:

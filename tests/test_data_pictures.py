@@ -267,6 +267,19 @@ def test_pictures_of_a_local_file_are_kept_beside_the_samples(tmp_path: Path) ->
     )
 
 
+def test_a_turned_picture_is_read_upright_and_ones_own_pictures_stay(tmp_path: Path) -> None:
+    # Oracle: the file's own note (EXIF orientation 6: a quarter turn to the right), and the file itself.
+    turned = Image.new("RGB", (20, 10))
+    note = turned.getexif()
+    note[0x0112] = 6
+    (tmp_path / FOLDER).mkdir()
+    turned.save(tmp_path / FOLDER / "mine.png", exif=note)
+    data(arguments(tmp_path, [f"{FOLDER}/mine.png"], out=str(tmp_path)))
+    (sample,) = read_samples(tmp_path / "train.jsonl")
+    assert read_picture(tmp_path, sample.images[0]).size == (10, 20)
+    assert (tmp_path / FOLDER / "mine.png").is_file()
+
+
 def test_a_hub_column_of_pictures_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Oracle: the pixels that went into the data set, as the hub stores them (an image column in Parquet).
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")

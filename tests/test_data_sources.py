@@ -202,10 +202,14 @@ def test_hub_columns_may_hold_numbers_booleans_and_objects(offline_hub: Path, na
     assert samples == [task.sample(row, "train") for row in ROWS[name]]
 
 
-def test_a_hub_data_set_that_is_missing_is_one_line(offline_hub: Path) -> None:
-    # Oracle: a folder that does not exist.
-    with pytest.raises(InputError, match="expected a data set that can be loaded, got"):
-        list(read_rows(load_task("arc_easy", hub={"path": str(offline_hub)}), "hub", "train"))
+def test_a_hub_data_set_that_cannot_be_loaded_is_one_line(offline_hub: Path) -> None:
+    # Oracle: a folder that does not exist; then one with a script, which the library runs no more.
+    task = load_task("arc_easy", hub={"path": str(offline_hub)})
+    for reason in ("", "Dataset scripts are no longer supported"):
+        with pytest.raises(InputError, match=f"expected a data set that can be loaded, got {reason}"):
+            list(read_rows(task, "hub", "train"))
+        offline_hub.mkdir(exist_ok=True)
+        (offline_hub / f"{offline_hub.name}.py").write_text("import datasets\n")
 
 
 def test_missing_places_are_named(tmp_path: Path) -> None:
