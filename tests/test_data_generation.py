@@ -154,6 +154,13 @@ def test_a_letter_means_the_choice_that_the_prompt_lists_under_it(grader: Grader
         assert judge(LETTERS, CHOICE, query, 1, Answer(text, True, ()), grader) == (None, False)
 
 
+def test_an_alias_means_the_same_as_the_answer() -> None:
+    # Oracle: what `judge` calls right; so a search for a wrong answer is never told an alias.
+    scorer = ChainScorer(family_model("llama"), tiny_tokenizer(), SUMS)
+    assert not scorer.means_the_same(SUM, "7")
+    assert scorer.means_the_same(dataclasses.replace(SUM, aliases=("6", "7")), "7.0")
+
+
 def test_what_stands_before_an_answers_end() -> None:
     # Oracle: written by hand; None while the end has not come, so that decoding goes on.
     assert [SUMS.before_end(text) for text in ("", " 5", " 5\n")] == [None, None, " 5"]
