@@ -299,14 +299,22 @@ class ChainScorer:
             raise InputError(f"dtype: sample {sample.id} in {self.dtype}: {error}") from error
 
     def generate_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
-        """Decode each job's answer under its chain's view and grade it, whatever its task's mode; choices by letter."""
+        """Decode each job's answer under its chain's view and grade it, whatever its task's mode; choices by letter.
+
+        Raises:
+            InputError: where a logit is no number (float16 overflows in some models).
+        """
         requests = []
         for index, chain in jobs:
             task = block.samples[index].task
             inputs = block.block.rows[block.rows[index][0]].inputs
             requests.append(Request(block.samples[index].prompt, chain, task.max_new_tokens, task.before_end, inputs))
+        try:
+            answers = self._generator.generate(requests)
+        except FloatingPointError as error:
+            raise InputError(f"dtype: {error} in {self.dtype}") from error
         results = []
-        for (index, chain), answer in zip(jobs, self._generator.generate(requests), strict=True):
+        for (index, chain), answer in zip(jobs, answers, strict=True):
             one = block.samples[index]
             judged = judge(one.task, one.sample, one.query, one.target, answer, self._grader)
             results.append(ChainResult.from_answer(chain, *judged))

@@ -114,6 +114,13 @@ def test_a_worker_that_dies_costs_only_its_batch_and_a_batch_that_kills_three_is
     assert sorted(store_in(tmp_path).keys) == ["a", "b", "c", "unlucky"]
 
 
+class OddError(Exception):
+    """An error that cannot be made again from its text."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
 def test_memory_that_runs_out_counts_as_a_death_and_other_errors_end_the_run(pool: Cluster, tmp_path: Path) -> None:
     def full(batch: Batch[str], report: Report) -> list[Row]:
         raise MemoryError("no room")
@@ -124,28 +131,18 @@ def test_memory_that_runs_out_counts_as_a_death_and_other_errors_end_the_run(poo
     def wrong(batch: Batch[str], report: Report) -> list[Row]:
         return [Row(name, 1 // 0) for name in batch.items]
 
+    def odd(batch: Batch[str], report: Report) -> list[Row]:
+        raise OddError("cannot", "travel")
+
     with pytest.raises(UnfinishedError, match=r"killed 3 workers: MemoryError: no room"):
         run(pool, tmp_path / "full", "a", Task(full, name_of))
     with pytest.raises(InputError, match=r"^dtype: expected finite scores, got nan$"):
         run(pool, tmp_path / "refused", "a", Task(refused, name_of))
     with pytest.raises(ZeroDivisionError):
         run(pool, tmp_path / "wrong", "a", Task(wrong, name_of))
-    assert [row.name for row in run(pool, tmp_path / "again", "ab", Task(plain, name_of))] == ["a", "b"]
-
-
-class OddError(Exception):
-    """An error that cannot be made again from its text."""
-
-    def __init__(self, one: str, two: str) -> None:
-        super().__init__(f"{one} {two}")
-
-
-def test_an_error_that_does_not_travel_ends_the_run_with_its_text(pool: Cluster, tmp_path: Path) -> None:
-    def odd(batch: Batch[str], report: Report) -> list[Row]:
-        raise OddError("cannot", "travel")
-
     with pytest.raises(RuntimeError, match=r"^OddError: cannot travel$"):
-        run(pool, tmp_path, "a", Task(odd, name_of))
+        run(pool, tmp_path / "odd", "a", Task(odd, name_of))
+    assert [row.name for row in run(pool, tmp_path / "again", "ab", Task(plain, name_of))] == ["a", "b"]
 
 
 @pytest.mark.slow

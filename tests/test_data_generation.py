@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from data.scoring import ChainScorer, delivered, judge
 from data.sources import Columns
 from data.tasks import Task, load_task
 from router.chain import Chain
+from router.validation import InputError
 from tests.test_data_scoring import CHAINS, family_model, greedy
 from tests.tiny import FAMILIES, FULL, tiny_model, tiny_tokenizer
 
@@ -168,6 +170,16 @@ def test_what_stands_before_an_answers_end() -> None:
     chat = dataclasses.replace(SUMS, prompt=Prompt(style="chat"))
     assert chat.before_end(" 5\n\nmore") is None
     assert [FREE.before_end(text) for text in ("One.\n\nTwo.", "One.\nQuestion:")] == [None, "One."]
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    # Oracle: a model one of whose weights overflows, as in float16.
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.down_proj.weight.data[:] = math.inf
+    scorer = ChainScorer(model, tiny_tokenizer(), WORDS)
+    block = scorer.load([scorer.encode(SUM)])
+    with pytest.raises(InputError, match="dtype: expected logits that are numbers, got others in float32"):
+        scorer.judge(block, [(0, FULL)])
 
 
 def test_the_scorer_judges_in_both_modes() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from data import grading
 from data.grading import Grader
+from router.validation import UnfinishedError
 from tests.answers_table import VERDICTS
 
 SLACK = 30.0
@@ -178,6 +179,6 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pyte
     monkeypatch.setattr(sys, "executable", "/bin/false" if Path("/bin/false").exists() else "/usr/bin/false")
     with Grader() as grader:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"grading worker: expected it to start .* math-verify"):
+            with pytest.raises(UnfinishedError, match=r"grading worker: expected it to start .* math-verify"):
                 grader.equal("1/2", "0.5")
         assert grader.unjudged == 0

@@ -95,11 +95,10 @@ def test_from_preparation_to_a_routed_model(project: Path, stock: tuple[PreTrain
         sample = samples[record.sample_id]
         query = task.query(sample)
         batches[sample.id] = batch = given(processor, project / "data", sample, f"{query.asked}\n{query.lead}")
-        for result in record.results:
-            view = chain_view(model, result.chain)
-            want = [logprobs(view, batch, [letter])[0] for letter in letters]
-            for place, choice in enumerate(query.order):
-                assert result.scores[choice] == pytest.approx(want[place], abs=1e-3)
+        result = record.results[-1]
+        view = chain_view(model, result.chain)
+        want = [logprobs(view, batch, [letter])[0] for letter in letters]
+        assert [result.scores[choice] for choice in query.order] == pytest.approx(want[: len(query.order)], abs=1e-3)
     routed = RoutedModel.from_pretrained(project / "router")
     routed.budget = None  # the head's own choice, as in the evaluation
     evaluated = {

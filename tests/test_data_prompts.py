@@ -79,8 +79,6 @@ BY_HAND = [
         "Question: Which animal lays eggs?\nAnswer: hen\n\nQuestion: What boils at 100 degrees Celsius?\nAnswer:",
         [" iron", " water", " salt"],
     ),
-    ("boolq", {}, 0, "The made-up lake is 90 m deep.\nQuestion: is the made up lake deep?\nAnswer:", [" no", " yes"]),
-    ("piqa", {}, 0, "Goal: Keep soup warm.\nAnswer:", [" Put a lid on it.", " Put a hat on it."]),
     (
         "gsm8k",
         {"prompt": {"opening": "\\boxed{"}},
@@ -88,16 +86,6 @@ BY_HAND = [
         "Question: Bo had 9 pens and lost 4. How many are left?\nAnswer: \\boxed{5}\n\n"
         "Question: Ann has 2 bags of 600 nuts. How many nuts?\nAnswer: \\boxed{",
         ["1200}"],
-    ),
-    (
-        "gsm8k",
-        {"prompt": {"style": "chat"}},
-        1,
-        "<|user|>\nQuestion: Bo had 9 pens and lost 4. How many are left?\nGive the final answer only.</s>\n"
-        "<|assistant|>\n5</s>\n"
-        "<|user|>\nQuestion: Ann has 2 bags of 600 nuts. How many nuts?\nGive the final answer only.</s>\n"
-        "<|assistant|>\n",
-        ["1200"],
     ),
     (
         "gsm8k",

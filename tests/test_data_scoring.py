@@ -281,7 +281,11 @@ def test_answers_that_generation_cannot_reach_are_noted() -> None:
     assert encoder.unreachable == {samples[1].id}
 
 
-@pytest.mark.parametrize("sample", [LONG, ABOUT], ids=["question", "context"])
+PARTED = Sample("sums", "train", "\u00e9" * 200 + "?", (), "21")
+"""Two tokens a letter: cutting as many tokens as are too many would part one."""
+
+
+@pytest.mark.parametrize("sample", [LONG, ABOUT, PARTED], ids=["question", "context", "parted"])
 def test_a_long_prompt_is_refused_or_loses_its_start(sample: Sample) -> None:
     # Oracle: the end of the full prompt, of as many tokens as are allowed (one token a byte here).
     ask = "{context}\nQ: {question}" if sample.context else "{question}"
