@@ -48,14 +48,15 @@ def asked(task: Task, shots: int, template: str | None = TEMPLATE) -> dict[str, 
 
 
 def rendered() -> dict[str, dict[str, Any]]:
-    """Every golden, by task, style, number of examples and mode."""
+    """Every golden, by task, style, number of examples and mode; all styles with and without examples of two tasks."""
     found = {}
     for name in known_tasks():
         for style in ("base", "chat"):
             for mode, changes in variants(name).items():
                 prompt = {**changes.get("prompt", {}), "style": style}
                 task = load_task(name, **{**changes, "prompt": prompt})
-                for shots in (0, 2) if task.columns.image is None else (0,):
+                few = (0, 2) if name in ("arc_easy", "gsm8k") else (2,) if style == "base" else (0,)
+                for shots in few if task.columns.image is None else (0,):
                     found[f"{name}, {style}, {shots} shots, {mode}"] = asked(task, shots)
     return found
 
