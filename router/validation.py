@@ -124,7 +124,8 @@ def explain(error: ValidationError) -> str:
     if kind == "missing":
         return f"expected the field {place}, got none"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"expected no field {place}, got one"
+        whole = [_place(first["loc"][:-1]), str(first["loc"][-1])]  # a key of the user's, whatever it looks like
+        return f"expected no field {'.'.join(filter(None, whole))}, got one"
     if kind == "value_error":
         said = str(bounds["error"])
         if not place or said.startswith(place):
@@ -186,7 +187,7 @@ def _place(location: Sequence[int | str]) -> str:
     return place
 
 
-_UNION_WORDS = frozenset(("int", "str", "float", "bool", "none", "path"))
+_UNION_WORDS = frozenset(("int", "str", "float", "bool", "none"))
 
 
 def shown(value: object) -> str:
