@@ -154,7 +154,17 @@ class Store(Generic[RowT]):
             self._places[key] = (self._partial, offset, length)
 
     def note(self, run: Mapping[str, Any]) -> None:
-        """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one."""
+        """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one.
+
+        Raises:
+            InputError: where another process has finished the rows since they were read here.
+        """
+        found = read_meta(self.path)
+        if found is not None and found["sha256"] != self._meta["sha256"]:
+            raise InputError(
+                f"out: expected {self.path} as it was when this run began, got one that another process has finished; "
+                "run the same command again"
+            )
         self._meta["runs"] = [one for one in self._meta["runs"] if one.get("run") != run["run"]] + [dict(run)]
         self._write_meta()
 

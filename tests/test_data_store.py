@@ -81,6 +81,17 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
             other.append(rows("b"))
 
 
+def test_what_another_process_has_finished_stays_finished(tmp_path: Path) -> None:
+    # Oracle: the finished file can still be read after a store that was opened before says what its run did.
+    with opened(tmp_path) as one:
+        one.append(rows("a"))
+        late = opened(tmp_path)
+        one.finish(["a"])
+    with pytest.raises(InputError, match="another process has finished; run the same command again"):
+        late.note({"run": "late"})
+    assert len(list(read_finished(tmp_path / "rows.jsonl", "rows"))) == 1
+
+
 def test_rows_of_something_else_are_refused_by_what_differs(tmp_path: Path) -> None:
     with opened(tmp_path, search={"seed": 0, "c": 1.0}) as store:
         store.append(rows("a"))
