@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data.records import ChainResult, DenseTable, SearchRecord, read_records
+from data.records import DenseTable, SearchRecord, read_records
 from data.sample import read_samples, write_samples
 from data.states import StatesOrigin, read_states
 from data.statistics import permutation_p
@@ -34,7 +35,7 @@ from router.validation import InputError
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.conftest import Refusal
-from tests.menus import record_of
+from tests.menus import record
 from tests.tiny import FULL, tiny_samples, write_project
 from train.__main__ import main as train
 
@@ -113,26 +114,22 @@ def test_measure_tells_kinds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert b_row in [row[:8] for row in rows]
 
 
-def result(chain: Chain, correct: bool) -> ChainResult:
-    return ChainResult(chain, (0.0, 1.0) if correct else (1.0, 0.0), int(correct), correct, 1.0 if correct else -1.0)
-
-
-def record(sample_id: str, chains: tuple[Chain, ...]) -> SearchRecord:
-    results = tuple(result(chain, i % 2 == 0) for i, chain in enumerate(chains))
-    return record_of(sample_id, results, split="test", target=1)
+def tried(sample_id: str, chains: Sequence[Chain]) -> SearchRecord:
+    """A record of some chains, every other one right."""
+    return record(sample_id, {str(chain): i % 2 == 0 for i, chain in enumerate(chains)})
 
 
 def test_a_table_holds_what_all_records_tried() -> None:
-    one = DenseTable.of([record("a", CHAINS), record("b", (SIX, CHAINS[2], CHAINS[1]))])
+    one = DenseTable.of([tried("a", CHAINS), tried("b", (SIX, CHAINS[2], CHAINS[1]))])
     assert one.chains == (SIX, CHAINS[1], CHAINS[2])
     assert one.correct.tolist() == [[True, False, True], [True, True, False]]
     with pytest.raises(InputError, match="for every sample, got none for b"):
-        DenseTable.of([record("b", (SIX, CHAINS[1]))], CHAINS[:3])
+        DenseTable.of([tried("b", (SIX, CHAINS[1]))], CHAINS[:3])
 
 
 def test_what_a_second_run_refuted_is_not_right_in_a_table() -> None:
     # Oracle: docs/search.md: a result that flipped is not right for any head, nor for full depth.
-    one = record("a", CHAINS[:3])
+    one = tried("a", CHAINS[:3])
     marks = (False, None, True)
     results = tuple(dataclasses.replace(of, verified=mark) for of, mark in zip(one.results, marks, strict=True))
     assert DenseTable.of([dataclasses.replace(one, results=results)]).correct.tolist() == [[False, False, True]]

@@ -48,7 +48,9 @@ TASKS = TaskSet.of(
 )
 BY_KIND = ("static_by_kind", "permuted")
 """Arms that tell tasks apart: those of a mixture only."""
-ALL_ARMS = [*ARM_NAMES[:5], BY_KIND[0], ARM_NAMES[5], BY_KIND[1], *ARM_NAMES[6:]]
+BASELINES = ("static_by_kind", "mixture", "permuted", "early_exit", "pruned")
+"""All but random chains, whose free answers are written one by one."""
+ALL_ARMS = [*ARM_NAMES[:5], BY_KIND[0], ARM_NAMES[5], BY_KIND[1], *ARM_NAMES[7:]]
 EMITTED = "abcdefgh)"
 SIZES = {"train": 4, "validation": 4, "test": 10}
 """Riddles, as many quiz questions, and half of the free answers."""
@@ -102,7 +104,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> World:
     world = prepared(folder, TASKS, make_mixture(scorer_of(folder, TASKS)), TRIED[:5])
     with redirect_stdout(StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
         patch.setattr("eval.figures.DRAWINGS", ())  # drawing them takes longer than all else
-        main(world.arguments(control_samples=0))  # controls have tests of their own
+        # Controls have tests of their own.
+        main(world.arguments(control_samples=0, baselines=f"[{','.join(BASELINES)}]"))
     (folder / "printed.txt").write_text(printed.getvalue())
     return world
 
@@ -221,7 +224,7 @@ def test_each_kind_has_its_own_static_chain_and_together_they_are_no_deeper_than
     assert (mean(own, 1), -mean(own, 0)) == pytest.approx(max(within))
     report = read_json(mixture.out / REPORT_FILE)
     assert report["baselines"]["static_by_kind"]["kinds"] == chosen
-    assert {*BY_KIND, "static", "random"} <= report["router_against"].keys()
+    assert {*BY_KIND, "static", "pruned"} <= report["router_against"].keys()
     differences = {
         group["task"]: next(arm["difference"] for arm in group["arms"] if arm["name"] == "router")
         for group in report["groups"][:3]
