@@ -162,7 +162,11 @@ class Store(Generic[RowT]):
                 self._write_meta()
             self._log = JsonLog(self._partial)
             if read_meta(self.path) != self._meta or self._partial.stat().st_size != self._partial_bytes:
-                self._read()
+                try:
+                    self._read()
+                except InputError:
+                    self.close()
+                    raise
         return self._log
 
     def note(self, run: Mapping[str, Any]) -> None:

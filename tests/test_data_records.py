@@ -80,6 +80,8 @@ def test_full_and_shortest() -> None:
     assert record([full, short, wrong]).full == full
     assert record([full, short, wrong]).shortest == short
     assert record([dataclasses.replace(wrong, chain=Chain.full(N))]).shortest is None
+    surer = ChainResult.from_scores(Chain((0, 2), N), [-1.0, -3.0], 0)  # as deep, of greater margin
+    assert record([full, short, surer]).shortest == surer
     refused = dataclasses.replace(short, verified=False, verified_by="continuation")
     assert record([full, refused]).shortest == full
 
