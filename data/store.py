@@ -149,12 +149,22 @@ class Store(Generic[RowT]):
             if not meta_path(self.path).exists():
                 self._write_meta()
             self._log = JsonLog(self._partial)
+            try:
+                self._require_unchanged()
+            except InputError:
+                self.close()
+                raise
         places = self._log.append(*(line for _, line in lines))
         for (key, _), (offset, length) in zip(lines, places, strict=True):
             self._places[key] = (self._partial, offset, length)
 
     def note(self, run: Mapping[str, Any]) -> None:
-        """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one."""
+        """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one.
+
+        Raises:
+            InputError: where another process has begun or finished the file since it was read here.
+        """
+        self._require_unchanged()
         self._meta["runs"] = [one for one in self._meta["runs"] if one.get("run") != run["run"]] + [dict(run)]
         self._write_meta()
 
@@ -164,8 +174,7 @@ class Store(Generic[RowT]):
         Raises:
             KeyError: where a key has no row.
         """
-        self.close()
-        if self.finished and list(self._places) == list(order):
+        if self._log is None and self.finished and list(self._places) == list(order):
             return
         writable_directory(self.path.parent, "out")
         with replacing(self.path) as aside:
@@ -175,8 +184,18 @@ class Store(Generic[RowT]):
             self._meta |= {"replaces": self._meta["sha256"], "count": len(order), "sha256": sha256_file(aside)}
             self._write_meta()
         self._partial.unlink(missing_ok=True)
+        self.close()  # not before: another process would begin in the middle
         self._places = {}
         self._scan(self.path)
+
+    def _require_unchanged(self) -> None:
+        meta = read_meta(self.path)
+        self._require_identity(meta)
+        if meta is not None and meta["sha256"] != self._meta["sha256"]:
+            raise InputError(
+                f"out: expected to be the only writer of {self.path}, got another process that has finished it since; "
+                "run the command again"
+            )
 
     def _write_meta(self) -> None:
         write_json(meta_path(self.path), self._meta)

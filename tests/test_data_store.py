@@ -81,6 +81,31 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
             other.append(rows("b"))
 
 
+@pytest.mark.parametrize("how", ["append", "note"])
+def test_what_another_process_has_finished_since_is_left_alone(tmp_path: Path, how: str) -> None:
+    # Oracle: the finished file, byte for byte; the other one began while it still grew, as when a command runs twice.
+    with opened(tmp_path) as one:
+        one.append(rows("a"))
+        other = opened(tmp_path)
+        one.append(rows("b"))
+        one.finish(["b", "a"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with (
+        other,
+        pytest.raises(InputError, match="got another process that has finished it since; run the command again"),
+    ):
+        other.append(rows("c")) if how == "append" else other.note({"run": "two"})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_another_run_that_began_meanwhile_is_not_gone_on_with(tmp_path: Path) -> None:
+    with opened(tmp_path, search={"seed": 0}) as one, opened(tmp_path, search={"seed": 1}) as other:
+        one.append(rows("a"))
+        one.close()
+        with pytest.raises(InputError, match=r"made with another search\.seed"):
+            other.append(rows("b"))
+
+
 def test_rows_of_something_else_are_refused_by_what_differs(tmp_path: Path) -> None:
     with opened(tmp_path, search={"seed": 0, "c": 1.0}) as store:
         store.append(rows("a"))
