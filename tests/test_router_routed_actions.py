@@ -442,7 +442,8 @@ def test_a_budget_that_lost_accuracy_is_refused_with_its_figures(tmp_path: Path,
         line = refusal(main, words)
         assert re.match(refused, line), line
     # No loss that is allowed makes it one that was measured.
-    assert "budget: expected a mean depth in" in refusal(main, ["generate", router, *prompt, "--budget", "1"])
+    never = ["generate", router, *prompt, "--budget", "1", "--allow_loss", "0"]
+    assert "budget: expected a mean depth in" in refusal(main, never)
     for more in (["4.4"], ["5"], ["3.5", "--allow_loss", "0.42"]):
         assert not run_command(main, ["generate", router, *prompt, "--budget", *more])
     with pytest.raises(ValueError, match="lost at most"):
