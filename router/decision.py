@@ -344,17 +344,18 @@ class Router:
         return Operation(budget=self.least_budget(allow_loss), scope=scope)
 
     def require_accuracy(self, budget: float, allow_loss: float = ALLOWED_LOSS) -> None:
-        """Refuse a budget at which the router lost more accuracy on its validation split than is allowed.
+        """Refuse a budget that was not measured, or at which more accuracy was lost on validation than is allowed.
 
-        Routers whose training measured none are not refused.
+        Of routers whose training measured no accuracy none is refused for it.
 
         Args:
             budget: mean depth, layers.
             allow_loss: accuracy that may be lost against full depth.
 
         Raises:
-            ValueError: with the accuracies, and which budgets lose less.
+            ValueError: with the accuracies, and which budgets lose less; or as in `require`.
         """
+        self.require(Operation(budget=budget))
         found, layers = self.measured(budget), self.config.num_layers
         if found is None or self._within(budget, allow_loss):
             return

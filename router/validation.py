@@ -111,11 +111,6 @@ def from_plain(kind: type[T], value: Any, where: str = "", *, num_layers: int | 
     return made
 
 
-def schema_of(kind: Any) -> dict[str, Any]:
-    """Return the JSON schema of a type."""
-    return adapter(kind).json_schema(mode="serialization")
-
-
 def explain(error: ValidationError) -> str:
     """Return the first thing that a type refused as `field: expected ..., got ...`."""
     first = error.errors(include_url=False)[0]

@@ -99,6 +99,14 @@ def test_what_another_process_has_written_meanwhile_is_kept(tmp_path: Path) -> N
     assert json.loads(meta_path(tmp_path / "rows.jsonl").read_text())["runs"] == [{"run": "x"}]
 
 
+def test_another_run_that_began_meanwhile_is_not_gone_on_with(tmp_path: Path) -> None:
+    with opened(tmp_path, search={"seed": 0}) as one, opened(tmp_path, search={"seed": 1}) as other:
+        one.append(rows("a"))
+        one.close()
+        with pytest.raises(InputError, match=r"made with another search\.seed"):
+            other.append(rows("b"))
+
+
 def test_rows_of_something_else_are_refused_by_what_differs(tmp_path: Path) -> None:
     with opened(tmp_path, search={"seed": 0, "c": 1.0}) as store:
         store.append(rows("a"))
