@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = {
         name: {"chains_a_second": found, "share": statistics.median(found) / alone} for name, found in rates.items()
     }
-    print(f"search of {samples} samples, {len(os.sched_getaffinity(0))} cores, {rounds} rounds")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"search of {samples} samples, {cores} cores, {rounds} rounds")
     for name, found in figures.items():
         print(f"{name:<16} {statistics.median(rates[name]):7.1f} chains/s  {found['share']:.2f}")
     if options.json:

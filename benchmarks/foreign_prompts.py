@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from tqdm import tqdm
@@ -24,14 +25,18 @@ from data.scoring import ChainScorer
 from data.statistics import share_of
 from data.tasks import read_tasks
 from eval.tables import number, table
+from router.command import run_command
 from router.engine.load import chat_tokens, left_padded, padding_token
-from router.files import write_json
+from router.files import read_json_lines, write_json
 from router.heads.head import Decision
 from router.routed import RoutedModel
-from router.validation import to_plain
+from router.validation import InputError, to_plain
 
 ROWS = 16
 """Prompts in one call."""
+KNOWN = "known"
+"""Name of the prompts that the router knows."""
+PROMPT_FIELDS = ("question", "problem", "prompt")
 TALK = """Hi! How are you today?
 I had a bad day at work. Can you cheer me up?
 Tell me a story about a dragon who is afraid of fire.
@@ -107,10 +112,19 @@ def foreign(data: Path, count: int, more: list[str]) -> dict[str, list[str]]:
     }
     for given in more:
         name, _, path = given.partition("=")
-        lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        kinds[name] = [next(line[key] for key in ("question", "problem", "prompt") if key in line) for line in lines]
+        if name in ("", KNOWN, *kinds):
+            raise InputError(f"more: expected NAME=FILE with the name of another kind, got {given!r}")
+        kinds[name] = [_prompt(line, f"{path}, line {number}") for number, line in read_json_lines(Path(path))]
     drawn = random.Random(0)
     return {name: drawn.sample(prompts, min(count, len(prompts))) for name, prompts in kinds.items() if prompts}
+
+
+def _prompt(line: dict[str, Any], where: str) -> str:
+    """Return the prompt in a line of a `--more` file."""
+    found = next((line[key] for key in PROMPT_FIELDS if key in line), None)
+    if not isinstance(found, str):
+        raise InputError(f"{where}: expected text under one of {', '.join(PROMPT_FIELDS)}, got {found!r}")
+    return found
 
 
 def routes(routed: RoutedModel, prompts: list[list[int]], name: str) -> list[Decision]:
@@ -123,7 +137,7 @@ def routes(routed: RoutedModel, prompts: list[list[int]], name: str) -> list[Dec
     return [decided[i] for i in range(len(prompts))]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--router", type=Path, required=True, help="folder of the router")
@@ -135,7 +149,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quick", action="store_true", help="ten prompts of each kind")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     count, known = (10, 20) if options.quick else (options.count, options.known)
     routed = RoutedModel.from_pretrained(options.router, dtype=options.dtype, budget=options.budget)
     tokenizer = routed.tokenizer
@@ -145,9 +159,9 @@ def main() -> None:
     }
     scorer = ChainScorer(routed.plain_model(), tokenizer, read_tasks(options.data))
     samples = read_samples(options.data / "test.jsonl")[:known]
-    tokens |= {"known": [list(one.prompt) for one in scorer.encode_all(samples)]}
+    tokens |= {KNOWN: [list(one.prompt) for one in scorer.encode_all(samples)]}
     decided = {name: routes(routed, prompts, name) for name, prompts in tokens.items()}
-    decided["all foreign"] = [one for name, of_kind in decided.items() if name != "known" for one in of_kind]
+    decided["all foreign"] = [one for name, of_kind in decided.items() if name != KNOWN for one in of_kind]
     rows, figures = [], {}
     for name, of_kind in decided.items():
         shares = {"full": share_of([one.chain.is_full for one in of_kind])}
@@ -161,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_command(main))

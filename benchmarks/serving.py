@@ -37,6 +37,7 @@ import httpx
 import torch
 
 from router.chain import Chain
+from router.command import run_command
 from router.decision import HeadSettings, Router, RouterConfig
 from router.engine.load import DEFAULT_MODEL, load_model
 from router.files import write_json
@@ -174,7 +175,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, round(share * (len(values) - 1)))]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--baseline", type=Path, help="checkout of another commit")
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2 rounds, at 1 and 16")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/serving"))
-    settings = parser.parse_args()
+    settings = parser.parse_args(argv)
     rounds, at_once = (2, [1, 16]) if settings.quick else (settings.rounds, settings.at_once)
     trees = {"this tree": ROOT} | ({"baseline": settings.baseline.resolve()} if settings.baseline else {})
     options: list[str] = []
@@ -238,4 +239,4 @@ def report(found: dict[int, dict[str, list[Load]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_command(main))

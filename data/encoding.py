@@ -226,7 +226,7 @@ class Encoder:
             raise ValueError(f"{limit} (over_long: truncate would cut the {field}'s start)")
         if len(tokens) <= excess:
             raise ValueError(f"{limit}, and its {field} has only {len(tokens)} to cut")
-        kept = str(self._tokenizer.decode(tokens[excess:])).lstrip()
+        kept = str(self._tokenizer.decode(tokens[excess:])).lstrip("\ufffd").lstrip()  # the cut may part a character
         if not kept or len(kept) >= len(getattr(asked, field)):
             raise ValueError(f"{limit}, and its {field} cannot be cut by tokens")
         return dataclasses.replace(asked, context=kept) if sample.context else dataclasses.replace(asked, question=kept)

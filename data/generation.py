@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -72,7 +73,11 @@ class Generator:
         self._padding = padding_token(tokenizer.pad_token_id, sorted(self._ends))
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Return one answer a request, in order."""
+        """Return one answer a request, in order.
+
+        Raises:
+            FloatingPointError: where a logit is no number (float16 overflows in some models).
+        """
         answers: dict[int, Answer] = {}
         for batch in self._batches(requests):
             answers |= zip(batch, self._run([requests[i] for i in batch]), strict=True)
@@ -110,6 +115,7 @@ class Generator:
             input_ids=ids,
             attention_mask=mask,
             generation_config=self._plain_greedy(max(limits)),
+            logits_processor=LogitsProcessorList([_numbers]),
             stopping_criteria=StoppingCriteriaList([stop]),
             **inputs,
         )
@@ -133,6 +139,13 @@ class Generator:
         kept = tokens[:end]
         text = self._text(kept)
         return Answer(text, end is not None or request.before_end(text) is not None, tuple(kept))
+
+
+def _numbers(_: Tensor, logits: Tensor) -> Tensor:
+    """Hand on logits; argmax would make a token of what is no number."""
+    if logits.isnan().any():
+        raise FloatingPointError("expected logits that are numbers, got others")
+    return logits
 
 
 class _Finished(StoppingCriteria):  # type: ignore[misc]  # without types in the library

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from data.answers import until_closed
+from router.validation import UnfinishedError
 
 CACHED = 100_000
 """Verdicts that a grader remembers; the least recently used goes first."""
@@ -102,7 +103,7 @@ class Grader:
         not equal and counts in `unjudged`, each time it is asked.
 
         Raises:
-            RuntimeError: where the worker cannot start.
+            UnfinishedError: where the worker cannot start.
         """
         gold, answer = gold.strip(), answer.strip()
         if gold == answer:
@@ -158,7 +159,7 @@ class Grader:
         self._end = weakref.finalize(self, _end, worker)
         reply = _exchange(worker, b"\n", START_SECONDS)
         if reply != "ready":
-            raise RuntimeError(
+            raise UnfinishedError(
                 f"grading worker: expected it to start within {START_SECONDS} seconds, got {reply!r};"
                 " are math-verify and its ANTLR runtime installed?"
             )

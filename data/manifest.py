@@ -22,8 +22,8 @@ class SplitCount:
     Attributes:
         candidates: samples of the source split.
         taken: samples of the finished split.
-        used_elsewhere: left out, for an earlier split (test, then validation, then the examples), or another task
-            in this one, has the question.
+        used_elsewhere: left out, for an earlier split (test, calibration, validation, then the examples), or
+            another task in this one, has the question.
         repeated: left out, for the source split has the question twice.
         not_needed: left out, for the split has its size.
     """
@@ -79,18 +79,20 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def require_as_prepared(path: Path, found: str) -> None:
-    """Refuse a file that is not the one which the manifest beside it names; without a manifest all files pass.
+    """Refuse a file that the manifest beside it does not name, or that is another one; without a manifest all pass.
 
     Args:
         path: a file of a folder of samples.
         found: what the message says of its content.
 
     Raises:
-        InputError: where its SHA-256 is another.
+        InputError: where its SHA-256 is another, or it is not among the files.
     """
     manifest = read_manifest(path.parent)
-    if manifest is None or manifest.files.get(path.name) in (None, sha256_file(path)):
+    if manifest is None or not manifest.files or manifest.files.get(path.name) == sha256_file(path):
         return
+    if path.name not in manifest.files:
+        raise InputError(f"{path}: expected a file that {MANIFEST} names, got one of another run or folder")
     counts = manifest.counts.get(path.stem, {}).values()
     taken = f"{sum(count.taken for count in counts)} lines" if counts else "one"
     raise InputError(

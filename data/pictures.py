@@ -81,20 +81,21 @@ def read_picture(folder: Path, name: str) -> Image:
 
 
 def keep_pictures(out: Path, names: Container[str]) -> None:
-    """Remove the pictures that no sample has."""
-    for path in (out / FOLDER).glob("*.png"):
+    """Remove the pictures that `store_picture` named and no sample has; others are not ours."""
+    for path in (out / FOLDER).glob(f"{'[0-9a-f]' * 32}.png"):
         if path.name not in names:
             path.unlink()
 
 
 def _opened(path: Path, what: str) -> Image:
-    from PIL import Image
+    """Return a picture as it is shown: turned as its file says."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise ValueError(f"{file.width} x {file.height} pixels, more than {MOST_PIXELS}")
-            return file.convert("RGB")
+            return ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{what}: expected a picture file, got {str(path)!r} ({one_line(error)})") from error
 

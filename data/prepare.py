@@ -17,7 +17,7 @@ from data.manifest import MANIFEST, Manifest, SplitCount, read_manifest
 from data.pictures import FOLDER as PICTURES
 from data.pictures import keep_pictures, pictures_at, store_picture
 from data.sample import SPLITS, Mode, Sample, Split, write_samples
-from data.sources import Row, SourceKind, content_of, lookup, read_rows, source_of
+from data.sources import Row, SourceKind, content_of, local_file, lookup, read_rows, source_of
 from data.splits import build_splits, shares
 from data.tasks import TASKS_FILE, OverLong, Task, TaskSet, load_task, write_tasks
 from router.command import one_line, plain_values, provenance
@@ -379,16 +379,26 @@ def prepare(settings: PrepareSettings, resolved: dict[str, Any]) -> None:
 
 
 def _parts(settings: PrepareSettings) -> dict[str, _Part]:
-    """Read the tasks, by name."""
+    """Read the tasks, by name.
+
+    Raises:
+        InputError: at a bad task, or where the splits would be written over the rows.
+    """
     listed = [(one.load(), one) for one in settings.components()]
     TaskSet.of(task for task, _ in listed)  # refuses two of one name
     for task, one in listed:
         if one.shots and task.columns.image is not None:
             raise InputError(f"shots: expected 0 for {task.name}, whose questions have pictures, got {one.shots}")
-    return {
+    parts = {
         task.name: _Part(task, one, source_of(task, one.source, one.path), settings.drawn_on(one))
         for task, one in listed
     }
+    for part in parts.values():
+        for origin in part.drawn_on.values() if part.source == "local" else ():
+            file = local_file(part.settings.path, origin).resolve()
+            if file.parent == settings.out.resolve() and file.stem in SPLITS:
+                raise InputError(f"out: expected another folder than that of the rows, got {str(settings.out)!r}")
+    return parts
 
 
 def _load(settings: PrepareSettings, parts: Mapping[str, _Part], out: Path) -> dict[tuple[str, str], Loaded]:

@@ -95,9 +95,9 @@ class Sample:
         return self.answer if isinstance(self.answer, str) else self.choices[self.answer]
 
     def label(self, name: str) -> str | int | float | None:
-        """Return a metadata value by which samples are grouped; a list or an object as text."""
+        """Return a metadata value by which samples are grouped; true, false, a list or an object as text."""
         value = self.metadata.get(name)
-        if isinstance(value, list | dict):
+        if isinstance(value, bool | list | dict):
             return json.dumps(value, ensure_ascii=False, sort_keys=True)
         label: str | int | float | None = value
         return label

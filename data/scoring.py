@@ -21,9 +21,9 @@ from data.generation import Answer, Generator, Request
 from data.grading import Grader
 from data.prompts import Query
 from data.records import ChainResult
-from data.sample import Sample, Split, read_samples
+from data.sample import Sample, Split
 from data.statistics import greatest_probability
-from data.tasks import CHOICE_MODES, Task, TaskSet, read_tasks
+from data.tasks import CHOICE_MODES, Task, TaskSet, read_split, read_tasks
 from router.chain import Chain
 from router.decision import RouterConfig
 from router.engine.block import Block
@@ -184,10 +184,11 @@ class ChainScorer:
         return notes
 
     def means_the_same(self, sample: Sample, answer: str) -> bool:
-        """Whether a free answer would be graded as right for a sample, or the sample's own as right for it."""
+        """Whether a free answer would be graded as right for a sample, or one of the sample's own as right for it."""
+        own = (sample.gold, *sample.aliases)
         if self.tasks[sample.task].grading == "text":
-            return folded(answer) in map(folded, (sample.gold, *sample.aliases))
-        return self._grader.equal(sample.gold, answer) or self._grader.equal(answer, sample.gold)
+            return folded(answer) in map(folded, own)
+        return any(self._grader.equal(one, answer) or self._grader.equal(answer, one) for one in own)
 
     def encode(self, sample: Sample, target: int | str | None = None, variant: int = 0) -> EncodedSample:
         """Tokenise a sample's prompt and continuations; see `data.encoding.Encoder.encode`."""
@@ -298,14 +299,22 @@ class ChainScorer:
             raise InputError(f"dtype: sample {sample.id} in {self.dtype}: {error}") from error
 
     def generate_answers(self, block: SampleBlock, jobs: Sequence[tuple[int, Chain]]) -> list[ChainResult]:
-        """Decode each job's answer under its chain's view and grade it, whatever its task's mode; choices by letter."""
+        """Decode each job's answer under its chain's view and grade it, whatever its task's mode; choices by letter.
+
+        Raises:
+            InputError: where a logit is no number (float16 overflows in some models).
+        """
         requests = []
         for index, chain in jobs:
             task = block.samples[index].task
             inputs = block.block.rows[block.rows[index][0]].inputs
             requests.append(Request(block.samples[index].prompt, chain, task.max_new_tokens, task.before_end, inputs))
+        try:
+            answers = self._generator.generate(requests)
+        except FloatingPointError as error:
+            raise InputError(f"dtype: {error} in {self.dtype}") from error
         results = []
-        for (index, chain), answer in zip(jobs, self._generator.generate(requests), strict=True):
+        for (index, chain), answer in zip(jobs, answers, strict=True):
             one = block.samples[index]
             judged = judge(one.task, one.sample, one.query, one.target, answer, self._grader)
             results.append(ChainResult.from_answer(chain, *judged))
@@ -446,9 +455,7 @@ def open_scorer(
     """
     require_directory(data, "data")
     tasks = read_tasks(data)
-    samples = read_samples(data / f"{split}.jsonl", f"data: {split}")[:limit]
-    for name in {sample.task for sample in samples}:
-        tasks[name]  # refuses a sample of another task
+    samples = read_split(data, split, tasks)[:limit]
     return ChainScorer.open(model.base, tasks, batch_tokens=batch_tokens), samples
 
 

@@ -170,7 +170,7 @@ class Columns:
 
 def _matched(row: Mapping[str, Any], part: PartOfColumn) -> int | str | None:
     match = re.search(part.pattern, str(lookup(row, part.column)))
-    if match is None:
+    if match is None or match.group(1) is None:
         return None
     return int(match.group(1)) if match.group(1).isdecimal() else match.group(1)
 
@@ -405,7 +405,7 @@ def _hub_rows(hub: HubSource, columns: Columns, split: str) -> Iterator[Row]:
         name = f"{hub.path}{f' ({subset})' if len(subsets) > 1 else ''}, split {split}"
         try:
             rows = datasets.load_dataset(hub.path, subset, split=split, revision=hub.revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise InputError(f"{name}: expected a data set that can be loaded, got {one_line(error)}") from error
         for number, values in enumerate(_used(rows, columns), start=1):
             yield Row(f"{name}, row {number}", values, part=subset or "")

@@ -55,9 +55,13 @@ class Store(Generic[RowT]):
         """
         self.path, self.identity = path, dict(identity)
         self.key, self._kind, self._num_layers = key, kind, num_layers
-        self._places: dict[str, tuple[Path, int, int]] = {}
         self._log: JsonLog | None = None
-        meta = read_meta(path)
+        self._read()
+
+    def _read(self) -> None:
+        path, meta = self.path, read_meta(self.path)
+        self._places: dict[str, tuple[Path, int, int]] = {}
+        self._partial_bytes = 0
         if meta is None and (path.exists() or self._partial.exists()):
             raise InputError(f"out: expected {meta_path(path)} beside {path.name}, got none; {self._remedy}")
         self._require_identity(meta)
@@ -66,7 +70,7 @@ class Store(Generic[RowT]):
             _require_sealed(path, self._meta, also=self._meta.get("replaces"))
             self._scan(path)
         if self._partial.exists():
-            self._scan(self._partial)
+            self._partial_bytes = self._scan(self._partial)
 
     @property
     def _partial(self) -> Path:
@@ -85,8 +89,8 @@ class Store(Generic[RowT]):
             f"made with another {', '.join(differing[:3]) or 'version'}; {self._remedy}"
         )
 
-    def _scan(self, path: Path) -> None:
-        """Read and check each row of a file, and remember where it stands."""
+    def _scan(self, path: Path) -> int:
+        """Read and check each row of a file, and remember where it stands; returns the bytes of all whole lines."""
         offset = 0
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
@@ -97,6 +101,7 @@ class Store(Generic[RowT]):
                     raise InputError(f"{path}, line {number}: expected each row once, got {key} again")
                 self._places.setdefault(key, (path, offset, len(line)))
                 offset += len(line)
+        return offset
 
     def _parse(self, line: bytes, where: str) -> RowT:
         return from_plain(self._kind, parse_json(line, where), where, num_layers=self._num_layers)
@@ -144,38 +149,58 @@ class Store(Generic[RowT]):
         Raises:
             InputError: where another process writes them too, or the folder cannot be written.
         """
+        places = self._writing().append(*(line for _, line in lines))
+        for (key, _), (offset, length) in zip(lines, places, strict=True):
+            self._places[key] = (self._partial, offset, length)
+            self._partial_bytes = offset + length
+
+    def _writing(self) -> JsonLog:
+        """Be the only writer until `close`; what another process has written since the rows were read is read now."""
         if self._log is None:
             writable_directory(self.path.parent, "out")
             if not meta_path(self.path).exists():
                 self._write_meta()
             self._log = JsonLog(self._partial)
-        places = self._log.append(*(line for _, line in lines))
-        for (key, _), (offset, length) in zip(lines, places, strict=True):
-            self._places[key] = (self._partial, offset, length)
+            if read_meta(self.path) != self._meta or self._partial.stat().st_size != self._partial_bytes:
+                try:
+                    self._read()
+                except InputError:
+                    self.close()
+                    raise
+        return self._log
 
     def note(self, run: Mapping[str, Any]) -> None:
-        """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one."""
+        """Say in the meta file what this run did; a run is known by its `run`, a later note replaces an earlier one.
+
+        Raises:
+            InputError: where another process writes the rows.
+        """
+        waiting = self._log is None
+        self._writing()
         self._meta["runs"] = [one for one in self._meta["runs"] if one.get("run") != run["run"]] + [dict(run)]
         self._write_meta()
+        if waiting:
+            self.close()
 
     def finish(self, order: Sequence[str]) -> None:
         """Write the finished file: a row for each key, in that order. Killed anywhere, it can be called again.
 
         Raises:
+            InputError: where another process writes the rows.
             KeyError: where a key has no row.
         """
-        self.close()
-        if self.finished and list(self._places) == list(order):
+        if self._log is None and self.finished and list(self._places) == list(order):
             return
-        writable_directory(self.path.parent, "out")
-        with replacing(self.path) as aside:
-            with aside.open("wb") as out:
-                out.writelines(line for _, line in self._lines(order))
-            # Before the rename: whichever of the two files a kill leaves, its hash stands in the meta file.
-            self._meta |= {"replaces": self._meta["sha256"], "count": len(order), "sha256": sha256_file(aside)}
-            self._write_meta()
-        self._partial.unlink(missing_ok=True)
-        self._places = {}
+        with self:
+            self._writing()
+            with replacing(self.path) as aside:
+                with aside.open("wb") as out:
+                    out.writelines(line for _, line in self._lines(order))
+                # Before the rename: whichever of the two files a kill leaves, its hash stands in the meta file.
+                self._meta |= {"replaces": self._meta["sha256"], "count": len(order), "sha256": sha256_file(aside)}
+                self._write_meta()
+            self._partial.unlink(missing_ok=True)
+        self._places, self._partial_bytes = {}, 0
         self._scan(self.path)
 
     def _write_meta(self) -> None:

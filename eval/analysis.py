@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = analysis_of(require_directory(settings.records, "records"), settings.seed)
     writable_directory(settings.out, "out")
     write_json(settings.out / ANALYSIS_FILE, plain_values(content) | {"provenance": provenance(plain)})
-    figures = _write_figures(content, settings.out)
+    figures = write_figures(content, settings.out)
     print_analysis(content)
     print("written to " + ", ".join(str(path) for path in (settings.out / ANALYSIS_FILE, *figures)))
 
@@ -204,7 +204,7 @@ def _gain(
     return gain
 
 
-def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
+def write_figures(content: dict[str, Any], out: Path) -> list[Path]:
     """Draw layer use of each model and split, a row a search; returns the files."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for one in content["searches"]:
@@ -212,12 +212,12 @@ def _write_figures(content: dict[str, Any], out: Path) -> list[Path]:
             groups[one["model"], one["split"]].append(one)
     files: list[Path] = []
     for place, ((model, split), searches) in enumerate(groups.items()):
-        count = searches[0]["groups"]["all"]["n"]
+        uses = [(one["search"], one["groups"]["all"]["use"]) for one in searches]
         rows = LayerRows(
-            f"{Path(model).name}, shortest chains that stand, {split} split, n = {count}",
+            f"{Path(model).name}, shortest chains that stand, {split} split",
             searches[0]["num_layers"],
             (),
-            [(one["search"], one["search"], one["groups"]["all"]["use"]) for one in searches],
+            [(name, f"{name}, n = {use.chains}", use) for name, use in uses],
         )
         paths = [out / f"layer_use_{place}.{suffix}" for suffix in ("png", "svg")]
         files += save_figure(partial(draw_layer_use, rows), paths, "analysis")

@@ -64,6 +64,11 @@ class ArmPlan:
     budget: float | None = None
 
 
+def budget_name(budget: float) -> str:
+    """Return the name of the router's arm at a further budget, layers: six digits of it."""
+    return f"{ROUTER}@{budget:g}"
+
+
 def is_routed(name: str) -> bool:
     """Whether an arm's chains are the router's, so that what the router costs counts."""
     return name in (ROUTER, GUARANTEE) or name.startswith(f"{ROUTER}@")
@@ -98,7 +103,7 @@ def plan_arms(
         if name == ROUTER:
             if budget is not None:
                 plans[-1] = ArmPlan(name, f"{label}, budget {budget:g} layers", budget)
-            plans += [ArmPlan(f"{ROUTER}@{one:g}", f"{label}, budget {one:g} layers", one) for one in budgets]
+            plans += [ArmPlan(budget_name(one), f"{label}, budget {one:g} layers", one) for one in budgets]
     return plans
 
 

@@ -15,6 +15,7 @@ as deep as the router is on them: it knows the kind, which the router must read.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
@@ -37,7 +38,7 @@ from eval.results import ArmResult
 from router.chain import Chain
 from router.files import read_json, write_json
 from router.heads.budget import best_mixture
-from router.validation import STORED, ChainField, Count, NotNegative, Positive, Share, from_plain, to_plain
+from router.validation import STORED, ChainField, Count, InputError, NotNegative, Positive, Share, from_plain, to_plain
 
 INFLUENCE_SAMPLES = 128
 """Training samples on which the layers' influence is measured; ShortGPT takes a few hundred texts at most."""
@@ -200,6 +201,8 @@ class PrunedChoice:
     router_validation_depth: NotNegative
 
 
+CHOICES = (StaticChoice, StaticByKind, MixtureChoice, EarlyExitChoice, PrunedChoice)
+"""What a run may choose, each kept in a file."""
 ChoiceT = TypeVar("ChoiceT", StaticChoice, StaticByKind, MixtureChoice, EarlyExitChoice, PrunedChoice)
 
 
@@ -534,6 +537,9 @@ def choose_pruned(scorer: ChainScorer, samples: Sequence[Sample], depth: float, 
         samples: training samples; the first `INFLUENCE_SAMPLES` by id are read.
         depth: the router's mean depth on validation, layers.
         batch_samples: samples loaded at once.
+
+    Raises:
+        InputError: where a state is no finite number (float16 overflows in some models).
     """
     n = scorer.num_layers
     chosen = scorer.encode_all(sorted(samples, key=lambda one: one.id)[:INFLUENCE_SAMPLES])
@@ -547,6 +553,8 @@ def choose_pruned(scorer: ChainScorer, samples: Sequence[Sample], depth: float, 
             similar[layer - 1] += torch.nn.functional.cosine_similarity(before, after, dim=-1).sum().cpu()
             before = after
     influence = (1 - similar / tokens).tolist()
+    if not all(map(math.isfinite, influence)):
+        raise InputError(f"dtype: expected finite hidden states, got others in {scorer.dtype}")
     left_out = max(0, n - int(depth))
     skipped = sorted(sorted(range(1, n), key=lambda layer: (influence[layer - 1], -layer))[:left_out])
     chain = without(tuple(skipped), n)

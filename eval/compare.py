@@ -24,7 +24,7 @@ from eval.arms import FULL
 from eval.measures import Answered, Paired, corrected, paired
 from eval.report import Comparisons
 from eval.results import RESULTS_FILE, ArmResult, Model, Run, Sha256, read_arms, read_run
-from eval.tables import console_for, number, probability, table
+from eval.tables import console_for, number, printable, probability, table
 from router.command import one_line
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import Fingerprints
@@ -340,7 +340,7 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
     failures = any(arm.a.no_answer or arm.b.no_answer for arm in found.arms)
     rows = [
         [
-            printable(arm.a.label if arm.a.label == arm.b.label else f"{arm.a.label} -> {arm.b.label}"),
+            arm.a.label if arm.a.label == arm.b.label else f"{arm.a.label} -> {arm.b.label}",
             *(number(side.accuracy, side.accuracy_interval) for side in (arm.a, arm.b)),
             *(f"{side.mean_depth:.2f}" for side in (arm.a, arm.b)),
             number(arm.difference, arm.difference_interval, "+.3f"),
@@ -356,8 +356,3 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
     console.print(f"{found.comparisons.method}: {found.comparisons.text}")
     for note in found.notes:
         console.print(printable(f"note: {note}"))
-
-
-def printable(text: str) -> str:
-    """Return text of a file without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as settings_dataclass
 from rich.table import Table
 from torch import Tensor
@@ -36,7 +36,7 @@ from data.splits import require_unseen
 from data.states import StatesOrigin, kept_at_each
 from data.statistics import mean_of, permutation_p
 from eval.baselines import Candidate, choose_by_kind, choose_mixture, choose_static
-from eval.figures import new_figure, whiskers
+from eval.figures import literal, new_figure, whiskers
 from eval.measures import entropies
 from eval.tables import console_for, table
 from router.command import parse_settings, provenance
@@ -76,6 +76,16 @@ class CurvesSettings:
     tasks: list[str] = field(default_factory=list)
     seed: Count = 0
 
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        """Refuse a budget, or a router of a name, that stands twice and would pass for a further seed."""
+        named: dict[str, Sequence[object]] = {"budgets": self.budgets}
+        named |= {f"routers.{name}": folders for name, folders in self.routers.items()}
+        for name, given in named.items():
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}: expected each once, got {[str(one) for one in given]}")
+        return self
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -108,8 +118,10 @@ def main(argv: Sequence[str] | None) -> None:
     for name, split in (("train and validation", known), ("validation", validation)):
         if absent := set(test.tasks) - set(split.tasks):
             raise InputError(f"records: expected samples of every task of test in {name}, got none of {min(absent)}")
-    wanted = set(test.sample_ids)
-    asked = [one for one in read_samples(settings.data / "test.jsonl", "data: test") if one.id in wanted]
+    samples = {one.id: one for one in read_samples(settings.data / "test.jsonl", "data: test")}
+    if unknown := set(test.sample_ids) - samples.keys():
+        raise InputError(f"data: expected the samples of the test records, got none with id {min(unknown)}")
+    asked = [samples[key] for key in test.sample_ids]
     points: list[dict[str, Any]] = []
     for name, folders in settings.routers.items():
         for folder in folders:
@@ -207,10 +219,11 @@ def measure(
     known, of_test = tables.known, tables.test
     right, correct = of_test.right(test), of_test.correct.astype(float)
     depth, bound = float(of_test.depths[test].mean()), float(tables.validation.depths[validation].mean())
-    static = best_static(known, bound)
+    candidates = candidates_of(known)
+    static = known.place(choose_static(candidates, bound).chain)
     by_kind = static_by_kind(tables, validation)
     # At the router's own depth on test, so that the mixture never runs fewer layers than it is compared with.
-    mixture = choose_mixture(candidates_of(known), depth)
+    mixture = choose_mixture(candidates, depth)
     first, second = (correct[:, of_test.place(chain)] for chain in (mixture.first, mixture.second))
     # Of each baseline: every sample's probability of a right answer, and the mean depth.
     baselines = {
@@ -258,11 +271,6 @@ def candidates_of(known: DenseTable, kind: str | None = None) -> list[Candidate]
     own = [kind in (None, task) for task in known.tasks]
     counts = known.correct[own].sum(0).tolist()
     return [Candidate(chain, count, sum(own)) for chain, count in zip(known.chains, counts, strict=True)]
-
-
-def best_static(known: DenseTable, depth: float) -> int:
-    """Return the column of the best static chain of depth at most `depth`."""
-    return known.place(choose_static(candidates_of(known), depth).chain)
 
 
 def static_by_kind(tables: Tables, validation: Int[np.ndarray, " samples"]) -> Int[np.ndarray, " samples"]:
@@ -377,14 +385,14 @@ def print_curves(content: dict[str, Any]) -> None:
     """Print the tables of `curves.json`."""
     console = console_for(sys.stdout)
     full, points = content["full"], content["points"]
-    baselines = list(dict.fromkeys(name for point in points for name in point["against"]))
+    baselines = list(points[0]["against"])
     rows = [
         [
             point["name"],
             f"{point['budget']:g}",
             f"{point['depth']:.2f}",
             f"{point['accuracy']:.4f}",
-            *(_difference(point["against"].get(name)) for name in baselines),
+            *(_difference(point["against"][name]) for name in baselines),
             f"{point['permutation_p']:.4f}",
             f"{point['entropy_bits']:.2f}/{point['entropy_within_bits']:.2f}",
         ]
@@ -424,9 +432,7 @@ def _kinds(summary: Sequence[dict[str, Any]]) -> Table:
     return table("by kind of task, means over seeds", names, rows)
 
 
-def _difference(against: dict[str, Any] | None) -> str:
-    if against is None:
-        return "-"
+def _difference(against: dict[str, Any]) -> str:
     low, high = against["interval"]
     return f"{against['difference']:+.4f} ({low:+.3f}..{high:+.3f})"
 
@@ -447,7 +453,7 @@ def draw(content: dict[str, Any]) -> Figure:
     axes.plot(*zip(*static, strict=True), "^--", color=VERMILLION, label="static chains, and their mixtures")
     for i, name in enumerate(dict.fromkeys(one["name"] for one in content["summary"])):
         own = sorted((one for one in content["summary"] if one["name"] == name), key=lambda one: one["depth"])
-        means = [one["accuracy"] for one in own]
+        means, seeds = [one["accuracy"] for one in own], sorted({one["seeds"] for one in own})
         axes.errorbar(
             [one["depth"] for one in own],
             means,
@@ -455,7 +461,7 @@ def draw(content: dict[str, Any]) -> Figure:
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
             capsize=3,
-            label=f"router {name} (mean and range of {own[0]['seeds']} seeds)",
+            label=literal(f"router {name} (mean and range of {' or '.join(map(str, seeds))} seeds)"),
         )
     axes.set_xlabel("mean depth, layers executed")
     axes.set_ylabel(f"accuracy on {content['n']} test samples")

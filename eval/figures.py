@@ -36,10 +36,10 @@ from eval.arms import (
     ROUTER,
     STATIC,
     STATIC_BY_KIND,
-    is_routed,
 )
 from eval.measures import Group, GroupArm, LayerUse
 from eval.report import Report, ReportArm
+from eval.tables import printable
 
 SALT = "eval"
 """Seeds the names inside SVG files."""
@@ -108,8 +108,8 @@ BUDGET = Style(BLUE, "o", hollow=True, size=5.5)
 
 
 def style_of(name: str) -> Style:
-    """Return an arm's style; a name that no run gives is grey."""
-    return STYLES.get(name, BUDGET if is_routed(name) else Style(GREY, "*"))
+    """Return an arm's style."""
+    return STYLES.get(name, BUDGET)
 
 
 def short_label(label: str) -> str:
@@ -117,9 +117,14 @@ def short_label(label: str) -> str:
     return label.split(": ", 1)[0].split(" (", 1)[0]
 
 
+def literal(text: str) -> str:
+    """Return text that is drawn as it stands: no formula between dollar signs, no character that SVG cannot hold."""
+    return printable(text).replace("$", r"\$")
+
+
 def wrapped(text: str, width: int, lines: int = 3) -> str:
     """Return a label on lines of at most `width` characters, at most `lines` of them."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
+    return "\n".join(map(literal, textwrap.wrap(text, width, max_lines=lines, placeholder=" ...")))
 
 
 def row_label(label: str, narrow: bool) -> str:
@@ -396,10 +401,11 @@ def draw_difficulty(report: Report, narrow: bool = False) -> Figure:
         for (name, panel), axes in zip(PANELS.items(), pair, strict=True):
             _difficulty_panel(axes, groups, panel, report)
             axes.set_ylabel(name)
-        pair[0].set_title(task, fontsize=8)
+        pair[0].set_title(literal(task), fontsize=8)
         pair[0].set_xticks(range(len(groups)), [""] * len(groups))
         pair[0].set_ylim(-0.02, 1.02)
-        pair[1].set_xticks(range(len(groups)), [f"{one.value}\nn = {one.n}" for one in groups], fontsize=7)
+        ticks = [f"{literal(str(one.value))}\nn = {one.n}" for one in groups]
+        pair[1].set_xticks(range(len(groups)), ticks, fontsize=7)
         pair[1].set_xlabel("difficulty, and its number of samples")
     for unused in range(len(levels), across * down):
         for axes in panels[2 * (unused // across) : 2 * (unused // across) + 2, unused % across]:

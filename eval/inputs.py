@@ -20,8 +20,9 @@ from data.scoring import base_model
 from data.splits import require_unseen
 from data.tasks import TASKS_FILE, TaskSet, read_split, read_tasks
 from data.tracking import TrackingSettings
-from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, RANDOM, STATIC_BY_KIND, Baseline
+from eval.arms import EARLY_EXIT, MIXTURE, PERMUTED, PRUNED, RANDOM, STATIC_BY_KIND, Baseline, budget_name
 from eval.luck import require_random_search, require_same_search
+from eval.measures import Above0
 from router.decision import Router
 from router.engine.load import ModelSettings, resolve_device
 from router.files import require_directory, require_file, sha256_file
@@ -35,8 +36,6 @@ CALIBRATION = "calibration"
 """A split that it only checks: its questions must not be test's."""
 RECORD_SPLITS = ("train", "test")
 """Splits whose search records are needed: train for the static pool, test for the oracle."""
-Depth = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-"""A mean depth, layers."""
 
 
 @settings_dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -71,10 +70,10 @@ class EvalSettings(ModelSettings, RunSettings):
 
     records: Path
     router: Path
-    budget: Depth | None = None
+    budget: Above0 | None = None
     budget_share: Share | None = None
-    budgets: tuple[Depth, ...] = ()
-    latency_factor: Annotated[float, Field(gt=0)] | None = None
+    budgets: tuple[Above0, ...] = ()
+    latency_factor: Above0 | None = None
     latency_profile: Path | None = None
     baselines: tuple[Baseline, ...] | None = None
     random_search: Path | None = None
@@ -94,9 +93,9 @@ class EvalSettings(ModelSettings, RunSettings):
         wishes = [name for name in ("latency_factor", "budget_share", "budget") if getattr(self, name) is not None]
         if len(wishes) > 1:
             raise ValueError(f"{wishes[0]}: expected it or {wishes[1]}, got both")
-        for name in ("budgets", "baselines"):
-            given = getattr(self, name) or ()
-            if len(set(given)) != len(given):
+        for name, given in (("budgets", self.budgets), ("baselines", self.baselines or ())):
+            arms = {one if isinstance(one, str) else budget_name(one) for one in given}
+            if len(arms) != len(given):
                 raise ValueError(f"{name}: expected each once, got {list(given)}")
         return self
 
@@ -159,11 +158,12 @@ def read_inputs(settings: EvalSettings) -> Inputs:
     others = {CALIBRATION: read_samples(calibration, "data")} if calibration.exists() else {}
     _check_unseen(samples | others)
     present = [split for split in SPLITS if split in RECORD_SPLITS or (settings.records / f"{split}.jsonl").exists()]
-    records = {split: _read_records(settings.records, split, tasks, samples[split]) for split in present}
+    limit = settings.limit
+    records = {split: _read_records(settings.records, split, tasks, samples[split], limit) for split in present}
     targets = {"random_search": "gold", "wrong_records": "wrong"}
     folders: dict[str, Path] = {name: folder for name in targets if (folder := getattr(settings, name)) is not None}
     extra = {
-        name: _read_records(folder, "test", tasks, samples["test"], name, targets[name])
+        name: _read_records(folder, "test", tasks, samples["test"], limit, name, targets[name])
         for name, folder in folders.items()
     }
     if settings.wrong_records is not None:
@@ -187,8 +187,8 @@ def read_inputs(settings: EvalSettings) -> Inputs:
         files[f"router/{GUARANTEE_FILE}"] = settings.router / GUARANTEE_FILE
     files |= {f"{name}/test": folder / "test.jsonl" for name, folder in folders.items()}
     hashes = {name: sha256_file(path) for name, path in files.items()}
-    if settings.limit is not None:
-        samples = {split: of_split[: settings.limit] for split, of_split in samples.items()}
+    if limit is not None:
+        samples = {split: of_split[:limit] for split, of_split in samples.items()}
         kept = {sample.id for of_split in samples.values() for sample in of_split}
         records, extra = (
             {name: [one for one in read if one.sample_id in kept] for name, read in of.items()}
@@ -241,9 +241,11 @@ def _read_records(
     split: str,
     tasks: TaskSet,
     samples: Sequence[Sample],
+    limit: int | None,
     setting: str = "records",
     reward_target: str = "gold",
 ) -> list[SearchRecord]:
+    """Read the records of a split; of its first `limit` samples, if not of all, those of test need one each."""
     path = folder / f"{split}.jsonl"
     records = read_records(path, setting)
     first = records[0]
@@ -267,11 +269,12 @@ def _read_records(
                 f"{setting}: expected {reward_target} answers of the samples as targets in {path}, "
                 f"got another (sample {record.sample_id})"
             )
-    missing = known.keys() - {record.sample_id for record in records}
-    if split == "test" and missing:
+    needed = {sample.id for sample in samples[:limit]}
+    missing = needed - {record.sample_id for record in records}
+    if missing and (split == "test" or missing == needed):
         raise InputError(
-            f"{setting}: expected a record in {path} for each of {len(known)} test samples, "
-            f"got none for {len(missing)} of them (such as {min(missing)})"
+            f"{setting}: expected a record in {path} for {'each' if split == 'test' else 'some'} of {len(needed)} "
+            f"{split} samples, got none for {len(missing)} of them (such as {min(missing)})"
         )
     _check_prompt(first.fingerprints, tasks, f"{setting} {path}")
     return records

@@ -30,12 +30,12 @@ from eval.tables import console_for, number, table
 from router.chain import Chain
 from router.command import parse_settings, provenance
 from router.decision import Router
-from router.engine.load import load_model
+from router.engine.load import context_of, load_model
 from router.files import require_directory, sha256_file, write_json
 from router.fingerprint import model_fingerprint
 from router.latency import LATENCY_FILE, SCHEMA, ChainTimes, LatencyProfile, Line, ladder, time_chains, time_router
 from router.progress import progress
-from router.storage import load_router
+from router.storage import WEIGHTS_FILE, load_router
 from router.validation import SETTINGS, Count, InputError, Positive
 
 Timed = Mapping[Chain, ChainTimes]
@@ -93,19 +93,37 @@ def main(argv: Sequence[str] | None) -> None:
     require_directory(settings.router, "router")
     run = read_run(settings.evaluation)
     router = load_router(settings.router)
+    evaluated, given = run.inputs[f"router/{WEIGHTS_FILE}"], sha256_file(settings.router / WEIGHTS_FILE)
+    if given != evaluated:
+        raise InputError(f"router: expected the one that was evaluated, with SHA-256 {evaluated}, got {given}")
     by_arm = read_arms(settings.evaluation)
     dtype = settings.dtype or run.model.dtype
     model, _ = load_model(run.model.name, dtype=dtype, device=settings.device, revision=run.model.revision)
     fingerprint = model_fingerprint(model)
-    for what, found in (("evaluation", run.fingerprints.model), ("router", router.config.fingerprints.model)):
-        if found != fingerprint:
-            raise InputError(f"{what}: expected one of the model {fingerprint}, got one of {found}")
+    if run.fingerprints.model != fingerprint:
+        raise InputError(f"evaluation: expected one of the model {fingerprint}, got one of {run.fingerprints.model}")
     made_of = {"model": fingerprint, "results_sha256": sha256_file(settings.evaluation / RESULTS_FILE)}
     content = {"schema": SCHEMA, **made_of, **measure(model, router, by_arm, settings)}
     write_json(settings.evaluation / LATENCY_FILE, content | provenance(resolved))
     refresh(settings.evaluation)
     print_latency(content, sys.stdout)
     print(f"written to {settings.evaluation / LATENCY_FILE}, report rebuilt")
+
+
+def prompt_length(model: Any, results: Sequence[ArmResult], settings: LatencySettings) -> int:
+    """Return the tokens of a timed prompt: as asked, else the median, or fewer where the model's positions end."""
+    usual = settings.prompt_tokens or int(np.median([one.tokens for one in results]))
+    positions, new = context_of(model), settings.new_tokens
+    if positions is None:
+        return usual
+    if new >= positions:
+        raise InputError(f"new_tokens: expected fewer than the model's {positions} positions, got {new}")
+    if settings.prompt_tokens is not None and usual > positions - new:
+        raise InputError(
+            f"prompt_tokens: expected at most {positions - new} of the model's {positions} positions beside {new} new "
+            f"tokens, got {usual}"
+        )
+    return min(usual, positions - new)
 
 
 def measure(
@@ -115,7 +133,7 @@ def measure(
     arms = {name: chains_to_time([one.chain for one in results], settings.chains) for name, results in by_arm.items()}
     steps = ladder(router.config.num_layers)
     chains = list(dict.fromkeys([*steps, *(chain for of_arm in arms.values() for chain in of_arm)]))
-    tokens = settings.prompt_tokens or int(np.median([one.tokens for one in by_arm[FULL]]))
+    tokens = prompt_length(model, by_arm[FULL], settings)
     cells = []
     with progress(len(settings.batches) * len(chains) * settings.rounds, "latency", "call") as bar:
         for batch in settings.batches:

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from data.statistics import Interval, Signed, SignedInterval, holm, mean_interval, paired_shares, wilson_interval
 from eval.arms import FULL, ROUTER
-from eval.results import ArmName, ArmResult
+from eval.results import ArmName, ArmResult, text_of
 from router.chain import Chain
 from router.validation import STORED, Count, NotNegative, Positive, Share
 
@@ -162,7 +162,7 @@ class Collapse:
         most_common: that chain in text form: `0-4,5*2,6-17` runs layers 0 to 4, 5 twice, 6 to 17.
         entropy_bits: entropy of the chains' shares, bits; 0 where all samples get one chain.
         entropy_within_bits: the same among the samples of one task, mean over tasks, each of which weighs alike; 0
-            where a sample's task alone decides. Null: in reports from before it was measured.
+            where a sample's task alone decides.
     """
 
     share_full: Share
@@ -170,7 +170,7 @@ class Collapse:
     share_most_common: Share
     most_common: str
     entropy_bits: NotNegative
-    entropy_within_bits: NotNegative | None = None
+    entropy_within_bits: NotNegative
 
 
 @dataclass(frozen=True, config=STORED)
@@ -199,11 +199,7 @@ def arm_of(results: Sequence[ArmResult], full: Sequence[ArmResult], seed: int) -
         results: the arm's results, one a sample.
         full: full depth's results on the same samples, in the same order; the arm's own for full depth.
         seed: seed of the bootstrap.
-
-    Raises:
-        ValueError: where the samples differ or there are none.
     """
-    _check_aligned(results, full)
     against = None if results is full else paired(results, full, seed)
     wrong = 0 if against is None else sum(not result.correct for result in full)
     rescued = against.wrong_to_right if against is not None and wrong else None
@@ -219,12 +215,7 @@ def arm_of(results: Sequence[ArmResult], full: Sequence[ArmResult], seed: int) -
 
 
 def paired(results: Sequence[ArmResult], baseline: Sequence[ArmResult], seed: int) -> Paired:
-    """Compare two arms on the same samples.
-
-    Raises:
-        ValueError: where the samples differ or there are none.
-    """
-    _check_aligned(results, baseline)
+    """Compare two arms on the same samples, at least one, in the same order (`eval.results.by_arm`)."""
     found = paired_shares([one.correct for one in results], [one.correct for one in baseline], seed)
     assert found is not None
     return Paired(
@@ -235,14 +226,6 @@ def paired(results: Sequence[ArmResult], baseline: Sequence[ArmResult], seed: in
         difference_interval=found.difference_interval,
         mcnemar_p_holm=None,
     )
-
-
-def _check_aligned(results: Sequence[ArmResult], baseline: Sequence[ArmResult]) -> None:
-    if not results or [one.sample_id for one in results] != [one.sample_id for one in baseline]:
-        raise ValueError(
-            f"results: expected two arms on the same samples in the same order, "
-            f"got {len(results)} and {len(baseline)} results"
-        )
 
 
 def corrected(comparisons: Sequence[Paired]) -> list[Paired]:
@@ -310,16 +293,12 @@ def groups_of(by_arm: Mapping[str, Sequence[ArmResult]], seed: int) -> tuple[Gro
     Args:
         by_arm: results of each arm on the same samples in the same order, full depth among them.
         seed: seed of the bootstrap.
-
-    Raises:
-        ValueError: where the arms' samples differ.
     """
     kinds = get_args(Kind)
     members: dict[tuple[Kind, str, str | None], list[int]] = defaultdict(list)
     for i, result in enumerate(by_arm[FULL]):
         for kind in kinds:
-            value = getattr(result, kind)
-            members[kind, result.task, None if value is None else str(value)].append(i)
+            members[kind, result.task, text_of(getattr(result, kind))].append(i)
     several = len({task for _, task, _ in members}) > 1
     shown = {(kind, task) for kind, task, value in members if value is not None and (kind != "task" or several)}
     ordered = sorted(

@@ -30,7 +30,7 @@ from eval.arms import FULL, GUARANTEE, MIXTURE, ORACLE, ROUTER, STATIC
 from eval.figures import Style, drawings_of, short_label, style_of
 from eval.measures import Group, Paired
 from eval.report import Report, ReportArm, Spread
-from eval.results import ArmResult
+from eval.results import ArmResult, text_of
 from eval.tables import control_lines, group_label, probability, scope_lines
 from router.chain import Chain
 from router.files import write_text
@@ -321,11 +321,11 @@ def browser_data(
 
     Args:
         report: the report.
-        results: each arm's results, one a sample.
+        results: each arm's results, one a sample (`read_arms` refuses others).
         samples: the samples, in the order in which they are shown; others than those with results are left out.
 
     Raises:
-        InputError: where a result's sample is missing, or an arm has no result for it.
+        InputError: where a result's sample is missing.
     """
     by_arm = {name: {one.sample_id: one for one in of_arm} for name, of_arm in results.items()}
     wanted = {key for of_arm in by_arm.values() for key in of_arm}
@@ -337,10 +337,7 @@ def browser_data(
     chains: dict[Chain, int] = {}
     arms = []
     for arm in report.arms:
-        of_arm = by_arm.get(arm.name, {})
-        if absent := [sample.id for sample in shown if sample.id not in of_arm]:
-            raise InputError(f"results: expected every sample for the arm {arm.name}, got none for {absent[0]}")
-        ordered = [of_arm[sample.id] for sample in shown]
+        ordered = [by_arm[arm.name][sample.id] for sample in shown]
         arms.append(
             {
                 "name": arm.name,
@@ -361,8 +358,8 @@ def browser_data(
         "choices": [list(sample.choices) for sample in shown],
         "answer": [sample.answer for sample in shown],
         "context": [_number(texts, sample.context) if sample.context else None for sample in shown],
-        "difficulty": [_text(sample.label("difficulty")) for sample in shown],
-        "subject": [_text(sample.label("subject")) for sample in shown],
+        "difficulty": [text_of(sample.label("difficulty")) for sample in shown],
+        "subject": [text_of(sample.label("subject")) for sample in shown],
     }
     return {
         "layers": report.model.num_layers,
@@ -387,10 +384,6 @@ def script_json(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-
-
-def _text(label: str | int | float | None) -> str | None:
-    return None if label is None else str(label)
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> Markup:

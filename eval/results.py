@@ -117,6 +117,11 @@ class ArmResult:
         return ChainResult(self.chain, self.scores, self.prediction, self.correct, self.margin)
 
 
+def text_of(label: Label) -> str | None:
+    """Return a difficulty or subject as text; None: there is none."""
+    return None if label is None else str(label)
+
+
 def key_of(result: ArmResult) -> str:
     """Return a result's key in its store."""
     return f"{result.arm}/{result.sample_id}"

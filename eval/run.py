@@ -20,7 +20,7 @@ from data.flops import ForwardFlops, count_forward
 from data.pool import Pool
 from data.sample import read_samples, write_samples
 from data.scoring import ChainScorer, base_model
-from data.store import Store
+from data.store import Store, meta_path
 from eval.arms import (
     EARLY_EXIT,
     FULL,
@@ -47,6 +47,7 @@ from eval.arms import (
     static_arm,
 )
 from eval.baselines import (
+    CHOICES,
     Candidate,
     EarlyExitChoice,
     MixtureChoice,
@@ -68,7 +69,7 @@ from eval.baselines import (
     routed_chains,
     tally,
 )
-from eval.controls import Plan, controls_finished, plan_controls, run_controls
+from eval.controls import PLAN_FILE, Plan, controls_finished, plan_controls, run_controls
 from eval.figures import write_figures
 from eval.inputs import EvalSettings, Inputs, identity_of, read_inputs
 from eval.page import NBSP, headline, sentences, write_page
@@ -86,7 +87,7 @@ from eval.results import (
     result_store,
     run_arms,
 )
-from eval.tables import print_report
+from eval.tables import print_report, printable
 from eval.tracking import track_report
 from router.chain import Chain
 from router.command import parse_settings, provenance
@@ -99,6 +100,9 @@ from router.validation import InputError, to_plain
 
 CANDIDATES_FILE, SAMPLES_FILE = "candidates.jsonl", "samples.jsonl"
 """Results of the candidates for the static chain; the test samples, copied so that the page can show them."""
+OF_RESULTS = (RUN_FILE, PLAN_FILE, *(kind.FILE for kind in CHOICES))
+"""Files that hold for the results beside them: without results they are of a run, perhaps by other settings, that
+somebody removed."""
 STATISTICS_PACKAGES = ("numpy", "statsmodels")
 """Libraries that the report's numbers hang on, beside those of every run."""
 
@@ -127,7 +131,8 @@ def main(argv: Sequence[str] | None) -> None:
     if tracked is not None:
         print(f"tracked in {tracked}")
     print(f"written to {settings.out}: {REPORT_FILE}, {shown.page.name}, and {len(shown.figures)} figures")
-    print("\n".join(["", f"{headline(shown.report)}.", *sentences(shown.report)]).replace(NBSP, " "))
+    for line in ("", f"{headline(shown.report)}.", *sentences(shown.report)):
+        print(printable(line.replace(NBSP, " ")))
     print(f"Look at {shown.page} in a browser.")
 
 
@@ -214,6 +219,9 @@ def evaluate(
     inputs.require(scorer.fingerprints, settings)
     run = describe_run(settings, resolved, inputs, scorer, arms, count_forward(scorer.model))
     note = {**to_plain(run.provenance), "run": uuid.uuid4().hex[:12]}
+    if not meta_path(store.path).exists():
+        for name in OF_RESULTS:
+            (settings.out / name).unlink(missing_ok=True)
     store.note(note)  # from here on, the folder is this evaluation's
     if not (settings.out / RUN_FILE).exists():
         write_json(settings.out / RUN_FILE, to_plain(run))

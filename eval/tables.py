@@ -60,12 +60,21 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str
         columns: their names.
         rows: their cells.
     """
-    made = Table(title=title, title_justify="left", box=box.SIMPLE if sys.stdout.isatty() else box.ASCII2)
+    made = Table(
+        title=None if title is None else printable(title),
+        title_justify="left",
+        box=box.SIMPLE if sys.stdout.isatty() else box.ASCII2,
+    )
     for i, name in enumerate(columns):
         made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made
+
+
+def printable(text: str) -> str:
+    """Return text without what would steer a terminal; a data set, or a file that somebody sent, may hold it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def number(value: float | None, interval: Sequence[float] | None = None, form: str = ".3f") -> str:
@@ -87,10 +96,9 @@ def print_report(report: Report, stream: TextIO) -> None:
     console = console_for(stream)
     model, mode = report.model, report.judged_mode
     searched = "" if report.mode == mode else f", searched by {report.mode}"
-    console.print(
-        f"{report.task} ({mode}{searched}), split {report.split}, n = {report.n}, "
-        f"{model.name} with {model.num_layers} layers in {model.dtype}; guessing: {report.chance_accuracy:.3f}"
-    )
+    heading = f"{report.task} ({mode}{searched}), split {report.split}, n = {report.n}, "
+    heading += f"{model.name} with {model.num_layers} layers in {model.dtype}; guessing: {report.chance_accuracy:.3f}"
+    console.print(printable(heading))
     headroom = None if report.controls is None else report.controls.headroom
     console.print(_arms(report.arms, headroom))
     others = [group for group in report.groups if group.kind != "task"]
@@ -100,7 +108,7 @@ def print_report(report: Report, stream: TextIO) -> None:
         if len(groups) > GROUP_ROWS:
             console.print(f"{len(groups) - GROUP_ROWS} more groups stand in report.json")
     for line in _lines(report):
-        console.print(line)
+        console.print(printable(line))
 
 
 def _arms(arms: Sequence[ReportArm], headroom: Headroom | None) -> Table:
@@ -177,10 +185,10 @@ def group_label(group: Group) -> str:
 
 def _lines(report: Report) -> list[str]:
     collapse, static, oracle = report.router_collapse, report.static, report.oracle
-    within = "" if collapse.entropy_within_bits is None else f", {collapse.entropy_within_bits:.2f} within a kind"
+    bits = f"{collapse.entropy_bits:.2f} bits, {collapse.entropy_within_bits:.2f} within a kind"
     lines = [
         *worst_lines(report),
-        f"router: {collapse.distinct_chains} different chains ({collapse.entropy_bits:.2f} bits{within}), full depth "
+        f"router: {collapse.distinct_chains} different chains ({bits}), full depth "
         f"for {collapse.share_full:.1%}, most common {collapse.most_common} ({collapse.share_most_common:.1%})",
         *scope_lines(report),
     ]

@@ -14,7 +14,7 @@ import wandb
 
 from data.tracking import TrackingSettings, files_digest, log_files, start_run, use_files
 from eval.report import REPORT_FILE, Report
-from eval.results import RESULTS_FILE, RUN_FILE, read_results
+from eval.results import RESULTS_FILE, RUN_FILE, read_results, text_of
 from router.files import read_json, sha256_file, sha256_json, write_json
 from router.storage import CONFIG_FILE, WEIGHTS_FILE
 from router.validation import to_plain
@@ -138,7 +138,7 @@ def shown(out: Path, report: Report, figures: Sequence[Path], page: Path | None)
                 "arm": one.arm,
                 "sample_id": one.sample_id,
                 "task": one.task,
-                **{name: _text(getattr(one, name)) for name in ("difficulty", "subject", "prediction")},
+                **{name: text_of(getattr(one, name)) for name in ("difficulty", "subject", "prediction")},
                 "correct": one.correct,
                 "margin": one.margin,
                 "depth": one.chain.depth,
@@ -174,10 +174,6 @@ def table(rows: Iterable[dict[str, Any]]) -> wandb.Table:
     # A part that is null in one row (`against_full` of full depth) has columns in the others.
     columns = [name for name in columns if not any(other.startswith((f"{name}.", f"{name}_low")) for other in columns)]
     return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in listed])
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 def _use(run: Any, setting: str, report: Report) -> None:

@@ -15,10 +15,11 @@ from typing import Literal
 
 import torch
 from pydantic.dataclasses import dataclass
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from router.chain import Chain
 from router.command import parse_settings, run_command
+from router.engine.decoder import find_decoder
 from router.engine.load import load_model
 from router.engine.view import chain_view
 from router.routed.export import export_chain
@@ -51,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     example, _ = parse_settings(Example, argv, "examples.export_chain", "Export a chain and load it again.")
     model, tokenizer = load_model(example.model, dtype=example.dtype, device="cpu")
     try:
-        chain = Chain.parse(example.chain, model.config.num_hidden_layers)
+        chain = Chain.parse(example.chain, find_decoder(model).num_layers)
     except ValueError as error:
         raise InputError(f"chain: {error}") from error
     folder = export_chain(model, tokenizer, chain, example.out, base_model=example.model)
     print(f"chain {chain}, {chain.depth} layers in place of {chain.num_layers}: {folder}")
 
     # From here on the checkpoint is used as any other; nothing of this package is needed for it.
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=example.dtype)
+    plain = type(model).from_pretrained(folder, dtype=example.dtype)  # or the library's Auto class for it
     ids = AutoTokenizer.from_pretrained(folder)(example.prompt, return_tensors="pt").input_ids
     from_checkpoint = greedy(plain, ids, example.max_new_tokens)
 

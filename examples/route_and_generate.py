@@ -7,13 +7,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from router.command import run_command
+from pydantic.dataclasses import dataclass
+
+from router.command import parse_settings, run_command
 from router.routed import RoutedModel
 from router.strip import draw_strip, marks_for
+from router.validation import SETTINGS, Positive
 
 PROMPTS = [
     "The capital of France is",
@@ -24,17 +26,29 @@ QUESTION = "Question: Which of these do plants need to make their food?\nAnswer:
 CHOICES = [" sunlight", " sand", " smoke", " sound"]
 
 
-def main(argv: Sequence[str] | None) -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--router", default="runs/demo/router", help="a router's folder or hub id")
-    parser.add_argument("--budget", type=float, help="mean depth wanted, layers")
-    parser.add_argument("--new-tokens", type=int, default=12, help="tokens to generate")
-    options = parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Example:
+    """Settings of the example.
 
-    routed = RoutedModel.from_pretrained(options.router, budget=options.budget)
+    Attributes:
+        router: a router's folder or hub id.
+        budget: mean depth wanted, layers; unset: the router's own choice.
+        max_new_tokens: tokens to generate.
+    """
+
+    router: str = "runs/demo/router"
+    budget: float | None = None
+    max_new_tokens: Positive = 12
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the example."""
+    example, _ = parse_settings(Example, argv, "examples.route_and_generate", "See what a router picks.")
+    routed = RoutedModel.from_pretrained(example.router, budget=example.budget)
     tokenizer, layers = routed.tokenizer, routed.router.config.num_layers
     assert tokenizer is not None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # what it fills is masked
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True).to(routed.device)
 
     marks = marks_for(sys.stdout.encoding)
@@ -44,7 +58,7 @@ def main(argv: Sequence[str] | None) -> None:
         print(f"{strip}  {one.chain.depth} of {layers} layers  {prompt!r}")
 
     # Rows of one chain run together; a row's text does not hang on its neighbours.
-    out = routed.generate(**batch, max_new_tokens=options.new_tokens, do_sample=False)
+    out = routed.generate(**batch, max_new_tokens=example.max_new_tokens, do_sample=False)
     for text in tokenizer.batch_decode(out, skip_special_tokens=True):
         print(f"\n{text}")
 

@@ -6,6 +6,7 @@ Each package's `__main__.py` calls `run_command(main, argv)`; `main` parses with
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import platform
 import re
@@ -97,7 +98,7 @@ def require_unique_keys(argv: Sequence[str]) -> None:
     """
     for word in argv:
         path = Path(word.split("=", 1)[-1])
-        if path.suffix in (".yaml", ".yml") and path.is_file():
+        if path.suffix in (".yaml", ".yml") and os.path.isfile(path):  # False also of a text too long for a name
             parse_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
@@ -149,7 +150,7 @@ def without_places(value: Any) -> Any:
         return {name: without_places(item) for name, item in value.items()}
     if isinstance(value, list):
         return [without_places(item) for item in value]
-    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+    if isinstance(value, str) and "\n" not in value and (value.startswith("~") or Path(value).is_absolute()):
         return Path(value).name
     return value
 
@@ -175,6 +176,8 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: no letter ends a command
     try:
         main(argv)
     except (InputError, OSError, UnfinishedError) as error:

@@ -32,6 +32,8 @@ HEADS: dict[str, type[Head]] = {"layerwise": LayerwiseHead, "menu": MenuHead}
 # The sizes have upper bounds, for some cost memory before any weights are read, or without them.
 Layers = Annotated[int, Field(ge=1, le=2**10)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
+Hidden = Annotated[int, Field(ge=1, le=2**16)]
+Windows = Annotated[int, Field(ge=1, le=2**12)]
 
 
 @with_config(STORED)
@@ -47,9 +49,9 @@ class HeadSettings(TypedDict, total=False):
         agreement: weight of agreement with full depth in the value of a menu's chain.
     """
 
-    hidden: Annotated[int, Field(ge=1, le=2**16)]
+    hidden: Hidden
     pooling: Pooling
-    windows: Annotated[int, Field(ge=1, le=2**12)]
+    windows: Windows
     dropout: Annotated[float, Field(ge=0, lt=1)]
     chains: Annotated[list[str], Field(min_length=1, max_length=2**12)]
     agreement: Share
@@ -342,17 +344,18 @@ class Router:
         return Operation(budget=self.least_budget(allow_loss), scope=scope)
 
     def require_accuracy(self, budget: float, allow_loss: float = ALLOWED_LOSS) -> None:
-        """Refuse a budget at which the router lost more accuracy on its validation split than is allowed.
+        """Refuse a budget that was not measured, or at which more accuracy was lost on validation than is allowed.
 
-        Routers whose training measured none are not refused.
+        Of routers whose training measured no accuracy none is refused for it.
 
         Args:
             budget: mean depth, layers.
             allow_loss: accuracy that may be lost against full depth.
 
         Raises:
-            ValueError: with the accuracies, and which budgets lose less.
+            ValueError: with the accuracies, and which budgets lose less; or as in `require`.
         """
+        self.require(Operation(budget=budget))
         found, layers = self.measured(budget), self.config.num_layers
         if found is None or self._within(budget, allow_loss):
             return

@@ -142,15 +142,20 @@ class JsonLog:
         self._stream = path.open("a+b")
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by close or death
-        except BlockingIOError as error:
+            held = self._has_its_name()
+        except BlockingIOError:
+            held = False
+        if not held:
             self._stream.close()
-            raise InputError(
-                f"{path}: expected to be its only writer, got another process that writes it now"
-            ) from error
+            raise InputError(f"{path}: expected to be its only writer, got another process that writes it now")
         if self._made:
             fsync(path.parent)
         else:
             self._cut_torn_line()
+
+    def _has_its_name(self) -> bool:
+        """Whether the open file is the one of that name; another process may have removed it since it was opened."""
+        return self.path.exists() and os.path.samestat(os.fstat(self._stream.fileno()), self.path.stat())
 
     def _cut_torn_line(self) -> None:
         content = self.path.read_bytes()
@@ -169,8 +174,9 @@ class JsonLog:
 
     def close(self) -> None:
         """Close the file; one that was made here and got no line is removed."""
-        if self._made and not self._stream.closed and not os.fstat(self._stream.fileno()).st_size:
-            self.path.unlink(missing_ok=True)
+        empty = self._made and not self._stream.closed and not os.fstat(self._stream.fileno()).st_size
+        if empty and self._has_its_name():
+            self.path.unlink()
         self._stream.close()
 
     def __enter__(self) -> JsonLog:
@@ -180,18 +186,14 @@ class JsonLog:
         self.close()
 
 
-def read_json_lines(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for each line of a JSON Lines file.
-
-    With `torn` a last line without an end is left out: another process is writing it, or was killed.
 
     Raises:
         InputError: at a line that is not a JSON object or not UTF-8; the message names file and line.
     """
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if torn and not line.endswith(b"\n"):
-                return
             yield number, _object(line, f"{path}, line {number}")
 
 

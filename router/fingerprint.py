@@ -27,6 +27,8 @@ _VOLATILE = {
     "use_cache",
     "quantization_config",
 }
+_SWITCHES = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+"""What a caller may want to be returned: it changes no result, and counts as the library has it at first."""
 
 
 @dataclass(frozen=True, config=STORED)
@@ -72,7 +74,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 def _stable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _stable(item) for key, item in value.items() if key not in _VOLATILE}
+        return {str(key): _SWITCHES.get(key, _stable(item)) for key, item in value.items() if key not in _VOLATILE}
     return value
 
 

@@ -112,13 +112,14 @@ class LatencyProfile:
         Raises:
             ValueError: where no depth above 0 is that fast.
         """
-        least, most = self.factor(0.0, new_tokens), self.factor(1.0, new_tokens)
-        if most <= least:
+        full = self.seconds(self.num_layers, new_tokens, routed=False)
+        least, one = (self.seconds(depth, new_tokens, routed=True) for depth in (0.0, 1.0))
+        if one <= least or full <= 0:
             raise ValueError("latency: expected time that grows with depth, got a profile in which it does not")
-        depth = (factor - least) / (most - least)
+        depth = (factor * full - least) / (one - least)
         if not depth > 0:
             raise ValueError(
-                f"latency_factor: expected more than {least:.3f}, which no layers at all take, got {factor}"
+                f"latency_factor: expected more than {least / full:.3f}, which no layers at all take, got {factor}"
             )
         return depth
 

@@ -73,8 +73,8 @@ def trained_questions(folder: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     seen = read_json(path).get("split_hashes")
-    if not isinstance(seen, list):
-        raise InputError(f"router: expected split_hashes in {path}, got none")
+    if not isinstance(seen, list) or not all(isinstance(one, str) for one in seen):
+        raise InputError(f"router: expected split_hashes in {path}, a list of texts, got {shown(seen)}")
     return frozenset(seen)
 
 
@@ -116,10 +116,10 @@ def load_router(folder: Path, expected: Fingerprints | None = None) -> Router:
 def _config(value: dict[str, Any], where: str) -> RouterConfig:
     """Return the configuration of a `config.json` of this version or the one before."""
     schema = value.pop("schema", None)
+    if schema not in (2, SCHEMA):
+        raise InputError(f"{where}: expected a router's schema, 2 or {SCHEMA}, got {shown(schema)}")
     if schema == 2 and "prefix_layers" in value:
         value["read_layer"] = value.pop("prefix_layers")
-    elif schema != SCHEMA:
-        raise InputError(f"{where}: expected a router's schema, 2 or {SCHEMA}, got {shown(schema)}")
     return from_plain(RouterConfig, value, where)
 
 

@@ -111,11 +111,6 @@ def from_plain(kind: type[T], value: Any, where: str = "", *, num_layers: int | 
     return made
 
 
-def schema_of(kind: Any) -> dict[str, Any]:
-    """Return the JSON schema of a type."""
-    return adapter(kind).json_schema(mode="serialization")
-
-
 def explain(error: ValidationError) -> str:
     """Return the first thing that a type refused as `field: expected ..., got ...`."""
     first = error.errors(include_url=False)[0]
@@ -124,7 +119,8 @@ def explain(error: ValidationError) -> str:
     if kind == "missing":
         return f"expected the field {place}, got none"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"expected no field {place}, got one"
+        whole = [_place(first["loc"][:-1]), str(first["loc"][-1])]  # a key of the user's, whatever it looks like
+        return f"expected no field {'.'.join(filter(None, whole))}, got one"
     if kind == "value_error":
         said = str(bounds["error"])
         if not place or said.startswith(place):
@@ -186,7 +182,7 @@ def _place(location: Sequence[int | str]) -> str:
     return place
 
 
-_UNION_WORDS = frozenset(("int", "str", "float", "bool", "none", "path"))
+_UNION_WORDS = frozenset(("int", "str", "float", "bool", "none"))
 
 
 def shown(value: object) -> str:

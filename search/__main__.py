@@ -66,7 +66,7 @@ class SearchRun(VariantSettings, ModelSettings, RunSettings):
     state_bytes: Count = 2**30
     menu: Path | None = None
     read_layers: tuple[Positive, ...] = ()
-    part: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] = "1/1"
+    part: Annotated[str, Field(pattern=r"^[1-9][0-9]*/[1-9][0-9]*$")] = "1/1"
     estimate_only: bool = False
     search: SearchSettings = SearchSettings()
 

@@ -367,6 +367,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, plain = parse_settings(MenuSettings, argv, "search menu", "Make a menu of chains.")
     writable_directory(settings.out.parent, "out")
     made = provenance(plain)
+    if settings.kind in ("records", "gains"):
+        made["records"] = {str(path): sha256_file(require_file(path, "records")) for path in settings.records}
     match settings.kind:
         case "subsets":
             menu = Menu.of(subsets(settings), settings.first_editable, made)
@@ -377,7 +379,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         case "records":
             menu = _chosen(settings, made)
     if len(menu.chains) < 2:
-        raise InputError("records: expected a chain worth choosing besides the full one, got none")
+        where = "min_depth or max_depth" if settings.kind in ("subsets", "repeats") else "records"
+        raise InputError(f"{where}: expected a chain worth choosing besides the full one, got none")
     write_menu(settings.out, menu)
     depths = [chain.depth for chain in menu.chains]
     print(f"menu: {len(menu.chains)} chains of depth {min(depths)}..{max(depths)}, {settings.out} ({menu.sha256[:16]})")
@@ -391,15 +394,16 @@ def subsets(settings: MenuSettings) -> list[Chain]:
     """
     n = _layers(settings)
     blocks = np.array_split(range(settings.first_editable, n), min(settings.blocks or n, n - settings.first_editable))
-    most = min(settings.max_dropped or n, n - settings.min_depth)
+    least, most = n - min(settings.max_depth or n, n), min(settings.max_dropped or n, n - settings.min_depth)
+    fewest = max(1, -(-least // len(blocks[0])))  # smaller choices need not be tried: they could be billions
     drops = (
         set(itertools.chain.from_iterable(dropped))
-        for k in range(min(len(blocks), most) + 1)
+        for k in (0, *range(fewest, min(len(blocks), most) + 1))
         for dropped in itertools.combinations(blocks, k)
-        if sum(map(len, dropped)) <= most
+        if not k or least <= sum(map(len, dropped)) <= most
     )
     chains = (Chain(tuple(layer for layer in range(n) if layer not in dropped), n) for dropped in drops)
-    found = list(itertools.islice(filter(settings.allows, chains), MOST_SUBSETS + 1))
+    found = list(itertools.islice(chains, MOST_SUBSETS + 1))
     if len(found) > MOST_SUBSETS:
         raise InputError(f"max_dropped: expected at most {MOST_SUBSETS} chains in all, got more")
     return found
@@ -463,12 +467,11 @@ def _chosen(settings: MenuSettings, made: dict[str, object]) -> Menu:
         prices=settings.prices,
         keep=best_of_each_depth(outcomes),
     )
-    hashes = {str(path): sha256_file(path) for path in settings.records}
     gains = {str(chain): round(gain, 6) for chain, gain in chosen}
     print(f"{len(outcomes.chains)} candidates on {len(outcomes.values)} samples; the first chosen, and what each adds:")
     for chain, gain in chosen[:12]:
         print(f"  {chain!s:<32} depth {chain.depth:>3}  {gain:+.4f}")
-    made = {**made, "records": hashes, "samples": len(outcomes.values), "gains": gains}
+    made = {**made, "samples": len(outcomes.values), "gains": gains}
     return Menu.of([chain for chain, _ in chosen], settings.first_editable, made)
 
 
@@ -479,11 +482,15 @@ def _records(settings: MenuSettings) -> list[SearchRecord]:
     for path in settings.records:
         for record in read_records(path)[: settings.limit]:
             first = first or record
+            if settings.first_editable >= record.num_layers:
+                raise InputError(f"first_editable: expected 0..{record.num_layers - 1}, got {settings.first_editable}")
             if record.split == "test" or record.reward_target != "gold":
                 raise InputError(f"records: expected a search of training samples for the right answers in {path}")
             record.fingerprints.require(first.fingerprints, f"records: {path}")
             known = records.get(record.sample_id)
             records[record.sample_id] = record if known is None else joined(known, record)
+    if any(record.split == "calibration" for record in records.values()):
+        print("note: chosen on calibration samples too; a guarantee for such a menu needs others")
     return list(records.values())
 
 

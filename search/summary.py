@@ -28,7 +28,7 @@ class Summary:
                 self._stand = f" in enough of {record.variants} variants"
             counted = {
                 "samples": 1,
-                "right": int(record.full.correct),
+                "right": int(record.full.right),
                 "found": int(record.shortest is not None),
                 "depth": 0 if record.shortest is None else record.shortest.chain.depth,
                 "chains": record.simulations,

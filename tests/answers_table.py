@@ -94,5 +94,5 @@ def pairs(table: dict[str, list[str]]) -> list[tuple[str, str]]:
     return [(gold, answer) for gold, answers in table.items() for answer in answers]
 
 
-KNOWN_LIMITS = dict.fromkeys(pairs(TAKEN_FOR_EQUAL), True) | dict.fromkeys(pairs(NOT_SHOWN_EQUAL), False)
-VERDICTS = dict.fromkeys(pairs(SAME), True) | dict.fromkeys(pairs(DIFFERENT), False) | KNOWN_LIMITS
+VERDICTS = dict.fromkeys([*pairs(SAME), *pairs(TAKEN_FOR_EQUAL)], True)
+VERDICTS |= dict.fromkeys([*pairs(DIFFERENT), *pairs(NOT_SHOWN_EQUAL)], False)

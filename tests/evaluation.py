@@ -97,13 +97,14 @@ def make_records(
 ) -> list[SearchRecord]:
     """Records of the tried chains in the cheap mode, all verified in the real one; targets: wrong answers told."""
     block = scorer.load(scorer.encode_all(samples, targets))
+    jobs = [(i, chain) for i in range(len(samples)) for chain in tried]
+    judged = [*zip(scorer.score(block, jobs), scorer.judge(block, jobs), strict=True)]
     records = []
     for i, encoded in enumerate(block.samples):
         sample = encoded.sample
-        jobs = [(i, chain) for chain in tried]
         results = tuple(
             dataclasses.replace(cheap, verified=cheap.correct == real.correct, verified_by=encoded.task.judged_mode)
-            for cheap, real in zip(scorer.score(block, jobs), scorer.judge(block, jobs), strict=True)
+            for cheap, real in judged[i * len(tried) : (i + 1) * len(tried)]
         )
         records.append(
             SearchRecord(

@@ -39,7 +39,7 @@ from router.engine.rows import pack_row, plain_row, separate_rows
 from router.engine.view import chain_view
 from router.routed.export import export_chain
 from tests.families import ALL
-from tests.tiny import tiny_model
+from tests.tiny import held, tiny_model
 
 SECONDS = 120
 """Limit of time for one configuration under one attention."""
@@ -111,14 +111,14 @@ class Survey:
                 self.stock[what] = word
                 verb = "differs" if word == "wrong" else "fails"
                 self.outcome.notes.append(f"the stock model {verb} {what}: {text}")
-        before = _digest(self.model)
+        before = held(self.model)
         for name, (check, needs) in self._checks().items():
             if self.stock.get(needs, "right") not in ("right", "wrong"):
                 continue  # what the stock model cannot do, no chain can
             word, text = _judged(check)
             if word != "wrong" or needs not in self.stock:
                 self.outcome.parts[name] = word, text
-        changed = _digest(self.model) != before
+        changed = held(self.model) != before
         self.outcome.parts["original"] = ("wrong", "the original changed") if changed else ("right", "")
         return self.outcome
 
@@ -423,17 +423,6 @@ def _judged(check: Callable[[], None]) -> tuple[str, str]:
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def _digest(model: PreTrainedModel) -> str:
-    """Return what a model holds: configuration, weights by identity and sum, modules and their places."""
-    state = [repr(model.config.to_dict())]
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        state.append(f"{name} {id(tensor)} {tensor.double().sum()}")
-    for name, module in model.named_modules():
-        places = {key: value for key, value in vars(module).items() if key in ("layer_idx", "layer_id")}
-        state.append(f"{name} {id(module)} {places}")
-    return "\n".join(state)
 
 
 def examine(name: str, attention: str) -> Outcome:

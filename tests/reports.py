@@ -89,6 +89,14 @@ def run_of(n: int, arms: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def result_of(**changed: Any) -> ArmResult:
+    """A generated answer of a free question under full depth; right unless said otherwise."""
+    values = {"arm": "router", "sample_id": "s", "task": "t", "difficulty": None, "subject": None, "choices": 0}
+    answered = {"tokens": 9, "chain": FULL, "prediction": "4", "correct": True, "scores": (), "margin": 1.0}
+    given = values | answered | changed
+    return ArmResult(**{"depth": given["chain"].depth} | given)
+
+
 def results_of(ids: Sequence[str], right: Mapping[str, Collection[str]]) -> list[ArmResult]:
     """One result for each arm and sample; samples come from two difficulties."""
     return [

@@ -1,4 +1,4 @@
-"""A tiny routed model: prompts for it, a random router of measured budgets, and both as folders."""
+"""A tiny routed model: prompts for it, a random router of measured budgets, and both as folders; a router alone."""
 
 from __future__ import annotations
 
@@ -15,20 +15,39 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.chain import Chain
-from router.decision import Guarantee, HeadSettings, LateConfig, Router
+from router.decision import Guarantee, HeadSettings, LateConfig, Router, RouterConfig
 from router.engine.view import chain_view
+from router.fingerprint import Fingerprints
 from router.heads.budget import operating_points
 from router.heads.head import pad_states
 from router.heads.menu import MenuHead
 from router.scope import pooled
 from router.storage import save_router
-from tests.tiny import random_router, tiny_model, tiny_tokenizer
+from tests.tiny import random_router, tiny_model, tiny_tokenizer, untrained
 from train.scope import scope_of
 
 PREFIX = 2
 PADDING = 0
 CHOICES = [" the moon", " a fox", " glass", " seven bees"]
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": PADDING}
+
+
+PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
+
+
+def small_states(count: int = 5, seed: int = 1) -> list[Tensor]:
+    """States that `small_router` reads."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3 + 2 * i, 16, generator=generator) for i in range(count)]
+
+
+def small_router(seed: int = 0, **changed: Any) -> Router:
+    """A random layerwise head for 6 layers of no model, with operating points."""
+    config = RouterConfig(
+        "layerwise", {"hidden": 8, "windows": 2, "dropout": 0.1}, 6, 2, 16, "arc_easy", "letter",
+        "us/base", None, "float32", PRINTS,
+    )  # fmt: skip
+    return untrained(dataclasses.replace(config, **changed), small_states(), seed)
 
 
 def prompts(rows: int = 6) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from data.sample import write_samples
 from data.scoring import ChainScorer
 from data.tasks import load_task
 from router.engine.executor import ChainExecutor
+from router.validation import InputError
 from search.run import BatchSearch
 from search.settings import SearchSettings
 from tests.tiny import tiny_model, tiny_samples, tiny_tokenizer
@@ -46,3 +48,18 @@ def test_the_throughput_benchmark_runs_the_search_and_its_rivals() -> None:
     assert found.figures["chains"] == 3 * 6
     assert 0 < found.figures["bookkeeping_share"] < 1
     assert found.agreeing == {"published": [True] * 3, "batched": [True] * 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("tales", '{"text": "x"}', "line 1: expected text under one of question, problem, prompt, got None"),
+        ("tales", '{"question": "x"', "line 1: expected JSON"),
+        ("known", '{"question": "x"}', "more: expected NAME=FILE with the name of another kind, got 'known="),
+    ],
+)
+def test_bad_foreign_prompts_are_refused(tmp_path: Path, name: str, line: str, message: str) -> None:
+    write_samples(tmp_path / "test.jsonl", tiny_samples("test", 2))
+    (tmp_path / "more.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=message):
+        importlib.import_module("benchmarks.foreign_prompts").foreign(tmp_path, 1, [f"{name}={tmp_path}/more.jsonl"])

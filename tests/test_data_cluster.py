@@ -30,6 +30,7 @@ from data.store import Store
 from eval.run import main as evaluate
 from router.validation import STORED, InputError, UnfinishedError
 from search.__main__ import main as search
+from tests.conftest import Refusal
 from tests.evaluation import World, finished  # noqa: F401
 from tests.test_search_run import arguments as search_arguments
 from tests.tiny import write_project
@@ -113,6 +114,13 @@ def test_a_worker_that_dies_costs_only_its_batch_and_a_batch_that_kills_three_is
     assert sorted(store_in(tmp_path).keys) == ["a", "b", "c", "unlucky"]
 
 
+class OddError(Exception):
+    """An error that cannot be made again from its text."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
 def test_memory_that_runs_out_counts_as_a_death_and_other_errors_end_the_run(pool: Cluster, tmp_path: Path) -> None:
     def full(batch: Batch[str], report: Report) -> list[Row]:
         raise MemoryError("no room")
@@ -123,28 +131,18 @@ def test_memory_that_runs_out_counts_as_a_death_and_other_errors_end_the_run(poo
     def wrong(batch: Batch[str], report: Report) -> list[Row]:
         return [Row(name, 1 // 0) for name in batch.items]
 
+    def odd(batch: Batch[str], report: Report) -> list[Row]:
+        raise OddError("cannot", "travel")
+
     with pytest.raises(UnfinishedError, match=r"killed 3 workers: MemoryError: no room"):
         run(pool, tmp_path / "full", "a", Task(full, name_of))
     with pytest.raises(InputError, match=r"^dtype: expected finite scores, got nan$"):
         run(pool, tmp_path / "refused", "a", Task(refused, name_of))
     with pytest.raises(ZeroDivisionError):
         run(pool, tmp_path / "wrong", "a", Task(wrong, name_of))
-    assert [row.name for row in run(pool, tmp_path / "again", "ab", Task(plain, name_of))] == ["a", "b"]
-
-
-class OddError(Exception):
-    """An error that cannot be made again from its text."""
-
-    def __init__(self, one: str, two: str) -> None:
-        super().__init__(f"{one} {two}")
-
-
-def test_an_error_that_does_not_travel_ends_the_run_with_its_text(pool: Cluster, tmp_path: Path) -> None:
-    def odd(batch: Batch[str], report: Report) -> list[Row]:
-        raise OddError("cannot", "travel")
-
     with pytest.raises(RuntimeError, match=r"^OddError: cannot travel$"):
-        run(pool, tmp_path, "a", Task(odd, name_of))
+        run(pool, tmp_path / "odd", "a", Task(odd, name_of))
+    assert [row.name for row in run(pool, tmp_path / "again", "ab", Task(plain, name_of))] == ["a", "b"]
 
 
 @pytest.mark.slow
@@ -299,30 +297,30 @@ def test_the_other_commands_write_the_bytes_of_one_process_too(
     assert "eval/results.jsonl" in here
 
 
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-from router.command import run_command
-from search.__main__ import main
-raise SystemExit(run_command(main))
-"""
-
-
-def test_without_ray_workers_are_refused_in_one_line(project: Path, tmp_path: Path) -> None:
-    words = arguments(project, tmp_path / "out", workers=2)
-    ended = subprocess.run([sys.executable, "-c", WITHOUT_RAY, *words], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    wanted = "error: workers: expected Ray to be installed, got none; pip install -c constraints.txt -e '.[cluster]'"
-    assert ended.stderr.splitlines() == [wanted]
-
-
-def test_no_cluster_at_an_address_is_one_line(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_ray_workers_are_refused_in_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
-    words = [sys.executable, "-m", "search", *arguments(project, tmp_path / "out", cluster="127.0.0.1:1")]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith("error: cluster: expected a running Ray cluster, got '127.0.0.1:1'")
+    # Oracle: Python's own marker of a module that is not there.
+    monkeypatch.setitem(sys.modules, "ray", None)
+    wanted = "error: workers: expected Ray to be installed, got none; pip install -c constraints.txt -e '.[cluster]'"
+    assert refusal(search, arguments(project, tmp_path / "out", workers=2), alone=True) == wanted
+
+
+def test_only_the_clusters_module_imports_ray() -> None:
+    # Oracle: the sources; who has no Ray can import all others.
+    root = Path(__file__).resolve().parent.parent
+    paths = [
+        path for package in ("router", "data", "search", "train", "eval") for path in (root / package).rglob("*.py")
+    ]
+    importing = [
+        path for path in paths if re.search(r"^(import ray|from (ray|data\.cluster))\b", path.read_text(), re.M)
+    ]
+    assert sorted(path.name for path in importing) == ["cluster.py"]
+
+
+def test_no_cluster_at_an_address_is_one_line(project: Path, tmp_path: Path, refusal: Refusal) -> None:
+    said = refusal(search, arguments(project, tmp_path / "out", cluster="127.0.0.1:1"))
+    assert said.startswith("error: cluster: expected a running Ray cluster, got '127.0.0.1:1'")
 
 
 def test_what_answers_at_an_address_but_is_not_ray_is_one_line(
@@ -350,41 +348,33 @@ def test_an_own_answer_to_sigterm_stays_where_ray_does_not_start() -> None:
     assert found == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_all_workers_and_the_next_run_goes_on(
-    project: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_ctrl_c_and_sigterm_end_all_workers_and_the_next_run_goes_on(project: Path, tmp_path: Path) -> None:
     # Oracle: the same command in one process, unbroken. Ctrl-C reaches the whole group, as on a terminal.
-    words = {"search__simulations": 200, "splits": "[train]", "read_layers": "[]"}
+    words = {"search__simulations": 60, "splits": "[train]", "read_layers": "[]", "batch_samples": 1}
     command = [sys.executable, "-m", "search", *arguments(project, tmp_path / "two", workers=2, **words)]
-    with (tmp_path / "error.txt").open("w") as error:
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"HOME": str(tmp_path)},
-            start_new_session=True,
-            stderr=error,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test in the background ignores it
-        )
     partial = tmp_path / "two" / "train.partial.jsonl"
-    deadline = time.monotonic() + 120
-    while not (partial.exists() and partial.read_bytes().count(b"\n")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) > 3
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    process.wait(timeout=20)  # two to four seconds where nothing else runs
-    assert process.returncode == 130
-    assert "interrupted: finished work is saved" in (tmp_path / "error.txt").read_text()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
-    assert not (tmp_path / "two" / "train.jsonl").exists()
-    assert not (tmp_path / ".ray").exists()  # a token there would lock all clusters that are started later
-    if number == signal.SIGTERM:
-        return
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    search(arguments(project, tmp_path / "one", **words))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with (tmp_path / "error.txt").open("w") as error:
+            process = subprocess.Popen(
+                command,
+                env=os.environ | {"HOME": str(tmp_path)},
+                start_new_session=True,
+                stderr=error,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test in the background ignores it
+            )
+        wait_for_rows(partial, rows_in(partial) + 1, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) > 3
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        process.wait(timeout=20)  # two to four seconds where nothing else runs
+        assert process.returncode == 130
+        assert "interrupted: finished work is saved" in (tmp_path / "error.txt").read_text()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive
+        assert not (tmp_path / "two" / "train.jsonl").exists()
+        assert not (tmp_path / ".ray").exists()  # a token there would lock all clusters that are started later
+    for folder in ("two", "one"):
+        search(arguments(project, tmp_path / folder, **words))
     assert (tmp_path / "two" / "train.jsonl").read_bytes() == (tmp_path / "one" / "train.jsonl").read_bytes()
 
 
@@ -399,7 +389,7 @@ def wait_for_rows(path: Path, count: int, driver: subprocess.Popen[bytes]) -> No
     while rows_in(path) < count:
         assert driver.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def workers_here() -> list[psutil.Process]:

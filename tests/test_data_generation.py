@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from data.scoring import ChainScorer, delivered, judge
 from data.sources import Columns
 from data.tasks import Task, load_task
 from router.chain import Chain
+from router.validation import InputError
 from tests.test_data_scoring import CHAINS, family_model, greedy
 from tests.tiny import FAMILIES, FULL, tiny_model, tiny_tokenizer
 
@@ -31,7 +33,7 @@ def never(text: str) -> None:
 def test_batched_and_cached_generation_is_greedy_decoding(family: str) -> None:
     # Oracle: uncached argmax decoding, one row; prompts of several lengths and chains share the call.
     model, tokenizer = family_model(family), tiny_tokenizer()
-    generator = Generator(model, tokenizer)
+    generator = Generator(model, tokenizer, batch_tokens=60 if list(FAMILIES).index(family) % 2 else 4096)
     ends = end_tokens(model, tokenizer)
     requests = [
         Request(tuple(tokenizer(text)["input_ids"]), chain, limit, never)
@@ -92,15 +94,6 @@ def test_a_row_stops_where_its_text_is_whole_and_others_go_on() -> None:
         assert whole[i].tokens[: len(stopped[i].tokens)] == stopped[i].tokens
 
 
-@pytest.mark.parametrize("batch_tokens", [60, 4096])
-def test_batches_do_not_change_answers(batch_tokens: int) -> None:
-    # Oracle: one request a batch.
-    model, tokenizer = family_model("gemma2"), tiny_tokenizer()
-    requests = [Request(tuple(tokenizer(t)["input_ids"]), c, 8, never) for t in PROMPTS for c in CHAINS]
-    alone = Generator(model, tokenizer, batch_tokens=1).generate(requests)
-    assert Generator(model, tokenizer, batch_tokens=batch_tokens).generate(requests) == alone
-
-
 SUMS = Task("sums", Columns("q", "a"), answer_kind="text", mode="exact")
 BOXED = dataclasses.replace(SUMS, prompt=Prompt(opening="\\boxed{"))
 FREE = dataclasses.replace(SUMS, mode="generate", free_form=True)
@@ -130,6 +123,7 @@ def grader() -> Iterator[Grader]:
         (FREE, " Half of one is one half. The answer is 0.5.\nQuestion: next", True, "0.5", True),
         (FREE, " I think \\boxed{\\frac{1}{3}} or \\boxed{\\frac12}", True, "\\frac12", True),
         (FREE, " no idea", True, None, False),
+        (dataclasses.replace(SUMS, prompt=Prompt(style="chat")), "1/3\n\nmore", True, "1/3\n\nmore", False),
         (WORDS, " \\frac{1}{2}.\n", True, "\\frac{1}{2}.", True),
         (WORDS, " 0.5\n", True, "0.5", False),
     ],
@@ -154,13 +148,21 @@ def test_a_letter_means_the_choice_that_the_prompt_lists_under_it(grader: Grader
         assert judge(LETTERS, CHOICE, query, 1, Answer(text, True, ()), grader) == (None, False)
 
 
-def test_what_stands_before_an_answers_end() -> None:
-    # Oracle: written by hand; None while the end has not come, so that decoding goes on.
-    assert [SUMS.before_end(text) for text in ("", " 5", " 5\n")] == [None, None, " 5"]
-    assert [BOXED.before_end(text) for text in ("\\frac{1}{2}", "\\frac{1}{2}}")] == [None, "\\frac{1}{2}"]
-    chat = dataclasses.replace(SUMS, prompt=Prompt(style="chat"))
-    assert chat.before_end(" 5\n\nmore") is None
-    assert [FREE.before_end(text) for text in ("One.\n\nTwo.", "One.\nQuestion:")] == [None, "One."]
+def test_an_alias_means_the_same_as_the_answer() -> None:
+    # Oracle: what `judge` calls right; so a search for a wrong answer is never told an alias.
+    scorer = ChainScorer(family_model("llama"), tiny_tokenizer(), SUMS)
+    assert not scorer.means_the_same(SUM, "7")
+    assert scorer.means_the_same(dataclasses.replace(SUM, aliases=("6", "7")), "7.0")
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    # Oracle: a model one of whose weights overflows, as in float16.
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.down_proj.weight.data[:] = math.inf
+    scorer = ChainScorer(model, tiny_tokenizer(), WORDS)
+    block = scorer.load([scorer.encode(SUM)])
+    with pytest.raises(InputError, match="dtype: expected logits that are numbers, got others in float32"):
+        scorer.judge(block, [(0, FULL)])
 
 
 def test_the_scorer_judges_in_both_modes() -> None:

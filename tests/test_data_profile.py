@@ -140,15 +140,9 @@ def test_shared_prefixes_are_run_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [[block.executed(i) for i in range(len(block.samples))] for block in blocks] == [[5 + 3 + 2 + 1] * 2, [11]]
 
 
-def test_chain_without_layers_and_confidence_by_hand() -> None:
-    # Oracle: written out; exp and products in the head; a generated answer has no scores.
-    assert [without(skip, 5).layers for skip in ((1, 3), (4,))] == [(0, 2, 4), (0, 1, 2, 3)]
-    choice = Sample("t", "train", "Which?", ("a", "b", "c"), 0)
+def test_a_generated_answer_has_no_confidence() -> None:
+    # Oracle: it has no scores.
     free = Sample("t", "train", "How many?", (), "12")
-    scores = (math.log(0.2), math.log(0.5), math.log(0.1))
-    assert confidence_of(choice, ChainResult.from_scores(FULL, scores, 0)) == pytest.approx(0.5 / 0.8, abs=1e-5)
-    tokens = ChainResult.from_tokens(FULL, [math.log(0.5), math.log(0.25)], [1.0, 2.0], True, "12")
-    assert confidence_of(free, tokens) == pytest.approx(0.125, abs=1e-5)
     assert confidence_of(free, ChainResult.from_answer(FULL, "12", True)) is None
 
 

@@ -48,14 +48,15 @@ def asked(task: Task, shots: int, template: str | None = TEMPLATE) -> dict[str, 
 
 
 def rendered() -> dict[str, dict[str, Any]]:
-    """Every golden, by task, style, number of examples and mode."""
+    """Every golden, by task, style, number of examples and mode; all styles with and without examples of two tasks."""
     found = {}
     for name in known_tasks():
         for style in ("base", "chat"):
             for mode, changes in variants(name).items():
                 prompt = {**changes.get("prompt", {}), "style": style}
                 task = load_task(name, **{**changes, "prompt": prompt})
-                for shots in (0, 2) if task.columns.image is None else (0,):
+                few = (0, 2) if name in ("arc_easy", "gsm8k") else (2,) if style == "base" else (0,)
+                for shots in few if task.columns.image is None else (0,):
                     found[f"{name}, {style}, {shots} shots, {mode}"] = asked(task, shots)
     return found
 
@@ -79,8 +80,6 @@ BY_HAND = [
         "Question: Which animal lays eggs?\nAnswer: hen\n\nQuestion: What boils at 100 degrees Celsius?\nAnswer:",
         [" iron", " water", " salt"],
     ),
-    ("boolq", {}, 0, "The made-up lake is 90 m deep.\nQuestion: is the made up lake deep?\nAnswer:", [" no", " yes"]),
-    ("piqa", {}, 0, "Goal: Keep soup warm.\nAnswer:", [" Put a lid on it.", " Put a hat on it."]),
     (
         "gsm8k",
         {"prompt": {"opening": "\\boxed{"}},
@@ -88,16 +87,6 @@ BY_HAND = [
         "Question: Bo had 9 pens and lost 4. How many are left?\nAnswer: \\boxed{5}\n\n"
         "Question: Ann has 2 bags of 600 nuts. How many nuts?\nAnswer: \\boxed{",
         ["1200}"],
-    ),
-    (
-        "gsm8k",
-        {"prompt": {"style": "chat"}},
-        1,
-        "<|user|>\nQuestion: Bo had 9 pens and lost 4. How many are left?\nGive the final answer only.</s>\n"
-        "<|assistant|>\n5</s>\n"
-        "<|user|>\nQuestion: Ann has 2 bags of 600 nuts. How many nuts?\nGive the final answer only.</s>\n"
-        "<|assistant|>\n",
-        ["1200"],
     ),
     (
         "gsm8k",

@@ -169,12 +169,15 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "set"
 
 
-def test_hub_rows_are_the_data_sets_rows(offline_hub: Path) -> None:
-    # Oracle: the rows of a local data set; a column that the task does not use is not read.
+@pytest.mark.parametrize("name", ["arc_easy", "boolq", "dart_math"])
+def test_hub_rows_are_the_data_sets_rows(offline_hub: Path, name: str) -> None:
+    # Oracle: the rows of a local data set, also numbers, booleans and objects; a column without a use is not read.
     for split in ("train", "test"):
-        write_rows(offline_hub / f"{split}.jsonl", [row | {"long": "unused"} for row in UNITS])
-    task = load_task("arc_easy", hub={"path": str(offline_hub)})
-    assert [row.values for row in read_rows(task, "hub", "test")] == UNITS
+        write_rows(offline_hub / f"{split}.jsonl", [row | {"long": "unused"} for row in ROWS[name]])
+    task = load_task(name, hub={"path": str(offline_hub)})
+    rows = [row.values for row in read_rows(task, "hub", "test")]
+    assert not any("long" in row for row in rows)
+    assert [task.sample(row, "test") for row in rows] == [task.sample(row, "test") for row in ROWS[name]]
     with pytest.raises(InputError, match="split nowhere: expected a data set that can be loaded"):
         list(read_rows(task, "hub", "nowhere"))
 
@@ -193,19 +196,14 @@ def test_several_subsets_are_joined(offline_hub: Path) -> None:
     assert [row.part for row in rows] == list(subsets)
 
 
-@pytest.mark.parametrize("name", ["boolq", "dart_math"])
-def test_hub_columns_may_hold_numbers_booleans_and_objects(offline_hub: Path, name: str) -> None:
-    # Oracle: the samples of the rows themselves.
-    write_rows(offline_hub / "train.jsonl", ROWS[name])
-    task = load_task(name, hub={"path": str(offline_hub)})
-    samples = [task.sample(row.values, "train") for row in read_rows(task, "hub", "train")]
-    assert samples == [task.sample(row, "train") for row in ROWS[name]]
-
-
-def test_a_hub_data_set_that_is_missing_is_one_line(offline_hub: Path) -> None:
-    # Oracle: a folder that does not exist.
-    with pytest.raises(InputError, match="expected a data set that can be loaded, got"):
-        list(read_rows(load_task("arc_easy", hub={"path": str(offline_hub)}), "hub", "train"))
+def test_a_hub_data_set_that_cannot_be_loaded_is_one_line(offline_hub: Path) -> None:
+    # Oracle: a folder that does not exist; then one with a script, which the library runs no more.
+    task = load_task("arc_easy", hub={"path": str(offline_hub)})
+    for reason in ("", "Dataset scripts are no longer supported"):
+        with pytest.raises(InputError, match=f"expected a data set that can be loaded, got {reason}"):
+            list(read_rows(task, "hub", "train"))
+        offline_hub.mkdir(exist_ok=True)
+        (offline_hub / f"{offline_hub.name}.py").write_text("import datasets\n")
 
 
 def test_missing_places_are_named(tmp_path: Path) -> None:

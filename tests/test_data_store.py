@@ -81,6 +81,32 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
             other.append(rows("b"))
 
 
+def test_what_another_process_has_written_meanwhile_is_kept(tmp_path: Path) -> None:
+    # Oracle: the rows, of which the second process finishes all while the first one still works; a kill after its note.
+    with opened(tmp_path) as store:
+        store.append(rows("a", "b"))
+    slow, noting = opened(tmp_path), opened(tmp_path)
+    with opened(tmp_path) as quick:
+        quick.append(rows("c"))
+        with pytest.raises(InputError, match="expected to be its only writer"):
+            noting.note({"run": "x"})
+        quick.finish(["a", "b", "c"])
+    noting.note({"run": "x"})
+    assert list(opened(tmp_path).rows()) == rows("a", "b", "c")
+    slow.append(rows("c"))
+    slow.finish(["c", "b", "a"])
+    assert list(opened(tmp_path).rows()) == rows("c", "b", "a")
+    assert json.loads(meta_path(tmp_path / "rows.jsonl").read_text())["runs"] == [{"run": "x"}]
+
+
+def test_another_run_that_began_meanwhile_is_not_gone_on_with(tmp_path: Path) -> None:
+    with opened(tmp_path, search={"seed": 0}) as one, opened(tmp_path, search={"seed": 1}) as other:
+        one.append(rows("a"))
+        one.close()
+        with pytest.raises(InputError, match=r"made with another search\.seed"):
+            other.append(rows("b"))
+
+
 def test_rows_of_something_else_are_refused_by_what_differs(tmp_path: Path) -> None:
     with opened(tmp_path, search={"seed": 0, "c": 1.0}) as store:
         store.append(rows("a"))

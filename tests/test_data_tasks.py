@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.prompts import Query
 from data.sample import Sample
-from data.sources import Columns
+from data.sources import Columns, PartOfColumn
 from data.tasks import Task, TaskSet, known_tasks, load_task, read_tasks, write_tasks
 from router.validation import InputError
 from tests.made_up import ROWS, own_task
@@ -76,24 +76,14 @@ def test_an_unknown_difficulty_is_none_and_keep_leaves_it_out() -> None:
     samples = [task.sample(row, "test") for row in ROWS["math"]]
     assert [sample.metadata["difficulty"] for sample in samples] == [1, 2, None]
     assert [task.keeps(sample) for sample in samples] == [False, True, False]
+    part = PartOfColumn("level", r"Level( \d)?")  # the group may match nothing
+    assert Columns("q", "a", metadata={"difficulty": part}).kept_metadata({"level": "Level ?"}) == {"difficulty": None}
 
 
 def test_an_answer_key_of_digits_means_the_same_as_letters() -> None:
     # Oracle: the sample of the row with letters.
     digits = ROW | {"answerKey": "2", "choices": {"text": ["iron", "water", "salt"], "label": ["1", "2", "3"]}}
     assert load_task("arc_easy").sample(digits, "test") == load_task("arc_easy").sample(ROW, "test")
-
-
-def test_the_cloze_prompt() -> None:
-    # Oracle: the prompt written by hand.
-    task = load_task("arc_easy")
-    assert task.query(task.sample(ROW, "test")) == Query(
-        "Question: What boils at 100 degrees Celsius?",
-        "Answer:",
-        (" iron", " water", " salt"),
-        (0, 1, 2),
-        (1.0, 1.0, 1.0),
-    )
 
 
 def test_a_continuation_prompt_can_list_the_choices(tmp_path: Path) -> None:
@@ -299,6 +289,8 @@ def test_order_is_a_permutation_and_scores_go_to_their_choices(choices: list[str
     ("changes", "message"),
     [
         ({"colour": "blue"}, "expected no field colour, got one"),
+        ({"max-new-tokens": 3, "path": "x"}, "expected no field max-new-tokens, got one"),
+        ({"hub": {"subset": "x"}}, r"expected the field hub\.path, got none"),
         ({"columns": {"question": "q", "choices": "o"}}, r"expected the field columns\.answer, got none"),
         ({"mode": "guess"}, "mode: expected one of continuation, letter, exact, generate, got 'guess'"),
         ({"real_mode": "generate"}, "real_mode: expected listed choices and mode letter where a letter is generated"),

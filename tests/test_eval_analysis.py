@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from data.records import ChainResult, SearchRecord
 from data.statistics import Proportion, wilson_interval
-from eval.analysis import measures_of
+from eval.analysis import measures_of, write_figures
 from router.chain import Chain
 from tests.menus import record_of
 
@@ -58,3 +59,13 @@ def test_a_chain_whose_second_run_disagreed_does_not_stand() -> None:
     told = measures_of([dataclasses.replace(one, results=(refuted, one.results[1]))], None, 0)
     assert (told["shortened"]["found"], told["set_right"]["found"]) == (None, None)
     assert told["shortened"]["luck"] is None
+
+
+def test_each_row_of_the_figure_tells_its_own_number_of_chains(tmp_path: Path) -> None:
+    # Oracle: by hand: some chain stands for three of the four samples, and for the first two.
+    searches = [
+        {"search": name, "model": "m", "split": "test", "num_layers": 4, "groups": {"all": measures_of(some, None, 0)}}
+        for name, some in (("whole", GOLD), ("part", GOLD[:2]))
+    ]
+    (svg,) = [path for path in write_figures({"searches": searches}, tmp_path) if path.suffix == ".svg"]
+    assert {"<!-- whole, n = 3 -->", "<!-- part, n = 2 -->"} <= {line.strip() for line in svg.read_text().splitlines()}

@@ -58,7 +58,7 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
     def edit(folder: Path) -> None:
         run = json.loads((folder / RUN_FILE).read_text())
         change(run)
-        (folder / RUN_FILE).write_text(json.dumps(run))  # NaN stands there as NaN
+        (folder / RUN_FILE).write_text(json.dumps(run))
 
     return edit
 
@@ -190,12 +190,9 @@ def test_a_sample_that_is_another_under_the_same_id_is_refused(twins: tuple[Path
         (["--arm_a=guarantee"], "arm_a: expected an arm of"),
         (["--arm_a=router", "--arm_b=luck"], "arm_b: expected an arm of"),
         (["--seed=-1"], "seed: expected an integer of at least 0, got -1"),
-        (["--seed=x"], "seed"),
         (["--nonsense=1"], "nonsense"),
         (["--json={a}/report.json"], "json: expected a file outside the two evaluations' folders"),
-        (["--json={b}/results.jsonl"], "json: expected a file outside"),
         (["--json={a}/../a/new.json"], "json: expected a file outside"),
-        (["--json={a}"], "json: expected a file outside"),
         (["--json={a}/nowhere/c.json"], "json: expected an existing directory"),
     ],
 )
@@ -218,14 +215,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "expected an existing directory"),
     "no run": (lambda folder: (folder / RUN_FILE).unlink(), "expected an existing file"),
     "no JSON": (lambda folder: (folder / RUN_FILE).write_text("{oops"), "got something corrupt"),
-    "no UTF-8": (lambda folder: (folder / RUN_FILE).write_bytes(b'{"a": "\xff"}'), "got something corrupt"),
-    "a list": (lambda folder: (folder / RUN_FILE).write_text("[]"), "expected a JSON object, got list"),
-    "a tower": (lambda folder: (folder / RUN_FILE).write_text("[" * 10**6), "got something corrupt"),
-    "older schema": (rewritten(lambda run: run.update(schema=2)), "schema: expected one of 4, got 2"),
-    "NaN": (
-        rewritten(lambda run: run.update(router_flops=float("nan"))),
-        "expected finite numbers, got NaN",
-    ),
     "an arm of another name": (
         rewritten(lambda run: run["arms"][0].update(name="best")),
         "arms[0].name: expected text like",

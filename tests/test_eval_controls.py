@@ -201,19 +201,18 @@ def test_a_killed_run_goes_on_and_leaves_the_same_files(
     # Oracle: the bytes of an unbroken run; a torn line does not count; a finished run loads nothing into the model.
     assert run.finished(done)
     assert not run.finished(tmp_path)
-    for kept in (0, 7):
-        out = tmp_path / str(kept)
-        shutil.copytree(done, out)
-        last = files_of(out)[-1]
-        lines = last.read_bytes().splitlines(keepends=True)
-        last.with_suffix(".partial.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
-        last.unlink()
-        assert not run.finished(out)
-        run.control(out)
-        assert run.finished(out)
-        for one, other in zip(files_of(out), files_of(done), strict=True):
-            assert one.read_bytes() == other.read_bytes()
-        assert (out / PLAN_FILE).read_bytes() == (done / PLAN_FILE).read_bytes()
+    out = tmp_path / "killed"
+    shutil.copytree(done, out)
+    last = files_of(out)[-1]
+    lines = last.read_bytes().splitlines(keepends=True)
+    last.with_suffix(".partial.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:20])
+    last.unlink()
+    assert not run.finished(out)
+    run.control(out)
+    assert run.finished(out)
+    for one, other in zip(files_of(out), files_of(done), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert (out / PLAN_FILE).read_bytes() == (done / PLAN_FILE).read_bytes()
     monkeypatch.delattr(ChainScorer, "load")
     run.control(out)
 
@@ -227,20 +226,7 @@ def test_other_controls_are_other_plans_and_broken_ones_are_refused(run: Run, do
     (tmp_path / PLAN_FILE).write_text(json.dumps(plan | {"schema": 0}))
     with pytest.raises(InputError, match="schema: expected one of 3, got 0"):
         controls_of(tmp_path, run.results, NUM_LAYERS)
-    (tmp_path / PLAN_FILE).write_text(json.dumps({name: value for name, value in plan.items() if name != "generated"}))
-    with pytest.raises(InputError, match="expected the field generated, got none"):
-        controls_of(tmp_path, run.results, NUM_LAYERS)
     assert controls_of(tmp_path / "none", run.results, NUM_LAYERS) is None
-
-
-def test_a_results_file_that_lost_a_line_is_refused(run: Run, done: Path, tmp_path: Path) -> None:
-    # Oracle: the message; the count stands in the meta file.
-    out = tmp_path / "cut"
-    shutil.copytree(done, out)
-    path = files_of(out)[-1]
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match=r"expected 48 lines with SHA-256 .*, got 47 lines"):
-        controls_of(out, run.results, NUM_LAYERS)
 
 
 def test_what_is_generated_already_or_lists_no_choices_has_no_such_control(tmp_path: Path) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data.records import ChainResult, DenseTable, SearchRecord, read_records
-from data.sample import read_samples
+from data.records import DenseTable, SearchRecord, read_records
+from data.sample import read_samples, write_samples
 from data.states import StatesOrigin, read_states
 from data.statistics import permutation_p
 from eval.curves import (
     CURVES_FILE,
     FIGURE_FILES,
     Tables,
+    draw,
     main,
     measure,
     print_curves,
@@ -33,8 +35,8 @@ from router.validation import InputError
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
 from tests.conftest import Refusal
-from tests.menus import record_of
-from tests.tiny import FULL, write_project
+from tests.menus import record
+from tests.tiny import FULL, tiny_samples, write_project
 from train.__main__ import main as train
 
 SIX = Chain.full(6)
@@ -50,10 +52,6 @@ def table(correct: np.ndarray, tasks: list[str] | None = None) -> DenseTable:
         tasks=tuple(tasks or ["t"] * n),
         correct=correct.astype(bool),
     )
-
-
-def random_table(seed: int, n: int = 40) -> DenseTable:
-    return table(np.random.default_rng(seed).random((n, len(CHAINS))) < np.linspace(0.9, 0.3, len(CHAINS)))
 
 
 def test_the_same_menu_and_random_chains_by_hand() -> None:
@@ -82,24 +80,6 @@ def test_permutations_tell_reading_from_none() -> None:
     assert permutation_p(correct, by_task, ["a"] * 100 + ["b"] * 100, 0)[0] == 1.0  # nothing beyond the task
 
 
-def test_measure_tells_the_router_from_its_baselines() -> None:
-    # Oracle: counts by hand.
-    rng = np.random.default_rng(2)
-    test, known = random_table(7, 300), random_table(8, 300)
-    choices = rng.integers(0, len(CHAINS), 300)
-    found = measure(Tables(known, known, test), choices, choices, 5.0, 0)
-    right = test.correct[np.arange(300), choices]
-    assert found["accuracy"] == right.mean()
-    assert found["depth"] == np.mean([CHAINS[i].depth for i in choices])
-    full = found["against"]["full"]
-    assert full["difference"] == pytest.approx(right.mean() - test.correct[:, 0].mean())
-    assert full["interval"][0] <= full["difference"] <= full["interval"][1]
-    assert found["against"]["mixture"]["depth"] <= found["depth"] + 1e-9
-    within = [i for i, chain in enumerate(CHAINS) if chain.depth <= found["validation_depth"]]
-    best = max(known.accuracy[i] for i in within)
-    assert found["static_chain"] in [str(CHAINS[i]) for i in within if known.accuracy[i] == best]
-
-
 def test_measure_tells_kinds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     # Oracle: by hand. Column 2 (4 layers) is right on every sample of a and on none of b, column 1 (5 layers) on all of
     # b, column 3 (5 layers) on a's odd samples. The router gives a column 2 and b, in turn, columns 1, 1, 0 and 0.
@@ -110,6 +90,8 @@ def test_measure_tells_kinds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     choices = np.array([2] * 8 + [1, 1, 0, 0])
     found = measure(Tables(one, one, one), choices, choices, 5.0, 0)
     assert found["static_chain"] == str(CHAINS[2])
+    assert (found["accuracy"], found["depth"], found["against"]["full"]["difference"]) == (1, 54 / 12, 0)
+    assert found["against"]["mixture"]["depth"] <= found["depth"] + 1e-9
     a, b = found["kinds"]["a"], found["kinds"]["b"]
     assert (a["n"], a["accuracy"], a["depth"], a["full"], a["static"], a["static_by_kind"]) == (8, 1, 4, 1, 1, 1)
     assert (b["n"], b["accuracy"], b["depth"], b["full"], b["static"], b["static_by_kind"]) == (4, 1, 5.5, 1, 0, 1)
@@ -132,26 +114,22 @@ def test_measure_tells_kinds_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert b_row in [row[:8] for row in rows]
 
 
-def result(chain: Chain, correct: bool) -> ChainResult:
-    return ChainResult(chain, (0.0, 1.0) if correct else (1.0, 0.0), int(correct), correct, 1.0 if correct else -1.0)
-
-
-def record(sample_id: str, chains: tuple[Chain, ...]) -> SearchRecord:
-    results = tuple(result(chain, i % 2 == 0) for i, chain in enumerate(chains))
-    return record_of(sample_id, results, split="test", target=1)
+def tried(sample_id: str, chains: Sequence[Chain]) -> SearchRecord:
+    """A record of some chains, every other one right."""
+    return record(sample_id, {str(chain): i % 2 == 0 for i, chain in enumerate(chains)})
 
 
 def test_a_table_holds_what_all_records_tried() -> None:
-    one = DenseTable.of([record("a", CHAINS), record("b", (SIX, CHAINS[2], CHAINS[1]))])
+    one = DenseTable.of([tried("a", CHAINS), tried("b", (SIX, CHAINS[2], CHAINS[1]))])
     assert one.chains == (SIX, CHAINS[1], CHAINS[2])
     assert one.correct.tolist() == [[True, False, True], [True, True, False]]
     with pytest.raises(InputError, match="for every sample, got none for b"):
-        DenseTable.of([record("b", (SIX, CHAINS[1]))], CHAINS[:3])
+        DenseTable.of([tried("b", (SIX, CHAINS[1]))], CHAINS[:3])
 
 
 def test_what_a_second_run_refuted_is_not_right_in_a_table() -> None:
     # Oracle: docs/search.md: a result that flipped is not right for any head, nor for full depth.
-    one = record("a", CHAINS[:3])
+    one = tried("a", CHAINS[:3])
     marks = (False, None, True)
     results = tuple(dataclasses.replace(of, verified=mark) for of, mark in zip(one.results, marks, strict=True))
     assert DenseTable.of([dataclasses.replace(one, results=results)]).correct.tolist() == [[False, False, True]]
@@ -274,12 +252,30 @@ def test_the_same_inputs_give_the_same_file(project: Path, curves: Path, tmp_pat
         ({"tasks": "[boolq]"}, "tasks: expected tasks of the records, got boolq"),
         ({"records": "nowhere"}, "records: expected"),
         ({"budgets": "[1.5]"}, "budgets: expected"),
+        ({"budgets": "[4, 4.0]"}, "budgets: expected each once, got ['4.0', '4.0']"),
+        ({"routers": "{menu: [a, b, a]}"}, "routers.menu: expected each once"),
     ],
 )
 def test_bad_input_gets_one_line(
     project: Path, tmp_path: Path, changes: dict[str, object], told: str, refusal: Refusal
 ) -> None:
     assert told in refusal(main, arguments(project, tmp_path / "out", **changes))
+
+
+def test_data_without_the_test_samples_are_refused(project: Path, tmp_path: Path, refusal: Refusal) -> None:
+    # Of other samples it could not be said whether a router has seen those of the table.
+    write_samples(tmp_path / "test.jsonl", tiny_samples("test", 29))
+    (gone,) = {one.id for one in tiny_samples("test", 30)} - {one.id for one in tiny_samples("test", 29)}
+    told = refusal(main, arguments(project, tmp_path / "out", data=tmp_path))
+    assert told.startswith(f"error: data: expected the samples of the test records, got none with id {gone}")
+
+
+def test_the_figure_tells_how_many_seeds_met_a_budget(curves: Path) -> None:
+    content = json.loads((curves / CURVES_FILE).read_text())
+    (one,) = content["summary"]
+    drawn = draw(content | {"summary": [one, one | {"budget": 9.0, "seeds": 1}]})
+    labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+    assert "router menu (mean and range of 1 or 2 seeds)" in labels
 
 
 def test_a_router_that_saw_the_test_questions_is_refused(project: Path, tmp_path: Path, refusal: Refusal) -> None:

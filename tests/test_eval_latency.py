@@ -10,26 +10,22 @@ import pytest
 
 from eval.arms import plan_arms
 from eval.inputs import EvalSettings
-from eval.latency import chains_to_time, latency_of, main, spread_of
+from eval.latency import LatencySettings, chains_to_time, latency_of, main, prompt_length, spread_of
 from eval.report import REPORT_FILE
-from eval.results import ArmResult
 from eval.run import with_budget
 from router.chain import Chain
 from router.command import parse_settings
 from router.files import read_json, write_json
-from router.fingerprint import Fingerprints
 from router.latency import LATENCY_FILE, ChainTimes, LatencyProfile, Line, budget_for, read_latency
-from router.storage import load_router
+from router.storage import load_router, save_router
 from router.validation import InputError
 from tests.conftest import Refusal
 from tests.evaluation import ARM_NAMES, World, finished  # noqa: F401  (fixture)
+from tests.reports import result_of
+from tests.tiny import tiny_model
 
 N = 6
 FULL, SHORT = Chain.full(N), Chain((0, 1, 2), N)
-
-
-def result(chain: Chain) -> ArmResult:
-    return ArmResult("p", "s", "t", None, None, 2, 9, chain, chain.depth, 0, True, (1.0, 0.0), 1.0)
 
 
 def test_few_chains_are_timed_by_their_shares_many_at_equal_steps_of_depth() -> None:
@@ -48,14 +44,16 @@ def test_an_arms_latency_is_the_mean_of_its_chains_round_by_round() -> None:
         FULL: ChainTimes((10.0, 20.0, 30.0), (2.0, 2.0, 2.0), None),
         SHORT: ChainTimes((5.0, 10.0, 15.0), (1.0, 1.0, 1.0), None),
     }
-    found = latency_of(times, [SHORT, SHORT, SHORT, FULL], [result(SHORT)] * 3 + [result(FULL)], (1.0, 1.0, 1.0))
+    found = latency_of(
+        times, [SHORT, SHORT, SHORT, FULL], [result_of(chain=SHORT)] * 3 + [result_of(chain=FULL)], (1.0, 1.0, 1.0)
+    )
     assert found["prefill_ms"]["median"] == pytest.approx(13500)
     assert found["ratio_prefill_without_router"] == pytest.approx(spread_of([0.625] * 3))
     assert found["ratio_prefill"]["median"] == pytest.approx(0.675)  # of 0.725, 0.675 and 0.6583
     assert found["ratio_decode"]["median"] == pytest.approx(0.625)
     assert found["depth_ratio"] == pytest.approx((3 * 3 + 6) / 4 / 6)
     none = {chain: dataclasses.replace(one, decode=(0.0, 0.0, 0.0)) for chain, one in times.items()}
-    assert latency_of(none, [FULL], [result(FULL)], None)["ratio_decode"] is None
+    assert latency_of(none, [FULL], [result_of(chain=FULL)], None)["ratio_decode"] is None
 
 
 @pytest.fixture(scope="module")
@@ -87,37 +85,32 @@ def test_every_arm_is_timed_and_stands_in_the_report(timed: World) -> None:
         depths = {arm["name"]: arm["mean_depth"] for arm in report["arms"]}
         assert {name: arm["mean_depth"] for name, arm in by_name.items()} == pytest.approx(depths)
     assert not any("latency was not measured" in caveat for caveat in report["caveats"])
+    page = (timed.out / "report.html").read_text()
+    assert "Batch 2, prompts of" in page
+    quartiles = report["latency"]["cells"][1]["router_ms"]
+    assert "The router itself: {median:.2f} ({low:.2f} to {high:.2f}) ms a batch.".format(**quartiles) in page
 
 
 PROFILE = LatencyProfile(10, 1, 8, Line(2.0, 1.0, 0.0), Line(0.0, 0.0, 0.0), 0.0)
-FINGERPRINTS = Fingerprints("m", "t", "p")
-
-
-def written(folder: Path, **changed: object) -> Path:
-    content = {"schema": 1, "model": "m", "device": "cpu", "dtype": "float32", "new_tokens": 0, "cells": []}
-    content["cells"] = [{"profile": dataclasses.asdict(PROFILE)}]
-    write_json(folder / LATENCY_FILE, content | changed)
-    return folder / LATENCY_FILE
-
-
-def test_a_latency_factor_is_a_budget(tmp_path: Path) -> None:
-    # By hand: full depth takes 12, so 0.75 of it are 9: seven layers.
-    assert budget_for(written(tmp_path), 0.75, FINGERPRINTS, "cpu", "float32") == pytest.approx(7)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "x"}, "expected model m in .*, got x"),
+        ({"model": "x"}, "expected model [0-9a-f]{64} in .*, got x"),
         ({"device": "cuda"}, "expected device cpu in .*, got cuda"),
         ({"dtype": "bfloat16"}, "expected dtype float32 in .*, got bfloat16"),
         ({"schema": 9}, "expected schema 1, got 9"),
         ({"cells": [{"profile": {}}]}, "profile: expected the field num_layers, got none"),
     ],
 )
-def test_a_profile_of_something_else_is_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
+def test_a_profile_of_something_else_is_refused(
+    timed: World, tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    write_json(tmp_path / LATENCY_FILE, read_json(timed.out / LATENCY_FILE) | changed)
+    expected = load_router(timed.folder / "router").config.fingerprints
     with pytest.raises(InputError, match=message):
-        budget_for(written(tmp_path, **changed), 0.75, FINGERPRINTS, "cpu", "float32")
+        budget_for(tmp_path / LATENCY_FILE, 0.75, expected, "cpu", "float32")
 
 
 def test_evaluation_takes_a_latency_factor(
@@ -155,9 +148,10 @@ def test_evaluation_takes_a_share_of_the_routers_range(finished: World) -> None:
         (["--latency_factor=0.9"], "latency_factor: expected it and latency_profile together, got one of them"),
         (["--latency_factor=0.9", "--latency_profile=x.json"], "latency_factor: expected it or budget, got both"),
         (["--budget_share=0.5"], "budget_share: expected it or budget, got both"),
+        (["--budgets=[4.5, 4.5000001]"], "budgets: expected each once"),  # one name: router@4.5
     ],
 )
-def test_half_a_wish_is_refused(finished: World, flags: list[str], message: str) -> None:
+def test_wishes_that_do_not_go_together_are_refused(finished: World, flags: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_settings(EvalSettings, [*finished.arguments(), *flags], "eval", "")
 
@@ -168,8 +162,26 @@ def test_half_a_wish_is_refused(finished: World, flags: list[str], message: str)
         ("--rounds=2", "rounds: expected at least 3, got 2"),
         ("--batches=[]", "batches: expected at least 1 entries"),
         ("--dtype=int8", "dtype: expected"),
+        ("--new_tokens=512", "new_tokens: expected fewer than the model's 512 positions, got 512"),
+        ("--prompt_tokens=500", "prompt_tokens: expected at most 496 of the model's 512 positions beside 16 new"),
     ],
 )
 def test_bad_settings_are_one_line(timed: World, refusal: Refusal, flag: str, message: str) -> None:
     words = [f"--evaluation={timed.out}", f"--router={timed.folder / 'router'}", flag]
     assert message in refusal(main, words)
+
+
+def test_prompts_that_fill_the_models_positions_are_timed_shorter(timed: World) -> None:
+    # Oracle: GPT2 of 512 positions, whose embedding has no other row: 511 tokens of prompt leave no room for 16 more.
+    settings = LatencySettings(evaluation=timed.out, router=timed.folder / "router")
+    long = [result_of(tokens=511)] * 3
+    assert prompt_length(tiny_model("gpt2"), long, settings) == 512 - 16
+    assert prompt_length(tiny_model("gpt2"), [result_of()], settings) == 9
+
+
+def test_another_router_than_the_evaluated_one_is_refused(timed: World, tmp_path: Path, refusal: Refusal) -> None:
+    router = load_router(timed.folder / "router")
+    next(router.head.parameters()).data += 1
+    save_router(tmp_path / "router", router)
+    words = [f"--evaluation={timed.out}", f"--router={tmp_path / 'router'}"]
+    assert "router: expected the one that was evaluated" in refusal(main, words)

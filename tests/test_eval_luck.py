@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from router.fingerprint import Fingerprints
 from router.validation import InputError, to_plain
 from search.__main__ import main as search
 from tests.menus import record_of, write_records
-from tests.tiny import NUM_LAYERS, edit_json, write_project
+from tests.tiny import NUM_LAYERS, write_project
 
 GOLD, WRONG = 0, 1
 CHAINS = ("0-4", "0-3", "0-2,4", "0-2", "0-1,4", "0-1")
@@ -115,35 +114,6 @@ def test_chains_that_failed_a_second_judgement_count_on_neither_side() -> None:
     assert found["gain"]["value"] == 4 / 8  # c, d, g, h
 
 
-def guessing(n: int, knows: float) -> tuple[list[SearchRecord], list[SearchRecord]]:
-    """Searches of a model whose chains answer at random, but that a share of samples has a right chain for sure."""
-    rng = random.Random(3)
-    gold, wrong = [], []
-    for i in range(n):
-        full = rng.randrange(4)
-        sides = [[full, *(rng.randrange(4) for _ in CHAINS[1:])] for _ in range(2)]
-        if rng.random() < knows:
-            sides[0][-1] = GOLD
-        gold.append(searched(str(i), sides[0]))
-        wrong.append(searched(str(i), sides[1], WRONG))
-    return gold, wrong
-
-
-def test_pure_luck_leaves_nothing_and_skill_is_left() -> None:
-    # Oracle: chances. Of five guesses among four one is right with 1 - 0.75^5 = 0.763, so the oracle seems to gain
-    # 0.75 * 0.763 = 0.572; where half of the samples have a right chain for sure, 0.75 * 0.5 * 0.75^5 = 0.089 is left.
-    none = luck(*guessing(1500, 0.0))
-    assert none["gain"]["value"] == pytest.approx(0.572, abs=0.03)
-    low, high = none["net_gain"]["interval"]
-    assert low < 0 < high
-    assert high - low < 0.1
-    assert none["paired"]["mcnemar_p"] > 0.05
-    skill = luck(*guessing(1500, 0.5))
-    low, high = skill["net_gain"]["interval"]
-    assert 0 < low < 0.089 < high
-    assert skill["paired"]["mcnemar_p"] < 0.001
-
-
 def test_two_choices_leave_no_sample_to_measure_luck_on() -> None:
     # Oracle: full depth gives the right answer or the wrong one that is searched for, there is no third.
     gold = [searched(str(i), (i % 2, GOLD)) for i in range(6)]
@@ -155,11 +125,8 @@ def test_two_choices_leave_no_sample_to_measure_luck_on() -> None:
 VARIANTS = {"count": 4, "held_out": 0, "stand_share": 1.0}
 REFUSED = {
     "wrong_records: expected .* of a search with first_editable 1, like the oracle's, got 2": {"first_editable": 2},
-    "dtype float32, like": {"dtype": "bfloat16"},
     "fingerprints.prompt p, like the oracle's, got other": {"fingerprints": Fingerprints("m", "t", "other")},
     "variants.count 4, like the oracle's, got 2": {"variants": VARIANTS | {"count": 2}},
-    "variants.stand_share 1.0, like the oracle's, got 0.75": {"variants": VARIANTS | {"stand_share": 0.75}},
-    "variants.held_out 0, like the oracle's, got 2": {"variants": VARIANTS | {"held_out": 2}},
     "variants {'count': 4, .*}, like the oracle's, got None": {"variants": None},
 }
 
@@ -274,18 +241,8 @@ def test_real_searches_are_compared_by_their_settings(tmp_path: Path) -> None:
     skips = made("skips", reward_target="wrong", search__action_set="skip")
     with pytest.raises(InputError, match=r"search.action_set both, like the oracle's, got skip"):
         require_same_search(gold, skips)
-    twice = made("twice", reward_target="wrong", variants=2)
-    with pytest.raises(InputError, match=r"a search with variants None, like the oracle's, got {'count': 2"):
-        require_same_search(gold, twice)
     drawn = made("random", search__algorithm="random")
     require_random_search(gold, drawn)
     assert random_search(read_records(gold), read_records(drawn))["equal"] == "simulations"
     with pytest.raises(InputError, match="with the algorithm random, got uct"):
         require_random_search(gold, gold)
-    beside = wrong.with_suffix(".meta.json")
-    edit_json(beside, sha256="0")
-    with pytest.raises(InputError, match=r"expected 3 lines with SHA-256 0, got 3 lines with"):
-        require_same_search(gold, wrong)
-    beside.unlink()
-    with pytest.raises(InputError, match=r"wrong_records: expected .*test.meta.json beside test.jsonl, got none"):
-        require_same_search(gold, wrong)

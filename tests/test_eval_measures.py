@@ -6,17 +6,16 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from data.statistics import wilson_interval
-from eval.measures import Group, arm_of, chance_accuracy, collapse_of, corrected, groups_of, paired, worst_kind
+from eval.measures import Group, arm_of, collapse_of, groups_of, paired, worst_kind
 from eval.results import ArmResult, Label
 from eval.tables import GROUP_ROWS, print_report
 from router.chain import Chain
-from tests.reports import write_evaluation
+from tests.reports import result_of, write_evaluation
 
 FULL = Chain.full(4)
 SHORT = Chain((0, 1, 3), 4)
@@ -24,19 +23,11 @@ ENDS = Chain((0, 3), 4)
 DEEP = Chain((0, 1, 2, 2, 3), 4)
 
 
-def result(**changed: Any) -> ArmResult:
-    """A generated answer of a free question; right unless said otherwise."""
-    values = {"arm": "router", "sample_id": "s", "task": "t", "difficulty": None, "subject": None, "choices": 0}
-    answered = {"tokens": 9, "chain": FULL, "prediction": "4", "correct": True, "scores": (), "margin": 1.0}
-    given = values | answered | changed
-    return ArmResult(**{"depth": given["chain"].depth} | given)
-
-
 def results(correct: str, chains: list[Chain] | None = None, arm: str = "router") -> list[ArmResult]:
     """One result a character, right where it is 1."""
     chains = chains or [FULL] * len(correct)
     return [
-        result(arm=arm, sample_id=f"s{i:03}", chain=chain, correct=one == "1")
+        result_of(arm=arm, sample_id=f"s{i:03}", chain=chain, correct=one == "1")
         for i, (one, chain) in enumerate(zip(correct, chains, strict=True))
     ]
 
@@ -58,23 +49,6 @@ def test_wilson_interval_needs_samples(correct: int, n: int) -> None:
     # Oracle: no share of nothing, and none outside 0..1.
     with pytest.raises(ValueError, match=f"got {correct} of {n}"):
         wilson_interval(correct, n)
-
-
-def test_arm_of_a_hand_made_table() -> None:
-    # Oracle: counted by hand. full 11110000, router 11001110: two lost, three won.
-    chains = [SHORT, SHORT, FULL, FULL, DEEP, SHORT, SHORT, FULL]
-    full = results("11110000", arm="full")
-    arm = arm_of(results("11001110", chains), full, seed=0)
-    assert (arm.n, arm.correct, arm.accuracy) == (8, 5, 0.625)
-    assert arm.mean_depth == (3 * 4 + 4 * 3 + 5) / 8
-    assert arm.depth_ratio == arm.mean_depth / 4
-    pair = arm.against_full
-    assert pair is not None
-    assert (pair.wrong_to_right, pair.right_to_wrong) == (3, 2)
-    assert pair.difference == 1 / 8
-    # Exact McNemar: 5 changes, 2 or fewer (or 3 or more) of them losses: 2 * (1 + 5 + 10) / 32 = 1.
-    assert pair.mcnemar_p == pytest.approx(1.0)
-    assert arm_of(full, full, seed=0).against_full is None
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 6), (9, 2), (1, 12), (5, 5)])
@@ -109,50 +83,11 @@ def test_collapse_of_a_hand_made_table() -> None:
     assert collapse.entropy_within_bits == collapse.entropy_bits  # one task
 
 
-def test_a_router_that_reads_the_task_alone_has_no_entropy_within_it() -> None:
-    # Oracle: by hand: two tasks of 4 and 2 samples, a chain each: shares 2/3 and 1/3. Then one task with two chains.
-    told = results("1" * 6, [FULL] * 4 + [SHORT] * 2)
-    by_task = [dataclasses.replace(one, task="a" if i < 4 else "b") for i, one in enumerate(told)]
-    collapse = collapse_of(by_task)
-    assert collapse.entropy_bits == pytest.approx(2 / 3 * math.log2(1.5) + 1 / 3 * math.log2(3))
-    assert collapse.entropy_within_bits == 0
-    mixed = [dataclasses.replace(one, task="a" if i < 2 or i > 3 else "b") for i, one in enumerate(told)]
-    assert collapse_of(mixed).entropy_within_bits == 0.5  # 1 bit in a, 0 in b
-
-
 def test_the_worst_kind_is_the_task_of_the_greatest_loss() -> None:
     # Oracle: by hand: of a one of four is lost, of b one of two, of c none; one task alone is not told apart.
     told: list[tuple[str, Label, Label]] = [("a", None, "x")] * 4 + [("b", None, None)] * 2 + [("c", None, None)]
     assert worst_kind(groups(told, "1111110", "1110100")) == "b"
     assert worst_kind(groups(told[:4], "1111", "1110")) is None
-
-
-def test_chance_is_one_of_the_choices_and_never_a_free_answer() -> None:
-    # Oracle: by hand: (1/4 + 1/2 + 1/4 + 0) / 4.
-    assert chance_accuracy([result(choices=count) for count in (4, 2, 4, 0)]) == 0.25
-    assert chance_accuracy([result(choices=0)]) == 0
-
-
-def test_answers_that_cannot_be_read_are_counted_apart() -> None:
-    # Oracle: by hand: of five samples two are right, two have no answer, one has a wrong one.
-    full = results("11000")
-    given = ("a", "b", None, "c", None)
-    answered = [dataclasses.replace(one, prediction=text) for one, text in zip(full, given, strict=True)]
-    arm = arm_of(answered, answered, seed=0)
-    assert (arm.n, arm.correct, arm.no_answer) == (5, 2, 2)
-
-
-def test_other_samples_are_refused() -> None:
-    # Oracle: pairs and groups need the same samples in the same order.
-    told: list[tuple[str, Label, Label]] = [("a", 1, None)] * 2
-    with pytest.raises(ValueError, match="same samples"):
-        paired(results("10"), results("101"), seed=0)
-    with pytest.raises(ValueError, match="same samples"):
-        paired(results("10")[::-1], results("10"), seed=0)
-    with pytest.raises(ValueError, match="same samples"):
-        arm_of([], [], seed=0)
-    with pytest.raises(ValueError, match="same samples"):
-        groups_of({name: arm(name, "11", told)[::step] for name, step in (("full", 1), ("router", -1))}, seed=0)
 
 
 def test_rescued_is_a_share_of_what_full_depth_gets_wrong() -> None:
@@ -166,22 +101,20 @@ def test_rescued_is_a_share_of_what_full_depth_gets_wrong() -> None:
     assert arm_of(arm, never_wrong, 0).rescued_share is None
 
 
-def test_p_values_are_corrected_by_holms_steps() -> None:
-    # Oracle: Holm (1979) by hand: the least p times 3, the next times 2, the greatest times 1.
-    full = results("1" * 10 + "0" * 10, arm="full")
-    arms = [results("1" * 10 + "1" * k + "0" * (10 - k)) for k in (6, 9, 2)]
-    plain = [paired(arm, full, 0) for arm in arms]
-    assert [one.mcnemar_p for one in plain] == [2 / 2**6, 2 / 2**9, 0.5]
-    assert [one.mcnemar_p_holm for one in plain] == [None] * 3
-    assert [one.mcnemar_p_holm for one in corrected(plain)] == pytest.approx([2 * 2 / 2**6, 3 * 2 / 2**9, 0.5])
-    assert corrected([]) == []
-
-
 def arm(name: str, right: str, told: list[tuple[str, Label, Label]]) -> list[ArmResult]:
     """One result a character, right where it is 1, of samples with (task, difficulty, subject)."""
     chain = FULL if name == "full" else ENDS
     return [
-        ArmResult(name, f"s{i:03}", *told[i], 2, 9, chain, chain.depth, int(one), one == "1", (), 2.0 * int(one) - 1.0)
+        result_of(
+            arm=name,
+            sample_id=f"s{i:03}",
+            task=told[i][0],
+            difficulty=told[i][1],
+            subject=told[i][2],
+            choices=2,
+            chain=chain,
+            correct=one == "1",
+        )
         for i, one in enumerate(right)
     ]
 
@@ -193,11 +126,6 @@ def groups(told: list[tuple[str, Label, Label]], full: str, router: str) -> tupl
 def keys(told: list[tuple[str, Label, Label]]) -> list[tuple[str, str, str | None, int]]:
     right = "1" * len(told)
     return [(group.kind, group.task, group.value, group.n) for group in groups(told, right, right)]
-
-
-def test_one_task_without_metadata_has_no_groups() -> None:
-    # Oracle: there is nothing to tell apart.
-    assert keys([("a", None, None)] * 3) == []
 
 
 def test_groups_stand_within_their_task_in_natural_order() -> None:
@@ -215,6 +143,7 @@ def test_groups_stand_within_their_task_in_natural_order() -> None:
         ("difficulty", "b", None, 1),
         ("subject", "a", "x", 2),
     ]
+    assert keys([("a", None, None)] * 3) == []  # nothing to tell apart
     digits = "1" * 5000  # longer than Python reads as one integer
     assert [key[2] for key in keys([("a", digits, None), ("a", "Level 2", None), ("a", 7, None)])] == [
         "7",

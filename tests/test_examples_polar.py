@@ -12,9 +12,9 @@ import pytest
 from data.records import read_records
 from examples.polar_files import Paths, chains_by_reason, main
 from router.chain import Chain
-from router.command import run_command
 from search.__main__ import main as search
 from search.menu import read_menu
+from tests.conftest import Refusal
 from tests.menus import write_records
 from tests.tiny import NUM_LAYERS, write_project
 
@@ -99,14 +99,11 @@ def test_an_export_holds_the_records_and_becomes_a_menu_that_a_search_takes(proj
     ],
 )
 def test_a_file_of_another_form_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, message: str
+    tmp_path: Path, refusal: Refusal, content: Any, message: str
 ) -> None:
     file = tmp_path / "theirs.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
-    assert run_command(main, arguments(kind="import", file=file, num_layers=5, menu=tmp_path / "menu.json")) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refusal(main, arguments(kind="import", file=file, num_layers=5, menu=tmp_path / "menu.json"))
     assert not (tmp_path / "menu.json").exists()
 
 
@@ -118,12 +115,11 @@ def test_a_file_of_another_form_is_refused_in_one_line(
     ],
 )
 def test_records_that_cannot_be_exported_leave_no_file(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+    project: Path, tmp_path: Path, refusal: Refusal, changes: dict[str, Any], message: str
 ) -> None:
     record = read_records(project / "records" / "train.jsonl")[0]
     write_records(tmp_path / "r" / "train.jsonl", [dataclasses.replace(record, **changes)])
     file = tmp_path / "theirs.json"
     named = arguments(kind="export", records=tmp_path / "r" / "train.jsonl", data=project / "data", file=file)
-    assert run_command(main, named) == 2
-    assert message in capsys.readouterr().err
+    assert message in refusal(main, named)
     assert not file.exists()

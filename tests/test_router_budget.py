@@ -69,20 +69,6 @@ def test_the_choice_is_the_best_priced_option_of_each_row(seed: int) -> None:
     assert chosen == [best_option(v, d, Fraction(price)) for v, d in zip(values, depths, strict=True)]
 
 
-def test_no_choice_of_that_mean_depth_has_a_greater_mean_value() -> None:
-    # Oracle: all 4^5 choices (Lagrange: the priced one is best among those of its mean depth).
-    values, depths = random_case(0, rows=5, options=4, shared=False)
-    for point in operating_points(torch.tensor(values), torch.tensor(depths)):
-        chosen = priced_choice(torch.tensor(values).double(), torch.tensor(depths).double(), point.offset).tolist()
-        own = sum(row[i] for row, i in zip(values, chosen, strict=True))
-        best = max(
-            sum(row[i] for row, i in zip(values, picked, strict=True))
-            for picked in itertools.product(range(4), repeat=5)
-            if sum(row[i] for row, i in zip(depths, picked, strict=True)) / 5 == pytest.approx(point.mean_depth)
-        )
-        assert own == pytest.approx(best)
-
-
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_the_points_of_few_rows_are_all_that_prices_can_give(seed: int, missing: float) -> None:

@@ -18,13 +18,14 @@ from markdown_it.token import Token
 
 from router.chain import Chain
 from router.decision import Guarantee, Router, RouterConfig
-from router.fingerprint import Fingerprints, model_fingerprint, tokenizer_fingerprint
+from router.fingerprint import Fingerprints
 from router.heads.budget import BudgetPoint
 from router.routed.card import model_card
-from router.storage import save_router, weights_sha256
+from router.storage import load_router, weights_sha256
 from router.validation import InputError
 from tests.reports import GOLDEN
-from tests.tiny import NUM_LAYERS, save_tiny, tiny_model, tiny_tokenizer
+from tests.routed_folders import write_routed
+from tests.tiny import tiny_tokenizer
 
 PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
 SMALL = {"hidden": 8, "windows": 2, "dropout": 0.0}
@@ -97,19 +98,7 @@ def test_a_card_is_the_golden_one(name: str) -> None:
     assert made + "\n" == (GOLDEN.parent / name).read_text(encoding="utf-8")
 
 
-def test_a_local_model_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Oracle: the name's last part, which would be found in any form of the path.
-    (tmp_path / "us" / "precious").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    for name in (str(tmp_path / "us" / "precious"), "~/precious", "./precious", "us/precious", "a/b/precious"):
-        card = model_card(make_router(base_model=name))
-        assert "precious" not in card
-        assert "a local model" in card
-        assert PRINTS.model in card
-        assert 'base_model="PATH/OF/THE/MODEL"' in card
-
-
-@pytest.mark.parametrize("change", ["weights", "prompt", "no arms", "no interval", "no report"])
+@pytest.mark.parametrize("change", ["weights", "prompt", "no prompt", "no arms", "no interval", "no report"])
 def test_a_report_of_another_router_or_of_nothing_is_refused(change: str) -> None:
     router = make_router()
     report = report_of(router)
@@ -117,6 +106,8 @@ def test_a_report_of_another_router_or_of_nothing_is_refused(change: str) -> Non
         report["inputs"]["router/router.safetensors"] = "0" * 64
     elif change == "prompt":
         report["fingerprints"]["prompt"] = "0" * 64
+    elif change == "no prompt":
+        del report["fingerprints"]["prompt"]
     elif change == "no arms":
         del report["arms"]
     elif change == "no interval":
@@ -177,25 +168,16 @@ def test_no_text_of_a_config_or_a_report_does_anything(text: str) -> None:
 
 def test_the_code_of_the_card_runs(tmp_path: Path) -> None:
     # Oracle: it is run, with the placeholders replaced, on a tiny model.
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    save_tiny(tmp_path / "model")
-    config = dataclasses.replace(
-        make_router().config,
-        num_layers=NUM_LAYERS,
-        d_model=32,
-        fingerprints=Fingerprints(model_fingerprint(model), tokenizer_fingerprint(tokenizer), "c" * 64),
-        base_model=str(tmp_path / "model"),
-    )
-    router = Router(config, config.build().eval())
-    save_router(tmp_path / "router", router)
+    router = load_router(write_routed(tmp_path))
     (code,) = [token.content for token in parsed(model_card(router)) if token.info == "python"]
     assert len(ast.parse(code).body) == 4
+    assert 'base_model="PATH/OF/THE/MODEL"' in code
     places = {"USER/NAME": str(tmp_path / "router"), "PATH/OF/THE/MODEL": str(tmp_path / "model")}
     for placeholder, path in places.items():
         assert placeholder in code
         code = code.replace(placeholder, path)
     names: dict[str, Any] = {}
     exec(code, names)
-    prompt = tokenizer("a prompt", return_tensors="pt")["input_ids"]
+    prompt = tiny_tokenizer()("a prompt", return_tensors="pt")["input_ids"]
     assert torch.equal(names["tokens"].cpu()[:, : prompt.shape[1]], prompt)
     assert names["tokens"].shape[1] > prompt.shape[1]

@@ -122,14 +122,6 @@ def test_edits_of_one_action(n, data):
         assert Chain.full(n).skip(position, k).edits == 1
 
 
-@given(blocks())
-def test_one_skip_adds_at_most_one_jump(block):
-    # Oracle: taking a block out removes its jumps and joins its two neighbours, which adds one at most.
-    chain, position, k = block
-    if k < chain.depth:
-        assert chain.skip(position, k).edits <= chain.edits + 1
-
-
 @given(st.one_of(chains(), edited_chains()))
 def test_counts_round_trip_or_raise(chain):
     # Oracle: counts lose nothing exactly where the layers ascend.
@@ -149,9 +141,7 @@ def test_counts_round_trip_or_raise(chain):
         (lambda: Chain((0, 4), 4), r"layers\[1\]: expected an integer in 0..3, got 4"),
         (lambda: Chain((-1,), 4), r"layers\[0\]: expected an integer in 0..3, got -1"),
         (lambda: Chain((True,), 4), r"layers\[0\]: expected an integer in 0..3, got True"),
-        (lambda: Chain((1.0,), 4), r"layers\[0\]: expected an integer in 0..3, got 1.0"),
         (lambda: Chain((0,), 0), "num_layers: expected an integer of at least 1, got 0"),
-        (lambda: Chain((0,), True), "num_layers: expected an integer of at least 1, got True"),
         (lambda: Chain.full(4).skip(4, 1), "position: expected an integer in 0..3, got 4"),
         (lambda: Chain.full(4).skip(-1, 1), "position: expected an integer in 0..3, got -1"),
         (lambda: Chain.full(4).skip(3, 2), "k: expected an integer in 1..1, got 2"),
@@ -174,9 +164,8 @@ def test_bad_values_name_field_bound_and_value(make, message):
 @pytest.mark.parametrize(
     "text",
     [
-        "", ",", "0,", ",0", "a", "0-", "-1", "0--1", "3-1", "0*0", "1*", "*2", "0-3*2", "0;1", "0\n", "1e1",
-        "0x1", "1.0", "9", "0-9", "9*1", f"0*{MAX_DEPTH + 1}", "0*999999999999", "0-999999999999",
-        "0," * 5000 + "0", "1 2",
+        "", "0,", "-1", "0--1", "3-1", "0*0", "0-3*2", "0;1", "0\n", "1e1", "1.0", "9", "0-9", f"0*{MAX_DEPTH + 1}",
+        "0*999999999999", "0-999999999999", "0," * 5000 + "0", "1 2",
     ],
 )  # fmt: skip
 def test_adversarial_text_is_refused(text):
@@ -204,8 +193,3 @@ def test_the_unedited_prefix_is_the_longest_that_runs_once_and_first(chain):
         if chain.layers[:e] == tuple(range(e)) and not set(chain.layers[e:]) & set(range(e))
     ]
     assert chain.unedited_prefix == max(fits)
-
-
-def test_the_unedited_prefix_by_hand():
-    wanted = {"0-5": 6, "0-4": 5, "0-2,4-5": 3, "1-5": 0, "0-5,3": 3, "0*2,1-5": 0, "0-3,2-5": 2, "0,1,2*2,3": 2}
-    assert {text: Chain.parse(text, 6).unedited_prefix for text in wanted} == wanted

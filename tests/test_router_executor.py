@@ -12,7 +12,7 @@ from router.chain import Chain
 from router.engine.executor import ChainExecutor, Job
 from router.engine.rows import Row, pack_row, plain_row, separate_rows
 from router.engine.view import chain_view
-from tests.tiny import EACH, FAMILIES, NUM_LAYERS, model, tiny_model, variant  # noqa: F401
+from tests.tiny import EACH, FAMILIES, NUM_LAYERS, VARIANTS, model, tiny_model, variant  # noqa: F401
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 FULL = Chain.full(NUM_LAYERS)
@@ -46,20 +46,25 @@ def view_logits(model: PreTrainedModel, row: Row, chain: Chain) -> torch.Tensor:
     return chain_view(model, chain)(torch.tensor([row.tokens])).logits[0]
 
 
-def test_mixed_chains_and_lengths_equal_the_view_row_by_row(model: PreTrainedModel) -> None:
-    # Oracle: the chain view on each row alone, whatever the batches' size.
+@pytest.fixture(scope="module")
+def executor(model: PreTrainedModel) -> ChainExecutor:
+    return ChainExecutor(model)
+
+
+def test_mixed_chains_and_lengths_equal_the_view_row_by_row(variant: tuple[str, str], model: PreTrainedModel) -> None:
+    # Oracle: the chain view on each row alone, whatever the batches' size, which changes from variant to variant.
     rows = random_rows(3)
     jobs = [Job(i, chain) for i in range(len(rows)) for chain in random_chains(6, seed=i)]
     wanted = [view_logits(model, rows[job.row], job.chain) for job in jobs]
-    for batch_tokens in (1, 40, 10_000):
-        executor = ChainExecutor(model, batch_tokens=batch_tokens)
-        torch.testing.assert_close(executor.logits(executor.load(rows), jobs), wanted, **TOLERANCE)
+    executor = ChainExecutor(model, batch_tokens=(1, 40, 10_000)[VARIANTS.index(variant) % 3])
+    torch.testing.assert_close(executor.logits(executor.load(rows), jobs), wanted, **TOLERANCE)
 
 
-def test_the_full_chain_and_its_beginnings_equal_the_stock_model(model: PreTrainedModel) -> None:
+def test_the_full_chain_and_its_beginnings_equal_the_stock_model(
+    model: PreTrainedModel, executor: ChainExecutor
+) -> None:
     # Oracle: the stock forward on each row alone, its logits and `hidden_states[e]`.
     rows = random_rows(3)
-    executor = ChainExecutor(model)
     block = executor.load(rows)
     for i, logits in enumerate(executor.logits(block, [Job(i, FULL) for i in range(3)])):
         stock = model(torch.tensor([rows[i].tokens]), output_hidden_states=True)
@@ -69,11 +74,12 @@ def test_the_full_chain_and_its_beginnings_equal_the_stock_model(model: PreTrain
             torch.testing.assert_close(state, stock.hidden_states[e][0], **TOLERANCE)
 
 
-def test_packed_rows_score_as_separate_rows_and_as_the_view(variant: tuple[str, str], model: PreTrainedModel) -> None:
+def test_packed_rows_score_as_separate_rows_and_as_the_view(
+    variant: tuple[str, str], model: PreTrainedModel, executor: ChainExecutor
+) -> None:
     # Oracle: each continuation after its prompt in a row of its own; and log_softmax of the view's logits.
     prompt, continuations = [7, 8, 9, 10, 11, 12], [[20, 21, 22, 23, 24], [30], [40, 41]]
     chains = random_chains(8, seed=3)
-    executor = ChainExecutor(model)
     assert executor.can_pack == FAMILIES[variant[0]].packs
     if not executor.can_pack:
         with pytest.raises(ValueError, match="expected plain rows, this model's attention masks cannot be rebuilt"):
@@ -129,9 +135,9 @@ def test_learned_positions_may_be_used_to_the_last(family: str) -> None:
     torch.testing.assert_close(packed, torch.cat(apart), **TOLERANCE)
 
 
-def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(model: PreTrainedModel) -> None:
+def test_reuse_of_states_changes_nothing_and_the_budget_is_kept() -> None:
     # Oracle: the chain view on each row alone; the budget is checked after every call.
-    rows = random_rows(2, seed=5)
+    model, rows = tiny_model("llama"), random_rows(2, seed=5)
     jobs = [Job(i % 2, chain) for i, chain in enumerate(random_chains(8, seed=6))]
     wanted = [view_logits(model, rows[job.row], job.chain) for job in jobs]
     for state_bytes in (0, 3_000, 2**30):
@@ -142,9 +148,9 @@ def test_reuse_of_states_changes_nothing_and_the_budget_is_kept(model: PreTraine
             assert executor.state_bytes_held <= state_bytes
 
 
-def test_shared_prefixes_run_once(model: PreTrainedModel) -> None:
+def test_shared_prefixes_run_once() -> None:
     # Oracle: counting by hand. Full: 5 layers. 0,1,2,4 shares 0-2: one more. The same chain again: none.
-    executor = ChainExecutor(model)
+    executor = ChainExecutor(tiny_model("llama"))
     block = executor.load(random_rows(1))
     executor.states(block, [Job(0, FULL), Job(0, FULL.skip(3, 1)), Job(0, FULL)])
     assert block.executed == [6]
@@ -154,9 +160,10 @@ def test_shared_prefixes_run_once(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    # Oracle: the same jobs with memory enough. The error is injected where a batch or the head's input is too large.
+    # Oracle: the same jobs with memory enough, their first tokens shared. The error is injected where a batch or the
+    # head's input is too large.
     model = tiny_model("llama")
-    rows = [pack_row([7, 8, 9, 10 + i], [[20, 21], [30], [40, 41, 42]]) for i in range(6)]
+    rows = [pack_row([*range(50, 70), 10 + i], [[20, 21], [30], [40, 41, 42]]) for i in range(6)]
     jobs = [Job(i, chain) for chain in random_chains(4, seed=1) for i in range(6)]
     calm = ChainExecutor(model)
     wanted = calm.target_logprobs(calm.load(rows), jobs)
@@ -175,6 +182,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(executor._capture, "run_layer", scarce(run_layer, lambda args: len(args[1])))
     monkeypatch.setattr(executor._capture, "head", scarce(head, lambda args: len(args[0])))
     block = executor.load(rows)
+    assert len(block.parts) == len(rows) + 1
     torch.testing.assert_close(executor.target_logprobs(block, jobs), wanted, **TOLERANCE)
     assert {run_layer, head} <= set(failures)
     # It stays at the smaller size: no further failure.

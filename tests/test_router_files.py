@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -42,6 +44,26 @@ def test_a_log_has_one_writer(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with JsonLog(path), pytest.raises(InputError, match="expected to be its only writer"):
         JsonLog(path)
+    with JsonLog(path) as log:
+        log.append(json_line({"i": 0}))
+    assert path.read_text() == '{"i": 0}\n'
+
+
+def test_a_log_that_was_removed_while_it_was_opened_takes_no_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the first writer ends, and removes its empty file, between the second one's opening and locking it.
+    path, lock = tmp_path / "log.jsonl", fcntl.flock
+    first = JsonLog(path)
+
+    def late(stream: BinaryIO, how: int) -> None:
+        first.close()
+        lock(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(InputError, match="expected to be its only writer"):
+        JsonLog(path)
+    monkeypatch.undo()
     with JsonLog(path) as log:
         log.append(json_line({"i": 0}))
     assert path.read_text() == '{"i": 0}\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,21 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AttentionInterface, GenerationConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from router.chain import Chain
+from router.engine.choices import ChoiceScorer, Question
 from router.engine.decoder import find_decoder
 from router.engine.executor import ChainExecutor, Job
-from router.engine.rows import plain_row
+from router.engine.makeup import Makeup
+from router.engine.replay import Prefix
+from router.engine.rows import pack_row, plain_row
 from router.engine.view import chain_view
+from router.heads.head import Decision
 from router.routed.model import RoutedModel
-from tests.routed_folders import router_for
-from tests.tiny import NUM_LAYERS, tiny_model
+from tests.routed_folders import in_threads, router_for
+from tests.tiny import NUM_LAYERS, held, tiny_model
 
 CHAIN = Chain.full(NUM_LAYERS).repeat(1, 2, 1).skip(0, 1)
 IDS = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -46,17 +52,6 @@ def logits(model: PreTrainedModel, chain: Chain = CHAIN) -> torch.Tensor:
 def executed(executor: ChainExecutor) -> torch.Tensor:
     """Return the logits of the first row."""
     return executor.logits(executor.load([plain_row(IDS[0].tolist())]), [Job(0, CHAIN)])[0]
-
-
-def state(model: PreTrainedModel) -> dict[str, object]:
-    """Return all that a model holds, by name: weights with their identity, modes, hooks and settings."""
-    found: dict[str, object] = {"config": repr(model.config), "generation": repr(model.generation_config)}
-    for name, module in model.named_modules():
-        own = vars(module)
-        found[name] = (id(module), module.training, sorted(own), [len(own[key]) for key in own if "hooks" in key])
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found[name] = (id(tensor), tensor.dtype, tensor.requires_grad, tensor.double().sum().item())
-    return found
 
 
 def add_adapter(model: PreTrainedModel) -> None:
@@ -157,12 +152,74 @@ def test_attention_that_is_switched_later_is_switched_in_masks_and_kernels(famil
     torch.testing.assert_close(found, chain_view(eager, CHAIN)(IDS).logits[0], rtol=0, atol=5e-5)
 
 
+def test_what_fails_while_it_follows_is_prepared_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: what is made after the change. Memory ends once, in the middle of a preparation.
+    model, row, mask = tiny_model("llama"), pack_row([5, 6, 7], [[8, 9], [10]]), torch.ones_like(IDS)
+    executor, prefix = ChainExecutor(model), Prefix(model, 2)
+    other = tiny_model("llama", seed=5)
+    model.lm_head, model.model.layers[1] = other.lm_head, other.model.layers[1]
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("router.engine.executor.MaskRules", full)
+        patch.setattr(Prefix, "_reader", full)
+        for follow in (executor.follow, prefix.follow):
+            with pytest.raises(torch.OutOfMemoryError):
+                follow()
+    prefix.follow()
+    assert torch.equal(prefix.run(IDS, mask).states, Prefix(model, 2).run(IDS, mask).states)
+    found, wanted = (one.target_logprobs(one.load([row]), [Job(0, CHAIN)]) for one in (executor, ChainExecutor(model)))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_of_two_threads_one_prepares_a_changed_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Oracle: preparations, counted; a second one would replace what the first thread reads with.
+    model, prepare, prepared = tiny_model("llama"), Prefix._prepare, []
+    prefix = Prefix(model, 2)
+    replace_layer(model)
+
+    def slowly(self: Prefix, now: Makeup) -> None:
+        prepared.append(now)
+        time.sleep(0.1)
+        prepare(self, now)
+
+    monkeypatch.setattr(Prefix, "_prepare", slowly)
+    in_threads(lambda _: prefix.follow())
+    assert len(prepared) == 1
+
+
+def test_choices_follow_a_model_whose_rows_cannot_be_packed_any_more() -> None:
+    # Oracle: a scorer that is made after the change. An attention for which the library builds no masks cannot pack.
+    AttentionInterface.register("without_masks", sdpa_attention_forward)
+    model, question = tiny_model("llama"), Question((5, 6, 7, 8), ((9, 10, 11), (12, 13)))
+
+    def scores(scorer: ChoiceScorer) -> tuple[float, ...]:
+        return scorer.score([question], lambda *_: [Decision(CHAIN, 0.0)])[0].logprobs
+
+    scorer = ChoiceScorer(model, [2])
+    scores(scorer)
+    model.set_attn_implementation("without_masks")
+    assert not ChainExecutor(model).can_pack
+    assert scores(scorer) == pytest.approx(scores(ChoiceScorer(model, [2])))
+
+
+def test_a_routed_model_counts_as_its_base_model() -> None:
+    # Oracle: the base model's chains; the routed model itself would run chains of its own.
+    model = tiny_model("llama")
+    routed = RoutedModel.join(model, router_for(model), budget=4.0)
+    assert torch.equal(executed(ChainExecutor(routed)), executed(ChainExecutor(model)))
+    assert torch.equal(logits(routed), logits(model))
+    again = RoutedModel.join(routed, routed.router, budget=4.0)
+    assert again.plain_model() is model
+    assert torch.equal(again.generate(IDS, max_new_tokens=3), routed.generate(IDS, max_new_tokens=3))
+
+
 EAGERLY: dict[str, Any] = {"backend": "eager"}
 COMPILED: dict[str, Callable[[PreTrainedModel], object]] = {
     "the whole": lambda model: model.compile(**EAGERLY),
-    "forward": lambda model: setattr(model, "forward", torch.compile(model.forward, **EAGERLY)),
     "its decoder": lambda model: setattr(model.model, "forward", torch.compile(model.model.forward, **EAGERLY)),
-    "a layer": lambda model: model.model.layers[1].compile(**EAGERLY),
     "a layer wrapped": lambda model: setattr(model.model.layers, "1", torch.compile(model.model.layers[1], **EAGERLY)),
 }
 
@@ -205,9 +262,9 @@ HARMLESS: dict[str, Callable[[PreTrainedModel], object]] = {
 def test_what_is_done_to_a_view_does_not_reach_the_model(change: Callable[[PreTrainedModel], None]) -> None:
     # Oracle: all that the model holds, and its logits, before and after.
     model = tiny_model("llama")
-    wanted, before = model(IDS).logits, state(model)
+    wanted, before = model(IDS).logits, held(model)
     change(chain_view(model, CHAIN))
-    assert state(model) == before
+    assert held(model) == before
     assert torch.equal(model(IDS).logits, wanted)
     assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, wanted)
 
@@ -224,10 +281,10 @@ def test_what_is_done_to_a_view_does_not_reach_the_model(change: Callable[[PreTr
 )
 def test_what_would_reach_the_model_through_its_weights_is_refused(change: Callable[[PreTrainedModel], object]) -> None:
     model = tiny_model("llama")
-    before = state(model)
+    before = held(model)
     with pytest.raises(ValueError, match=r"^view: expected its (weights|embeddings) to stay .* the original model's"):
         change(chain_view(model, CHAIN))
-    assert state(model) == before
+    assert held(model) == before
 
 
 def switch_attention(model: PreTrainedModel) -> None:

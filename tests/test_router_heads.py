@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,13 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from router.chain import Chain
-from router.decision import HEADS, Operation, Router, RouterConfig
-from router.fingerprint import Fingerprints
-from router.heads.head import StateEncoder, pad_states
+from router.heads.head import Head, StateEncoder, pad_states
 from router.heads.layerwise import REPEAT, RUN, SKIP, LayerwiseHead
 from router.heads.menu import AUXILIARY, MenuHead
-from router.storage import load_router, save_router
-from tests.tiny import untrained
 from train.datamodule import Examples, collate
 
 N, PREFIX, D = 6, 2, 12
@@ -96,17 +92,6 @@ def test_windows_go_through_the_bottleneck_one_by_one_and_empty_ones_do_not_coun
         assert torch.allclose(features, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_the_operations_told_are_of_the_order_that_torch_counts(pooling: str) -> None:
-    # Oracle: FlopCounterMode, which counts matrix products only; the rest is normalising (8 a value) and plain sums.
-    tokens, width = 100, 64
-    encoder = StateEncoder(width, hidden=32, pooling=pooling, windows=4).eval()
-    with FlopCounterMode(display=False) as counter:
-        encoder(torch.randn(1, tokens, width), torch.ones(1, tokens, dtype=torch.bool))
-    counted, told = counter.get_total_flops(), encoder.forward_flops(tokens)
-    assert counted <= told <= counted + (8 + 2) * tokens * width
-
-
 def test_dropout_is_on_in_training_only() -> None:
     encoder, batch = make_encoder("ends"), pad_states(states_of(5, 9))
     encoder.dropout.p = 0.9
@@ -170,10 +155,6 @@ def test_a_budget_is_met_on_the_outputs_of_the_calibration() -> None:
     for above, below in itertools.pairwise(points):
         between = mean_depth((above.mean_depth + below.mean_depth) / 2)
         assert below.mean_depth - 1e-6 <= between <= above.mean_depth + 1e-6
-    with pytest.raises(ValueError, match=r"budget: expected a mean depth in 3\.00"):
-        head.offset_for(2.9)
-    with pytest.raises(ValueError, match="expected a calibrated head"):
-        make_head().offset_for(4.0)
 
 
 def test_a_head_that_starts_from_rates_answers_with_them_whatever_it_reads() -> None:
@@ -228,10 +209,6 @@ def test_the_budget_moves_the_mean_depth_from_the_prefix_upwards() -> None:
     for point in head.budget_points:
         chains = [one.chain for one in head.decode_at(output, head.offset_for(point.mean_depth))]
         assert sum(chain.depth for chain in chains) / len(chains) == pytest.approx(point.mean_depth, abs=0.11)
-    with pytest.raises(ValueError, match=r"budget: expected a mean depth in 2\.00"):
-        head.offset_for(1.0)
-    with pytest.raises(ValueError, match="expected a calibrated head"):
-        make_layerwise().offset_for(4.0)
 
 
 def test_a_head_for_no_layers_is_refused() -> None:
@@ -239,52 +216,10 @@ def test_a_head_for_no_layers_is_refused() -> None:
         LayerwiseHead(6, 6, 16)
 
 
-OWN: dict[str, dict[str, Any]] = {
-    "layerwise": {"pooling": "windows", "windows": 3},
-    "menu": {"pooling": "ends", "chains": MENU, "agreement": 0.25},
-}
-
-
-def make_router(name: str) -> Router:
-    prints = Fingerprints("a" * 64, "b" * 64, "c" * 64)
-    settings = {"hidden": 8, "dropout": 0.1, **OWN[name]}
-    config = RouterConfig(name, settings, N, PREFIX, D, "arc_easy", "continuation", "m", None, "float32", prints)
-    return untrained(config, states(30), seed=3)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_every_head_routes_the_same_when_read_back(tmp_path: Path, name: str) -> None:
-    # Oracle: the router before it was saved, without and with budgets.
-    router = make_router(name)
-    save_router(tmp_path, router)
-    loaded = load_router(tmp_path)
-    assert type(loaded.head) is HEADS[name]
-    assert loaded.config == router.config
-    deepest, shallowest = router.head.budget_points[0].mean_depth, router.head.budget_points[-1].mean_depth
-    low, high = sorted((deepest, shallowest))
-    fresh = states(25, seed=9)
-    routes = {budget: router.decide(fresh, Operation(budget=budget)) for budget in (None, low, (low + high) / 2, high)}
-    assert {budget: loaded.decide(fresh, Operation(budget=budget)) for budget in routes} == routes
-    means = [sum(one.chain.depth for one in routes[budget]) for budget in (low, (low + high) / 2, high)]
-    assert means[0] <= means[1] <= means[2]
-    assert means[0] < means[2]
-    assert all(one.chain.unedited_prefix >= PREFIX for of_budget in routes.values() for one in of_budget)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_every_head_depends_on_its_own_row_alone(name: str) -> None:
-    # Oracle: each sample alone.
-    router, many = make_router(name), states(12, seed=4)
-    alone = [router.decide([one])[0] for one in many]
-    together = router.decide(many)
-    assert [one.chain for one in together] == [one.chain for one in alone]
-    assert [one.score for one in together] == pytest.approx([one.score for one in alone], abs=1e-4)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_every_head_tells_its_own_operations(name: str) -> None:
-    # Oracle: FlopCounterMode, which counts matrix products only; the rest is normalising and plain sums.
-    head = make_router(name).head
+@pytest.mark.parametrize("make", [make_layerwise, make_head])
+def test_every_head_tells_its_own_operations(make: Callable[[], Head]) -> None:
+    # Oracle: FlopCounterMode, which counts matrix products only; the rest is normalising (8 a value) and plain sums.
+    head = make()
     with FlopCounterMode(display=False) as counter:
         head(torch.randn(1, 50, D), torch.ones(1, 50, dtype=torch.bool))
     assert counter.get_total_flops() <= head.forward_flops(50) <= counter.get_total_flops() + 10 * 50 * D

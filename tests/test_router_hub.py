@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from router.decision import Guarantee, Router, RouterConfig
+from router.decision import Guarantee, Router
 from router.files import sha256_file, write_json
-from router.fingerprint import Fingerprints
 from router.heads.head import pad_states
 from router.routed.hub import ROUTER_FILES, published_files, push_router, router_folder, write_router_folder
 from router.storage import (
@@ -29,31 +28,21 @@ from router.storage import (
 )
 from router.validation import InputError
 from tests.hub_stand_in import TOKEN, StandIn, ask
-from tests.tiny import untrained
+from tests.routed_folders import PRINTS, small_router, small_states
 
-PRINTS = Fingerprints("a" * 64, "b" * 64, "c" * 64)
 PROMISED = Guarantee(0.02, 0.1, "accuracy", 0.3, None, 200, 0.01, 5.25, 0.015)
 CARD = "---\nlibrary_name: cola-router\n---\n\n# A router\n"
 SECRET = "/home/somebody/secret"
 
 
-def states() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(3 + 2 * i, 16, generator=generator) for i in range(5)]
-
-
 def make_router(seed: int = 0, **changed: Any) -> Router:
-    """A random layerwise head for 6 layers with operating points, trained with settings full of absolute paths."""
+    """A random router, trained with settings full of absolute paths."""
     settings = {"data": f"{SECRET}/data", "records": "runs/x", "more": [f"{SECRET}/a", {"home": "~/b"}], "epochs": 3}
-    config = RouterConfig(
-        "layerwise", {"hidden": 8, "windows": 2, "dropout": 0.0}, 6, 2, 16, "arc_easy", "letter",
-        "us/base", None, "float32", PRINTS, training={"settings": settings},
-    )  # fmt: skip
-    return untrained(dataclasses.replace(config, **changed), states(), seed)
+    return small_router(seed, training={"settings": settings}, **changed)
 
 
 def outputs(router: Router) -> torch.Tensor:
-    return router.head(*pad_states(states()))
+    return router.head(*pad_states(small_states()))
 
 
 def write_trained(folder: Path) -> Path:
@@ -112,6 +101,16 @@ def test_a_guarantee_does_not_go_over_to_other_weights(trained: Path, tmp_path: 
     with torch.no_grad():
         next(router.head.parameters()).add_(1)
     with pytest.raises(InputError, match="guarantee: expected the weights and the guarantee in"):
+        write_router_folder(tmp_path / "copy", router, source=trained, card=CARD)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_the_questions_of_a_later_training_do_not_go_over_to_a_router(trained: Path, tmp_path: Path) -> None:
+    # Oracle: a router of another training, with its questions, in the folder that this one was loaded from.
+    router = dataclasses.replace(load_router(trained), guarantee=None)
+    save_router(trained, small_router(seed=1, training={"settings": {"epochs": 4}}))
+    write_json(trained / TRAINED_ON_FILE, {"split_hashes": ["2" * 16]})
+    with pytest.raises(InputError, match="router: expected the training of the one in"):
         write_router_folder(tmp_path / "copy", router, source=trained, card=CARD)
     assert not (tmp_path / "copy").exists()
 

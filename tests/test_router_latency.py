@@ -1,16 +1,12 @@
 """Latency: the line through depths, and what a latency factor means."""
 
 import dataclasses
-import json
 
 import pytest
 
-from data.scoring import ChainScorer
-from data.tasks import load_task
 from router.chain import Chain
-from router.latency import LatencyProfile, Line, ladder, time_chains, time_router
-from router.validation import from_plain
-from tests.tiny import NUM_LAYERS, random_router, tiny_model, tiny_tokenizer
+from router.latency import LatencyProfile, Line, ladder, time_chains
+from tests.tiny import NUM_LAYERS, tiny_model
 
 PROFILE = LatencyProfile(
     num_layers=20, batch=1, prompt_tokens=64, prefill=Line(10.0, 2.0, 0.0), decode=Line(1.0, 0.5, 0.0), router=0.5
@@ -48,13 +44,9 @@ def test_depth_for_inverts_factor(factor: float, new_tokens: int) -> None:
 def test_what_no_depth_can_reach_is_refused() -> None:
     with pytest.raises(ValueError, match=r"latency_factor: expected more than 0\.210, which no layers at all take"):
         PROFILE.depth_for(0.2)
-    flat = dataclasses.replace(PROFILE, prefill=Line(10.0, 0.0, 0.0))
-    with pytest.raises(ValueError, match="expected time that grows with depth"):
-        flat.depth_for(0.9)
-
-
-def test_a_profile_is_read_back() -> None:
-    assert from_plain(LatencyProfile, json.loads(json.dumps(dataclasses.asdict(PROFILE)))) == PROFILE
+    for line in (Line(10.0, 0.0, 0.0), Line(0.0, 0.0, 0.0)):
+        with pytest.raises(ValueError, match="expected time that grows with depth"):
+            dataclasses.replace(PROFILE, prefill=line).depth_for(0.9)
 
 
 def test_the_ladder_begins_at_full_depth_and_leaves_last_layers_out() -> None:
@@ -79,10 +71,3 @@ def test_chains_are_timed_in_turns_and_the_model_is_left_alone() -> None:
     assert list(model.model.layers) == layers
     without = time_chains(model, chains[:1], batch=1, prompt_tokens=6, new_tokens=0, rounds=3)
     assert without[chains[0]].decode == (0.0, 0.0, 0.0)
-
-
-def test_the_router_is_timed_by_round() -> None:
-    router = random_router(ChainScorer(tiny_model("llama"), tiny_tokenizer(), load_task("arc_easy")), 2)
-    seconds = time_router(router, batch=2, prompt_tokens=6, rounds=3)
-    assert len(seconds) == 3
-    assert min(seconds) > 0

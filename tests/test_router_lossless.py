@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from router.chain import Chain
 from router.routed import RoutedModel
@@ -60,6 +61,11 @@ def test_what_drafting_is_worth() -> None:
         ({"input_ids": prompts(2)[0]}, "expected one row and one text of it, got 2 rows"),
         ({"input_ids": prompts(1)[0], "do_sample": True}, "got sampling or beams"),
         ({"input_ids": prompts(1)[0], "num_beams": 2}, "got sampling or beams"),
+        ({"input_ids": prompts(1)[0], "return_dict_in_generate": True}, "got return_dict_in_generate"),
+        ({"input_ids": prompts(1)[0], "past_key_values": DynamicCache()}, "got past_key_values"),
+        ({"input_ids": prompts(1)[0], "assistant_model": tiny_model("llama")}, "got assistant_model"),
+        ({"input_ids": prompts(1)[0], "prompt_lookup_num_tokens": 3}, "got prompt_lookup_num_tokens"),
+        ({"input_ids": prompts(1)[0], "guidance_scale": 1.9}, "got guidance_scale"),
     ],
 )
 def test_what_lossless_cannot_do_is_refused(options: dict[str, object], message: str) -> None:

@@ -24,6 +24,7 @@ from transformers import (
     StoppingCriteriaList,
     pipeline,
 )
+from transformers.utils import logging as transformers_logging
 
 from router.__main__ import main
 from router.chain import Chain
@@ -41,7 +42,6 @@ from tests.routed_folders import GREEDY, alone, in_threads, prompts, router_for,
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 EDITED = Chain((0, 1, 3, 3, 4), NUM_LAYERS)
-ALONE = "expected rows that share a chain, got . chains"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,7 @@ def test_rows_with_every_option_are_those_of_their_views(model: PreTrainedModel,
         {"use_cache": False},
         {"prefill_chunk_size": 4},
         {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[i] for i in range(3, 200)], "eos_token_id": 2, "repetition_penalty": 1.3},
         {"eos_token_id": torch.tensor([2, 7, 8, 9, 10, 11]), "min_new_tokens": 0},
         {"suppress_tokens": [*range(3, 200)]},
         {"generation_config": GenerationConfig(max_new_tokens=4, suppress_tokens=[*range(150, 300)])},
@@ -200,7 +201,10 @@ def test_what_has_no_meaning_is_refused_before_a_layer_runs(model: PreTrainedMod
         ("attention_mask", lambda: routed.generate(ids, attention_mask=mask[:, 1:])),
         ("attention_mask", lambda: routed.generate(ids[:, :0])),
         ("generate", lambda: routed.generate(ids[0])),
+        ("generate", lambda: routed.generate(ids, **plain)),
+        ("attention_mask", lambda: routed.route(ids[0])),
         ("generate", lambda: routed.generate([[1, 2, 3]])),  # type: ignore[arg-type]
+        ("assistant_model", lambda: tiny_model("llama").generate(**plain, assistant_model=routed)),
     ]
     with calls(model) as seen:
         for name, action in refused:
@@ -209,13 +213,6 @@ def test_what_has_no_meaning_is_refused_before_a_layer_runs(model: PreTrainedMod
             assert "\n" not in str(caught.value)
     assert not seen
     assert not routed.eval().training
-
-
-def test_a_routed_assistant_is_refused_before_anything_runs(model: PreTrainedModel, routed: RoutedModel) -> None:
-    ids, mask = prompts(1)
-    with calls(model) as seen, pytest.raises(ValueError, match=r"^assistant_model: expected a model of one chain"):
-        tiny_model("llama").generate(input_ids=ids, attention_mask=mask, assistant_model=routed, **GREEDY)
-    assert not seen
 
 
 class FirstRowOnly(LogitsProcessor):  # type: ignore[misc]
@@ -235,10 +232,13 @@ def test_what_sees_the_rows_needs_one_chain(model: PreTrainedModel, routed: Rout
         {"assistant_model": model},
         {"prompt_lookup_num_tokens": 2},
         {"past_key_values": DynamicCache()},
+        {"num_beams": 2},
+        {"streamer": object()},
         {"generation_config": GenerationConfig(num_beams=2)},
         {"generation_config": GenerationConfig(return_dict_in_generate=True)},
     ):
-        with pytest.raises(ValueError, match=ALONE):
+        name = next(iter(more)) if "generation_config" not in more else ""
+        with pytest.raises(ValueError, match=f"{name}.*: expected rows that share a chain, got . chains"):
             routed.generate(input_ids=ids, attention_mask=mask, **GREEDY | more)
     (chain,) = chains_of(routed, ids[:1], mask[:1])
     same = {"input_ids": ids[:1].repeat(2, 1), "attention_mask": mask[:1].repeat(2, 1), **GREEDY}
@@ -246,15 +246,6 @@ def test_what_sees_the_rows_needs_one_chain(model: PreTrainedModel, routed: Rout
     wanted = chain_view(model, chain).generate(**same, logits_processor=LogitsProcessorList([FirstRowOnly()]))
     assert torch.equal(got, wanted)
     assert not torch.equal(got[0], got[1])
-
-
-def test_settings_that_change_logits_serve_rows_of_several_chains(model: PreTrainedModel, routed: RoutedModel) -> None:
-    # Oracle: each row alone, through the view of its chain.
-    ids, mask = prompts()
-    more = {"bad_words_ids": [[i] for i in range(3, 200)], "eos_token_id": 2, "repetition_penalty": 1.3}
-    got = routed.generate(input_ids=ids, attention_mask=mask, **GREEDY | more)
-    for row, chain in enumerate(chains_of(routed, ids, mask)):
-        assert torch.equal(got[row], alone(model, chain, ids[row : row + 1], mask[row : row + 1], **more)[0])
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -286,19 +277,14 @@ def test_allowed_tokens_are_asked_for_with_the_rows_number(
             assert torch.equal(got[times * row + one], wanted)
 
 
-@pytest.mark.parametrize("by_settings", [False, True])
-def test_the_time_is_shared_among_chains(model: PreTrainedModel, routed: RoutedModel, by_settings: bool) -> None:
+def test_the_time_is_shared_among_chains(model: PreTrainedModel, routed: RoutedModel) -> None:
     # Oracle: the clock, with layers that take 5 ms; every row gets more than the token that each gets in any case.
     ids, mask = prompts()
     assert len(set(chains_of(routed, ids, mask))) > 1
-    options: dict[str, Any] = {"max_new_tokens": 400, "pad_token_id": 0, "eos_token_id": 299}
+    settings = GenerationConfig(max_time=1.0, max_new_tokens=400, pad_token_id=0, eos_token_id=299)
     hook = model.model.layers[0].mlp.register_forward_hook(lambda *_: time.sleep(0.005))
-    if by_settings:
-        options = {"generation_config": GenerationConfig(max_time=1.0, **options)}
-    else:
-        options["max_time"] = 1.0
     began = time.monotonic()
-    got = routed.generate(input_ids=ids, attention_mask=mask, **options)
+    got = routed.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     taken = time.monotonic() - began
     hook.remove()
     assert taken < 1.5
@@ -340,16 +326,6 @@ def test_a_cast_model_is_the_base_model_cast(family: str) -> None:
     assert routed.score("Which?", [" A", " B"]) == other.score("Which?", [" A", " B"])
 
 
-def test_a_moved_model_is_moved_in_whole() -> None:
-    # Oracle: every tensor of a view that was there before; GPT-Neo's layers have masks of their own.
-    routed = RoutedModel.join(base := tiny_model("gpt_neo"), router_for(base), budget=4.0)
-    routed.view(EDITED)
-    routed.to(torch.bfloat16)
-    view = routed.view(EDITED)
-    tensors = [one for one in (*view.parameters(), *view.buffers()) if one.is_floating_point()]
-    assert {one.dtype for one in tensors} == {torch.bfloat16}
-
-
 def test_settings_of_threads_do_not_meet(model: PreTrainedModel, routed: RoutedModel) -> None:
     # Oracle: each alone. Two models share views, as the server's does with its caller's; threads change places often.
     ids, mask = prompts(1)
@@ -376,13 +352,24 @@ def test_settings_of_threads_do_not_meet(model: PreTrainedModel, routed: RoutedM
     assert chain_view(model, EDITED).generation_config.suppress_tokens is None
 
 
-def test_a_pipeline_takes_several_prompts(model: PreTrainedModel, routed: RoutedModel) -> None:
+def test_a_pipeline_takes_it_for_the_base_model(
+    model: PreTrainedModel, routed: RoutedModel, caplog: pytest.LogCaptureFixture
+) -> None:
     # Oracle: the view of each prompt's chain, through a pipeline of its own.
+    assert isinstance(routed, type(model))
+    assert type(routed).__name__ == type(model).__name__
+    before = dict(model.__dict__)
     texts = ["Which is number 3?", "Iron", "The moon is a fox, and glass", "Seven"]
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = "left"
     options = {"max_new_tokens": 5, "do_sample": False, "return_full_text": False}
-    got = pipeline("text-generation", model=routed, tokenizer=tokenizer)(texts, batch_size=4, **options)
+    transformers_logging.enable_propagation()
+    try:
+        got = pipeline("text-generation", model=routed, tokenizer=tokenizer)(texts, batch_size=4, **options)
+    finally:
+        transformers_logging.disable_propagation()
+    assert "not supported" not in caplog.text
+    assert model.__dict__.keys() == before.keys()
     for text, answers in zip(texts, got, strict=True):
         ids = tokenizer(text, return_tensors="pt").input_ids
         view = chain_view(model, chains_of(routed, ids, torch.ones_like(ids))[0])
@@ -454,6 +441,9 @@ def test_a_budget_that_lost_accuracy_is_refused_with_its_figures(tmp_path: Path,
     ):
         line = refusal(main, words)
         assert re.match(refused, line), line
+    # No loss that is allowed makes it one that was measured.
+    never = ["generate", router, *prompt, "--budget", "1", "--allow_loss", "0"]
+    assert "budget: expected a mean depth in" in refusal(main, never)
     for more in (["4.4"], ["5"], ["3.5", "--allow_loss", "0.42"]):
         assert not run_command(main, ["generate", router, *prompt, "--budget", *more])
     with pytest.raises(ValueError, match="lost at most"):

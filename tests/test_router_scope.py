@@ -23,8 +23,7 @@ from router.routed import RoutedModel
 from router.scope import SURE, Scope, pooled
 from router.storage import load_router, save_router, weights_sha256
 from router.validation import InputError, to_plain
-from tests.routed_folders import GREEDY, PADDING, prompts, router_for, scoped, write_routed
-from tests.test_router_storage import make_router, states
+from tests.routed_folders import GREEDY, PADDING, prompts, router_for, scoped, small_router, small_states, write_routed
 from tests.tiny import tiny_model
 from train.scope import one_token_errors, scope_of
 
@@ -63,12 +62,12 @@ def test_false_alarms_are_as_many_as_were_asked_for(share: float) -> None:
     scope = made_scope(share)
     fresh = contained(scope, kinds_of_prompts(2000, 3))
     assert share / 2 < float((~fresh).float().mean()) < 2 * share
-    assert not contained(scope, states(40, seed=5)).any()
+    assert not contained(scope, small_states(40, seed=5)).any()
 
 
 def test_the_distance_is_scikit_learns() -> None:
     # Oracle: scikit-learn's log-likelihood under probabilistic principal components, up to its constant.
-    train, fresh = read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(50, 4) + states(10))
+    train, fresh = read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(50, 4) + small_states(10))
     scope = scope_of(train, fresh, 0.1)
     scaler = StandardScaler().fit(train.double().numpy())
     fitted = PCA(scope.config.components).fit(scaler.transform(train.double().numpy()))
@@ -82,7 +81,7 @@ def test_the_distance_is_scikit_learns() -> None:
 
 def test_a_prompts_batch_does_not_matter() -> None:
     # Oracle: each prompt alone.
-    scope, many = made_scope(), kinds_of_prompts(60, 6) + states(6)
+    scope, many = made_scope(), kinds_of_prompts(60, 6) + small_states(6)
     together = contained(scope, many).tolist()
     assert together == [bool(contained(scope, [one])) for one in many]
     assert set(together) == {True, False}
@@ -90,7 +89,7 @@ def test_a_prompts_batch_does_not_matter() -> None:
 
 def scoped_router(seed: int = 0) -> Router:
     """A router of six layers with operating points, a guarantee and a scope."""
-    made = make_router(seed)
+    made = small_router(seed)
     with torch.inference_mode():
         made.head.calibrate(made.head(*pad_states(kinds_of_prompts(40, 7))))
     promised = Guarantee(0.1, 0.1, "accuracy", 0.5, None, 10, 0.0, 5.0, None)
@@ -101,7 +100,7 @@ def scoped_router(seed: int = 0) -> Router:
 def test_what_lies_outside_runs_at_full_depth_at_every_operation() -> None:
     # Oracle: the same router without a scope, and the scope by itself.
     router = scoped_router()
-    plain, many = dataclasses.replace(router, scope=None), kinds_of_prompts(30, 8) + states(6)
+    plain, many = dataclasses.replace(router, scope=None), kinds_of_prompts(30, 8) + small_states(6)
     assert router.scope is not None
     inside = contained(router.scope, many).tolist()
     assert not any(inside[30:])
@@ -123,7 +122,7 @@ def test_what_lies_outside_runs_at_full_depth_at_every_operation() -> None:
 
 def test_a_scope_is_stored_with_the_weights(tmp_path: Path) -> None:
     # Oracle: the router in memory; one of before scopes, whose config does not know the word.
-    router, many = scoped_router(), kinds_of_prompts(30, 8) + states(6)
+    router, many = scoped_router(), kinds_of_prompts(30, 8) + small_states(6)
     save_router(tmp_path / "r", router)
     loaded = load_router(tmp_path / "r")
     assert loaded.scope is not None
@@ -185,7 +184,7 @@ def test_a_prompt_that_may_have_either_answer_is_outside() -> None:
 
 def test_decisions_say_where_generation_ends_after_one_token() -> None:
     # Oracle: the scope by itself; the same router whose scope tells no lengths.
-    plain, many = scoped_router(), kinds_of_prompts(30, 8) + states(6)
+    plain, many = scoped_router(), kinds_of_prompts(30, 8) + small_states(6)
     short = [i % 3 == 0 for i in range(300)]
     scope = scope_of(read(kinds_of_prompts(300, 1)), read(kinds_of_prompts(2000, 2)), 0.1, short)
     router = dataclasses.replace(plain, scope=scope)
@@ -269,6 +268,9 @@ def test_a_text_ends_after_the_one_token_that_a_chain_was_judged_by(tmp_path: Pa
     assert sampled.shape == (3, width + 1)
     drafted = routed.generate(input_ids=ids[:1], attention_mask=mask[:1], prompt_lookup_num_tokens=3, **GREEDY)
     assert drafted.shape == (1, width + 1)
+    # What is to end a text of full length does not stand in for its only token.
+    ended = routed.generate(input_ids=ids[:1], attention_mask=mask[:1], forced_eos_token_id=2, **GREEDY)
+    assert torch.equal(ended, drafted)
 
 
 def test_the_command_says_where_a_text_ends_after_one_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from router.storage import load_router, save_router
 from router.validation import InputError
 from search.__main__ import main as search_main
 from tests.evaluation import vouch
-from tests.test_router_hub import make_router
+from tests.routed_folders import small_router
 from tests.tiny import edit_json, save_tiny, write_project
 from tests.wandb_runs import run_files
 from train.__main__ import main as train_main
@@ -80,11 +80,8 @@ CUSTOM = {
 """What a model's folder says of code of its own; a known class goes before it."""
 
 
-@pytest.mark.parametrize("answer", ["", "y\n" * 9], ids=["no terminal", "yes"])
 @pytest.mark.parametrize("kind", CUSTOM)
-def test_code_beside_a_model_does_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, answer: str
-) -> None:
+def test_code_beside_a_model_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     # Oracle: code that leaves a file behind; who pipes something into a command has not asked for it to run.
     marker = tmp_path / "marker"
     folder = save_tiny(tmp_path / "model")
@@ -93,7 +90,7 @@ def test_code_beside_a_model_does_not_run(
         (folder / name).write_text(CODE.format(marker=str(marker), kind=kind.replace(" ", "_")))
     for name, changed in CUSTOM[kind].items():
         edit_json(folder / name, **changed)
-    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     if kind.startswith("unknown"):
         with pytest.raises(InputError, match="model: expected a local directory or a hub id that loads") as caught:
             load_model(str(folder))
@@ -111,7 +108,7 @@ def test_code_beside_a_model_does_not_run(
 
 def saved(folder: Path, weights: bytes) -> Path:
     """A router whose config vouches for any weights."""
-    save_router(folder, make_router())
+    save_router(folder, small_router())
     (folder / "router.safetensors").write_bytes(weights)
     edit_json(folder / "config.json", weights_sha256=hashlib.sha256(weights).hexdigest())
     return folder
@@ -121,7 +118,7 @@ def saved(folder: Path, weights: bytes) -> Path:
 def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, kind: str) -> None:
     # Oracle: files that the config's own hash vouches for, made wrong by hand.
     marker = tmp_path / "marker"
-    save_router(tmp_path / "good", make_router())
+    save_router(tmp_path / "good", small_router())
     good = (tmp_path / "good" / "router.safetensors").read_bytes()
     stream = io.BytesIO()
     torch.save(Writes(marker), stream)
@@ -178,7 +175,7 @@ def test_a_config_that_asks_for_absurd_sizes_is_refused_before_memory_is_taken(t
     # Oracle: a process that may take little memory; what is wrong is named, not the memory.
     folders = [tmp_path / str(i) for i in range(len(ABSURD))]
     for folder, changed in zip(folders, ABSURD.values(), strict=True):
-        save_router(folder, make_router())
+        save_router(folder, small_router())
         edit_json(folder / "config.json", **changed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # threads of other tests' libraries do nothing that matters here

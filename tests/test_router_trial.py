@@ -8,9 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from router.chain import Chain
+from router.engine.choices import ChoiceScorer, Question
 from router.engine.executor import ChainExecutor
 from router.engine.replay import Prefix
 from router.engine.view import chain_view
+from router.heads.head import Decision
 from tests.tiny import NUM_LAYERS, tiny_model
 
 FULL = Chain.full(NUM_LAYERS)
@@ -58,6 +60,8 @@ def test_weights_that_are_not_finite_are_not_the_trials_to_judge(value: float) -
     model = tiny_model("llama")
     model.model.layers[2].mlp.up_proj.weight.data.fill_(value)
     assert not bool(torch.isfinite(chain_view(model, EDITED)(torch.tensor([[5, 6, 7]])).logits).all())
+    with pytest.raises(ValueError, match="expected numbers as log-probabilities, got nan under chain 0,2-4"):
+        ChoiceScorer(model, [1]).score([Question((5, 6), ((7,), (8,)))], lambda *_: [Decision(EDITED, 0.0)])
 
 
 def remember(model: PreTrainedModel) -> None:

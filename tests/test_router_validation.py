@@ -29,9 +29,11 @@ class Inner:
 
     Attributes:
         share: a share.
+        path: a place.
     """
 
     share: Share = 0.5
+    path: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -62,11 +64,13 @@ class Example:
 GOOD = {"chain": [0, 2], "size": 3}
 
 
-def test_plain_data_come_back_as_they_were() -> None:
+def test_plain_data_come_back_as_they_were_and_a_missing_field_is_named() -> None:
     made = from_plain(Example, GOOD, num_layers=3)
     assert made.chain == Chain((0, 2), 3)
     assert to_plain(made) == {**GOOD, "kind": "a", "answer": None, "inner": []}
     assert from_plain(Example, to_plain(made), num_layers=3) == made
+    with pytest.raises(InputError, match="expected the field size, got none"):
+        from_plain(Example, {"chain": [0]}, num_layers=3)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,7 @@ def test_plain_data_come_back_as_they_were() -> None:
         ({"other": 1}, "expected no field other, got one"),
         ({"inner": [{"share": 0.1}, {"share": 2.0}]}, "inner[1].share: expected at most 1, got 2.0"),
         ({"inner": [{"share": 0.25}]}, "inner[0].share: expected another, got 0.25"),
+        ({"inner": [{"path": 5}]}, "inner[0].path: expected text, got 5"),
         ({"chain": [0, 3]}, "layers[1]: expected an integer in 0..2, got 3"),
         ({"chain": "0,3"}, "chain: expected a list of layer indices, got '0,3'"),
         ({"answer": [1]}, "answer: expected an integer, got [1]"),
@@ -90,11 +95,6 @@ def test_a_refusal_names_field_bound_and_value(change: dict[str, object], said: 
         from_plain(Example, GOOD | change, "f.jsonl, line 7", num_layers=3)
     assert str(caught.value).endswith(said)
     assert str(caught.value).startswith("f.jsonl, line 7: ")
-
-
-def test_a_missing_field_is_named() -> None:
-    with pytest.raises(InputError, match="expected the field size, got none"):
-        from_plain(Example, {"chain": [0]}, num_layers=3)
 
 
 @pytest.mark.parametrize(

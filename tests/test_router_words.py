@@ -127,7 +127,9 @@ def test_sampling_repeats_with_its_seed(router: Path, prompts: Path, capsys: pyt
     assert found[0] == found[1] != found[2]
 
 
-def test_a_latency_factor_becomes_a_budget(router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_latency_factor_becomes_a_budget(
+    router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refusal: Refusal
+) -> None:
     # Oracle: seconds = depth, so a factor of 0.8 is 4 of 5 layers.
     line = {"fixed": 0.0, "layer": 1.0, "worst": 0.0}
     profile = {"num_layers": 5, "batch": 1, "prompt_tokens": 8, "prefill": line, "decode": line, "router": 0.0}
@@ -139,6 +141,8 @@ def test_a_latency_factor_becomes_a_budget(router: Path, tmp_path: Path, capsys:
     by_factor = capsys.readouterr().out
     main([*words, "--budget", "4"])
     assert capsys.readouterr().out == by_factor
+    line = refusal(main, [*words, "--latency_factor", "0.1", "--latency_profile", path])
+    assert line.startswith("error: latency_factor: expected one of a depth that the router has, got 0.1 (budget: ")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,15 @@ def test_a_latency_factor_becomes_a_budget(router: Path, tmp_path: Path, capsys:
             "prompt: expected at most 492 tokens",
         ),
         (["generate", "ROUTER", "--prompt", "a", "--top_p", "0"], "top_p: expected"),
+        (["route", "ROUTER", "--prompt", "no UTF-8: \udce9"], "prompt: expected text that can be written as UTF-8"),
+        (["generate", "ROUTER", "--prompt", "a", "--seed", "-1"], "seed: expected at least 0, got -1"),
+        (["route", "ROUTER", "--prompt", "a", "--choices", "[]"], "choices: expected at least 1 entries, got []"),
+        (
+            ["route", "ROUTER", "--prompt", "a", "--choices", '[" b", ""]'],
+            "choices[1]: expected text that is not empty",
+        ),
+        (["route", "ROUTER", "--prompt", "", "--choices", '[" b"]'], "prompt: expected at least one token"),
+        (["route", "ROUTER", "--prompt", "a" * 512, "--choices", '[" b"]'], "prompt: expected at most 510 tokens"),
         (["info", "./nowhere"], "router"),
     ],
 )
@@ -169,9 +182,19 @@ def test_prompts_in_json_lines(router: Path, tmp_path: Path, capsys: pytest.Capt
     path.write_text('{"prompt": "one\\nline"}\n{"prompt": "two"}\n')
     main(["route", str(router), "--prompts", str(path), "--json", "true"])
     assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["one\nline", "two"]
-    path.write_text('{"text": "one"}\n')
-    with pytest.raises(InputError, match="expected a text as prompt"):
-        main(["route", str(router), "--prompts", str(path)])
+    for line, told in (('{"text": "one"}', "a text as prompt"), ('{"prompt": "\\ud800"}', "text that can be written")):
+        path.write_text(line + "\n")
+        with pytest.raises(InputError, match=f"expected {told}"):
+            main(["route", str(router), "--prompts", str(path)])
+
+
+def test_a_line_ends_where_an_editor_ends_it(router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Oracle: by hand; the file begins with a byte-order mark, and there are marks within a line.
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffone\u2028line\x0c and more\r\ntwo\r\n".encode())
+    main(["route", str(router), "--prompts", str(path), "--json", "true"])
+    prompts = [json.loads(line)["prompt"] for line in capsys.readouterr().out.split("\n")[:-1]]
+    assert prompts == ["one\u2028line\x0c and more", "two"]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ from scipy.stats import binomtest, chisquare
 
 from router.chain import Chain
 from search.actions import Action, ActionSpace, UniformDraw, WeightedDraw
-from search.settings import SearchSettings
 from tests.toys import plain, space_of
 
 
@@ -113,16 +112,6 @@ def test_moves_equal_the_definition(case):
     assert len(moves) == len({action.apply(full).layers for action in moves})
 
 
-def test_apply_by_hand():
-    # Oracle: written by hand.
-    chain = Chain((0, 1, 1, 2, 3), 4)
-    assert Action("skip", 1, 2).apply(chain).layers == (0, 2, 3)
-    assert Action("repeat", 2, 2, 2).apply(chain).layers == (0, 1, 1, 2, 1, 2, 1, 2, 3)
-    assert Action("move", 0, 2, shift=3).apply(chain).layers == (1, 2, 3, 0, 1)
-    assert Action("move", 3, 2, shift=-2).apply(chain).layers == (0, 2, 3, 1, 1)
-    assert Action("move", 1, 1, shift=1).apply(chain) == chain
-
-
 @pytest.mark.parametrize(
     ("space", "count"),
     [
@@ -222,11 +211,6 @@ def test_bad_values_name_field_bound_and_value(make, message):
     # Oracle: the messages, written by hand.
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_default_depth_cap_is_twice_the_model():
-    # Oracle: the documented default.
-    assert ActionSpace(SearchSettings(), 7).max_depth == 14
 
 
 def pair_p_value(make, weights):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from router.chain import Chain
 from search.actions import ActionSpace
-from search.algorithms import ListSearcher, make_searcher
+from search.algorithms import make_searcher
 from search.settings import SearchSettings
 from tests.toys import ALGORITHMS, SMALL, brute_force, constant, noisy, ordered, plain, run, smooth, trials
 
@@ -124,6 +124,8 @@ def test_any_search_keeps_the_rules_and_ends(algorithm, data):
         assert space.min_depth <= chain.depth <= space.max_depth
     if searcher.simulations < settings.simulations and (settings.edit_weights is None or algorithm != "random"):
         assert brute_force(space, min(2, settings.max_edits)) <= set(proposed)
+    if settings.max_edits < 2:
+        assert set(proposed) <= brute_force(space, settings.max_edits)
     again = make_searcher(space, random.Random(seed))
     assert follow(again) == sizes
     assert list(again.evaluated) == proposed
@@ -148,16 +150,6 @@ def test_counters_of_the_tree_add_up(data):
                 assert edge.action.apply(node.chain) == edge.child.chain
     if searcher.simulations < settings.simulations:
         assert root.closed
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_chains_lie_within_the_edits(algorithm):
-    # Oracle: brute force within max_edits of a small space, and a chain further away that must not be met.
-    settings = replace(SMALL, algorithm=algorithm, simulations=2000, action_set="both+move", max_edits=2)
-    space = ActionSpace(settings, 4)
-    within = brute_force(space, 2)
-    assert len(within) < len(brute_force(space, 3))
-    assert set(run(noisy, settings, 0, 4).evaluated) <= within
 
 
 def run_interleaved(seeds, settings, order):
@@ -217,26 +209,6 @@ def test_protocol_errors(algorithm):
     assert searcher.evaluated == {}
     searcher.tell([0.25, 1])
     assert list(searcher.evaluated.items()) == [(chains[0], 0.25), (chains[1], 1.0)]
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize(("simulations", "max_edits", "prefix"), [(1, 4, 0), (9, 0, 0), (9, 4, 5)])
-def test_full_depth_alone(algorithm, simulations, max_edits, prefix):
-    # Oracle: one simulation, no edit allowed, or nothing to edit: the full chain and nothing else.
-    settings = plain(algorithm=algorithm, simulations=simulations, max_edits=max_edits)
-    searcher = run(constant, settings, 0, 5, prefix)
-    assert list(map(str, searcher.evaluated)) == ["0-4"]
-    assert searcher.done
-
-
-def test_a_list_is_asked_in_its_order():
-    # Oracle: by hand.
-    chains = [Chain.full(6), Chain.full(6).skip(5, 1), Chain.full(6).skip(4, 2)]
-    searcher = ListSearcher(chains, plain(simulations=3, in_flight=3))
-    assert (searcher.ask(), searcher.simulations, searcher.done) == (chains, 0, False)
-    searcher.tell([0.5, 1, 0])
-    assert searcher.evaluated == dict(zip(chains, [0.5, 1, 0], strict=True))
-    assert (searcher.ask(), searcher.simulations, searcher.done) == ([], 3, True)
 
 
 RANDOM = replace(SMALL, algorithm="random", simulations=40)
@@ -317,29 +289,6 @@ def test_smooth_reward_finds_the_best_more_often_than_random_chains(name, action
     assert found >= rival + 6
 
 
-def test_moves_reach_orders_that_no_skip_or_repeat_does():
-    # Oracle: the order is known: two exchanges of neighbours, each of which puts two more layers in their places. Skips
-    # and repeats alone never reach it (brute force); random chains at equal cost rarely do.
-    base = replace(SMALL, action_set="both+move", max_shift=2, simulations=300, depth_penalty=0.0)
-    without = {chain.layers for chain in brute_force(ActionSpace(SMALL, 8), 2)}
-    found = Counter()
-    for seed in range(20):
-        rng = random.Random(seed)
-        first = rng.randrange(5)
-        target = list(range(8))
-        for i in (first, rng.randrange(first + 2, 7)):
-            target[i], target[i + 1] = target[i + 1], target[i]
-        wanted = tuple(target)
-        assert wanted not in without
-
-        def in_place(chain, wanted=wanted):
-            return sum(a == b for a, b in zip(chain.layers, wanted, strict=False)) / max(8, chain.depth)
-
-        for name in ("uct-max", "random"):
-            found[name] += Chain(wanted, 8) in run(in_place, named(base, name), seed, 8).evaluated
-    assert found["uct-max"] >= max(12, found["random"] + 8)
-
-
 @pytest.mark.parametrize("name", ["uct", "uct-max"])
 @pytest.mark.parametrize("depth_in", ["selection", "reward"])
 def test_shortest_right_chain_is_found(name, depth_in):
@@ -369,44 +318,12 @@ def test_a_space_that_runs_out_was_tried_whole(name):
         (3, 1, "both+move"),
         (4, 0, "both"),
         (5, 0, "skip"),
-        (4, 4, "both+move"),
+        (4, 1, "both+move"),
     ]:
         settings = replace(SMALL, simulations=100_000, action_set=action_set, in_flight=3)
         for seed in range(2):
             searcher = run(noisy, named(settings, name), seed, n, prefix)
             assert set(searcher.evaluated) == brute_force(ActionSpace(settings, n, prefix), 2)
-
-
-def test_what_each_of_our_additions_is_for():
-    # Oracle: problems that each is made for, at equal cost, against the search without it.
-    steps = replace(SMALL, simulations=50, depth_penalty=0.0, action_set="skip", max_block=1, max_edits=3)
-    single = plain(simulations=60, action_set="skip", max_block=1, max_edits=3, in_flight=1, depth_penalty=0.0)
-    deep = replace(SMALL, simulations=150, max_block=4, max_edits=6, depth_penalty=0.5, backup="max", in_flight=4)
-    path, together, depths = Counter(), Counter(), Counter()
-    for seed in range(40):
-        # Three layers must go one after the other; each step pays, and any other edit nothing, so the mean of the
-        # path's subtree sinks as it is searched, and the maximum stays.
-        order = random.Random(seed).sample(range(20), 3)
-        worth = {tuple(i for i in range(20) if i not in order[:k]): (k + 1) / 4 for k in range(4)}
-        for backup in ("mean", "max"):
-            found = run(lambda c, worth=worth: worth.get(c.layers, 0.0), replace(steps, backup=backup), seed, 20)
-            path[backup] += max(found.evaluated.values()) == 1.0
-    for seed in range(100):
-        # Only chains without three given layers are right, and fewer skips change nothing.
-        needed = set(random.Random(seed).sample(range(10), 3))
-        for leap in (1, 3):
-            settings = replace(single, root_leap=leap)
-            found = run(lambda c, needed=needed: float(not needed & set(c.layers)), settings, seed, 10)
-            together[leap] += max(found.evaluated.values()) == 1.0
-    for seed in range(30):
-        # Eight of 16 layers are needed; a short right chain pulls the search where its own depth is backed up.
-        needed = set(random.Random(seed).sample(range(16), 8))
-        for where in ("selection", "reward"):
-            found = run(lambda c, needed=needed: needed <= set(c.layers), replace(deep, depth_in=where), seed, 16)
-            depths[where] += min(chain.depth for chain, reward in found.evaluated.items() if reward)
-    assert path["max"] >= path["mean"] + 10
-    assert together[3] >= 1.5 * together[1]
-    assert depths["reward"] / 30 <= depths["selection"] / 30 - 0.25
 
 
 def test_what_stands_is_told():
@@ -425,28 +342,3 @@ def test_what_stands_is_told():
         longer[stands] = sum(depth >= depths[first] for depth in depths[first + 1 :])
     assert longer[True] <= 1
     assert longer[False] >= 5
-
-
-def test_margin_reward_guides_where_correctness_is_silent():
-    # Oracle: brute force gives the best margin; only chains near it are right, so a 0/1 reward says nothing until
-    # one is met. Budget: 60 simulations in a space of thousands of chains.
-    found = Counter()
-    base = replace(SMALL, simulations=60, depth_penalty=0.0, action_set="skip", max_edits=3)
-    everything = brute_force(ActionSpace(base, 12), 3)
-    for seed in range(40):
-        rng = random.Random(seed)
-        gains = [rng.gauss(0, 1) for _ in range(12)]
-
-        def gain(chain, gains=gains):
-            return sum(gains[layer] for layer in range(12) if layer not in chain.layers)
-
-        threshold = 0.8 * max(map(gain, everything))
-        for kind in ("correct", "margin"):
-            settings = replace(base, reward=kind)
-
-            def judge(chain, gain=gain, threshold=threshold, settings=settings):
-                margin = gain(chain) - threshold
-                return settings.reward_for(margin > 0, margin)
-
-            found[kind] += any(gain(chain) > threshold for chain in run(judge, settings, seed, 12).evaluated)
-    assert found["margin"] >= found["correct"] + 8

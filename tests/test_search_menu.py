@@ -9,12 +9,14 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
 from router.chain import Chain
+from router.files import sha256_file
 from router.fingerprint import Fingerprints
 from router.validation import InputError
 from search import menu as menu_module
@@ -180,20 +182,22 @@ def lucky_records() -> list[SearchRecord]:
     return [record(f"s{i}", {"0-5": i < 8, "0-4": 2 <= i < 8, "0-3": i >= 8, "1-5": True}) for i in range(10)]
 
 
+def menu_of(*given: object) -> list[str]:
+    """Run the command; the chains of the menu that it writes."""
+    main(list(map(str, given)))
+    (out,) = [str(one).removeprefix("--out=") for one in given if str(one).startswith("--out=")]
+    return [str(one) for one in read_menu(Path(out)).chains]
+
+
 def test_chains_that_are_right_by_luck_are_left_out(tmp_path: Path) -> None:
     # Oracle: by hand; "0-3" gains the most if outcomes could be foreseen, with a fourth of full depth's right answers.
-    path = write_records(tmp_path / "train.jsonl", lucky_records())
-    given = [f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--first_editable=2", "--predictable=1"]
-    main(given)
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-4"]
-    main([*given, "--least=0"])
-    menu = read_menu(tmp_path / "menu.json")
-    assert [str(one) for one in menu.chains] == ["0-5", "0-4", "0-3"]
-    assert (menu.first_editable, menu.made["samples"]) == (2, 10)
-    main([*given, "--least=0", "--min_depth=5"])
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-4"]
-    main([*given, "--least=0", "--max_depth=4"])  # the full chain is in it all the same
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-5", "0-3"]
+    path, out = write_records(tmp_path / "train.jsonl", lucky_records()), tmp_path / "menu.json"
+    given = [f"--records=[{path}]", f"--out={out}", "--first_editable=2", "--predictable=1"]
+    assert menu_of(*given) == ["0-5", "0-4"]
+    assert menu_of(*given, "--least=0") == ["0-5", "0-4", "0-3"]
+    assert (read_menu(out).first_editable, read_menu(out).made["samples"]) == (2, 10)
+    assert menu_of(*given, "--least=0", "--min_depth=5") == ["0-5", "0-4"]
+    assert menu_of(*given, "--least=0", "--max_depth=4") == ["0-5", "0-3"]  # the full chain is in it all the same
     with pytest.raises(InputError, match="expected a chain worth choosing besides the full one, got none"):
         main([*given, "--least=0", "--tried=11"])
 
@@ -202,25 +206,11 @@ def with_results(record: SearchRecord, results: Sequence[ChainResult]) -> Search
     return dataclasses.replace(record, results=tuple(results), pareto=pareto_front(results))
 
 
-def test_a_chain_whose_second_run_failed_is_worth_nothing(tmp_path: Path) -> None:
-    # Oracle: the same records in which the chain was wrong at once. A label that was flipped teaches no menu anything.
-    menus = []
-    for flip in (True, False):
-        records = []
-        for one in lucky_records():
-            results = [
-                result
-                if result.chain.depth != 5
-                else dataclasses.replace(result, verified=False, verified_by="continuation")
-                if flip
-                else ChainResult(result.chain, (0.0, 1.0), 1, False, -1.0)
-                for result in one.results
-            ]
-            records.append(with_results(one, results))
-        path = write_records(tmp_path / "train.jsonl", records)
-        main([f"--records=[{path}]", f"--out={tmp_path / 'menu.json'}", "--first_editable=2", "--least=0.1"])
-        menus.append(read_menu(tmp_path / "menu.json"))
-    assert menus[0] == menus[1]
+def test_a_chain_whose_second_run_failed_is_worth_nothing() -> None:
+    # Oracle: by hand. A label that was flipped teaches no menu anything.
+    one = record("a", {"0-5": True, "0-4": True})
+    flipped = dataclasses.replace(one.results[1], verified=False, verified_by="continuation")
+    assert outcomes_of([with_results(one, [one.full, flipped])], "correct", 2).values.tolist() == [[1.0, 0.0]]
 
 
 def test_records_of_several_searches_are_joined_by_sample(tmp_path: Path) -> None:
@@ -228,34 +218,37 @@ def test_records_of_several_searches_are_joined_by_sample(tmp_path: Path) -> Non
     whole = lucky_records()
     parts = [[with_results(one, [one.results[i] for i in kept]) for one in whole] for kept in ((0, 1, 3), (0, 2, 3))]
     paths = [write_records(tmp_path / f"{name}.jsonl", part) for name, part in zip("abc", [*parts, whole], strict=True)]
-    menus = {}
-    for name, given in (("joined", paths[:2]), ("whole", paths[2:])):
-        files = ",".join(map(str, given))
-        main([f"--records=[{files}]", f"--out={tmp_path / name}.json", "--first_editable=2", "--least=0"])
-        menus[name] = read_menu(tmp_path / f"{name}.json")
-    assert menus["joined"] == menus["whole"]
-    assert len(menus["whole"].chains) == 3
-    assert menus["joined"].made["gains"] == menus["whole"].made["gains"]
+    menus = []
+    for given in (paths[:2], paths[2:]):
+        out = tmp_path / f"{len(given)}.json"
+        assert (
+            len(menu_of(f"--records={list(map(str, given))}", f"--out={out}", "--first_editable=2", "--least=0")) == 3
+        )
+        menus.append(read_menu(out))
+    assert menus[0] == menus[1]
+    assert menus[0].made["gains"] == menus[1].made["gains"]
 
 
 def test_the_menu_of_all_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Oracle: all subsets of layers 2..4 of the tiny model's five, listed by hand.
-    model = save_tiny(tmp_path / "model")
-    given = ["--kind=subsets", f"--model={model}", "--first_editable=2", f"--out={tmp_path / 'menu.json'}"]
-    main(given)
-    menu = read_menu(tmp_path / "menu.json")
-    assert (menu.num_layers, menu.first_editable) == (5, 2)
-    assert [str(one) for one in menu.chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4", "0-2", "0-1,3", "0-1,4", "0-1"]
-    main([*given, "--max_dropped=1"])
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
-    main([*given, "--min_depth=3", "--max_depth=3"])
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-2", "0-1,3", "0-1,4"]
-    main([*given, "--blocks=2"])
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-1,4", "0-1"]
-    main([*given, "--blocks=2", "--max_dropped=2"])
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-1,4"]
-    main([*given, "--blocks=9", "--max_dropped=1"])
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
+    out = tmp_path / "menu.json"
+    given = ["--kind=subsets", f"--model={save_tiny(tmp_path / 'model')}", "--first_editable=2", f"--out={out}"]
+    assert menu_of(*given) == ["0-4", "0-3", "0-2,4", "0-1,3-4", "0-2", "0-1,3", "0-1,4", "0-1"]
+    assert (read_menu(out).num_layers, read_menu(out).first_editable) == (5, 2)
+    assert menu_of(*given, "--max_dropped=1") == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
+    assert menu_of(*given, "--min_depth=3", "--max_depth=3") == ["0-4", "0-2", "0-1,3", "0-1,4"]
+    assert menu_of(*given, "--blocks=2") == ["0-4", "0-3", "0-1,4", "0-1"]
+    assert menu_of(*given, "--blocks=2", "--max_dropped=2") == ["0-4", "0-3", "0-1,4"]
+    assert menu_of(*given, "--blocks=9", "--max_dropped=1") == ["0-4", "0-3", "0-2,4", "0-1,3-4"]
+    # As a deep model's, of whose choices of layers hardly any are allowed: they are not looked through.
+    monkeypatch.setattr(menu_module, "outline_of", lambda *_: SimpleNamespace(num_layers=60))
+    assert menu_of(*given, "--first_editable=1", "--max_depth=2") == [
+        "0-59",
+        "0-1",
+        *(f"0,{i}" for i in range(2, 60)),
+        "0",
+    ]
+    monkeypatch.undo()
     monkeypatch.setattr(menu_module, "MOST_SUBSETS", 7)
     with pytest.raises(InputError, match="max_dropped: expected at most 7 chains in all, got more"):
         main(given)
@@ -263,15 +256,12 @@ def test_the_menu_of_all_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_menu_of_all_repeats(tmp_path: Path) -> None:
     # Oracle: by hand, on the tiny model's five layers.
-    given = ["--kind=repeats", f"--model={save_tiny(tmp_path / 'model')}", f"--out={tmp_path / 'menu.json'}"]
-    main([*given, "--first_editable=2"])
-    menu = read_menu(tmp_path / "menu.json")
-    assert menu.first_editable == 2
-    assert [str(one) for one in menu.chains] == [
-        "0-4", "0-3,2-4", "0-4,3-4", "0-1,2*2,3-4", "0-2,3*2,4", "0-3,4*2"
-    ]  # fmt: skip
-    main([*given, "--first_editable=3", "--max_block=1"])
-    assert [str(one) for one in read_menu(tmp_path / "menu.json").chains] == ["0-4", "0-2,3*2,4", "0-3,4*2"]
+    out = tmp_path / "menu.json"
+    given = ["--kind=repeats", f"--model={save_tiny(tmp_path / 'model')}", f"--out={out}"]
+    every = ["0-4", "0-3,2-4", "0-4,3-4", "0-1,2*2,3-4", "0-2,3*2,4", "0-3,4*2"]
+    assert menu_of(*given, "--first_editable=2") == every
+    assert read_menu(out).first_editable == 2
+    assert menu_of(*given, "--first_editable=3", "--max_block=1") == ["0-4", "0-2,3*2,4", "0-3,4*2"]
     with pytest.raises(InputError, match=r"first_editable: expected 1\.\.4, got 5"):
         main([*given, "--first_editable=5"])
 
@@ -296,51 +286,44 @@ def wrong_but_full(one: SearchRecord) -> dict[str, bool]:
 
 def test_what_gains_on_a_kind_is_told_from_luck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Oracle: what was put in. By luck alone the best of twelve chains is 10 points above full depth on such samples.
-    base = tmp_path / "base.json"
+    base, out, gaining = tmp_path / "base.json", tmp_path / "menu.json", str(chain("0-2,3*2,4-5"))
     write_menu(base, Menu.of([chain("0-4")], 2))
-    menus = {}
-    for gain in (0.0, 0.9):
-        path = write_records(tmp_path / "train.jsonl", gaining_records(gain))
-        out = tmp_path / f"{gain}.json"
-        main(["--kind=gains", f"--records=[{path}]", f"--base={base}", f"--out={out}", "--first_editable=2"])
-        menus[gain] = read_menu(out)
-        assert capsys.readouterr().out.count(" on 80, p ") == 2
-    assert [str(one) for one in menus[0.0].chains] == ["0-5", "0-4"]
-    assert [str(one) for one in menus[0.9].chains] == ["0-5", str(chain("0-2,3*2,4-5")), "0-4"]
-    assert all(said.startswith("0-2,3*2,4-5 on words: +0.") for said in menus[0.9].made["gains"])
-    main([f"--records=[{path}]", f"--base={out}", f"--out={out}", "--first_editable=2", "--kind=gains"])
-    assert [str(one) for one in read_menu(out).chains] == [str(one) for one in menus[0.9].chains]  # it is known
-    # However bad it is on the other kind, for which a choice from records would leave it out.
-    bad = [
-        one if one.task == "words" else record(one.sample_id, wrong_but_full(one), task="letters")
-        for one in read_records(path)
-    ]
-    main(
-        [
-            f"--records=[{write_records(path, bad)}]",
-            f"--out={out}",
-            "--first_editable=2",
-            "--kind=gains",
-            "--value=agree",
-            "--least=1",
-        ]
-    )
-    assert str(chain("0-2,3*2,4-5")) in map(str, read_menu(out).chains)
+    path = write_records(tmp_path / "train.jsonl", gaining_records(0.0))
+    given = [f"--records=[{path}]", f"--out={out}", "--first_editable=2", "--kind=gains"]
+    assert menu_of(*given, f"--base={base}") == ["0-5", "0-4"]
+    assert capsys.readouterr().out.count(" on 80, p ") == 2
+    with pytest.raises(InputError, match="expected a chain worth choosing besides the full one, got none"):
+        main(given)
+    some = [with_results(one, one.results[: 13 - i % 2]) for i, one in enumerate(gaining_records(0.9))]
+    write_records(path, some)
+    with pytest.raises(InputError, match="records: expected menu tables, every chain on every sample"):
+        main(given)
+    write_records(path, gaining_records(0.9))
+    assert menu_of(*given, f"--base={base}") == ["0-5", gaining, "0-4"]
+    made = read_menu(out).made
+    assert all(said.startswith(f"{gaining} on words: +0.") for said in made["gains"])
+    assert made["records"] == {str(path): sha256_file(path)}
+    assert menu_of(*given, f"--base={out}") == ["0-5", gaining, "0-4"]  # it is known
     for menu, message in (
         (Menu.of([chain("1-5")], 0), "expected chains that begin with layers 0..1, got 1-5"),
         (Menu.of([Chain.parse("0-3", 5)], 2), "expected chains of one model"),
     ):
         write_menu(base, menu)
-        with pytest.raises(
-            InputError, match="base: expected a menu that fits the records and first_editable, got .*" + message
-        ):
-            main([f"--records=[{path}]", f"--base={base}", f"--out={out}", "--first_editable=2", "--kind=gains"])
-    some = [with_results(one, one.results[: 13 - i % 2]) for i, one in enumerate(gaining_records(0.9))]
-    with pytest.raises(InputError, match="records: expected menu tables, every chain on every sample"):
-        main([f"--records=[{write_records(path, some)}]", f"--out={out}", "--first_editable=2", "--kind=gains"])
-    alone = write_records(path, gaining_records(0.0))
-    with pytest.raises(InputError, match="expected a chain worth choosing besides the full one, got none"):
-        main([f"--records=[{alone}]", f"--out={out}", "--first_editable=2", "--kind=gains"])
+        fits = "base: expected a menu that fits the records and first_editable, got .*"
+        with pytest.raises(InputError, match=fits + message):
+            main([*given, f"--base={base}"])
+    # However bad it is on the other kind, for which a choice from records would leave it out.
+    bad = [
+        one if one.task == "words" else record(one.sample_id, wrong_but_full(one), task="letters")
+        for one in read_records(path)
+    ]
+    capsys.readouterr()
+    write_records(path, bad)
+    assert gaining in menu_of(*given, "--value=agree", "--least=1")
+    assert "note: chosen on calibration" not in capsys.readouterr().out
+    write_records(path, [dataclasses.replace(one, split="calibration") for one in bad])
+    assert gaining in menu_of(*given)
+    assert "note: chosen on calibration samples too; a guarantee" in capsys.readouterr().out
 
 
 def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRecord]]:
@@ -354,8 +337,8 @@ def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRe
         return {}, [good[0], dataclasses.replace(good[1], fingerprints=Fingerprints("x", "t", "p"))]
     changes: dict[str, dict[str, object]] = {
         "no records": {"records": "[]"},
-        "missing file": {"records": f"[{tmp_path / 'none.jsonl'}]"},
-        "price below 0": {"prices": "[-1]"},
+        "all layers fixed": {"first_editable": 6},
+        "no depth allowed": {"kind": "subsets", "model": save_tiny(tmp_path / "model"), "min_depth": 9},
         "read layer of no model": {"kind": "subsets", "model": save_tiny(tmp_path / "model"), "first_editable": 5},
     }
     return changes[name], good
@@ -367,9 +350,9 @@ def refused(name: str, tmp_path: Path) -> tuple[dict[str, object], list[SearchRe
         ("test split", "records: expected a search of training samples for the right answers in"),
         ("wrong answers", "records: expected a search of training samples for the right answers in"),
         ("two models", "expected it to be made for the model"),
+        ("all layers fixed", "first_editable: expected 0..5, got 6"),
+        ("no depth allowed", "min_depth or max_depth: expected a chain worth choosing besides the full one, got none"),
         ("no records", "records: expected a file at least with kind records, got none"),
-        ("missing file", "records: expected an existing file"),
-        ("price below 0", "prices[0]: expected at least 0, got -1.0"),
         ("read layer of no model", "first_editable: expected 1..4, got 5"),
     ],
 )

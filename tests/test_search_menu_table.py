@@ -167,36 +167,18 @@ def test_training_takes_kept_states_and_computes_those_of_another_layer(project:
         assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(states, wanted, strict=True))
 
 
-def refused(project: Path, tmp_path: Path, name: str) -> dict[str, object]:
-    """Return the settings that are to be refused."""
-    menu = tmp_path / "menu.json"
-    if name == "menu of another model":
-        write_menu(menu, Menu((Chain.full(6), Chain.parse("0-4", 6)), 2))
-    elif name == "damaged menu":
-        menu.write_text("{")
-    elif name == "menu that edits its own prefix":
-        menu.write_text((project / "menu.json").read_text().replace('"0-3"', '"1-4"'))
-    changes: dict[str, dict[str, object]] = {
-        "menu that edits the prefix": {"menu": project / "menu.json", "first_editable": 3},
-        "read layer of no model": {"menu": project / "menu.json", "read_layers": "[2,5]"},
-    }
-    return {"menu": menu} | changes.get(name, {})
-
-
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("changes", "message"),
     [
-        ("menu of another model", "menu: expected chains of 5 layers, got 6"),
-        ("damaged menu", "menu.json"),
-        ("missing menu", "menu: expected an existing file"),
-        ("menu that edits its own prefix", "chains: expected chains that begin with layers 0..1, got 1-4"),
-        ("menu that edits the prefix", "first_editable: expected at most the menu's 2, got 3"),
-        ("read layer of no model", "read_layers: expected fewer than the model's 5 layers, got 5"),
+        ({"menu": "other.json"}, "menu: expected chains of 5 layers, got 6"),
+        ({"first_editable": 3}, "first_editable: expected at most the menu's 2, got 3"),
+        ({"read_layers": "[2,5]"}, "read_layers: expected fewer than the model's 5 layers, got 5"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    project: Path, tmp_path: Path, refusal: Refusal, name: str, message: str
+    project: Path, tmp_path: Path, refusal: Refusal, changes: dict[str, object], message: str
 ) -> None:
-    changes = refused(project, tmp_path, name)
-    assert message in refusal(main, table_arguments(project, tmp_path / "out", **changes))
+    menu = project / str(changes.get("menu", "menu.json"))
+    write_menu(project / "other.json", Menu((Chain.full(6), Chain.parse("0-4", 6)), 2))
+    assert message in refusal(main, table_arguments(project, tmp_path / "out", **(changes | {"menu": menu})))
     assert not list(tmp_path.rglob("*.jsonl"))

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from data.answers import wrong_answers
 from data.grading import Grader
-from data.records import ChainResult, SearchRecord, pareto_front, read_records
-from data.sample import Sample
+from data.records import SearchRecord, read_records
+from data.sample import Sample, write_samples
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from router.command import run_command
-from router.engine.load import load_model
 from router.validation import InputError
 from search.__main__ import main
-from search.summary import Agreement
 from search.verification import chains_to_verify
 from tests.sums import LETTERS, SUMS, sums, write_sums
 from tests.test_data_scoring import greedy
 from tests.test_search_run import arguments
-from tests.tiny import scorer_of, tiny_samples
+from tests.tiny import FULL, scorer_of, tiny_samples
 
 
 @pytest.fixture(scope="module")
@@ -94,40 +90,6 @@ def test_the_kept_chains_are_verified_by_real_generation(project: Path, records:
     assert any(record.pareto for record in records)
 
 
-def test_verification_of_letters_confirms_them_all(project: Path, records: list[SearchRecord], tmp_path: Path) -> None:
-    # Oracle: float32, where batches do not matter: every chain stands; and without verification none is marked.
-    letters = [record for record in records if record.task == "arc_easy"]
-    marks = [result.verified for record in letters for result in record.results if result.verified is not None]
-    assert len(marks) == sum(len(kept_of(record)) for record in letters)
-    assert all(marks)
-    plain = search(project, tmp_path / "b", verify="false", search__simulations=4)
-    assert {result.verified for record in plain for result in record.results} == {None}
-    assert Agreement(plain).line() == ""
-
-
-def test_agreement_is_counted_by_mode_and_outcome(records: list[SearchRecord]) -> None:
-    # Oracle: marks set by hand on a real record's results.
-    record = next(record for record in records if record.task == "sums")
-    one = record.results[0]
-
-    def marked(correct: bool, verified: bool | None, mode: str | None) -> ChainResult:
-        margin = 0.5 if correct else -0.5
-        return dataclasses.replace(one, correct=correct, margin=margin, verified=verified, verified_by=mode)
-
-    results = (
-        *[marked(True, True, "generate")] * 3,
-        marked(True, False, "generate"),
-        marked(False, False, "generate"),
-        marked(True, True, "letter"),
-        marked(True, None, None),
-    )
-    line = Agreement([dataclasses.replace(record, results=results, pareto=pareto_front(results))]).line()
-    assert line == (
-        "exact verified by generate: 3 of 4 right answers and 0 of 1 wrong answers confirmed, right ones flipped by "
-        "margin (logits): to 1 1 of 4; exact verified by letter: 1 of 1 right answers confirmed"
-    )
-
-
 def test_the_control_is_told_a_wrong_free_answer(project: Path, tmp_path: Path) -> None:
     # Oracle: the samples' own answers; greedy decoding of the target instead.
     samples = {sample.id: sample for sample in sums("train", 8)}
@@ -172,28 +134,20 @@ def test_wrong_answers_are_wrong_and_fixed() -> None:
     assert [found[sample.id] for sample in halves[:2]] == ["1.5", "1.5"]
 
 
-def test_shuffled_choices_stand_in_another_order_and_train_nothing(project: Path, tmp_path: Path) -> None:
-    # Oracle: the stock model's logits after the shuffled prompt; the prompt's fingerprint is another.
-    folder = tmp_path / "project"
-    (folder / "data").mkdir(parents=True)
-    (folder / "model").symlink_to(project / "model")
-    write_tasks(folder / "data", TaskSet.of(LETTERS))
-    lines = (project / "data" / "train.jsonl").read_text().splitlines(keepends=True)
-    (folder / "data" / "train.jsonl").write_text("".join(line for line in lines if json.loads(line)["choices"]))
-    usual = {record.sample_id: record for record in search(folder, tmp_path / "a", search__simulations=2)}
-    samples = {sample.id: sample for sample in tiny_samples("train", 4)}
-    model, tokenizer = load_model(str(project / "model"))
-    task = load_task("arc_easy", "letter", shuffle=7)
-    for record in search(folder, tmp_path / "b", shuffle=7, search__simulations=2):
-        sample = samples[record.sample_id]
-        assert record.fingerprints.prompt != usual[record.sample_id].fingerprints.prompt
-        query = task.query(sample)
-        assert query.order != LETTERS.query(sample).order
-        prompt = task.prompt.text(query, tokenizer)
-        logprobs = model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].log_softmax(-1)
-        for choice, text in zip(query.order, query.continuations, strict=True):
-            (token,) = tokenizer(text)["input_ids"]
-            assert record.full.scores[choice] == pytest.approx(logprobs[token].item(), abs=1e-4)
+def test_shuffled_choices_are_searched_as_they_stand_then(project: Path, tmp_path: Path) -> None:
+    # Oracle: the scorer for the shuffled task; the prompt's fingerprint, by which training refuses the records.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "model").symlink_to(project / "model")
+    write_tasks(tmp_path / "data", TaskSet.of(LETTERS))
+    samples = tiny_samples("train", 4)
+    write_samples(tmp_path / "data" / "train.jsonl", samples)
+    scorer = scorer_of(project, load_task("arc_easy", "letter", shuffle=7))
+    block = scorer.load(scorer.encode_all(samples))
+    alone = scorer.score(block, [(i, FULL) for i in range(len(samples))])
+    records = search(tmp_path, tmp_path / "out", shuffle=7, search__simulations=2)
+    for record, result in zip(records, alone, strict=True):
+        assert record.fingerprints == scorer.fingerprints
+        assert record.full.scores == pytest.approx(result.scores, abs=1e-4)
 
 
 def test_free_answers_alone_cannot_be_shuffled_and_stay_as_they_are_beside_letters() -> None:

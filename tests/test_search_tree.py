@@ -17,7 +17,7 @@ from router.chain import Chain
 from search.actions import ActionSpace
 from search.algorithms import TreeSearcher
 from search.tree import Tree, select_uct, widening_limit
-from tests.toys import SMALL, LastRandom, brute_force, constant, noisy, plain, run, space_of, trials
+from tests.toys import SMALL, LastRandom, brute_force, noisy, plain, run, space_of, trials
 
 BY_HAND = plain(
     simulations=20,
@@ -129,34 +129,11 @@ def test_values_are_the_mean_and_the_best_of_the_simulations_through_a_node(sett
     assert list(searcher.evaluated.values()) == [noisy(chain) for chain in searcher.evaluated]
 
 
-def test_a_deeper_reward_raises_every_node_above_it():
-    # Oracle: by hand: of two equal children, the one whose own child is right and short is worth more in "reward" form.
-    settings = replace(BY_HAND, simulations=4, depth_penalty=0.3, depth_in="reward", backup="max")
-    searcher = run(lambda _: 1.0, settings, LastRandom(), 3)
-    # Asked: the full chain, 0-1, 0,2, and below 0-1 (the first of equals) the chain 0.
-    assert list(map(str, searcher.evaluated)) == ["0-2", "0-1", "0,2", "0"]
-    first, second = (edge.child for edge in searcher.tree.root.edges)
-    assert (first.value, second.value) == (pytest.approx(1 - 0.1), pytest.approx(1 - 0.2))
-    assert searcher.tree.root.value == pytest.approx(1 - 0.1)
-    assert set(searcher.evaluated.values()) == {1.0}
-
-
 def test_the_search_needs_no_torch():
     # Oracle: the modules that a fresh interpreter has loaded after the import.
     code = "import sys, search.algorithms; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_tree_branches(seed):
-    # Oracle: bounds written by hand: 50 simulations are 50 chains (Dr.LLM: 200 simulations, 40 chains, one
-    # path), at least ten actions at the root and at least five nodes with more than one child.
-    searcher = run(lambda c: c.depth % 3 == 0, plain(simulations=50), seed, 30)
-    assert searcher.simulations == len(searcher.evaluated) == 50
-    assert len(searcher.tree.root.edges) >= 10
-    assert sum(len(node.edges) > 1 for node in searcher.tree.nodes.values()) >= 5
-    assert max(node.edits for node in searcher.tree.nodes.values()) >= 2
 
 
 def test_deeper_spaces_are_covered_but_for_detours():
@@ -229,8 +206,7 @@ def test_the_weights_of_a_node_give_skips_their_share():
 LEAPING = plain(skip_share=0.8, root_leap=4, leap=2, shorter_first=True, max_edits=4, in_flight=2)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_leaping_searches_stay_in_the_space_and_never_repeat_a_chain(seed):
+def test_leaping_searches_stay_in_the_space_and_never_repeat_a_chain():
     # Oracle: brute force of the chains within 4 actions of 5 layers, 1 of them in the prefix.
     settings = replace(LEAPING, simulations=400, max_block=2, max_times=1, max_depth=8)
     asked = []
@@ -239,7 +215,7 @@ def test_leaping_searches_stay_in_the_space_and_never_repeat_a_chain(seed):
         asked.append(chain)
         return float(chain.depth % 3 == 1)
 
-    searcher = run(reward, settings, seed, 5, 1)
+    searcher = run(reward, settings, 0, 5, 1)
     assert len(set(asked)) == len(asked) == searcher.simulations
     assert set(asked) <= brute_force(ActionSpace(settings, 5, 1), 4)
     edits = [node.edits for node in searcher.tree.nodes.values()]
@@ -251,23 +227,3 @@ def test_a_small_space_is_searched_to_its_end_by_leaps_too():
     settings = replace(LEAPING, simulations=10_000, max_edits=2, max_block=2, max_times=1)
     found = run(lambda _: 1.0, settings, 0, 4)
     assert set(found.evaluated) == brute_force(ActionSpace(settings, 4), 2)
-
-
-def shorter_than_all_before(settings):
-    """Share of chains that are shorter than every one before, over searches in which every chain is right."""
-    shorter = tried = 0
-    for seed in range(20):
-        depths = [chain.depth for chain in run(lambda _: 1.0, settings, seed, 30, 12).evaluated]
-        shorter += sum(depth < min(depths[:i]) for i, depth in enumerate(depths) if i)
-        tried += len(depths) - 1
-    return shorter / tried
-
-
-def test_chains_are_shorter_than_the_best_once_one_is_right():
-    # Oracle: counting. Two chains after the full one; nearly always ten draws hold a shorter chain so early. Where
-    # nothing is right (reward 0.5 is not above 0.5) the preference has nothing to go by.
-    settings = replace(LEAPING, simulations=3, in_flight=1, max_edits=8)
-    assert shorter_than_all_before(settings) > 0.85
-    assert shorter_than_all_before(replace(settings, shorter_first=False)) < 0.75
-    settings = replace(LEAPING, simulations=40, max_edits=8)
-    assert trials(constant, settings, 0, 30, 12) == trials(constant, replace(settings, shorter_first=False), 0, 30, 12)

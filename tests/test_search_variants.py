@@ -30,7 +30,7 @@ from train.objectives import MenuObjective, MenuSettings
 
 WORDINGS = tuple(f"Question{mark} {{question}}" for mark in ";.,!-")
 TASKS = TaskSet.of([replace(SUMS, prompt=replace(SUMS.prompt, wordings=WORDINGS)), LETTERS])
-SAMPLES = [*sums("train", 8), *[one for one in tiny_samples("train", 20) if len(one.choices) > 2][:6]]
+SAMPLES = [*sums("train", 5), *[one for one in tiny_samples("train", 20) if len(one.choices) > 2][:5]]
 SEARCH = {"search__simulations": 12, "search__max_depth": "null", "variants": 3}
 
 
@@ -190,18 +190,6 @@ def test_a_share_of_the_variants_is_enough(variants: int, share: float, needed: 
         assert asked.may_stand(right, further) == (variants - wrongs >= needed)
         assert not asked.may_stand(wrong, further)
         assert not asked.with_variants(wrong, rest).stands
-
-
-def test_a_share_lets_chains_stand_that_fail_in_a_variant(project: Path, tmp_path: Path) -> None:
-    # Oracle: right answers counted in the records.
-    kinds = set()
-    for record in search(project, tmp_path, stand_share=0.5):
-        for result in record.results:
-            right = sum(one.correct for one in result.answers)
-            assert result.robust == (result.correct and right >= 2)
-            assert len(result.answers) == (3 if result.correct or result.chain.is_full else 1)
-            kinds.add((right, result.robust))
-    assert kinds >= {(2, True), (3, True), (1, False)}
 
 
 MENU = [Chain.parse(text, NUM_LAYERS) for text in ("0-4", "0-3", "0-2,4", "0-1,3-4", "0-4,3-4")]

@@ -60,6 +60,8 @@ def test_every_setting_is_described_has_a_type_in_words_and_is_refused_by_name(k
 
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
+        if field.name not in own:
+            continue  # tried with the class that declares it
         words = describe(hints[field.name])
         assert not re.search(r"[\[\]<>|]|typing", words), f"{field.name}: {words}"
 

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from data.records import read_records
 from data.sample import read_samples, write_samples
 from data.states import compute_states
-from router.command import run_command
-from router.decision import Operation, Router
-from router.heads.head import pad_states
+from router.decision import Operation
 from router.storage import GUARANTEE_FILE, TRAINED_ON_FILE, load_router, save_router
+from router.validation import InputError
 from search.__main__ import main as search
 from search.menu import Menu, write_menu
+from tests.conftest import Refusal
 from tests.menus import record, write_records
 from tests.test_search_run import arguments as search_arguments
-from tests.tiny import FULL, NUM_LAYERS, random_router, scorer_of, tiny_samples, write_project
+from tests.tiny import FULL, NUM_LAYERS, random_router, scorer_of, tiny_samples, untrained, write_project
 from train.calibrate import Calibration, main, settings_of, static_settings
 from train.guarantee import certify
 
@@ -32,11 +33,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_project(tmp_path_factory.mktemp("calibrate"), train=12, validation=12)
     write_samples(folder / "data" / "calibration.jsonl", tiny_samples("calibration", 40))
     scorer = scorer_of(folder)
-    router = random_router(scorer, 2)
     states = compute_states(scorer, read_samples(folder / "data" / "validation.jsonl"), 2, "states")
-    router.head.calibrate(router.head(*pad_states(list(states.values()))))
-    config = type(router.config)(**{**vars(router.config), "budget_points": router.head.budget_points})
-    save_router(folder / "router", Router(config, router.head))
+    save_router(folder / "router", untrained(random_router(scorer, 2).config, list(states.values())))
     (folder / "router" / TRAINED_ON_FILE).write_text(json.dumps({"split_hashes": []}))
     main(arguments(folder))
     return folder
@@ -59,9 +57,7 @@ def arguments(project: Path, **changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def test_a_menu_table_of_the_split_says_the_same_as_running_the_chains(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_menu_table_of_the_split_says_the_same_as_running_the_chains(project: Path, refusal: Refusal) -> None:
     # Oracle: the guarantee of the run without a table; a table that lacks a chain, or the states, is refused.
     run = json.loads((project / "router" / GUARANTEE_FILE).read_text())
     router = load_router(project / "router")
@@ -73,12 +69,16 @@ def test_a_menu_table_of_the_split_says_the_same_as_running_the_chains(
         write_menu(project / f"{name}.json", Menu.of([FULL, *of_menu], 2))
         table = {"splits": "[calibration]", "first_editable": 2, "verify": "false", "read_layers": layers}
         search(search_arguments(project, project / name, menu=project / f"{name}.json", **table))
+    wrong = [
+        dataclasses.replace(one, reward_target="wrong") for one in read_records(project / "poor/calibration.jsonl")
+    ]
+    write_records(project / "control" / "calibration.jsonl", wrong)
     for name, message in (
+        ("control", "the reward target gold, got wrong"),
         ("poor", "every chain of the router"),
         ("stateless", "the states that the router reads (hidden_states[2]) of calibration"),
     ):
-        assert run_command(main, arguments(project, records=project / name)) == 2
-        assert f"records: expected {message}" in capsys.readouterr().err
+        assert f": expected {message}" in refusal(main, arguments(project, records=project / name))
     main(arguments(project, records=project / "whole"))
     told = json.loads((project / "router" / GUARANTEE_FILE).read_text())
     assert told["key"] != run["key"]
@@ -172,50 +172,47 @@ def test_fallbacks_share_delta_and_static_chains_get_the_same_test(project: Path
     assert len(told["static"]["certificate"]["mean_losses"]) == len({chain.depth for chain in menu.chains}) - 1
 
 
-def test_static_settings_are_the_best_of_each_depth(tmp_path: Path) -> None:
+def test_static_settings_are_the_best_of_each_depth(made: Path, tmp_path: Path) -> None:
     # Oracle: by hand. Of depth 5 "0-4" is right on both samples, of depth 4 "0-2,4".
-    for split, right in (("train", True), ("validation", False)):
-        made = record(split, {"0-5": True, "0-3,5": False, "0-4": True, "0-3": right, "0-2,4": True})
-        write_records(tmp_path / f"{split}.jsonl", [made])
-    assert [str(chain) for chain in static_settings(tmp_path)] == ["0-4", "0-2,4"]
+    # Tables of another model, or of the control, are refused.
+    router = load_router(made / "router")
+
+    def best(**changes: object) -> list[str]:
+        for split, right in (("train", True), ("validation", False)):
+            rights = {"0-5": True, "0-3,5": False, "0-4": True, "0-3": right, "0-2,4": True}
+            write_records(tmp_path / f"{split}.jsonl", [record(split, rights, **changes)])
+        return list(map(str, static_settings(tmp_path, router)))
+
+    own = {"fingerprints": router.config.fingerprints}
+    assert best(**own) == ["0-4", "0-2,4"]
+    with pytest.raises(InputError, match=r"static .*: expected it to be made for the model"):
+        best()
+    with pytest.raises(InputError, match=r"static .*: expected the reward target gold, got wrong"):
+        best(**own, reward_target="wrong")
 
 
 def test_what_a_second_run_refuted_is_a_loss() -> None:
-    # Oracle: by hand. Full depth and its skip are right on both samples, but a second run refuted the skip's first
-    # answer and full depth's second one.
+    # Oracle: by hand. Full depth and its skip are right on three samples, but a second run refuted the skip's first
+    # answer and full depth's others. On the third sample the skip had no second run, so there full depth's counts as
+    # little: else a chain that answers just as full depth does would gain.
     full, skip = record("a", {"0-5": True, "0-4": True}).results
-    refuted = [dataclasses.replace(one, verified=False) for one in (full, skip)]
-    done = Calibration((full, refuted[0]), ((refuted[1], skip),))
-    assert done.losses("accuracy").tolist() == [[1, -1]]
+    stood, refuted = ([dataclasses.replace(one, verified=kept) for one in (full, skip)] for kept in (True, False))
+    done = Calibration((stood[0], refuted[0], refuted[0]), ((refuted[1], stood[1], skip),))
+    assert done.losses("accuracy").tolist() == [[1, -1, 0]]
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"delta": 0}, "delta: expected above 0, got 0.0"),
         ({"router": "nowhere"}, "router: expected"),
         ({"least_scores": "[0.1, 0.2, 0.3]", "delta": 1e-4}, "delta / starts: expected above 0.0001"),
     ],
 )
-def test_bad_input_gets_one_line(
-    project: Path, change: dict[str, object], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(main, arguments(project, **change)) == 2
-    error = capsys.readouterr().err
-    assert told in error
-    assert "Traceback" not in error
+def test_bad_input_gets_one_line(project: Path, refusal: Refusal, change: dict[str, object], told: str) -> None:
+    assert told in refusal(main, arguments(project, **change))
 
 
-def test_a_router_that_saw_the_questions_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_router_that_saw_the_questions_is_refused(project: Path, refusal: Refusal) -> None:
     seen = [sample.split_hash for sample in read_samples(project / "data" / "calibration.jsonl")][:3]
     (project / "router" / TRAINED_ON_FILE).write_text(json.dumps({"split_hashes": seen}))
-    assert run_command(main, arguments(project)) == 2
-    assert "got 3 that it was" in capsys.readouterr().err
-
-
-def test_a_guarantee_of_other_weights_does_not_count(project: Path) -> None:
-    router = load_router(project / "router")
-    for parameter in router.head.parameters():
-        parameter.data.add_(1.0)
-    save_router(project / "router", Router(router.config, router.head))
-    assert load_router(project / "router").guarantee is None
+    assert "got 3 that it was" in refusal(main, arguments(project))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.records import ChainResult, SearchRecord, pareto_front, read_records
-from data.sample import Sample, read_samples
+from data.sample import read_samples
 from data.states import compute_states
 from data.tasks import TaskSet, load_task, read_tasks, write_tasks
 from data.tracking import TrackingSettings
@@ -23,6 +23,7 @@ from router.fingerprint import Fingerprints
 from router.storage import load_router
 from router.validation import to_plain
 from search.__main__ import main as search
+from tests.conftest import Refusal
 from tests.menus import write_records
 from tests.test_search_run import arguments as search_arguments
 from tests.tiny import FULL, NUM_LAYERS, save_tiny, scorer_of, write_project
@@ -102,23 +103,25 @@ def test_info_shows_how_prompts_look_that_the_router_knows(searched: Path, capsy
 
 
 def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(project: Path) -> None:
-    # Oracle: every sample alone under the chain that the written router picks; full depth as the records have it.
+    # Oracle: every sample under the chain that the written router picks, one by one; full depth as the records have it.
     router = load_router(project / "router")
     records = read_records(project / "records" / "validation.jsonl")
     samples = read_samples(project / "data" / "validation.jsonl")
     scorer = scorer_of(project)
     made = compute_states(scorer, samples, 2, "states")
     states = [made[sample.id] for sample in samples]
-    by_id = {record.sample_id: record for record in records}
+    block = scorer.load(scorer.encode_all(samples))
+    known = {record.sample_id: {one.chain: one.stands for one in record.results} for record in records}
 
-    def right(sample: Sample, chain: Chain) -> bool:
-        known = {one.chain: one.stands for one in by_id[sample.id].results}
-        block = scorer.load([scorer.encode(sample)])
-        return known[chain] if chain in known else scorer.score(block, [(0, chain)])[0].stands
+    def right(place: int, chain: Chain) -> bool:
+        own = known[samples[place].id]
+        if chain not in own:
+            own[chain] = scorer.score(block, [(place, chain)])[0].stands
+        return own[chain]
 
     def accuracy(operation: Operation) -> float:
         chosen = router.decide(states, operation)
-        return sum(right(sample, one.chain) for sample, one in zip(samples, chosen, strict=True)) / len(samples)
+        return sum(right(place, one.chain) for place, one in enumerate(chosen)) / len(samples)
 
     own = router.measured()
     assert own is not None
@@ -134,6 +137,23 @@ def test_the_accuracy_of_operating_points_is_measured_on_all_of_validation(proje
         near = router.measured(point.mean_depth)
         assert near is not None
         assert near.accuracy == point.accuracy
+
+
+def refuted(record: SearchRecord) -> SearchRecord:
+    """The record, in which a second run has refuted full depth."""
+    results = (dataclasses.replace(record.full, verified=False), *record.results[1:])
+    return dataclasses.replace(record, results=results)
+
+
+def test_measures_compare_like_with_like(project: Path) -> None:
+    # Oracle: counting. A second run refuted full depth everywhere; of the chains that the router picks there is none.
+    path = project / "records" / "validation.jsonl"
+    records = read_records(path)
+    write_records(path, [refuted(one) for one in records])
+    main(arguments(project, trainer__max_epochs=1))
+    own = load_router(project / "router").measured()
+    assert own is not None
+    assert own.full_accuracy == sum(record.full.correct for record in records) / len(records) > 0
 
 
 def test_budgets_and_calibration_know_the_scope_and_the_head_does_not(project: Path) -> None:
@@ -253,72 +273,59 @@ RECORDS: dict[str, dict[str, object]] = {
     "records of two searches": {"first_editable": 1},
     "record of another tokenizer": {"fingerprints": Fingerprints("m", "z", "p")},
     "record of an unknown sample": {"sample_id": "0" * 16},
-    "record of the control": {"reward_target": "wrong"},
 }
 
 
-def damage(project: Path, name: str) -> dict[str, object]:
-    """Make one thing wrong; returns the changed settings."""
+def damage(project: Path, name: str) -> None:
+    """Make one thing wrong in a project."""
     train = project / "records" / "train.jsonl"
-    if name == "lost record line":
-        train.write_text("".join(train.read_text().splitlines(keepends=True)[1:]))
-    elif name in RECORDS:
+    if name in RECORDS:
         first, *others = read_records(train)
         write_records(train, [dataclasses.replace(first, **RECORDS[name]), *others])
-    elif name == "missing records":
-        train.unlink()
+    elif name == "records of the control":
+        for path in (train, train.with_name("validation.jsonl")):
+            write_records(path, [dataclasses.replace(one, reward_target="wrong") for one in read_records(path)])
     elif name == "other model":
-        return {"model": save_tiny(project / "other", seed=9)}
+        save_tiny(project / "model", seed=9)
     elif name == "unknown task":
         write_tasks(project / "data", TaskSet.of(dataclasses.replace(load_task("arc_easy"), name="quiz")))
     elif name == "another mode":
         write_tasks(project / "data", TaskSet.of(load_task("arc_easy", "letter")))
-    elif name == "bad size":
-        return {"head.hidden": 0}
-    elif name == "no epoch":
-        return {"trainer.max_epochs": 0}
-    elif name == "unknown monitor":
-        return {"early_stopping.monitor": "validation/luck"}
-    elif name == "no such accelerator":
-        return {"trainer.accelerator": "abacus"}
-    elif name == "learning rate out of all bounds":
-        return {"head.learning_rate": 1e30}
-    elif name == "another read layer wanted":
-        return {"read_layer": 1}
-    elif name == "missing directory":
-        return {"records": project / "nowhere"}
-    elif name == "unwritable output":
-        return {"out": "/proc/router"}
-    return {}
 
 
-BAD = {
-    "lost record line": "train.jsonl: expected 60 lines with SHA-256",
-    "record of another split": "expected records of the split train, got one of test",
-    "records of two searches": "expected records of one search, got first_editable",
-    "record of another tokenizer": "expected records of one search, got fingerprints",
-    "record of an unknown sample": "expected records of the samples in",
-    "record of the control": "expected records of one search, got reward_target",
-    "no epoch": "trainer.max_epochs: expected at least one epoch",
-    "unknown monitor": "early_stopping.monitor: Early stopping conditioned on metric `validation/luck`",
-    "no such accelerator": "abacus",
-    "learning rate out of all bounds": "head.learning_rate: expected training that stays finite",
-    "missing records": "records: train: expected an existing file",
-    "other model": "expected it to be made for the model",
-    "unknown task": "data: expected samples of the tasks quiz, got one of arc_easy",
-    "another mode": "records: expected the modes of",
-    "bad size": "head.hidden: expected at least 1, got 0",
-    "another read layer wanted": "read_layer: expected 2 (as in the records) to 4, got 1",
-    "missing directory": "records: expected an existing directory",
-    "unwritable output": "out: expected a directory that can be written",
+BAD: dict[str, tuple[dict[str, object], str]] = {
+    "record of another split": ({}, "expected records of the split train, got one of test"),
+    "records of two searches": ({}, "expected records of one search, got first_editable"),
+    "record of another tokenizer": ({}, "expected records of one search, got fingerprints"),
+    "record of an unknown sample": ({}, "expected records of the samples in"),
+    "records of the control": ({}, "records: expected the reward target gold, got wrong"),
+    "other model": ({}, "expected it to be made for the model"),
+    "unknown task": ({}, "data: expected samples of the tasks quiz, got one of arc_easy"),
+    "another mode": ({}, "records: expected the modes of"),
+    "no epoch": ({"trainer.max_epochs": 0}, "trainer.max_epochs: expected at least one epoch"),
+    "unknown monitor": (
+        {"early_stopping.monitor": "validation/luck"},
+        "early_stopping.monitor: Early stopping conditioned on metric `validation/luck`",
+    ),
+    "no such accelerator": ({"trainer.accelerator": "abacus"}, "abacus"),
+    "learning rate out of all bounds": (
+        {"head.learning_rate": 1e30},
+        "head.learning_rate: expected training that stays finite",
+    ),
+    "a head that no router may have": ({"head.hidden": 2**16 + 1}, "head.hidden: expected at most 65536, got 65537"),
+    "seed of no generator": ({"seed_everything": 2**32}, "seed_everything: expected below 4294967296"),
+    "no such mode": ({"early_stopping.mode": "best"}, "early_stopping: `mode` can be min, max, got best"),
+    "validation after no batch": ({"trainer.val_check_interval": 1000}, "trainer: `val_check_interval` (1000) must be"),
+    "too few to validate": ({"trainer.limit_val_batches": 0.001}, "trainer: "),
+    "another read layer wanted": ({"read_layer": 1}, "read_layer: expected 2 (as in the records) to 4, got 1"),
+    "missing directory": ({"records": "nowhere"}, "records: expected an existing directory"),
+    "unwritable output": ({"out": "/proc/router"}, "out: expected a directory that can be written"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_status_2(project: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    changes = damage(project, name)
-    assert run_command(main, arguments(project, **({"out": project / "new"} | changes))) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert BAD[name] in error[0]
+def test_bad_input_is_one_line_and_status_2(project: Path, refusal: Refusal, name: str) -> None:
+    damage(project, name)
+    changes, message = BAD[name]
+    assert message in refusal(main, arguments(project, **({"out": project / "new"} | changes)))
     assert not [path for path in project.glob("new/*") if path.name != "checkpoints"]

@@ -170,6 +170,7 @@ def test_chains_that_counts_cannot_say_are_passed_over() -> None:
     )  # fmt: skip
     assert layer_classes(found, 2) == (RUN, RUN, RUN, REPEAT)
     assert layer_classes(found_of((FULL, False, -1.0), (FULL.repeat(2, 2, 1), True, 3.0)), 2) is None
+    assert layer_classes(found_of((FULL, False, -1.0), (FULL.repeat(1, 1, 1), True, 3.0)), 2) is None  # of the prefix
     assert layer_classes(found_of((FULL, False, -1.0)), 2) is None
 
 
@@ -200,21 +201,6 @@ def test_focal_loss() -> None:
     assert focal_loss(logits, targets, weights, 2.0).item() == pytest.approx(wanted, rel=1e-5)
     plain = focal_loss(logits, targets, torch.ones(3), 0.0)
     assert torch.allclose(plain, torch.nn.functional.cross_entropy(logits.reshape(-1, 3), targets.reshape(-1)))
-
-
-def test_a_chain_that_did_not_stand_its_verification_is_no_target() -> None:
-    # Oracle: the shortest right chain without the mark; marks of the others change nothing.
-    shortest, other = FULL.skip(2, 2), FULL.skip(2, 1)
-    found = found_of((FULL, True, 0.3), (shortest, True, 0.2), (other, True, 0.4))
-
-    def marked(chain: Chain, verified: bool) -> SearchRecord:
-        results = [dataclasses.replace(r, verified=verified) if r.chain == chain else r for r in found.results]
-        return dataclasses.replace(found, results=tuple(results))
-
-    assert layer_classes(marked(shortest, True), 2) == layer_classes(found, 2)
-    assert layer_classes(marked(shortest, False), 2) == layer_classes(
-        found_of((FULL, True, 0.3), (other, True, 0.4)), 2
-    )
 
 
 def test_a_later_read_layer_passes_over_the_chains_that_edit_before_it() -> None:

@@ -13,11 +13,11 @@ import torch
 from data.records import read_records
 from data.sample import read_samples, write_samples
 from data.tasks import TaskSet, load_task, write_tasks
-from router.command import run_command
 from router.decision import Router
 from router.heads.menu import MenuHead
 from router.storage import load_router, save_router
 from search.__main__ import main as search
+from tests.conftest import Refusal
 from tests.test_search_run import arguments as search_arguments
 from tests.test_train_command import arguments
 from tests.tiny import NUM_LAYERS, tiny_samples, write_project
@@ -117,7 +117,6 @@ def test_the_weights_to_start_from_belong_to_the_trainings_key(
     [
         ("other head", "warm_start: expected a router with head layerwise, as set here, got menu"),
         ("other width", "warm_start: expected a router with hidden 9, as set here, got 8"),
-        ("other weighting", "warm_start: expected a router with agreement 0.1, as set here, got 0.5"),
         ("other model", "warm_start: expected it to be made for the model"),
         ("other read layer", "warm_start: expected a router with read_layer 3, as set here, got 2"),
         ("no questions", "warm_start: expected a router with trained_on.json"),
@@ -126,12 +125,11 @@ def test_the_weights_to_start_from_belong_to_the_trainings_key(
     ],
 )
 def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+    project: Path, tmp_path: Path, refusal: Refusal, name: str, said: str
 ) -> None:
     old = Path(shutil.copytree(project / "menu", tmp_path / "old"))
     changes: dict[str, dict[str, object]] = {
         "other width": {"head__hidden": 9},
-        "other weighting": {"head__menu__agreement": 0.1},
         "other read layer": {"read_layer": 3},
         "nowhere": {"warm_start": tmp_path / "nowhere"},
         "itself": {"out": old},
@@ -144,6 +142,5 @@ def test_a_router_that_training_cannot_start_from_is_refused_in_one_line(
         (old / "trained_on.json").unlink()
     kind = "layerwise" if name == "other head" else "menu"
     named = {"warm_start": old, **changes.get(name, {})}
-    arguments = train_arguments(project, Path(str(named.pop("out", tmp_path / "new"))), kind, **named)
-    assert run_command(train, arguments) == 2
-    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+    out = Path(str(named.pop("out", tmp_path / "new")))
+    assert said in refusal(train, train_arguments(project, out, kind, **named))

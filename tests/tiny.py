@@ -22,6 +22,7 @@ from data.scoring import ChainScorer
 from data.tasks import Task, TaskSet, load_task, write_tasks
 from router.chain import Chain
 from router.decision import Router, RouterConfig
+from router.engine.copies import PLACES
 from router.engine.load import load_model
 from router.heads.head import pad_states
 from tests.families import ALL, NUM_LAYERS, Family
@@ -42,6 +43,18 @@ def tiny_model(family: str, attention: str | None = None, seed: int = 0) -> PreT
         if parameter.ndim == 2:
             parameter.data.normal_(0, 0.2, generator=generator)
     return model.requires_grad_(False)
+
+
+def held(model: PreTrainedModel) -> dict[str, object]:
+    """Return all that a model holds, by name: settings; modules with mode, hooks and place; weights with identity."""
+    found: dict[str, object] = {"config": repr(model.config), "generation": repr(model.generation_config)}
+    for name, module in model.named_modules():
+        own = vars(module)
+        hooks, places = [len(own[key]) for key in own if "hooks" in key], [own.get(key) for key in PLACES]
+        found[name] = (id(module), module.training, sorted(own), hooks, places)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found[name] = (id(tensor), tensor.dtype, tensor.requires_grad, tensor.double().sum().item())
+    return found
 
 
 @pytest.fixture(params=VARIANTS, ids="-".join, scope="module")

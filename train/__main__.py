@@ -16,9 +16,10 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -26,6 +27,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import WandbLogger
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -36,7 +38,7 @@ from router.decision import LateConfig, Router, RouterConfig
 from router.files import read_json, sha256_file, sha256_json, writable_directory, write_json
 from router.heads.menu import MenuHead
 from router.storage import CONFIG_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, load_router, save_router
-from router.validation import SETTINGS, Count, InputError
+from router.validation import SETTINGS, InputError
 from train import calibrate
 from train.datamodule import DataSettings, Example, Examples, RouterData, WarmStart, collate
 from train.module import HeadSettings, RouterModule
@@ -65,7 +67,7 @@ class TrainSettings(DataSettings):
         head: the router's head, and how it is trained.
         scope: the scope that is fitted after training; null: none, every prompt runs under the head's choice.
         warm_start: folder of a router to start from; its task may be another; null: none.
-        seed_everything: seed of all that training draws.
+        seed_everything: seed of all that training draws but the order of the batches, which is the same for every seed.
         tracking: where the run is tracked.
     """
 
@@ -73,7 +75,7 @@ class TrainSettings(DataSettings):
     head: HeadSettings = HeadSettings()
     scope: ScopeSettings | None = ScopeSettings()
     warm_start: Path | None = None
-    seed_everything: Count = 0
+    seed_everything: Annotated[int, Field(ge=0, lt=2**32)] = 0
     tracking: TrackingSettings = TrackingSettings()
 
 
@@ -154,7 +156,8 @@ def _fit(
     best._enable_version_counter = False
     trainer = make_trainer(best)
     try:
-        trainer.fit(module, data)
+        with _refusals_as("trainer"):
+            trainer.fit(module, data)
     except SystemExit:
         # Lightning turns Ctrl-C into an exit of its own; the commands here end alike.
         if trainer.interrupted:
@@ -167,6 +170,7 @@ def _fit(
     if not best.best_model_path:
         raise InputError("trainer.max_epochs: expected at least one epoch with a validation loss, got none")
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    module.float()  # whatever `trainer.precision`: a router's head is float32
 
 
 MakeTrainer = Callable[[list[Any], list[Callback]], Trainer]
@@ -193,19 +197,33 @@ def _parse(argv: Sequence[str]) -> tuple[TrainSettings, EarlyStopping, MakeTrain
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER.items()})
     with refusals_of(TrainSettings):
         config = parser.parse_args(list(argv))
-        seed_everything(config["seed_everything"], workers=True, verbose=False)
         settings = settings_of(TrainSettings, config)
-        made = parser.instantiate(config)
+        seed_everything(settings.seed_everything, workers=True, verbose=False)
+        with _refusals_as("early_stopping"):
+            made = parser.instantiate(config)
     plain: dict[str, Any] = json.loads(parser.dump(config, format="json", skip_none=False))
     plain.pop("config", None)
 
     def make_trainer(loggers: list[Any], callbacks: list[Callback]) -> Trainer:
-        try:
+        with _refusals_as("trainer"):
             return Trainer(**made["trainer"].as_dict(), logger=loggers, callbacks=callbacks)
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise InputError(f"trainer: {one_line(error)}") from error
 
     return settings, made["early_stopping"], make_trainer, plain
+
+
+@contextmanager
+def _refusals_as(setting: str) -> Iterator[None]:
+    """Turn what Lightning refuses into one line of ours that begins with the setting.
+
+    Raises:
+        InputError: in place of its errors.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, ValueError, TypeError, MisconfigurationException) as error:
+        raise InputError(f"{setting}: {one_line(error)}") from error
 
 
 def _quiet_lightning() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data.encoding import EncodedSample, batches_by_length
 from data.pool import Batch, Pool, PoolSettings, Report, Task, run_batches
-from data.records import ChainResult, DenseTable, agrees, read_records
+from data.records import ChainResult, DenseTable, SearchRecord, agrees, read_records
 from data.sample import Sample, Split, read_samples
 from data.scoring import ChainScorer, base_model, delivered, open_scorer
 from data.splits import require_unseen
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_told(router.guarantee, router.config.num_layers))
         return
     tried = settings_of(router.head.budget_points, settings.points, settings.least_scores)
-    fixed = [] if settings.static is None else static_settings(settings.static)
+    fixed = [] if settings.static is None else static_settings(settings.static, router)
     if settings.records is None:
         done = _run(router, settings, [*tried, *fixed])
     else:
@@ -175,7 +175,7 @@ def _look_up(
     if unknown:
         raise InputError(f"records: expected a record of each sample in {path}, got none of {unknown[0]}")
     first, ids = records[samples[0].id], [sample.id for sample in samples]
-    router.config.fingerprints.require(first.fingerprints, f"records {path}")
+    _require_fit(first, router, f"records {path}")
     origin = StatesOrigin(first.fingerprints, first.dtype)
     tasks = read_tasks(settings.data)
     picked: list[tuple[Decision, ...]] = []
@@ -279,7 +279,11 @@ class Calibration:
         """Return each setting's loss against full depth (`train.guarantee.LossKind`)."""
 
         def loss(full: ChainResult, one: ChainResult) -> int:
-            return full.right - one.right if kind == "accuracy" else not agrees(one, full)
+            if kind == "disagreement":
+                return not agrees(one, full)
+            if one.verified is None:  # a table's full depth was judged twice, and other chains only where they may be
+                return full.correct - one.correct  # labels: without this they would gain by it
+            return full.right - one.right
 
         rows = [[loss(full, one) for full, one in zip(self.full, row, strict=True)] for row in self.routed]
         return np.array(rows, dtype=np.int64)
@@ -315,17 +319,28 @@ def settings_of(points: Sequence[BudgetPoint], count: int, least_scores: Sequenc
     return [OperatingPoint(ordered[place].offset, least) for least in fallbacks for place in places]
 
 
-def static_settings(folder: Path) -> list[Chain]:
+def _require_fit(record: SearchRecord, router: Router, where: str) -> None:
+    """Refuse records of another model or prompt, or of the control."""
+    router.config.fingerprints.require(record.fingerprints, where)
+    if record.reward_target != "gold":
+        raise InputError(f"{where}: expected the reward target gold, got {record.reward_target}")
+
+
+def static_settings(folder: Path, router: Router) -> list[Chain]:
     """Return the best static chain of each depth below the model's, from the deepest to the shallowest.
 
     Args:
         folder: menu tables of training and validation samples; "best" is by right answers on them.
+        router: the router that they are a baseline for.
 
     Raises:
-        InputError: where the records have no chain in common but the full one.
+        InputError: where the records have no chain in common but the full one, or are another model's.
     """
     require_directory(folder, "static")
-    table = DenseTable.of([one for split in TABLES for one in read_records(folder / f"{split}.jsonl", "static")])
+    records = [one for split in TABLES for one in read_records(folder / f"{split}.jsonl", "static")]
+    for record in records:
+        _require_fit(record, router, f"static {folder}")
+    table = DenseTable.of(records)
     best = [table.chains[column] for column in table.best_of_each_depth()]
     shorter = [chain for chain in reversed(best) if chain.depth < chain.num_layers]
     if not shorter:

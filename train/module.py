@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from router.decision import HEADS
+from router.decision import HEADS, Hidden, Windows
 from router.heads.head import Head, Pooling, StateEncoder
-from router.validation import SETTINGS, NotNegative, Positive
+from router.validation import SETTINGS, NotNegative
 from train.datamodule import Batch, RouterData, WarmStart
 from train.objectives import (
     HeadName,
@@ -42,9 +42,9 @@ class HeadSettings:
     """
 
     kind: HeadName = "layerwise"
-    hidden: Positive = 64
+    hidden: Hidden = 64
     pooling: Pooling = "windows"
-    windows: Positive = 8
+    windows: Windows = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     weight_decay: NotNegative = 0.1
@@ -113,7 +113,9 @@ class RouterModule(LightningModule):
         output = self(pooled, filled)
         loss = self.objective.loss(self.head, output, targets)
         self.log("validation/loss", loss, batch_size=len(pooled), prog_bar=True)
-        self._validated.append((output.detach().cpu(), targets.cpu()))
+        # In float32 whatever `trainer.precision`, and finite: an epoch that diverged says so by its loss alone.
+        wanted = targets.float() if targets.is_floating_point() else targets
+        self._validated.append((output.detach().float().nan_to_num().cpu(), wanted.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Log how good the head is on held-out samples, and how far it has collapsed."""

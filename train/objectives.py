@@ -154,7 +154,7 @@ class MenuObjective(Objective):
         self._chains = tuple(chain for chain in shared_chains(records) if chain.unedited_prefix >= read_layer)
         if len(self._chains) < 2:
             raise InputError(
-                "data.records: expected a menu table (python -m search --menu ...) with chains that begin with layers "
+                "records: expected a menu table (python -m search --menu ...) with chains that begin with layers "
                 f"0..{read_layer - 1}, got {len(self._chains)} chains that all records have in common"
             )
         return {"chains": [str(chain) for chain in self._chains], "agreement": self._settings.agreement}
@@ -165,7 +165,7 @@ class MenuObjective(Objective):
         missing = [chain for chain in self._chains if chain not in known]
         if missing:
             raise InputError(
-                f"data.records: expected every chain of the menu for every sample, got none of {missing[0]} "
+                f"records: expected every chain of the menu for every sample, got none of {missing[0]} "
                 f"for {record.sample_id}"
             )
         rows = [self._outcomes(known[chain], record) for chain in self._chains]

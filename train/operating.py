@@ -7,7 +7,7 @@ picks chains that no search has run, and those are run here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -66,7 +66,7 @@ def measure_accuracy(
     judged = {(i, one.chain): one for i, record in enumerate(records) for one in record.results}
     spread = {0, *range(1, len(jobs), max(1, len(points) // POINTS)), len(jobs) - 1}
     wanted = {job for place in spread for job in jobs[place]}
-    judged |= _run(data.open_scorer, samples, sorted(wanted - judged.keys(), key=lambda job: (job[0], job[1].layers)))
+    judged |= _run(data.open_scorer, samples, wanted - judged.keys())
 
     def accuracy(place: int) -> float | None:
         if not judged.keys() >= {*jobs[place]}:
@@ -75,7 +75,7 @@ def measure_accuracy(
             (judged[job], one, data.tasks[samples[job[0]].task])
             for job, one in zip(jobs[place], decided[place], strict=True)
         ]
-        return _mean(delivered(result, task, one_token=one.one_token).right for result, one, task in pairs)
+        return _mean(delivered(result, task, one_token=one.one_token).correct for result, one, task in pairs)
 
     own = accuracy(0)
     assert own is not None
@@ -84,7 +84,8 @@ def measure_accuracy(
     )
     figures = {
         "accuracy": own,
-        "full_accuracy": _mean(record.full.right for record in records),
+        # Of all chains the first judging: of those that no search has verified there is no other.
+        "full_accuracy": _mean(record.full.correct for record in records),
         "chance_accuracy": _mean(1 / len(sample.choices) if sample.choices else 0.0 for sample in samples),
         "samples": float(len(samples)),
         "mean_depth": _mean(one.chain.depth for one in decided[0]),
@@ -134,7 +135,7 @@ def calibrate_in_scope(
 
 
 def _run(
-    open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Sequence[Job]
+    open_scorer: Callable[[], ChainScorer], samples: Sequence[Sample], jobs: Collection[Job]
 ) -> dict[Job, ChainResult]:
     """Return the results of chains that the records do not have, judged in the samples' own scoring mode."""
     if not jobs:

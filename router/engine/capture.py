@@ -20,6 +20,7 @@ from transformers import Cache, PreTrainedModel
 from router.engine.copies import NoHead, replace_head, shallow_copy, with_layers
 from router.engine.decoder import Decoder
 from router.engine.inputs import prefill
+from router.validation import InputError
 
 Axes = dict[int, str]
 """Which dimension of a tensor counts rows ("batch"; "batch*4": so many entries a row) or tokens ("tokens")."""
@@ -104,17 +105,22 @@ class LayerCapture:
     def capture(
         self,
         tokens: Int[Tensor, "batch tokens"],
-        positions: Int[Tensor, "batch tokens"],
+        positions: Int[Tensor, "batch tokens"] | None,
         mask: Int[Tensor, "batch tokens"],
+        **options: Any,
     ) -> Captured:
         """Return the first layer's input and every layer's arguments for a batch; no layer runs.
 
         Args:
             tokens: token ids.
-            positions: position of each token.
+            positions: position of each token; None: the model counts them itself.
             mask: 1 for tokens, 0 for padding.
+            options: further arguments of the model's forward.
         """
-        return self._recorded(tokens, positions, mask)
+        self._local.hidden, self._local.calls, self._local.additions = None, [], None
+        self._call(self._recording, tokens, positions, mask, **self._few_logits, **options)
+        assert self._local.hidden is not None
+        return Captured(self._local.hidden, self._local.calls)
 
     def capture_prepared(
         self, tokens: Int[Tensor, "batch tokens"], mask: Int[Tensor, "batch tokens"], inputs: Mapping[str, Any]
@@ -187,16 +193,10 @@ class LayerCapture:
     def _call(
         self, view: PreTrainedModel, tokens: Tensor, positions: Tensor | None, mask: Tensor, **options: Any
     ) -> Any:
-        """Run a view; without positions the model counts them itself."""
+        """Run a view; arguments as `capture`."""
         if positions is not None:
             options["position_ids"] = positions + self.position_offset
         return view(input_ids=tokens, attention_mask=mask, **{"use_cache": False, "return_dict": True} | options)
-
-    def _recorded(self, tokens: Tensor, positions: Tensor | None, mask: Tensor, **options: Any) -> Captured:
-        self._local.hidden, self._local.calls, self._local.additions = None, [], None
-        self._call(self._recording, tokens, positions, mask, **self._few_logits, **options)
-        assert self._local.hidden is not None
-        return Captured(self._local.hidden, self._local.calls)
 
     def _recorder(self, layer: nn.Module) -> nn.Module:
         local, extras = self._local, self._extras
@@ -228,7 +228,7 @@ class LayerCapture:
         """Look what a layer returns besides hidden states.
 
         Raises:
-            ValueError: where the model hands that to the next layer: then layers cannot be run one by one.
+            InputError: where the model hands that to the next layer: then layers cannot be run one by one.
         """
         seen: list[Any] = []
         probe = shallow_copy(self._decoder.layers[0])
@@ -238,7 +238,7 @@ class LayerCapture:
             extras = [] if isinstance(seen[0], Tensor) else seen[0][1:]
             given = tensors_of(LayerCall(args, kwargs, False))
             if any(extra is one for extra in extras for one in given):
-                raise ValueError("model: expected layers that hand each other hidden states alone, got more")
+                raise InputError("model: expected layers that hand each other hidden states alone, got more")
             return seen[0]
 
         following = _with_forward(self._decoder.layers[-1], follow)
@@ -255,7 +255,7 @@ class LayerCapture:
 
         def handed(positions: Tensor | None) -> list[Tensor]:
             with torch.inference_mode():
-                captured = self._recorded(tokens, positions, mask)
+                captured = self.capture(tokens, positions, mask)
             found = [captured.hidden, *(tensor for call in captured.calls for tensor in tensors_of(call))]
             return [tensor for tensor in found if tensor.ndim != 4]  # masks may be left out in one of the two
 
@@ -289,7 +289,7 @@ class LayerCapture:
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         positions = torch.arange(2, device=self.device)[None]
         with torch.inference_mode():
-            captured = self._recorded(tokens, positions, torch.ones_like(tokens), use_cache=True)
+            captured = self.capture(tokens, positions, torch.ones_like(tokens), use_cache=True)
         slots: list[int | str | None] = []
         for call in captured.calls:
             places: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
@@ -325,7 +325,7 @@ def _compare(first: torch.Size, second: torch.Size) -> Axes:
     pairs = list(zip(first, second, strict=True))
     kinds |= {(one, other): f"batch*{one // 2}" for one, other in pairs if one > 2 and 3 * one == 2 * other}
     if any(one != other and (one, other) not in kinds for one, other in pairs):
-        raise ValueError(
+        raise InputError(
             "model: expected layers whose arguments have rows and tokens as dimensions of their own, "
             f"got shapes {tuple(first)} for 2 rows of 5 tokens and {tuple(second)} for 3 rows of 7"
         )
@@ -404,7 +404,7 @@ def joined_captures(captured: Sequence[Captured], capture: LayerCapture) -> Capt
     """Return what `capture_prepared` captured of single rows of one width as one batch.
 
     Raises:
-        ValueError: where a layer's arguments of several rows cannot stand in one batch.
+        InputError: where a layer's arguments of several rows cannot stand in one batch.
     """
     made: dict[tuple[int, ...], Tensor] = {}
 
@@ -414,7 +414,7 @@ def joined_captures(captured: Sequence[Captured], capture: LayerCapture) -> Capt
         if any([tensor.ndim for tensor in row] != [tensor.ndim for tensor in rows[0]] for row in rows) or any(
             axis >= tensor.ndim for row in rows for tensor, own in zip(row, axes, strict=True) for axis in own
         ):
-            raise ValueError("model: expected layers that get pictures in their hidden states alone, got more")
+            raise InputError("model: expected layers that get pictures in their hidden states alone, got more")
         tensors = zip(*rows, strict=True)
         one = iter([_joined(made, list(parts), own) for parts, own in zip(tensors, axes, strict=True)])
         return map_tensors(captured[0].calls[layer], lambda _: next(one))
@@ -435,7 +435,7 @@ def _joined(made: dict[tuple[int, ...], Tensor], parts: list[Tensor], axes: Axes
     if key not in made:
         batch = next((axis for axis, kind in axes.items() if kind.startswith("batch")), None)
         if batch is None and any(not torch.equal(part, parts[0]) for part in parts):
-            raise ValueError("model: expected layers whose arguments tell rows apart, got some for all rows at once")
+            raise InputError("model: expected layers whose arguments tell rows apart, got some for all rows at once")
         made[key] = parts[0] if batch is None else torch.cat(parts, batch)
     return made[key]
 
@@ -459,6 +459,6 @@ def _cut(tensor: Tensor, axes: Axes, rows: Int[Tensor, " rows"], start: int, sto
 def _token_axes(axes: Axes) -> tuple[int | None, int | None]:
     tokens = [axis for axis, kind in axes.items() if kind == "tokens"]
     if len(tokens) > 2:
-        raise ValueError(f"arguments: expected at most two dimensions of tokens, got {len(tokens)}")
+        raise InputError(f"arguments: expected at most two dimensions of tokens, got {len(tokens)}")
     query, key = [*tokens, None, None][:2]
     return query, key

@@ -6,6 +6,7 @@ Prompt and choices stand in one packed row where the model allows it, else in a 
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,11 +132,12 @@ class ChoiceScorer:
             scored: whether log-probabilities are wanted; otherwise there are none.
 
         Raises:
-            ValueError: where a prompt or a choice is empty.
+            ValueError: where a prompt or a choice is empty, or a log-probability is not a number.
         """
         if not questions:
             return []
         with self._lock:
+            self._executor.follow()  # how rows are made hangs on what the model is now
             packed = self._executor.can_pack
             every = [rows_of(question.prompt, question.choices, packed=packed) for question in questions]
             block = self._executor.load([row for rows in every for row in rows])
@@ -159,6 +161,12 @@ class ChoiceScorer:
         for row, owner, values in zip(block.rows, owners, logprobs, strict=True):
             for target, value in zip(row.targets, values.tolist(), strict=True):
                 sums[owner][target.group] += value
+        for one, total in zip(routed, sums, strict=True):
+            if any(map(math.isnan, total)):
+                raise ValueError(
+                    f"choices: expected numbers as log-probabilities, got nan under chain {one.chain} "
+                    "(in float16 some models overflow)"
+                )
         return [
             ScoredChoices(one, tuple(total), tuple(map(len, question.choices)))
             for one, total, question in zip(routed, sums, questions, strict=True)

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from router.chain import Chain
 from router.engine.decoder import Decoder, find_decoder
 from router.engine.layer_config import write_entries
+from router.validation import InputError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _classes: dict[type[Any], type[Any]] = {}
@@ -120,8 +121,9 @@ def with_layers(
     copy.deepcopy(model.config, memo)
     configs = {id(model.config): memo[id(model.config)]}
     text = memo.get(id(decoder.config)) or copy.deepcopy(decoder.config, memo)
-    wanted = write_entries(text, Chain(tuple(sources), decoder.num_layers))
-    _write_computed(text, wanted)
+    if computed := write_entries(text, Chain(tuple(sources), decoder.num_layers)):
+        # The copy says of the chain what its class computes from settings without words for it (Jamba).
+        text.__class__ = type(type(text).__name__, (type(text),), computed | {"__module__": type(text).__module__})
 
     root = shallow_copy(model)
     module: nn.Module = root
@@ -143,17 +145,6 @@ def with_layers(
     for name in _OF_ONE_DEPTH:
         root.__dict__.pop(name, None)
     return root
-
-
-def _write_computed(text: Any, wanted: dict[str, Any]) -> None:
-    """Let a copied configuration say of the chain what it computes from settings without words for it (Jamba)."""
-    computed = {name: value for name, value in wanted.items() if _plain(getattr(text, name)) != value}
-    if computed:
-        text.__class__ = type(type(text).__name__, (type(text),), computed | {"__module__": type(text).__module__})
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def replace_head(view: PreTrainedModel, replace: Callable[[nn.Module], nn.Module]) -> PreTrainedModel:
@@ -204,7 +195,8 @@ def _contiguous(head: nn.Module) -> nn.Module:
 class ViewOfModel(nn.Module):
     """What a view's class adds to the model's own: what would reach the original through shared weights is refused."""
 
-    _chain: Chain
+    _sources: tuple[int, ...]
+    """For each position the layer of the original model, also where the view is one of a view."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Allow what leaves every weight where it is (`to` its own device and dtype), and refuse the rest.
@@ -236,7 +228,7 @@ class ViewOfModel(nn.Module):
         return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
 
     def _require_no_repeats(self) -> None:
-        if len(set(self._chain.layers)) < self._chain.depth:
+        if len(set(self._sources)) < len(self._sources):
             raise ValueError(
                 "save_pretrained: expected a chain that runs no layer twice, got one with repeats, which share their "
                 "weights; python -m router export (or router.routed.export.export_chain) writes it with weights of "
@@ -268,13 +260,19 @@ def require_model(model: nn.Module) -> None:
     """Refuse what wraps a model (compiled, adapted, parallel): a view needs the model inside.
 
     Raises:
-        ValueError: naming what was given.
+        InputError: naming what was given.
     """
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(
+        raise InputError(
             f"model: expected a transformers model, got {type(model).__name__}; pass the model that was compiled or "
             "wrapped, as it was before"
         )
+
+
+def unrouted(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the base model of a routed one, which generates by itself, with chains of its own; another as it is."""
+    plain = getattr(model, "plain_model", None)
+    return model if plain is None else plain()
 
 
 def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> PreTrainedModel:
@@ -298,7 +296,8 @@ def make_view(model: PreTrainedModel, chain: Chain, *, cached: bool = True) -> P
     view = with_layers(model, decoder, layers, chain.layers)
     _own_the_rest(view, decoder)
     view.__class__ = _view_class(type(model))
-    view._chain = chain
+    sources = model._sources if isinstance(model, ViewOfModel) else range(chain.num_layers)
+    view._sources = tuple(sources[layer] for layer in chain.layers)
     return view
 
 
@@ -325,6 +324,6 @@ def _check_attention(decoder: Decoder, chain: Chain) -> None:
     slots = DynamicCache(config=decoder.config).layers
     counting = {i for i, slot in enumerate(slots) if hasattr(slot, "get_seq_length")}
     if counting and not counting & set(chain.layers):
-        raise ValueError(
+        raise InputError(
             f"chain {chain}: expected at least one attention layer (of {sorted(counting)}), the cache needs its length"
         )

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from router.validation import InputError
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -41,15 +43,15 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     `get_decoder()` names or, failing that, anywhere in the model.
 
     Raises:
-        ValueError: where no list or more than one fits; the message says what was looked for and what was found.
+        InputError: where no list or more than one fits; the message says what was looked for and what was found.
     """
     config = model.config.get_text_config(decoder=True)
     expected = getattr(config, "num_hidden_layers", None)
     if not isinstance(expected, int) or expected < 1:
-        raise ValueError(f"{type(model).__name__}: expected a configuration with num_hidden_layers, got {expected!r}")
+        raise InputError(f"{type(model).__name__}: expected a configuration with num_hidden_layers, got {expected!r}")
     shared = getattr(config, "num_kv_shared_layers", 0)
     if shared:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__}: expected layers that each compute their own keys and values, "
             f"got num_kv_shared_layers={shared}: such layers cannot be skipped or reordered"
         )
@@ -63,7 +65,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
         places = [(name, module) for name, module in places if any(True for _ in module.parameters())]
     if len(places) != 1:
         lists = ", ".join(f"{'.'.join(path)} ({len(module)})" for path, module in places or _lists(model))
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__}: expected one ModuleList with num_hidden_layers={expected} entries, "
             f"found {lists or 'no ModuleList'}"
         )

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from router.chain import Chain
 from router.engine.block import Block, MaskRules, StateCache, StateNode
 from router.engine.capture import LayerCapture
-from router.engine.copies import make_view
+from router.engine.copies import make_view, unrouted
 from router.engine.decoder import find_decoder
 from router.engine.inputs import prefill
 from router.engine.makeup import Makeup
@@ -30,6 +30,7 @@ from router.engine.readout import HeadReader, free_accelerator_memory
 from router.engine.rows import Row, pack_row, separate_rows
 from router.engine.sharing import REFUSALS, SharedLayers, stacked
 from router.engine.trial import bound_of, difference, nasty_chain, require_chains
+from router.validation import InputError
 
 KEYS = 8
 """Keys in one call of a layer, those of shared tokens included, in times `batch_tokens`."""
@@ -72,22 +73,29 @@ class ChainExecutor:
         """
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
-        self._model = model
+        self._model = unrouted(model)
         self._cache = StateCache(state_bytes)
         self._batch_tokens = batch_tokens
-        self._prepare(Makeup(model))
+        self._prepare(Makeup(self._model))
 
     def _prepare(self, now: Makeup) -> None:
         """Learn how the model, as it is now, runs its layers."""
+        self._made: Makeup | None = None  # until all is learnt, which can fail
         decoder = find_decoder(self._model)
         require_chains(self._model, now)
         self._capture, self._pictures_tried = LayerCapture(self._model, decoder), -1
-        self._made, self.num_layers = now, decoder.num_layers
+        self.num_layers = decoder.num_layers
         with torch.inference_mode():
             self._rules = MaskRules(self._capture, decoder.num_layers)
             self._layers = SharedLayers(self._capture, decoder.num_layers)
         self._head = HeadReader(self._capture)
         self._rules.can_pack = self._rules.can_pack and self._packs()
+        self._made = now
+
+    def follow(self) -> None:
+        """Prepare the model anew where it was changed since; errors as when it is made."""
+        if (now := Makeup(self._model)) != self._made:
+            self._prepare(now)
 
     def _packs(self) -> bool:
         """Whether a packed row gives what separate rows give: not where layers carry a state along the row."""
@@ -129,12 +137,11 @@ class ChainExecutor:
             beside: whether states of blocks loaded before are kept too; else they are dropped.
 
         Raises:
-            ValueError: where a row has pictures that the model hands to its layers in a way of its own.
+            InputError: where a row has pictures that the model hands to its layers in a way of its own.
         """
         if not beside:
             self._cache.clear()
-        if (now := Makeup(self._model)) != self._made:
-            self._prepare(now)
+        self.follow()
         block = self._block(rows, share=share)
         follows = {len(row.tokens) - 1 - _first_read(row): i for i, row in enumerate(rows) if row.inputs}
         if follows and min(1, most := max(follows)) > self._pictures_tried:
@@ -150,7 +157,7 @@ class ChainExecutor:
         Once for rows of a prompt alone, once where an answer's tokens follow, which the prompt must not see.
 
         Raises:
-            ValueError: where they differ.
+            InputError: where they differ.
         """
         chain, own = nasty_chain(self.num_layers), block.rows[row]
         last = _first_read(own)
@@ -158,7 +165,7 @@ class ChainExecutor:
         ids = torch.tensor([own.tokens[: last + 1]], device=self._capture.device)
         whole = prefill(make_view(self._model, chain, cached=False), ids, torch.ones_like(ids), own.inputs)
         if (error := difference(by_hand, whole)) > bound_of(self._model):
-            raise ValueError(
+            raise InputError(
                 f"{type(self._model).__name__}: expected a model whose layers get pictures in their hidden states, got "
                 f"one where a chain run as a model and its layers called one by one differ by {error:.2g} of the "
                 "logits' spread"

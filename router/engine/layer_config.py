@@ -62,12 +62,10 @@ def chain_config(config: PreTrainedConfig, chain: Chain) -> PreTrainedConfig:
     _write_leading_dense(text, chain)
     _write_sparse_range(text, chain)
     for name, value in write_entries(text, chain).items():
-        got = getattr(text, name)
-        if (list(got) if isinstance(got, tuple) else got) != value:
-            raise InputError(
-                f"chain {chain}: expected a family that lists its {name}, "
-                f"got {text.model_type}, which computes them from other settings ({got!r} in place of {value!r})"
-            )
+        raise InputError(
+            f"chain {chain}: expected a family that lists its {name}, got {text.model_type}, which computes them from "
+            f"other settings ({getattr(text, name)!r} in place of {value!r})"
+        )
     return edited
 
 
@@ -79,7 +77,7 @@ def write_entries(text: PreTrainedConfig, chain: Chain) -> dict[str, Any]:
         chain: the chain.
 
     Returns:
-        What the settings with an entry a layer ought to be now; a class that computes some from others keeps its own.
+        What settings with an entry a layer ought to be now and are not, for the class computes them from others.
     """
     overrides = text.to_dict().get("per_layer_config") if text.is_heterogeneous else None
     text.per_layer_config = None  # with it, settings that differ between layers cannot be read
@@ -101,7 +99,9 @@ def write_entries(text: PreTrainedConfig, chain: Chain) -> dict[str, Any]:
     if overrides is not None:
         by_layer = {int(layer): values for layer, values in overrides.items()}
         text.per_layer_config = {i: by_layer[layer] for i, layer in enumerate(chain.layers) if layer in by_layer}
-    return wanted
+    now = {name: getattr(text, name) for name in wanted}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in now.items()}
+    return {name: value for name, value in wanted.items() if plain[name] != value}
 
 
 def changed_on_loading(written: PreTrainedConfig, loaded: PreTrainedConfig) -> str | None:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -37,7 +36,7 @@ from router.command import one_line
 from router.engine.decoder import find_decoder
 from router.validation import SETTINGS, InputError
 
-HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder", "gguf_file")
 """Options of `from_pretrained` that say where files come from: they count for the tokenizer too."""
 
 
@@ -99,12 +98,16 @@ def load_model(
     where = {option: options[option] for option in HUB_OPTIONS if option in options}
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file keeps our own lines, not the library's bars
-    with _reading(name) as source:
-        described = {name: options[name] for name in (*HUB_OPTIONS, "gguf_file") if name in options} | trusted
-        config = options.get("config") or AutoConfig.from_pretrained(source, revision=revision, **described)
-        model = auto_class(config).from_pretrained(
-            source, dtype=DTYPES[dtype], revision=revision, **{"use_safetensors": True} | options | trusted
+    with _reading(name, where) as source:
+        config = options.get("config") or AutoConfig.from_pretrained(source, revision=revision, **where | trusted)
+        model, report = auto_class(config).from_pretrained(
+            source,
+            dtype=DTYPES[dtype],
+            revision=revision,
+            **{"use_safetensors": True} | options | trusted | {"output_loading_info": True},
         )
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"no weights for {len(missing)} of its parameters, such as {missing[0]}")
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **where | trusted)
     if "device_map" not in options:
         model = model.to(device)
@@ -131,7 +134,7 @@ def load_processor(name: str, *, revision: str | None = None, **options: Any) ->
         InputError: where there is no such model, or it has none.
     """
     trusted = {"trust_remote_code": bool(options.get("trust_remote_code", False))}
-    with _reading(name) as source:
+    with _reading(name, options) as source:
         processor = AutoProcessor.from_pretrained(source, revision=revision, **options | trusted)
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
         raise InputError(f"model: expected one with a processor for pictures, got {name!r}, which has none")
@@ -185,20 +188,21 @@ def has_chat_template(name: str, revision: str | None = None) -> bool:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[str]:
-    """Give what the library loads a model from, and turn what it raises then into one line."""
-    source = _source(name)
+def _reading(name: str, where: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Give what the library loads a model from, and turn what it raises then into one line; `where`: of HUB_OPTIONS."""
+    source = _source(name, where or {})
     try:
         yield source
-    except InputError:
+    except (InputError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"model: expected a local directory or a hub id that loads, got {name!r} ({one_line(error)})"
-        ) from error
+    except Exception as error:  # at damaged files the library raises what comes, its own errors and bare ones too
+        said = one_line(error)
+        if not isinstance(error, (OSError, ValueError)):
+            said = f"{type(error).__name__}: {said}"
+        raise InputError(f"model: expected a local directory or a hub id that loads, got {name!r} ({said})") from error
 
 
-def _source(name: str) -> str:
+def _source(name: str, where: Mapping[str, Any]) -> str:
     """Return what the library loads a model from: the path of a directory or an asset, or the hub id as it is."""
     _, assets = read_catalogue()
     try:
@@ -214,8 +218,9 @@ def _source(name: str) -> str:
         return str(model_directory(name))
     if not (here or name.startswith((".", "/", "~"))):
         return name
-    if not (path / "config.json").is_file():
-        raise InputError(f"model: expected a directory with config.json, got {name!r}")
+    file = Path(where.get("subfolder") or "", where.get("gguf_file") or "config.json")
+    if not (path / file).is_file():
+        raise InputError(f"model: expected a directory with {file}, got {name!r}")
     return str(path)
 
 
@@ -228,9 +233,11 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device: expected auto, cpu or a device of this machine, got {name!r}") from error
+        holds = not torch.empty(0, device=name).is_meta
+    except (RuntimeError, AssertionError, ImportError):
+        holds = False
+    if not holds:
+        raise InputError(f"device: expected auto, cpu or a device of this machine, got {name!r}")
     return name
 
 

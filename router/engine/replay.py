@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from router.chain import Chain
 from router.engine.capture import LayerCapture, extras_of, probe_tokens, with_extras
-from router.engine.copies import NoHead, make_view, replace_head, shallow_copy, with_contiguous_head
+from router.engine.copies import NoHead, make_view, replace_head, shallow_copy, unrouted, with_contiguous_head
 from router.engine.decoder import cache_argument, find_decoder
 from router.engine.inputs import prefill
 from router.engine.makeup import Makeup
@@ -98,19 +98,21 @@ class Prefix:
         Raises:
             ValueError: where the layers are not found, or the model cannot run edited chains.
         """
-        self.layers, self.late, self._model = layers, late, model
-        self._local = threading.local()
-        self._prepare(Makeup(model))
+        self.layers, self.late, self._model = layers, late, unrouted(model)
+        self._local, self._lock = threading.local(), threading.Lock()
+        self._prepare(Makeup(self._model))
 
     def follow(self) -> None:
-        """Prepare the model anew where it was changed since."""
-        if (now := Makeup(self._model)) != self.made:
-            self._prepare(now)
+        """Prepare the model anew where it was changed since; of several threads one does, and the others wait."""
+        with self._lock:
+            if (now := Makeup(self._model)) != self.made:
+                self._prepare(now)
 
     def _prepare(self, now: Makeup) -> None:
         """Make what hangs on what the model is now."""
+        self.made: Makeup | None = None  # until all is made, which can fail
         require_chains(self._model, now)
-        self.made, decoder = now, find_decoder(self._model)
+        decoder = find_decoder(self._model)
         kinds = getattr(decoder.config, "layer_types", None) or []
         attentions = all(str(kind).endswith("attention") and kind != "linear_attention" for kind in kinds)
         self.num_layers = decoder.num_layers
@@ -121,6 +123,7 @@ class Prefix:
         self._further = None if self.late is None else self._reader(self.late, cached=attentions)
         if self._further is not None:
             self._take_what_is_given(self._further, self.layers)
+        self.made = now
 
     def _reader(self, layers: int, *, cached: bool) -> PreTrainedModel:
         """Return a view of the first layers alone, whose last one's output is kept."""

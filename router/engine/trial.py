@@ -24,6 +24,7 @@ from router.engine.copies import make_view, require_model, with_contiguous_head
 from router.engine.decoder import find_decoder
 from router.engine.makeup import Makeup
 from router.engine.sharing import REFUSALS
+from router.validation import InputError
 
 PROMPT = 6
 """Tokens of the trial's prompt."""
@@ -46,7 +47,7 @@ def require_chains(model: PreTrainedModel, now: Makeup | None = None) -> None:
         now: what it is made of now, where that is known.
 
     Raises:
-        ValueError: what differs, or fails; or where it is no model of the library.
+        InputError: what differs, or fails; or where it is no model of the library.
     """
     require_model(model)
     if model.training:
@@ -56,9 +57,9 @@ def require_chains(model: PreTrainedModel, now: Makeup | None = None) -> None:
         made, refusal = _known.get(model, (None, None))
         if made != now:
             refusal = _refusal(model)
-            _known[model] = now, refusal
+            _known[model] = now.weakly(), refusal
     if refusal is not None:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__}: expected a model whose layers run in any order, got one where {refusal}"
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from router.chain import Chain
-from router.engine.copies import make_view
+from router.engine.copies import make_view, unrouted
 from router.engine.trial import require_chains
 
 
@@ -29,8 +29,7 @@ def chain_view(model: PreTrainedModel, chain: Chain) -> PreTrainedModel:
         ValueError: where the chain is for another number of layers, the layers are not found, a hybrid model would be
             left without any attention layer, or the model cannot run edited chains.
     """
-    if (plain := getattr(model, "plain_model", None)) is not None:
-        model = plain()  # a routed model: one that generates by itself, with chains of its own
+    model = unrouted(model)
     if chain != Chain.full(chain.num_layers):
         require_chains(model)
     return make_view(model, chain)

@@ -24,7 +24,7 @@ from router.heads.layerwise import CLASSES
 from router.heads.menu import MenuHead
 from router.storage import WEIGHTS_FILE, weights_sha256
 from router.strip import BLOCKS, draw_strip
-from router.validation import InputError
+from router.validation import InputError, from_plain
 
 TEMPLATE = Path(__file__).with_name("card.md")
 LIBRARY = "cola-router"
@@ -165,7 +165,7 @@ def _require_own(router: Router, report: Mapping[str, Any]) -> None:
     digest, told = weights_sha256(router), report["inputs"][f"router/{WEIGHTS_FILE}"]
     if digest != told:
         raise InputError(f"report: expected one of this router's weights {digest[:12]}, got one of {str(told)[:12]}")
-    Fingerprints(**report["fingerprints"]).require(router.config.fingerprints, "report")
+    from_plain(Fingerprints, report["fingerprints"], "report").require(router.config.fingerprints, "report")
 
 
 def _row(arm: Mapping[str, Any]) -> tuple[str, ...]:

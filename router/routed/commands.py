@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from router.chain import Chain
 from router.command import first_word, parse_settings
 from router.decision import ALLOWED_LOSS, Operation, Router
+from router.engine.choices import question_of
 from router.engine.load import (
     DEFAULT_MODEL,
     ModelSettings,
@@ -40,7 +42,7 @@ from router.routed.model import RoutedModel
 from router.routed.options import grouped
 from router.routed.pretrained import require_pair
 from router.storage import load_router
-from router.strip import draw_strip, marks_for, ruler
+from router.strip import BLOCKS, draw_strip, marks_for, ruler
 from router.validation import SETTINGS, InputError, Positive, Share, to_plain
 
 OUT_OF_SCOPE = "out of the router's scope"
@@ -122,10 +124,15 @@ def load_routed(settings: RoutedSettings) -> RoutedModel:
             **options,
         )
         if settings.latency_factor is not None and settings.latency_profile is not None:
-            routed.budget = depth_for(settings.latency_profile, routed)(settings.latency_factor)
-            routed.guaranteed = False
-            routed.router.require(Operation(budget=routed.budget))
-            routed.router.require_accuracy(routed.budget, settings.allow_loss)
+            budget = depth_for(settings.latency_profile, routed)(settings.latency_factor)
+            routed.budget, routed.guaranteed = budget, False
+            try:
+                routed.router.require_accuracy(budget, settings.allow_loss)
+            except ValueError as error:
+                raise InputError(
+                    f"latency_factor: expected one of a depth that the router has, got {settings.latency_factor:g} "
+                    f"({error})"
+                ) from error
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from error
     return routed
@@ -168,14 +175,15 @@ def read_prompts(settings: PromptSettings) -> list[str]:
     """Return the prompts.
 
     Raises:
-        InputError: where the file is missing, or a line is no prompt.
+        InputError: where the file is missing, a line is no prompt, or a prompt is no text.
     """
-    if settings.prompts is None:
-        return [settings.prompt or ""]
-    path = require_file(settings.prompts, "prompts")
-    if path.suffix != ".jsonl":
+    path = None if settings.prompts is None else require_file(settings.prompts, "prompts")
+    if path is None:
+        found = [settings.prompt or ""]
+    elif path.suffix != ".jsonl":
         try:
-            found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            # Not `splitlines`, which also parts lines at marks within them; a byte-order mark may begin the file.
+            found = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         except UnicodeDecodeError as error:
             raise InputError(f"prompts: expected text in UTF-8 in {path}, got {error.reason}") from error
     else:
@@ -186,6 +194,9 @@ def read_prompts(settings: PromptSettings) -> list[str]:
             found.append(value["prompt"])
     if not found:
         raise InputError(f"prompts: expected at least one in {path}, got none")
+    for prompt in found:
+        if re.search(r"[\ud800-\udfff]", prompt):  # half of a surrogate pair, or a byte that was no UTF-8
+            raise InputError(f"prompt: expected text that can be written as UTF-8, got {prompt!r}")
     return found
 
 
@@ -200,18 +211,23 @@ def encode_prompts(
     tokenizer = routed.tokenizer
     assert tokenizer is not None
     rows = [_tokens(tokenizer, prompt, settings.chat) for prompt in prompts]
-    context = context_of(routed)
     for prompt, row in zip(prompts, rows, strict=True):
-        if not row:
-            raise InputError(f"prompt: expected at least one token, got {prompt!r}")
-        if context is not None and len(row) + reserve > context:
-            raise InputError(
-                f"prompt: expected at most {context - reserve} tokens ({context} positions, {reserve} of them for the "
-                f"answer), got {len(row)}"
-            )
+        _require_room(routed, row, prompt, reserve)
     for start in range(0, len(prompts), settings.batch_size):
         part = rows[start : start + settings.batch_size]
         yield list(prompts[start : start + settings.batch_size]), *left_padded(part, routed.device)
+
+
+def _require_room(routed: RoutedModel, tokens: Sequence[int], prompt: str, reserve: int) -> None:
+    """Refuse a prompt without tokens, and one too long for the model with as many tokens behind it."""
+    context = context_of(routed)
+    if not tokens:
+        raise InputError(f"prompt: expected at least one token, got {prompt!r}")
+    if context is not None and len(tokens) + reserve > context:
+        raise InputError(
+            f"prompt: expected at most {context - reserve} tokens ({context} positions, {reserve} of them for the "
+            f"answer), got {len(tokens)}"
+        )
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> tuple[int, ...]:
@@ -343,7 +359,7 @@ class RouteSettings(PromptSettings):
             text that begins where the prompt ends.
     """
 
-    choices: list[str] | None = None
+    choices: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _reads_choices_after_one_prompt(self) -> Self:
@@ -384,7 +400,10 @@ def _decisions(
     routed: RoutedModel, prompts: Sequence[str], settings: RouteSettings
 ) -> Iterator[tuple[list[str], list[Decision]]]:
     if settings.choices is not None:
-        yield list(prompts), [routed.score(prompts[0], settings.choices).routed]
+        assert routed.tokenizer is not None
+        question = question_of(routed.tokenizer, prompts[0], settings.choices)
+        _require_room(routed, question.prompt, prompts[0], max(map(len, question.choices)))
+        yield list(prompts), [one.routed for one in routed.score_tokens([question], scored=False)]
         return
     for texts, ids, mask in encode_prompts(routed, prompts, settings):
         yield texts, routed.route(ids, mask)
@@ -405,7 +424,7 @@ def as_json(prompt: str, routed: Decision, **more: object) -> str:
     chain = routed.chain
     value = {"prompt": prompt, **more, "chain": str(chain), "layers": list(chain.layers), "depth": chain.depth}
     value |= {"score": routed.score, "in_scope": routed.in_scope, "one_token": routed.one_token}
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=marks_for(sys.stdout.encoding) is not BLOCKS)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -422,7 +441,7 @@ class GenerateSettings(PromptSettings):
     max_new_tokens: Positive = 64
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 def generate(argv: Sequence[str]) -> None:

@@ -94,8 +94,8 @@ def write_router_folder(folder: Path, router: Router, *, source: Path | None, ca
         The folder.
 
     Raises:
-        InputError: where the folder holds something else or cannot be written, or the weights are not those that were
-            certified.
+        InputError: where the folder holds something else or cannot be written, the weights are not those that were
+            certified, or the source holds a router of another training by now.
     """
     beside = _beside(router, source)
     _require_free(folder)
@@ -201,6 +201,8 @@ def _beside(router: Router, source: Path | None) -> dict[str, bytes | None]:
     if source is None:
         return content
     if trained_questions(source) is not None:
+        if read_json(source / CONFIG_FILE).get("training", {}) != router.config.training:
+            raise InputError(f"router: expected the training of the one in {source} now, got another: load it anew")
         content[TRAINED_ON_FILE] = (source / TRAINED_ON_FILE).read_bytes()
     if router.guarantee is not None:
         if read_guarantee(source, weights_sha256(router)) != router.guarantee:

@@ -34,7 +34,7 @@ from transformers.generation.utils import GenerationMixin
 from router.chain import Chain
 from router.decision import Operation, Router
 from router.engine.choices import ChoiceScorer, Question, ScoredChoices, question_of
-from router.engine.copies import shallow_copy
+from router.engine.copies import shallow_copy, unrouted
 from router.engine.decoder import CACHE_ARGUMENTS, cache_argument
 from router.engine.inputs import OF_GENERATE, ModelInputs, has_placeholders
 from router.engine.load import padding_token
@@ -134,7 +134,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
     tokenizer: PreTrainedTokenizerBase | None
     plain_model: Callable[[], PreTrainedModel]
     _prefix: Prefix
-    _made: Makeup
+    _made: Makeup | None
     _views: OrderedDict[Chain, _View]
     _lock: threading.Lock
     _make_scorer: Callable[[], ChoiceScorer]
@@ -165,6 +165,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
                 is no guarantee, or none without the scope.
         """
         router.require(Operation(budget=budget, guaranteed=guaranteed, scope=scope))
+        model = unrouted(model)
         made = shallow_copy(model)
         made.__class__ = _routed_class(type(model))
         routed = cast(RoutedModel, made)
@@ -283,7 +284,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
                 cannot be told what belongs to which row.
         """
         mask = mask_of(input_ids, self.generation_config) if attention_mask is None else attention_mask
-        if mask.shape != input_ids.shape or not input_ids.numel():
+        if mask.shape != input_ids.shape or input_ids.ndim != 2 or not input_ids.numel():
             raise ValueError(
                 f"attention_mask: expected the shape of input_ids, [rows, tokens], with a token at least, got "
                 f"{list(mask.shape)} for {list(input_ids.shape)}"
@@ -374,7 +375,10 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
                 chains were asked for what belongs to one, or a lossless call has several rows or is to sample.
         """
         began = time.monotonic()
-        ids = kwargs.pop("input_ids", inputs)
+        named = kwargs.pop("input_ids", None)
+        if inputs is not None and named is not None:
+            raise ValueError("generate: expected inputs or input_ids, got both")
+        ids = inputs if named is None else named
         if not isinstance(ids, Tensor) or ids.ndim != 2 or kwargs.get("inputs_embeds") is not None:
             got = f"shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             got = got if kwargs.get("inputs_embeds") is None else "inputs_embeds"
@@ -386,9 +390,10 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         if given or has_placeholders(self.plain_model(), ids):
             check_no_turn_before(given_cache(options))
         mask = mask_of(ids, settings) if mask is None else mask
+        if lossless:
+            require_lossless(settings, options, ids, given)
         reading = self.read(ids, mask, **given)
         if lossless:
-            require_lossless(settings, ids, given)
             (one,) = self.decide(reading)
             options |= {"generation_config": settings, "attention_mask": mask}
             return generate_lossless(self.plain_model(), one.chain, ids, **options)
@@ -442,7 +447,7 @@ class RoutedModel(Pretrained, GenerationMixin):  # type: ignore[misc]
         settings, options = self._settings(options.pop("generation_config", None), options)
         if one_token:
             settings.max_new_tokens, settings.max_length = 1, None
-            settings.min_new_tokens = settings.min_length = None
+            settings.min_new_tokens = settings.min_length = settings.forced_eos_token_id = None
         cache = given_cache(options)
         options = {name: value for name, value in options.items() if name not in CACHE_ARGUMENTS}
         if cache is not None:

@@ -31,11 +31,14 @@ def grouped(keys: Sequence[Key]) -> dict[Key, list[int]]:
     return groups
 
 
-def require_lossless(settings: GenerationConfig, ids: Tensor, inputs: Mapping[str, Any]) -> None:
+def require_lossless(
+    settings: GenerationConfig, options: Mapping[str, Any], ids: Tensor, inputs: Mapping[str, Any]
+) -> None:
     """Refuse what lossless generation cannot do.
 
     Raises:
-        ValueError: where there are several rows, inputs besides tokens, or sampling or beams.
+        ValueError: where there are several rows, inputs besides tokens, sampling or beams, a cache, a dictionary,
+            guidance by another prompt, or another way of drafting.
     """
     if len(ids) != 1 or (settings.num_return_sequences or 1) > 1:
         raise ValueError(f"lossless: expected one row and one text of it, got {len(ids)} rows")
@@ -43,6 +46,10 @@ def require_lossless(settings: GenerationConfig, ids: Tensor, inputs: Mapping[st
         raise ValueError("lossless: expected do_sample=False without beams, got sampling or beams")
     if inputs:
         raise ValueError(f"lossless: expected token ids alone, got {', '.join(inputs)}")
+    asked = _of_one_chain(settings, options) | {"guidance_scale": (settings.guidance_scale or 1) != 1}
+    able = ("streamer", "logits_processor", "stopping_criteria")
+    if wrong := [name for name, given in asked.items() if given and name not in able]:
+        raise ValueError(f"lossless: expected the router's chain alone to draft, and no cache, got {wrong[0]}")
 
 
 def check_routable(settings: GenerationConfig, options: Mapping[str, Any]) -> None:
@@ -69,7 +76,16 @@ def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chai
         ValueError: where a streamer, beams, a dictionary, a given cache, an assistant, or logits processors, stopping
             criteria or a decoding of the caller's own are asked for; those of the settings do alike to every row.
     """
-    asked = {
+    if wrong := [name for name, given in _of_one_chain(settings, options).items() if given]:
+        raise ValueError(
+            f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
+            "them by what route() returns, chain and one_token"
+        )
+
+
+def _of_one_chain(settings: GenerationConfig, options: Mapping[str, Any]) -> dict[str, bool]:
+    """Return of each option that belongs to rows of one chain whether it is asked for."""
+    return {
         "streamer": options.get("streamer") is not None,
         "num_beams": (settings.num_beams or 1) > 1,
         "return_dict_in_generate": bool(settings.return_dict_in_generate),
@@ -80,11 +96,6 @@ def check_one_chain(settings: GenerationConfig, options: Mapping[str, Any], chai
         "logits_processor": bool(options.get("logits_processor")),
         "stopping_criteria": bool(options.get("stopping_criteria")),
     }
-    if wrong := [name for name, given in asked.items() if given]:
-        raise ValueError(
-            f"{wrong[0]}: expected rows that share a chain, got {chains} chains; give rows one by one, or group "
-            "them by what route() returns, chain and one_token"
-        )
 
 
 def numbered(

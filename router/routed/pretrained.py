@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from router.decision import ALLOWED_LOSS, Router
@@ -176,8 +177,8 @@ def require_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rou
     """Check that a router was trained for a model and a tokenizer.
 
     Raises:
-        InputError: where it was trained for others, or the model's weights are not there to be compared, or quantised
-            so that they cannot be.
+        InputError: where it was trained for others, or the model's weights are not there to be compared, or so rounded
+            that they cannot be.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise InputError(f"{what}: expected weights in memory to compare, got some on disk (verify=False trusts them)")
@@ -186,10 +187,13 @@ def require_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rou
         found = model_fingerprint(model)
     except NotImplementedError:  # some quantised tensors know no other operation than their product
         found, method = "", method or "an unknown method"
-    if method is not None and found != made_for.model:
+    rounded = None if method is None else f"weights quantised by {method}"
+    if model.dtype == torch.float16:
+        rounded = rounded or "float16"
+    if rounded is not None and found != made_for.model:
         raise InputError(
-            f"{what}: expected the weights that it was made for, got weights quantised by {method}, which cannot be "
-            "compared with them (verify=False trusts them)"
+            f"{what}: expected the weights that it was made for, got {rounded}, which cannot be compared with them "
+            "(verify=False trusts them)"
         )
     given = replace(made_for, model=found, tokenizer=tokenizer_fingerprint(tokenizer))
     made_for.require(given, what)
