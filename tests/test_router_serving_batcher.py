@@ -192,12 +192,16 @@ def test_a_token_that_is_drawn_again_is_scored_once(monkeypatch: pytest.MonkeyPa
         return score(*given)
 
     monkeypatch.setattr(TokenScore, "of", full)
-    asked = [Asked(oracle, [90, 91, 92 + i], 9, temperature=1.0, seed=i) for i in range(4)]
-    for one in asked:
+    asked = [Asked(oracle, [90, 91, 92 + i], 9, temperature=1.0, seed=i, budget=oracle.most) for i in range(6)]
+    chains = [oracle.chain(one.prompt, oracle.most) for one in asked]
+    same = [one for one, chain in zip(asked, chains, strict=True) if chain == max(chains, key=chains.count)][:4]
+    assert len(same) == 4
+    for one in same:
         one.row.alternatives = 2
     with working(tiny_routed()) as batcher:
-        serve(batcher, asked)
-    for one in asked:
+        serve(batcher, same)
+    assert next(calls) > 6
+    for one in same:
         one.check()
         assert [scored.token for scored in one.row.scores] == [token for token in one.row.tokens if token != END]
 
