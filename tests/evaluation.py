@@ -83,8 +83,7 @@ def make_data(folder: Path, samples: dict[str, list[Sample]], tasks: TaskSet | N
 
 def vouch(folder: Path) -> None:
     """Write the manifest that names the folder's files."""
-    names = [TASKS_FILE, *(f"{split}.jsonl" for split in SPLITS)]
-    files = {name: sha256_file(folder / name) for name in names}
+    files = {path.name: sha256_file(path) for path in (folder / TASKS_FILE, *sorted(folder.glob("*.jsonl")))}
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
 
 

@@ -37,6 +37,7 @@ def copy_question(world: World) -> None:
 def copy_to_calibration(world: World) -> None:
     sample = dataclasses.replace(make_samples()["test"][0], split="calibration")
     write_samples(world.folder / "data" / "calibration.jsonl", [sample])
+    vouch(world.folder / "data")
 
 
 def set_all(key: str, value: object) -> Callable[[list[dict[str, Any]]], None]:

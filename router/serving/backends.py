@@ -80,9 +80,9 @@ class Backend:
     failures: int = 0
 
     @property
-    def authorization(self) -> dict[str, bytes]:
+    def authorization(self) -> dict[bytes, bytes]:
         """The header with its key, in the bytes of the environment; none where it asks for none."""
-        return {} if self.key is None else {"authorization": b"Bearer " + os.fsencode(self.key)}
+        return {} if self.key is None else {b"authorization": b"Bearer " + os.fsencode(self.key)}
 
     def note(self, up: bool) -> None:
         """Note whether it answered."""
@@ -200,7 +200,7 @@ class Backends:
         chain: Chain,
         path: str,
         body: Mapping[str, Any],
-        headers: Mapping[str, bytes],
+        headers: Mapping[bytes, bytes],
         deadline: float,
         *,
         one_token: bool = False,
@@ -243,9 +243,9 @@ class Backends:
         return True
 
     async def _ask(
-        self, backend: Backend, path: str, body: Mapping[str, Any], headers: Mapping[str, bytes], deadline: float
+        self, backend: Backend, path: str, body: Mapping[str, Any], headers: Mapping[bytes, bytes], deadline: float
     ) -> Upstream:
-        own = {**headers, **backend.authorization, "accept-encoding": b"identity"}
+        own = {**headers, **backend.authorization, b"accept-encoding": b"identity"}
         try:
             request = self._client.build_request(
                 "POST", f"{backend.url}/{path}", json={**body, "model": backend.model}, headers=own

@@ -214,7 +214,7 @@ class _Routes:
         began = asyncio.get_running_loop().time()
         asked = await read_body(request, read_object)
         check_model(self._proxy.guard.name, asked.get("model"))
-        headers = {name: request.headers[name].encode("latin-1") for name in SENT_ON if name in request.headers}
+        headers = {name: value for name, value in request.headers.raw if name.decode("latin-1") in SENT_ON}
         async with AsyncExitStack() as stack:
             stack.enter_context(self._counted())
             answer, whole = await unless_left(request, self._answer(asked, path, headers, began, stack))
@@ -239,7 +239,7 @@ class _Routes:
             self._running -= 1
 
     async def _answer(
-        self, asked: dict[str, Any], path: str, headers: dict[str, bytes], began: float, stack: AsyncExitStack
+        self, asked: dict[str, Any], path: str, headers: dict[bytes, bytes], began: float, stack: AsyncExitStack
     ) -> tuple[Upstream, bytes | None]:
         """Return the backend's answer, and its body where it is no stream; `stack` closes it."""
         backends, metrics = self._proxy.backends, self._proxy.metrics
