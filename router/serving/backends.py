@@ -33,8 +33,8 @@ from router.validation import SETTINGS, Count, InputError, adapter, explain, par
 
 log = logging.getLogger("router.serving")
 
-KEEP_SECONDS = 4.0
-"""How long an unused connection is kept: less than servers do (uvicorn: 5), so that none is used while it closes."""
+KEEP_SECONDS = 2.0
+"""How long an unused connection is kept: well below what servers do (uvicorn: 5), since a busy loop notices late."""
 UNAVAILABLE = frozenset({502, 503, 504})
 """Statuses that say that a backend is down; any other of 500 and above may be the one request's fault."""
 Result = TypeVar("Result")
