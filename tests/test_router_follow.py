@@ -219,7 +219,9 @@ def test_a_routed_model_counts_as_its_base_model() -> None:
 EAGERLY: dict[str, Any] = {"backend": "eager"}
 COMPILED: dict[str, Callable[[PreTrainedModel], object]] = {
     "the whole": lambda model: model.compile(**EAGERLY),
+    "forward": lambda model: setattr(model, "forward", torch.compile(model.forward, **EAGERLY)),
     "its decoder": lambda model: setattr(model.model, "forward", torch.compile(model.model.forward, **EAGERLY)),
+    "a layer": lambda model: model.model.layers[1].compile(**EAGERLY),
     "a layer wrapped": lambda model: setattr(model.model.layers, "1", torch.compile(model.model.layers[1], **EAGERLY)),
 }
 
