@@ -279,6 +279,15 @@ class SearchRecord:
         """Full depth's result."""
         return self.results[0]
 
+    def require_gold(self, where: str) -> None:
+        """Refuse a record of the search for a wrong answer.
+
+        Raises:
+            InputError: for such a record; the message begins with `where`.
+        """
+        if self.reward_target != "gold":
+            raise InputError(f"{where}: expected the reward target gold, got {self.reward_target}")
+
     @property
     def shortest(self) -> ChainResult | None:
         """The shortest chain that stands (greatest margin among equals), or None where none does."""

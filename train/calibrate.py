@@ -322,8 +322,7 @@ def settings_of(points: Sequence[BudgetPoint], count: int, least_scores: Sequenc
 def _require_fit(record: SearchRecord, router: Router, where: str) -> None:
     """Refuse records of another model or prompt, or of the control."""
     router.config.fingerprints.require(record.fingerprints, where)
-    if record.reward_target != "gold":
-        raise InputError(f"{where}: expected the reward target gold, got {record.reward_target}")
+    record.require_gold(where)
 
 
 def static_settings(folder: Path, router: Router) -> list[Chain]:

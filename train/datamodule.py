@@ -230,8 +230,7 @@ class RouterData(LightningDataModule):
                     raise InputError(
                         f"records: expected records of one search, got {name} {known!s:.80} and {other!s:.80}"
                     )
-        if first.reward_target != "gold":
-            raise InputError(f"records: expected the reward target gold, got {first.reward_target}")
+        first.require_gold("records")
         self.read_layer = first.first_editable if self._settings.read_layer is None else self._settings.read_layer
         # A menu's chains are those of the records, so it may be read before the first layer that they edit.
         least = min(1, first.first_editable) if self.objective.name == "menu" else first.first_editable

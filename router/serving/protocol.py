@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from router.decision import Operation, Router
+from router.decision import Router
 from router.validation import Positive, Share, explain, shown
 
 MOST_CHARACTERS = 400
@@ -144,7 +144,6 @@ class Budgets:
                 if self.depth_for is None:
                     raise bad(param, "a server with a latency_profile", "one without")
                 budget = self.depth_for(asked.latency_factor)
-            self.router.require(Operation(budget=budget))
             if budget is not None:
                 self.router.require_accuracy(budget, self.allow_loss)
         except ValueError as error:
